@@ -1,0 +1,121 @@
+package relay
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+)
+
+// Direction of a pipeline.
+type Direction string
+
+// The two directions, as the catalog spells them.
+const (
+	Forward Direction = "forward" // outbox to broker
+	Reverse Direction = "reverse" // broker to inbox
+)
+
+// Env is what the engine lends a backend. It is a struct so that it can grow.
+type Env struct {
+	Pipeline string       // the pipeline's name
+	Group    string       // --relay-group-id
+	Logger   *slog.Logger // never nil; carries the pipeline's name
+}
+
+// Backend is one broker: a value that a binary's main passes on. It is a struct
+// of functions and not an interface: nil means not supported, and a new field
+// breaks nobody.
+type Backend struct {
+	// Name is what sink_type and source_type say, and the prefix of flat keys,
+	// with "-" written as "_".
+	Name string
+	// Aliases are other names by which configurations know the backend.
+	Aliases []string
+
+	// NewSink and NewSource dial and validate, so that a wrong configuration
+	// fails when the pipeline starts and not at its first message. config holds
+	// the backend's own keys, without prefix, secrets resolved. The context
+	// bounds the call, not the life of what it returns.
+	NewSink   func(ctx context.Context, env Env, config json.RawMessage) (Sink, error)
+	NewSource func(ctx context.Context, env Env, config json.RawMessage) (Source, error)
+
+	// SinkConfig and SourceConfig are the structs into which the constructors
+	// decode, holding the defaults. Key lists, the SQL validation and the docs
+	// are made from them; see package relaycfg for the tags.
+	SinkConfig   any
+	SourceConfig any
+
+	// SubjectKey names the sink key, if any, that takes the place of
+	// subject_template because the backend's destinations are subjects.
+	SubjectKey string
+
+	// SinkGuarantee and SourceGuarantee say in a few words what an operator gets.
+	SinkGuarantee   Guarantee
+	SourceGuarantee Guarantee
+}
+
+// Guarantee is what a pipeline's far end gives, for the check command and docs.
+type Guarantee struct {
+	Delivery string // "at least once" or "effectively once"
+	Dedup    string // what recognises a duplicate, and for how long
+	Order    string // "per key", "per partition and key", ...
+	Weakest  string // the first thing that would break the above
+}
+
+// Guarantor is a Sink or Source whose guarantee depends on what it found at the
+// far end, for example on the length of a deduplication window.
+type Guarantor interface {
+	Guarantee() Guarantee
+}
+
+// Registry is the set of backends linked into a binary.
+type Registry struct {
+	backends []Backend
+	byName   map[string]Backend
+}
+
+// NewRegistry returns a registry of backends. A missing or repeated name is an
+// error, as is a backend that supports no direction.
+func NewRegistry(backends ...Backend) (*Registry, error) {
+	r := &Registry{backends: slices.Clone(backends), byName: make(map[string]Backend)}
+	for _, b := range backends {
+		if b.Name == "" {
+			return nil, fmt.Errorf("register backend: no name")
+		}
+		if b.NewSink == nil && b.NewSource == nil {
+			return nil, fmt.Errorf("register backend %q: neither sink nor source", b.Name)
+		}
+		for _, name := range append([]string{b.Name}, b.Aliases...) {
+			if _, dup := r.byName[name]; dup {
+				return nil, fmt.Errorf("register backend %q: name %q is taken", b.Name, name)
+			}
+			r.byName[name] = b
+		}
+	}
+	return r, nil
+}
+
+// Lookup returns the backend called name, by its own name or an alias.
+func (r *Registry) Lookup(name string) (Backend, error) {
+	b, ok := r.byName[name]
+	if !ok {
+		return Backend{}, fmt.Errorf("%w %q: this binary has %s", ErrUnknownBackend, name, strings.Join(r.Names(), ", "))
+	}
+	return b, nil
+}
+
+// Names returns the names of the linked backends, sorted.
+func (r *Registry) Names() []string {
+	names := make([]string, 0, len(r.backends))
+	for _, b := range r.backends {
+		names = append(names, b.Name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// Backends returns the linked backends in the order in which they were given.
+func (r *Registry) Backends() []Backend { return slices.Clone(r.backends) }

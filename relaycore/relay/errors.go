@@ -1,0 +1,132 @@
+package relay
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+)
+
+// ErrHeldBack is the error of a message that was not sent because an earlier
+// message of its key failed.
+var ErrHeldBack = errors.New("held back behind an earlier message of its key")
+
+// ErrUnknownBackend is wrapped by [Registry.Lookup].
+var ErrUnknownBackend = errors.New("unknown backend")
+
+// BatchError says which messages of a batch are not confirmed. Those that it
+// does not mention are durable at the destination.
+type BatchError struct {
+	Failed map[int]error // by index in the batch
+}
+
+// Fail records that message i is not confirmed.
+func (e *BatchError) Fail(i int, err error) {
+	if e.Failed == nil {
+		e.Failed = make(map[int]error)
+	}
+	e.Failed[i] = err
+}
+
+// HoldBack completes e for batch: every message behind a failed one of its Key
+// is failed with [ErrHeldBack].
+func (e *BatchError) HoldBack(batch []Message) {
+	failed := make(map[string]bool)
+	for i := range batch {
+		key := batch[i].Key
+		if _, ok := e.Failed[i]; ok {
+			if key != "" {
+				failed[key] = true
+			}
+			continue
+		}
+		if key != "" && failed[key] {
+			e.Failed[i] = ErrHeldBack
+		}
+	}
+}
+
+// Err returns e, or nil when no message has failed.
+func (e *BatchError) Err() error {
+	if len(e.Failed) == 0 {
+		return nil
+	}
+	return e
+}
+
+func (e *BatchError) Error() string {
+	first := slices.Min(slices.Collect(maps.Keys(e.Failed)))
+	if len(e.Failed) == 1 {
+		return e.Failed[first].Error()
+	}
+	return fmt.Sprintf("%d messages not confirmed, the first: %v", len(e.Failed), e.Failed[first])
+}
+
+// Unwrap returns the messages' errors in the order of the batch.
+func (e *BatchError) Unwrap() []error {
+	errs := make([]error, 0, len(e.Failed))
+	for _, i := range slices.Sorted(maps.Keys(e.Failed)) {
+		errs = append(errs, e.Failed[i])
+	}
+	return errs
+}
+
+// Permanent marks err as one that no retry will cure: this message can never be
+// delivered as it is. The engine dead-letters it. As the error of a whole batch
+// it makes the engine look for the culprit by bisection.
+func Permanent(err error) error { return mark(err, classPermanent) }
+
+// Fatal marks err as one that stops the pipeline until an operator changes
+// something: a missing table, refused credentials, a topic that does not exist.
+// No message is to blame, so none is dead-lettered.
+func Fatal(err error) error { return mark(err, classFatal) }
+
+// IsPermanent reports whether err was marked by [Permanent]. Errors that are
+// marked by neither function are transient.
+func IsPermanent(err error) bool { return class(err) == classPermanent }
+
+// IsFatal reports whether err was marked by [Fatal].
+func IsFatal(err error) bool { return class(err) == classFatal }
+
+type errorClass int
+
+const (
+	classTransient errorClass = iota
+	classPermanent
+	classFatal
+)
+
+type classified struct {
+	error
+	class errorClass
+}
+
+func (c *classified) Unwrap() error { return c.error }
+
+func mark(err error, cl errorClass) error {
+	if err == nil {
+		return nil
+	}
+	return &classified{err, cl}
+}
+
+// class is that of the outermost mark. A BatchError has none of its own.
+func class(err error) errorClass {
+	for err != nil {
+		switch e := err.(type) { //nolint:errorlint // walks the chain itself, and must stop at a BatchError
+		case *classified:
+			return e.class
+		case *BatchError:
+			return classTransient
+		case interface{ Unwrap() []error }:
+			for _, sub := range e.Unwrap() {
+				if cl := class(sub); cl != classTransient {
+					return cl
+				}
+			}
+			return classTransient
+		}
+		err = errors.Unwrap(err)
+	}
+	return classTransient
+}

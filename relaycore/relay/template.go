@@ -1,0 +1,139 @@
+package relay
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/jsonscan"
+)
+
+// Template is a string with variables in braces: {stream_table}, {op},
+// {outbox_id}, {refresh_id} and {row.FIELD}. The zero Template renders "".
+// As a field of a configuration it is decoded from a JSON string.
+type Template struct {
+	text  string
+	parts []part
+	fixed string // the whole rendering when there are no variables
+}
+
+type part struct {
+	literal string // or, when empty, a variable
+	name    string
+	field   string // of {row.FIELD}
+}
+
+var templateVars = []string{"stream_table", "op", "outbox_id", "refresh_id"}
+
+// ParseTemplate returns an error that names the variable when text has one that
+// does not exist, and says where a brace is not closed. "{{" stands for "{" and
+// "}}" for "}".
+func ParseTemplate(text string) (Template, error) {
+	t := Template{text: text}
+	var lit strings.Builder
+	flush := func() {
+		if lit.Len() > 0 {
+			t.parts = append(t.parts, part{literal: lit.String()})
+			lit.Reset()
+		}
+	}
+	for rest := text; rest != ""; {
+		switch {
+		case strings.HasPrefix(rest, "{{"), strings.HasPrefix(rest, "}}"):
+			lit.WriteByte(rest[0])
+			rest = rest[2:]
+		case rest[0] == '{':
+			end := strings.IndexByte(rest, '}')
+			if end < 0 {
+				return Template{}, fmt.Errorf("template %q: no closing brace for %q", text, rest)
+			}
+			name := rest[1:end]
+			field, isRow := strings.CutPrefix(name, "row.")
+			if (!isRow && !slices.Contains(templateVars, name)) || (isRow && field == "") {
+				return Template{}, fmt.Errorf("template %q: unknown variable {%s}; there are {%s} and {row.FIELD}",
+					text, name, strings.Join(templateVars, "}, {"))
+			}
+			flush()
+			t.parts = append(t.parts, part{name: name, field: field})
+			if !isRow {
+				t.parts[len(t.parts)-1].field = ""
+			}
+			rest = rest[end+1:]
+		default:
+			lit.WriteByte(rest[0])
+			rest = rest[1:]
+		}
+	}
+	flush()
+	if len(t.parts) == 1 && t.parts[0].literal != "" {
+		t.fixed = t.parts[0].literal
+	}
+	return t, nil
+}
+
+// UnmarshalText makes a Template decodable from JSON.
+func (t *Template) UnmarshalText(b []byte) (err error) {
+	*t, err = ParseTemplate(string(b))
+	return err
+}
+
+// MarshalText returns the template's source.
+func (t Template) MarshalText() ([]byte, error) { return []byte(t.text), nil }
+
+// String returns the template's source.
+func (t Template) String() string { return t.text }
+
+// IsZero reports whether the template is empty.
+func (t Template) IsZero() bool { return t.text == "" }
+
+// Fixed reports whether the template has no variables.
+func (t Template) Fixed() bool { return len(t.parts) == 0 || t.fixed != "" }
+
+// UsesRow reports whether the template looks into the row.
+func (t Template) UsesRow() bool {
+	return slices.ContainsFunc(t.parts, func(p part) bool { return p.field != "" })
+}
+
+// PerMessage reports whether two rows of one outbox row can render differently
+// for a reason other than their operation.
+func (t Template) PerMessage() bool {
+	return slices.ContainsFunc(t.parts, func(p part) bool {
+		return p.field != "" || p.name == "outbox_id" || p.name == "refresh_id"
+	})
+}
+
+// Append renders t for m onto dst. A field that the row lacks is an error of
+// class permanent: no retry will give the row that field. A null renders as
+// nothing, a string as its text, all else as its JSON.
+func (t Template) Append(dst []byte, m *Message) ([]byte, error) {
+	for _, p := range t.parts {
+		switch {
+		case p.literal != "":
+			dst = append(dst, p.literal...)
+		case p.field != "":
+			raw, ok := jsonscan.Field(m.Row, p.field)
+			if !ok {
+				return dst, Permanent(fmt.Errorf("template %q: the row of %s has no field %q", t.text, m.ID, p.field))
+			}
+			dst = jsonscan.AppendText(dst, raw)
+		case p.name == "stream_table":
+			dst = append(dst, m.StreamTable...)
+		case p.name == "op":
+			dst = append(dst, m.Op...)
+		case p.name == "outbox_id":
+			dst = append(dst, m.outboxIDText()...)
+		case p.name == "refresh_id":
+			dst = append(dst, m.RefreshID...)
+		}
+	}
+	return dst, nil
+}
+
+// Render is Append into a string of its own.
+func (t Template) Render(m *Message) (string, error) {
+	if t.fixed != "" || len(t.parts) == 0 {
+		return t.fixed, nil
+	}
+	b, err := t.Append(make([]byte, 0, 64), m)
+	return string(b), err
+}

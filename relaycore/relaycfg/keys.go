@@ -1,0 +1,105 @@
+package relaycfg
+
+import (
+	"encoding"
+	"encoding/json"
+	"reflect"
+	"strconv"
+	"strings"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+)
+
+// Key describes one key of a configuration.
+type Key struct {
+	Name     string          `json:"name"`
+	Type     string          `json:"type"` // string, integer, number, boolean, duration, size, list, object, template, secret
+	Required bool            `json:"required,omitempty"`
+	Default  json.RawMessage `json:"default,omitempty"` // absent when the default is empty
+	Aliases  []string        `json:"aliases,omitempty"`
+	Enum     []string        `json:"enum,omitempty"`
+	Doc      string          `json:"doc"`
+
+	index  []int
+	unit   string
+	min    int64
+	hasMin bool
+}
+
+// Keys lists the keys of the configuration struct cfg, or of the struct to which
+// it points, in the order of its fields. Defaults are the values cfg holds; the
+// default of a secret is never shown. Embedded structs count as their fields.
+func Keys(cfg any) []Key {
+	if cfg == nil {
+		return nil
+	}
+	v := reflect.Indirect(reflect.ValueOf(cfg))
+	return appendKeys(nil, v, nil)
+}
+
+func appendKeys(keys []Key, v reflect.Value, index []int) []Key {
+	for i := range v.NumField() {
+		f := v.Type().Field(i)
+		at := append(append([]int(nil), index...), i)
+		if f.Anonymous {
+			keys = appendKeys(keys, v.Field(i), at)
+			continue
+		}
+		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+		if name == "" || name == "-" {
+			continue
+		}
+		key := Key{Name: name, Type: typeName(f.Type), Doc: f.Tag.Get("doc"), index: at}
+		for opt := range strings.SplitSeq(f.Tag.Get("relay"), ",") {
+			word, value, _ := strings.Cut(opt, "=")
+			switch word {
+			case "required":
+				key.Required = true
+			case "alias":
+				key.Aliases = strings.Split(value, "|")
+			case "enum":
+				key.Enum = strings.Split(value, "|")
+			case "unit":
+				key.unit = value
+			case "min":
+				key.min, _ = strconv.ParseInt(value, 10, 64)
+				key.hasMin = true
+			}
+		}
+		if !v.Field(i).IsZero() && key.Type != "secret" {
+			key.Default, _ = json.Marshal(v.Field(i).Interface())
+		}
+		keys = append(keys, key)
+	}
+	return keys
+}
+
+func typeName(t reflect.Type) string {
+	switch reflect.Zero(t).Interface().(type) {
+	case Duration:
+		return "duration"
+	case Size:
+		return "size"
+	case Secret, Secrets:
+		return "secret"
+	case relay.Template:
+		return "template"
+	}
+	if reflect.PointerTo(t).Implements(reflect.TypeFor[encoding.TextUnmarshaler]()) {
+		return "string"
+	}
+	switch t.Kind() {
+	case reflect.Bool:
+		return "boolean"
+	case reflect.Int, reflect.Int64:
+		return "integer"
+	case reflect.Float64:
+		return "number"
+	case reflect.Slice:
+		return "list"
+	case reflect.Map:
+		return "object"
+	default:
+		return "string"
+	}
+}

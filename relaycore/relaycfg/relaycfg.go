@@ -1,0 +1,228 @@
+// Package relaycfg turns a pipeline's configuration into Go structs: strictly,
+// keeping defaults, and with errors that name the key and the nearest valid one.
+//
+// A configuration is a struct whose fields carry three tags:
+//
+//	URL     relaycfg.List     `json:"url" relay:"required" doc:"Servers to connect to."`
+//	Policy  string            `json:"deliver_policy" relay:"enum=all|last|new" doc:"..."`
+//	Durable string            `json:"consumer" relay:"alias=durable_name" doc:"..."`
+//	Wait    relaycfg.Duration `json:"ack_wait" doc:"..."`
+//	Visible relaycfg.Duration `json:"visibility_timeout" relay:"unit=s" doc:"..."`
+//
+// json is the key. doc is one sentence, for the reference documentation. relay
+// is a comma-separated list: "required" (must be present and not empty),
+// "alias=A|B" (other keys understood), "enum=A|B" (the only values allowed),
+// "min=N" (the least number allowed), "unit=s" (a bare number counts seconds).
+//
+// Fields are of the types string, bool, int, int64, float64, [List], [Ints],
+// [Duration], [Size], [Secret], [Secrets], relay.Template, map[string]string and
+// map[string]relay.Template, or of any type with UnmarshalText.
+package relaycfg
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Error is a problem with one key of a configuration.
+type Error struct {
+	Key     string // as the configuration spells it
+	Problem string
+}
+
+func (e *Error) Error() string { return fmt.Sprintf("key %q: %s", e.Key, e.Problem) }
+
+// Errorf returns an [Error] for key, for use in Validate methods.
+func Errorf(key, format string, args ...any) error {
+	return &Error{Key: key, Problem: fmt.Sprintf(format, args...)}
+}
+
+// Decode fills the struct to which cfg points from the JSON object raw. Fields
+// that raw does not mention keep their values. A key that no field has, a value
+// of the wrong type, a missing required key and a value outside its enumeration
+// are errors; all problems are reported together, each as an [*Error]. At last
+// Decode calls cfg's Validate method, if it has one. raw may be empty.
+func Decode(raw json.RawMessage, cfg any) error {
+	values := make(map[string]json.RawMessage)
+	if len(bytes.TrimSpace(raw)) > 0 {
+		if err := json.Unmarshal(raw, &values); err != nil {
+			return fmt.Errorf("configuration is not a JSON object: %w", err)
+		}
+	}
+	target := reflect.ValueOf(cfg).Elem()
+	keys := Keys(target.Interface())
+	var errs []error
+	seen := make(map[string]string) // canonical key -> as spelled
+	for _, spelled := range slices.Sorted(maps.Keys(values)) {
+		key, unit, ok := match(keys, spelled)
+		if !ok {
+			errs = append(errs, unknown(keys, spelled))
+			continue
+		}
+		if first, dup := seen[key.Name]; dup {
+			errs = append(errs, Errorf(spelled, "says the same as %q; keep one", first))
+			continue
+		}
+		seen[key.Name] = spelled
+		if err := set(target.FieldByIndex(key.index), key, unit, values[spelled]); err != nil {
+			errs = append(errs, Errorf(spelled, "%s", err))
+		}
+	}
+	for _, key := range keys {
+		if key.Required && target.FieldByIndex(key.index).IsZero() && !failed(errs, seen[key.Name]) {
+			errs = append(errs, Errorf(key.Name, "is required: %s", key.Doc))
+		}
+	}
+	if len(errs) > 0 {
+		return errors.Join(errs...)
+	}
+	if v, ok := cfg.(interface{ Validate() error }); ok {
+		return v.Validate()
+	}
+	return nil
+}
+
+func failed(errs []error, key string) bool {
+	return key != "" && slices.ContainsFunc(errs, func(err error) bool {
+		var e *Error
+		return errors.As(err, &e) && e.Key == key
+	})
+}
+
+// match finds the key that a configuration spells as spelled: by its name, by an
+// alias, or, for a duration, by its name followed by its unit.
+func match(keys []Key, spelled string) (key Key, unit string, ok bool) {
+	for _, k := range keys {
+		names := append([]string{k.Name}, k.Aliases...)
+		if slices.Contains(names, spelled) {
+			return k, cmpOr(unitOf(spelled), k.unit), true
+		}
+		if k.Type == "duration" {
+			for _, suffix := range []string{"_ms", "_seconds"} {
+				if base, cut := strings.CutSuffix(spelled, suffix); cut && slices.Contains(names, base) {
+					return k, unitOf(spelled), true
+				}
+			}
+		}
+	}
+	return Key{}, "", false
+}
+
+func unitOf(key string) string {
+	switch {
+	case strings.HasSuffix(key, "_ms"):
+		return "ms"
+	case strings.HasSuffix(key, "_seconds"):
+		return "s"
+	}
+	return ""
+}
+
+func cmpOr(a, b string) string {
+	if a != "" {
+		return a
+	}
+	return b
+}
+
+func unknown(keys []Key, spelled string) error {
+	var names []string
+	for _, k := range keys {
+		names = append(names, k.Name)
+		names = append(names, k.Aliases...)
+	}
+	if near := Nearest(spelled, names); near != "" {
+		return Errorf(spelled, "unknown key; did you mean %q?", near)
+	}
+	return Errorf(spelled, "unknown key; valid keys are %s", strings.Join(names, ", "))
+}
+
+// set stores raw in field. JSON null leaves the default.
+func set(field reflect.Value, key Key, unit string, raw json.RawMessage) error {
+	if string(raw) == "null" {
+		return nil
+	}
+	if d, ok := field.Addr().Interface().(*Duration); ok {
+		if err := d.parse(raw, unit); err != nil {
+			return err
+		}
+		if key.hasMin && int64(*d) < key.min {
+			return fmt.Errorf("is %s; must be at least %d", *d, key.min)
+		}
+		return nil
+	}
+	if err := json.Unmarshal(raw, field.Addr().Interface()); err != nil {
+		var typeErr *json.UnmarshalTypeError
+		if errors.As(err, &typeErr) {
+			return fmt.Errorf("wants %s, not %s", key.Type, kindOf(raw))
+		}
+		return err
+	}
+	if len(key.Enum) > 0 && !slices.Contains(key.Enum, field.String()) {
+		if near := Nearest(field.String(), key.Enum); near != "" {
+			return fmt.Errorf("unknown value %q; did you mean %q?", field.String(), near)
+		}
+		return fmt.Errorf("unknown value %q; must be one of %s", field.String(), strings.Join(key.Enum, ", "))
+	}
+	if key.hasMin && field.CanInt() && field.Int() < key.min {
+		return fmt.Errorf("is %d; must be at least %d", field.Int(), key.min)
+	}
+	return nil
+}
+
+func kindOf(raw json.RawMessage) string {
+	switch raw[0] {
+	case '{':
+		return "an object"
+	case '[':
+		return "a list"
+	case '"':
+		return "the string " + strconv.Quote(strings.Trim(string(raw), `"`))
+	case 't', 'f':
+		return "the boolean " + string(raw)
+	}
+	return "the number " + string(raw)
+}
+
+// Nearest returns the candidate that is most like word, or "" when none is like
+// it at all.
+func Nearest(word string, candidates []string) string {
+	best, bestDistance := "", max(2, len(word)/3)+1
+	for _, c := range candidates {
+		if d := distance(word, c); d < bestDistance {
+			best, bestDistance = c, d
+		}
+	}
+	return best
+}
+
+// distance counts the insertions, deletions, substitutions and swaps of
+// neighbours between a and b.
+func distance(a, b string) int {
+	before, prev, cur := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)
+	for j := range prev {
+		prev[j] = j
+	}
+	for i := 1; i <= len(a); i++ {
+		cur[0] = i
+		for j := 1; j <= len(b); j++ {
+			cost := 1
+			if a[i-1] == b[j-1] {
+				cost = 0
+			}
+			cur[j] = min(prev[j]+1, cur[j-1]+1, prev[j-1]+cost)
+			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
+				cur[j] = min(cur[j], before[j-2]+1)
+			}
+		}
+		before, prev, cur = prev, cur, before
+	}
+	return prev[len(b)]
+}
