@@ -1,0 +1,91 @@
+// Package pgtest gives each test a PostgreSQL database of its own.
+//
+// The server is the one that RELAY_TEST_DATABASE_URL names; its user must be
+// allowed to create databases.
+package pgtest
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"net/url"
+	"testing"
+	"time"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// Env is the environment variable that names the server.
+const Env = "RELAY_TEST_DATABASE_URL"
+
+// patience bounds what is done before and after a test, on a busy machine too.
+const patience = time.Minute
+
+// URL creates an empty database and returns its URL. The database is dropped
+// when the test ends, whoever is still connected to it.
+func URL(t testing.TB) string {
+	t.Helper()
+	return URLFrom(t, Env)
+}
+
+// URLFrom is [URL] on the server that another environment variable names.
+func URLFrom(t testing.TB, env string) string {
+	t.Helper()
+	server, err := url.Parse(relaytest.Endpoint(t, env))
+	if err != nil {
+		t.Fatalf("parse %s: %v", env, err)
+	}
+	name := "relay_test_" + suffix()
+	if err := onServer(server, "CREATE DATABASE "+name); err != nil {
+		t.Fatalf("create database on %s: %v", server.Host, err)
+	}
+	t.Cleanup(func() {
+		if err := onServer(server, "DROP DATABASE IF EXISTS "+name+" WITH (FORCE)"); err != nil {
+			t.Errorf("drop database: %v", err)
+		}
+	})
+	fresh := *server
+	fresh.Path = "/" + name
+	return fresh.String()
+}
+
+// Pool returns a pool on a fresh database. It is closed when the test ends.
+func Pool(t testing.TB) *pgxpool.Pool {
+	t.Helper()
+	return Open(t, URL(t))
+}
+
+// Open returns a pool on the database at url. It is closed when the test ends.
+func Open(t testing.TB, url string) *pgxpool.Pool {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	pool, err := pgxpool.New(ctx, url)
+	if err != nil {
+		t.Fatalf("open pool: %v", err)
+	}
+	t.Cleanup(pool.Close)
+	return pool
+}
+
+// onServer runs one statement on a connection of its own.
+func onServer(server *url.URL, sql string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, server.String())
+	if err != nil {
+		return fmt.Errorf("connect: %w", err)
+	}
+	defer conn.Close(ctx)
+	_, err = conn.Exec(ctx, sql)
+	return err
+}
+
+func suffix() string {
+	b := make([]byte, 8)
+	rand.Read(b) // never fails
+	return hex.EncodeToString(b)
+}
