@@ -6,8 +6,9 @@ import (
 )
 
 // Endpoint returns the value of the environment variable env, which says where a
-// server for tests is. Without one the test is skipped, or, where
-// RELAY_TEST_REQUIRE is set, failed: in CI a missing server is a fault.
+// server for tests is. Without one the test is skipped with a reason, or failed
+// where RELAY_TEST_REQUIRE is set: a run that must prove something cannot pass
+// by skipping.
 func Endpoint(t testing.TB, env string) string {
 	t.Helper()
 	endpoint := os.Getenv(env)
@@ -15,7 +16,7 @@ func Endpoint(t testing.TB, env string) string {
 		if os.Getenv("RELAY_TEST_REQUIRE") != "" {
 			t.Fatalf("%s is not set, and RELAY_TEST_REQUIRE asks for every server", env)
 		}
-		t.Skipf("%s is not set", env)
+		t.Skipf("%s is not set: no server to test against; `make test` starts one", env)
 	}
 	return endpoint
 }

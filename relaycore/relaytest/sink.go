@@ -1,0 +1,502 @@
+package relaytest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+)
+
+// Patience bounds every wait of the suite, a minute unless RELAY_TEST_PATIENCE
+// says otherwise. Brokers that redeliver by timeout must be configured by the
+// harness to do so well within it.
+func Patience() time.Duration {
+	if d, err := time.ParseDuration(os.Getenv("RELAY_TEST_PATIENCE")); err == nil {
+		return d
+	}
+	return time.Minute
+}
+
+// SinkHarness tells the suite how to reach a destination and what the sink
+// promises. Fields that are nil or zero leave out what they would prove.
+type SinkHarness struct {
+	// New makes a destination of the test's own.
+	New func(t testing.TB) SinkCase
+	// Dedup says that the far end drops a second message with the same ID.
+	Dedup bool
+	// Unordered says that the far end itself does not keep the order of a key.
+	Unordered bool
+	// JSONOnly says that the far end takes nothing but JSON, and may return it
+	// with other white space and order of members.
+	JSONOnly bool
+	// UTF8Only says that the far end takes nothing but text.
+	UTF8Only bool
+	// NoHeaders says that the far end has no headers and drops op and key.
+	NoHeaders bool
+	// MaxBody is the largest body in bytes that the destination takes; 0 means at
+	// least 1 MiB.
+	MaxBody int
+	// Refuse turns m into a message that the destination refuses for good.
+	Refuse func(t testing.TB, m *relay.Message)
+	// Restart restarts the server and returns when it answers again.
+	Restart func(t testing.TB)
+}
+
+// SinkCase is one destination.
+type SinkCase struct {
+	// Open returns a new sink onto the destination. The suite closes it.
+	Open func(t testing.TB) relay.Sink
+	// Read returns everything that is at the destination, in the order in which
+	// it arrived (for an Unordered far end: in any order), read with the broker's
+	// own client. It waits until there are at least n messages, and fails the
+	// test when there are not within [Patience]. It fills ID and Body, and what
+	// the far end carries of Key, Op and Headers.
+	Read func(t testing.TB, n int) []relay.Message
+	// Foreign writes a message that is not the relay's to the destination.
+	Foreign func(t testing.TB)
+	// Subject is what messages are addressed to; "" means "orders.insert".
+	Subject string
+}
+
+// TestSink runs the suite for sinks.
+func TestSink(t *testing.T, h SinkHarness) {
+	t.Helper()
+	tests := []struct {
+		name string
+		run  func(*testing.T, SinkHarness)
+	}{
+		{"One", testSinkOne},
+		{"BatchIsNotChanged", testSinkBatchNotChanged},
+		{"OrderOfKeys", testSinkOrder},
+		{"ThousandKeys", testSinkThousandKeys},
+		{"SameIDTwice", testSinkSameIDTwice},
+		{"LargeBody", testSinkLargeBody},
+		{"AnyBytes", testSinkAnyBytes},
+		{"NonASCII", testSinkNonASCII},
+		{"HeaderWithNewline", testSinkHeaderWithNewline},
+		{"RefusedInTheMiddle", testSinkRefused},
+		{"RefusedHoldsItsKey", testSinkRefusedHoldsKey},
+		{"Cancelled", testSinkCancelled},
+		{"CancelMidPublish", testSinkCancelMidPublish},
+		{"ClosedSinkRefuses", testSinkClosed},
+		{"Reopen", testSinkReopen},
+		{"Resume", testSinkResume},
+		{"Limits", testSinkLimits},
+		{"ServerRestart", testSinkRestart},
+	}
+	for _, tc := range tests {
+		t.Run(tc.name, func(t *testing.T) { tc.run(t, h) })
+	}
+}
+
+// Message returns the suite's n-th message: what the engine would give a sink
+// for an inserted row {"n":N} of the stream table orders.
+func Message(n int, key string) relay.Message {
+	row := fmt.Appendf(nil, `{"n":%d,"key":%q}`, n, key)
+	return relay.Message{
+		ID: fmt.Sprintf("outbox_orders:%d:0", n), Subject: "orders.insert", Key: key, Op: relay.OpInsert,
+		Row: row, Body: row, ContentType: "application/json", Time: time.Now().Truncate(time.Millisecond),
+		StreamTable: "orders", OutboxID: int64(n),
+	}
+}
+
+func (c SinkCase) messages(from, count, keys int) []relay.Message {
+	batch := make([]relay.Message, count)
+	for i := range batch {
+		batch[i] = Message(from+i, fmt.Sprintf("k%d", (from+i)%keys))
+		if c.Subject != "" {
+			batch[i].Subject = c.Subject
+		}
+	}
+	return batch
+}
+
+func withTimeout(t testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), Patience())
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func open(t testing.TB, c SinkCase) relay.Sink {
+	t.Helper()
+	sink := c.Open(t)
+	t.Cleanup(func() { _ = sink.Close() })
+	return sink
+}
+
+func publish(t testing.TB, sink relay.Sink, batch []relay.Message) {
+	t.Helper()
+	if err := sink.Publish(withTimeout(t), batch); err != nil {
+		t.Fatalf("Publish of %d messages = %v, want nil", len(batch), err)
+	}
+}
+
+func testSinkOne(t *testing.T, h SinkHarness) {
+	c := h.New(t)
+	batch := c.messages(1, 1, 1)
+	batch[0].Headers = []relay.Header{{Name: "traceparent", Value: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}}
+	publish(t, open(t, c), batch)
+	got := c.Read(t, 1)
+	if len(got) != 1 {
+		t.Fatalf("the destination holds %d messages, want 1", len(got))
+	}
+	want := batch[0]
+	if got[0].ID != want.ID || !sameBody(h, got[0].Body, want.Body) {
+		t.Errorf("arrived: ID %q, body %q; want %q, %q", got[0].ID, got[0].Body, want.ID, want.Body)
+	}
+	if h.NoHeaders {
+		return
+	}
+	if got[0].Op != want.Op || got[0].Key != want.Key {
+		t.Errorf("arrived: op %q, key %q; want %q, %q", got[0].Op, got[0].Key, want.Op, want.Key)
+	}
+	if v, _ := got[0].Header("traceparent"); v != want.Headers[0].Value {
+		t.Errorf("traceparent arrived as %q, want %q", v, want.Headers[0].Value)
+	}
+}
+
+func testSinkBatchNotChanged(t *testing.T, h SinkHarness) {
+	c := h.New(t)
+	batch := c.messages(1, 50, 5)
+	before := slices.Clone(batch)
+	publish(t, open(t, c), batch)
+	for i := range batch {
+		a, b := batch[i], before[i]
+		if a.ID != b.ID || a.Key != b.Key || a.Subject != b.Subject || !bytes.Equal(a.Body, b.Body) || !bytes.Equal(a.Row, b.Row) {
+			t.Fatalf("Publish changed message %d: %+v, was %+v", i, a, b)
+		}
+	}
+}
+
+func testSinkOrder(t *testing.T, h SinkHarness) {
+	c := h.New(t)
+	sink := open(t, c)
+	var all []relay.Message
+	for _, size := range []int{1, 9, 90, 400, 1000} {
+		batch := c.messages(len(all)+1, size, 10)
+		publish(t, sink, batch)
+		all = append(all, batch...)
+	}
+	checkArrived(t, h, c.Read(t, len(all)), all)
+}
+
+func testSinkThousandKeys(t *testing.T, h SinkHarness) {
+	c := h.New(t)
+	batch := c.messages(1, 3000, 1000)
+	publish(t, open(t, c), batch)
+	checkArrived(t, h, c.Read(t, len(batch)), batch)
+}
+
+func testSinkSameIDTwice(t *testing.T, h SinkHarness) {
+	if !h.Dedup {
+		t.Skip("the far end does not recognise duplicates")
+	}
+	c := h.New(t)
+	sink := open(t, c)
+	batch := c.messages(1, 20, 4)
+	publish(t, sink, batch)
+	publish(t, sink, batch)
+	if d, ok := sink.(relay.Duplicates); ok {
+		if n := d.TakeDuplicates(); n != len(batch) {
+			t.Errorf("TakeDuplicates() = %d after %d messages were published twice", n, len(batch))
+		}
+	}
+	last := c.messages(21, 1, 1)
+	publish(t, sink, last)
+	checkArrived(t, h, c.Read(t, 21), append(batch, last...))
+}
+
+func testSinkLargeBody(t *testing.T, h SinkHarness) {
+	c := h.New(t)
+	size := 1 << 20
+	if h.MaxBody > 0 {
+		size = min(size, h.MaxBody)
+	}
+	batch := c.messages(1, 3, 1)
+	batch[1].Body = []byte(`{"pad":"` + strings.Repeat("x", size-10) + `"}`)
+	batch[1].Row = batch[1].Body
+	publish(t, open(t, c), batch)
+	checkArrived(t, h, c.Read(t, 3), batch)
+}
+
+func testSinkAnyBytes(t *testing.T, h SinkHarness) {
+	if h.JSONOnly || h.UTF8Only {
+		t.Skip("the far end takes text only")
+	}
+	c := h.New(t)
+	batch := c.messages(1, 1, 1)
+	batch[0].Body = make([]byte, 256)
+	for i := range batch[0].Body {
+		batch[0].Body[i] = byte(i)
+	}
+	batch[0].ContentType = "application/octet-stream"
+	publish(t, open(t, c), batch)
+	checkArrived(t, h, c.Read(t, 1), batch)
+}
+
+func testSinkNonASCII(t *testing.T, h SinkHarness) {
+	c := h.New(t)
+	batch := c.messages(1, 1, 1)
+	batch[0].Body = []byte(`{"name":"Ærøskøbing 東京 🚢"}`)
+	batch[0].Row = batch[0].Body
+	batch[0].Key = "Zürich 東京"
+	publish(t, open(t, c), batch)
+	got := c.Read(t, 1)
+	checkArrived(t, h, got, batch)
+	if !h.NoHeaders && got[0].Key != batch[0].Key {
+		t.Errorf("key arrived as %q, want %q", got[0].Key, batch[0].Key)
+	}
+}
+
+// A header's value must not be able to end the header: it arrives as it is, or
+// in some safe spelling, or is refused; it never becomes a second header.
+func testSinkHeaderWithNewline(t *testing.T, h SinkHarness) {
+	if h.NoHeaders {
+		t.Skip("the far end has no headers")
+	}
+	c := h.New(t)
+	batch := c.messages(1, 1, 1)
+	batch[0].Headers = []relay.Header{{Name: "x-note", Value: "a\r\nx-evil: yes"}}
+	if err := open(t, c).Publish(withTimeout(t), batch); err != nil {
+		if !permanentFor(err, 0) {
+			t.Fatalf("Publish of a header with a newline = %v, want nil or a permanent error", err)
+		}
+		return
+	}
+	for _, m := range c.Read(t, 1) {
+		if v, ok := m.Header("x-evil"); ok {
+			t.Errorf("a newline in a header's value made a header of its own: x-evil = %q", v)
+		}
+	}
+}
+
+func testSinkRefused(t *testing.T, h SinkHarness) {
+	if h.Refuse == nil {
+		t.Skip("the far end refuses nothing")
+	}
+	c := h.New(t)
+	sink := open(t, c)
+	batch := c.messages(1, 21, 21) // a key each
+	h.Refuse(t, &batch[10])
+	err := sink.Publish(withTimeout(t), batch)
+	if !permanentFor(err, 10) {
+		t.Fatalf("Publish with a refused message = %v, want a permanent error for it", err)
+	}
+	var partial *relay.BatchError
+	rest := slices.Delete(slices.Clone(batch), 10, 11)
+	if !errors.As(err, &partial) {
+		publish(t, sink, rest) // refused as a whole, so the engine would bisect
+	} else if len(partial.Failed) != 1 {
+		t.Errorf("%d messages failed, want the refused one alone: %v", len(partial.Failed), partial.Unwrap())
+	}
+	checkArrived(t, h, c.Read(t, len(rest)), rest)
+}
+
+func testSinkRefusedHoldsKey(t *testing.T, h SinkHarness) {
+	if h.Refuse == nil {
+		t.Skip("the far end refuses nothing")
+	}
+	c := h.New(t)
+	batch := c.messages(1, 9, 3) // keys 1 2 0 1 2 0 1 2 0
+	h.Refuse(t, &batch[4])       // of the key of 1, 4, 7
+	err := open(t, c).Publish(withTimeout(t), batch)
+	var partial *relay.BatchError
+	if !errors.As(err, &partial) {
+		if !relay.IsPermanent(err) {
+			t.Fatalf("Publish with a refused message = %v, want a permanent error", err)
+		}
+		return
+	}
+	if partial.Failed[7] == nil {
+		t.Errorf("message 7 was confirmed behind message 4 of its key, which was refused")
+	}
+	if partial.Failed[1] != nil {
+		t.Errorf("message 1 = %v; it stands before the refused one", partial.Failed[1])
+	}
+	for _, m := range c.Read(t, 9-len(partial.Failed)) {
+		if m.ID == batch[7].ID {
+			t.Errorf("message 7 arrived, though an earlier message of its key had been refused")
+		}
+	}
+}
+
+func testSinkCancelled(t *testing.T, h SinkHarness) {
+	c := h.New(t)
+	sink := open(t, c)
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	began := time.Now()
+	if err := sink.Publish(ctx, c.messages(1, 100, 10)); err == nil {
+		t.Error("Publish under a cancelled context = nil, want an error")
+	}
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("Publish under a cancelled context took %s", took)
+	}
+	publish(t, sink, c.messages(101, 10, 10)) // the sink is still of use
+}
+
+func testSinkCancelMidPublish(t *testing.T, h SinkHarness) {
+	c := h.New(t)
+	sink := open(t, c)
+	batch := c.messages(1, 2000, 10)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Millisecond)
+	defer cancel()
+	err := sink.Publish(ctx, batch)
+	rest := unconfirmed(err, batch)
+	// What is not confirmed is published again, as the engine would.
+	if len(rest) > 0 {
+		publish(t, sink, rest)
+	}
+	got := c.Read(t, len(batch))
+	missing := make(map[string]bool, len(batch))
+	for i := range batch {
+		missing[batch[i].ID] = true
+	}
+	for i := range got {
+		delete(missing, got[i].ID)
+	}
+	if len(missing) > 0 {
+		t.Errorf("%d of %d messages were reported as confirmed and never arrived", len(missing), len(batch))
+	}
+}
+
+func unconfirmed(err error, batch []relay.Message) []relay.Message {
+	var partial *relay.BatchError
+	switch {
+	case err == nil:
+		return nil
+	case !errors.As(err, &partial):
+		return batch
+	}
+	var rest []relay.Message
+	for i := range batch {
+		if partial.Failed[i] != nil {
+			rest = append(rest, batch[i])
+		}
+	}
+	return rest
+}
+
+func testSinkClosed(t *testing.T, h SinkHarness) {
+	c := h.New(t)
+	sink := c.Open(t)
+	publish(t, sink, c.messages(1, 1, 1))
+	if err := sink.Close(); err != nil {
+		t.Errorf("Close() = %v", err)
+	}
+	if err := sink.Publish(withTimeout(t), c.messages(2, 1, 1)); err == nil {
+		t.Error("Publish after Close = nil, want an error")
+	}
+}
+
+func testSinkReopen(t *testing.T, h SinkHarness) {
+	c := h.New(t)
+	all := c.messages(1, 60, 6)
+	for i := 0; i < len(all); i += 20 {
+		sink := c.Open(t)
+		publish(t, sink, all[i:i+20])
+		if err := sink.Close(); err != nil {
+			t.Fatalf("Close() = %v", err)
+		}
+	}
+	checkArrived(t, h, c.Read(t, len(all)), all)
+}
+
+// What a crashed owner published after its last checkpoint is found again by its
+// successor; what lies before the checkpoint is not, nor are others' messages.
+func testSinkResume(t *testing.T, h SinkHarness) {
+	c := h.New(t)
+	sink := open(t, c)
+	before, ok := sink.(relay.Resumer)
+	if !ok {
+		t.Skip("the sink cannot read back what it wrote")
+	}
+	ctx := withTimeout(t)
+	first, err := before.Position(ctx)
+	if err != nil || first == "" {
+		t.Fatalf("Position() of a fresh sink = %q, %v; want a position", first, err)
+	}
+	publish(t, sink, c.messages(1, 30, 5))
+	if c.Foreign != nil {
+		c.Foreign(t)
+	}
+	second, err := before.Position(ctx)
+	if err != nil {
+		t.Fatalf("Position() = %v", err)
+	}
+	after := c.messages(31, 40, 5)
+	publish(t, sink, after)
+	if c.Foreign != nil {
+		c.Foreign(t)
+	}
+	for from, want := range map[string]int{first: 70, second: 40} {
+		seen := make(map[string]bool)
+		successor := open(t, c).(relay.Resumer)
+		if err := successor.Resume(ctx, from, func(id string) { seen[id] = true }); err != nil {
+			t.Fatalf("Resume(%s) = %v", from, err)
+		}
+		found := 0
+		for i := range 70 {
+			if seen[Message(i+1, "").ID] {
+				found++
+			}
+		}
+		if found != want || len(seen) > want+2 {
+			t.Errorf("Resume(%s) found %d of ours among %d, want %d", from, found, len(seen), want)
+		}
+		// The successor goes on from there.
+		if pos, err := successor.Position(ctx); err != nil || pos == "" {
+			t.Errorf("Position() after Resume = %q, %v", pos, err)
+		}
+	}
+}
+
+func testSinkLimits(t *testing.T, h SinkHarness) {
+	l, ok := open(t, h.New(t)).(relay.Limiter)
+	if !ok {
+		t.Skip("the sink takes batches of any size")
+	}
+	if m, b := l.Limits(); m < 0 || b < 0 {
+		t.Errorf("Limits() = %d messages, %d bytes; want none negative", m, b)
+	}
+}
+
+func testSinkRestart(t *testing.T, h SinkHarness) {
+	if h.Restart == nil {
+		t.Skip("no server to restart")
+	}
+	c := h.New(t)
+	sink := open(t, c)
+	all := c.messages(1, 40, 4)
+	publish(t, sink, all[:20])
+	h.Restart(t)
+	ctx := withTimeout(t)
+	for rest := all[20:]; len(rest) > 0; {
+		err := sink.Publish(ctx, rest)
+		if ctx.Err() != nil {
+			t.Fatalf("Publish after the server's restart = %v, %s long", err, Patience())
+		}
+		if rest = unconfirmed(err, rest); len(rest) > 0 {
+			select {
+			case <-ctx.Done():
+			case <-time.After(50 * time.Millisecond):
+			}
+		}
+	}
+	checkArrived(t, h, c.Read(t, len(all)), all)
+}
+
+func permanentFor(err error, i int) bool {
+	var partial *relay.BatchError
+	if errors.As(err, &partial) {
+		return relay.IsPermanent(partial.Failed[i])
+	}
+	return relay.IsPermanent(err)
+}
