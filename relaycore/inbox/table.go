@@ -1,0 +1,407 @@
+package inbox
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
+)
+
+// OIDs of types, and of the arrays of them, that PostgreSQL has fixed.
+const (
+	byteaOID, byteaArrayOID = 17, 1001
+	textOID, textArrayOID   = 25, 1009
+	jsonOID, jsonArrayOID   = 114, 199
+	timestampOID            = 1114
+	timestamptzOID          = 1184
+	jsonbOID, jsonbArrayOID = 3802, 3807
+)
+
+// field is a part of a message that can go to a column.
+type field int
+
+const (
+	fieldID field = iota
+	fieldPayload
+	fieldEventType
+	fieldSource
+	fieldAggregateID
+	fieldTraceID
+	fieldReceivedAt // filled by the server
+)
+
+// column is one that an insert fills.
+type column struct {
+	field field
+	name  string // quoted
+	elem  uint32 // type of the elements in which it is sent
+	array uint32
+	cast  string // type to cast to, where an assignment would not do
+}
+
+// table is what was found in the catalog, and the statements made from it.
+type table struct {
+	name        string // qualified and quoted
+	idColumn    string
+	columns     []column
+	receivedAt  string // quoted, empty for none
+	lookup      bool   // there can be no unique key on the event id alone
+	targeted    bool   // ON CONFLICT may name the event id
+	unlogged    bool
+	asyncCommit bool
+
+	insert    string
+	statement string
+	lock      string
+	arrayOIDs []uint32
+}
+
+// attribute is a column of the table as the catalog has it.
+type attribute struct {
+	num       int16
+	name      string
+	base      uint32 // type, of a domain the base type
+	category  string
+	typeName  string // without a length
+	required  bool   // NOT NULL, and nothing fills it but an insert
+	generated bool
+	insert    bool // the role may insert it
+	selects   bool // the role may read it
+}
+
+func inspect(ctx context.Context, pool *pgxpool.Pool, cfg Config) (*table, error) {
+	schema := cfg.Schema
+	if schema == "" {
+		schema = "pgtrickle"
+	}
+	if cfg.Table == "" {
+		return nil, relay.Fatal(fmt.Errorf("open inbox: no table is named: set inbox_table"))
+	}
+	rel, err := findTable(ctx, pool, schema, cfg.Table)
+	if err != nil {
+		return nil, err
+	}
+	attrs, err := attributes(ctx, pool, rel.oid)
+	if err != nil {
+		return nil, fmt.Errorf("read columns of inbox %s: %w", rel.name, err)
+	}
+	registered, err := registeredColumns(ctx, pool, rel.schema, rel.table)
+	if err != nil {
+		return nil, fmt.Errorf("read pgtrickle.pgt_inbox_config for %s: %w", rel.name, err)
+	}
+	t := &table{name: rel.name, unlogged: rel.unlogged, asyncCommit: rel.asyncCommit}
+	id, err := t.mapColumns(cfg.Columns, registered, attrs)
+	if err != nil {
+		return nil, err
+	}
+	if err := t.chooseConflict(ctx, pool, rel, id); err != nil {
+		return nil, err
+	}
+	t.lock = "SELECT pg_advisory_xact_lock(" + strconv.FormatInt(int64(rel.oid), 10) + ", hashtext('pgtrickle_relay inbox'))"
+	t.insert = t.insertSQL()
+	t.statement = statementName(t.insert)
+	return t, nil
+}
+
+type relation struct {
+	oid         uint32
+	schema      string
+	table       string
+	name        string // qualified and quoted
+	partitioned bool
+	unlogged    bool
+	asyncCommit bool
+}
+
+const findTableSQL = `
+SELECT c.oid, c.relkind::text, c.relpersistence = 'u', has_schema_privilege(n.oid, 'USAGE'),
+       current_setting('synchronous_commit') = 'off', current_user::text
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind NOT IN ('i', 'I', 'S', 'c', 't')`
+
+// findTable takes name as a name in schema, else as "schema.table".
+func findTable(ctx context.Context, pool *pgxpool.Pool, schema, name string) (relation, error) {
+	candidates := [][2]string{{schema, name}}
+	if s, t, dotted := strings.Cut(name, "."); dotted {
+		candidates = append(candidates, [2]string{strings.Trim(s, `"`), strings.Trim(t, `"`)})
+	}
+	for _, c := range candidates {
+		r := relation{schema: c[0], table: c[1], name: pgx.Identifier{c[0], c[1]}.Sanitize()}
+		var kind, role string
+		var usage bool
+		err := pool.QueryRow(ctx, findTableSQL, r.schema, r.table).Scan(&r.oid, &kind, &r.unlogged, &usage, &r.asyncCommit, &role)
+		if err == pgx.ErrNoRows { //nolint:errorlint // QueryRow returns it bare
+			continue
+		}
+		if err != nil {
+			return relation{}, fmt.Errorf("look up inbox table %s: %w", r.name, err)
+		}
+		if kind != "r" && kind != "p" {
+			return relation{}, relay.Fatal(fmt.Errorf("inbox %s is not a table: name a table, because a view or a foreign table has no unique key by which duplicates are dropped", r.name))
+		}
+		if !usage {
+			return relation{}, relay.Fatal(fmt.Errorf("role %q may not use the schema of inbox %s: GRANT USAGE ON SCHEMA %s TO %s",
+				role, r.name, pgx.Identifier{r.schema}.Sanitize(), pgx.Identifier{role}.Sanitize()))
+		}
+		r.partitioned = kind == "p"
+		return r, nil
+	}
+	last := candidates[len(candidates)-1]
+	return relation{}, relay.Fatal(fmt.Errorf("inbox table %s does not exist: create it with SELECT pgtrickle.create_inbox('%s', '%s'), or set inbox_table and inbox_schema to one that does",
+		pgx.Identifier{last[0], last[1]}.Sanitize(), strings.ReplaceAll(last[1], "'", "''"), strings.ReplaceAll(last[0], "'", "''")))
+}
+
+const attributesSQL = `
+SELECT a.attnum, a.attname::text, b.oid, b.typcategory::text, format_type(b.oid, NULL),
+       (a.attnotnull OR t.typnotnull) AND NOT a.atthasdef AND a.attidentity = '' AND t.typdefault IS NULL,
+       a.attgenerated <> '' OR a.attidentity = 'a',
+       has_column_privilege($1::oid, a.attnum, 'INSERT'), has_column_privilege($1::oid, a.attnum, 'SELECT')
+FROM pg_catalog.pg_attribute a
+JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+JOIN LATERAL (
+    WITH RECURSIVE d AS (
+        SELECT t.oid, t.typbasetype
+        UNION ALL
+        SELECT p.oid, p.typbasetype FROM pg_catalog.pg_type p JOIN d ON p.oid = d.typbasetype
+    )
+    SELECT p.oid, p.typcategory FROM d JOIN pg_catalog.pg_type p ON p.oid = d.oid WHERE d.typbasetype = 0
+) b ON true
+WHERE a.attrelid = $1::oid AND a.attnum > 0 AND NOT a.attisdropped
+ORDER BY a.attnum`
+
+func attributes(ctx context.Context, pool *pgxpool.Pool, oid uint32) ([]attribute, error) {
+	rows, err := pool.Query(ctx, attributesSQL, oid)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (a attribute, err error) {
+		err = row.Scan(&a.num, &a.name, &a.base, &a.category, &a.typeName, &a.required, &a.generated, &a.insert, &a.selects)
+		return a, err
+	})
+}
+
+const readableSQL = `
+SELECT coalesce(bool_or(has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')), false)
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = 'pgtrickle' AND c.relname = 'pgt_inbox_config'`
+
+// registeredColumns reads the mapping that create_inbox and
+// enable_inbox_tracking have stored, where there is one and the role may read it.
+func registeredColumns(ctx context.Context, pool *pgxpool.Pool, schema, name string) (Columns, error) {
+	var c Columns
+	var readable bool
+	if err := pool.QueryRow(ctx, readableSQL).Scan(&readable); err != nil || !readable {
+		return c, err
+	}
+	err := pool.QueryRow(ctx, `SELECT id_column, event_type_column, received_at_column
+		FROM pgtrickle.pgt_inbox_config WHERE inbox_schema = $1 AND inbox_name = $2`, schema, name).
+		Scan(&c.ID, &c.EventType, &c.ReceivedAt)
+	if err == pgx.ErrNoRows { //nolint:errorlint // QueryRow returns it bare
+		return c, nil
+	}
+	return c, err
+}
+
+// mapColumns decides which columns are filled, and returns that of the event id.
+func (t *table) mapColumns(configured, registered Columns, attrs []attribute) (id attribute, err error) {
+	filled := make(map[string]bool)
+	for _, want := range []struct {
+		field                         field
+		configured, registered, usual string
+		needed                        bool
+	}{
+		{fieldID, configured.ID, registered.ID, "event_id", true},
+		{fieldPayload, configured.Payload, registered.Payload, "payload", true},
+		{fieldEventType, configured.EventType, registered.EventType, "event_type", false},
+		{fieldSource, configured.Source, registered.Source, "source", false},
+		{fieldAggregateID, configured.AggregateID, registered.AggregateID, "aggregate_id", false},
+		{fieldTraceID, configured.TraceID, registered.TraceID, "trace_id", false},
+		{fieldReceivedAt, configured.ReceivedAt, registered.ReceivedAt, "received_at", false},
+	} {
+		name := cmp.Or(want.configured, want.registered, want.usual)
+		if name == "-" && !want.needed {
+			continue
+		}
+		attr, ok := find(attrs, name)
+		if !ok {
+			if want.needed || want.configured != "" {
+				return id, relay.Fatal(t.noColumn(name, want.usual, attrs))
+			}
+			continue
+		}
+		if filled[name] {
+			return id, relay.Fatal(fmt.Errorf("column %q of inbox %s is given two meanings, one of them %s: map each to a column of its own", name, t.name, want.usual))
+		}
+		if attr.generated {
+			return id, relay.Fatal(fmt.Errorf("column %q of inbox %s is generated, so nothing can be written to it: map %s to another column", name, t.name, want.usual))
+		}
+		if !attr.insert {
+			return id, relay.Fatal(fmt.Errorf("no INSERT privilege on column %q of inbox %s: GRANT INSERT ON %s to the relay's role, or map %s to \"-\"", name, t.name, t.name, want.usual))
+		}
+		if want.field == fieldReceivedAt {
+			if attr.base != timestamptzOID && attr.base != timestampOID {
+				continue // the user's own idea of it; its default will do
+			}
+			t.receivedAt = pgx.Identifier{name}.Sanitize()
+		} else {
+			t.columns = append(t.columns, newColumn(want.field, attr))
+		}
+		filled[name] = true
+		if want.field == fieldID {
+			id = attr
+			t.idColumn = name
+		}
+	}
+	for _, a := range attrs {
+		if a.required && !a.generated && !filled[a.name] {
+			return id, relay.Fatal(fmt.Errorf("column %q of inbox %s is NOT NULL without a default, and the relay has nothing to put there: ALTER TABLE %s ALTER COLUMN %s SET DEFAULT … or DROP NOT NULL",
+				a.name, t.name, t.name, pgx.Identifier{a.name}.Sanitize()))
+		}
+	}
+	for _, c := range t.columns {
+		t.arrayOIDs = append(t.arrayOIDs, c.array)
+	}
+	return id, nil
+}
+
+func find(attrs []attribute, name string) (attribute, bool) {
+	for _, a := range attrs {
+		if a.name == name {
+			return a, true
+		}
+	}
+	return attribute{}, false
+}
+
+func (t *table) noColumn(name, usual string, attrs []attribute) error {
+	names := make([]string, len(attrs))
+	for i, a := range attrs {
+		names[i] = a.name
+	}
+	hint := "it has " + strings.Join(names, ", ")
+	if near := relaycfg.Nearest(name, names); near != "" {
+		hint = "did you mean " + strconv.Quote(near) + "?"
+	}
+	return fmt.Errorf("inbox %s has no column %q for the %s: %s", t.name, name, strings.ReplaceAll(usual, "_", " "), hint)
+}
+
+// newColumn picks the cheapest form in which the server takes the field.
+// Strings are not cast, because a cast to varchar(n) would cut them silently
+// where an assignment is an error.
+func newColumn(f field, a attribute) column {
+	c := column{field: f, name: pgx.Identifier{a.name}.Sanitize(), elem: textOID, array: textArrayOID}
+	if f == fieldPayload {
+		switch a.base {
+		case jsonbOID:
+			c.elem, c.array = jsonbOID, jsonbArrayOID
+			return c
+		case jsonOID:
+			c.elem, c.array = jsonOID, jsonArrayOID
+			return c
+		case byteaOID:
+			c.elem, c.array = byteaOID, byteaArrayOID
+			return c
+		}
+	}
+	if a.category != "S" {
+		c.cast = a.typeName
+	}
+	return c
+}
+
+const uniqueKeysSQL = `
+SELECT count(*) FILTER (WHERE alone), count(*) FILTER (WHERE indisunique AND NOT alone), coalesce(bool_or(leads), false)
+FROM (
+    SELECT i.indisunique,
+           i.indisunique AND i.indimmediate AND i.indnkeyatts = 1 AND i.indkey[0] = $2 AND i.indpred IS NULL AS alone,
+           i.indkey[0] = $2 AND i.indpred IS NULL AS leads
+    FROM pg_catalog.pg_index i
+    WHERE i.indrelid = $1::oid AND i.indisvalid AND i.indislive
+) k`
+
+// chooseConflict decides how duplicates are recognised.
+func (t *table) chooseConflict(ctx context.Context, pool *pgxpool.Pool, rel relation, id attribute) error {
+	var alone, others int
+	var leads bool
+	if err := pool.QueryRow(ctx, uniqueKeysSQL, rel.oid, id.num).Scan(&alone, &others, &leads); err != nil {
+		return fmt.Errorf("read unique keys of inbox %s: %w", t.name, err)
+	}
+	column := pgx.Identifier{id.name}.Sanitize()
+	switch {
+	case alone > 0 && id.selects:
+		t.targeted = true
+	case alone > 0 && others == 0:
+		// ON CONFLICT DO NOTHING can only mean the event id.
+	case alone > 0:
+		return relay.Fatal(fmt.Errorf("inbox %s has more than one unique key and the relay may not read %s, so it cannot tell a duplicate from a conflict: GRANT SELECT (%s) ON %s to the relay's role",
+			t.name, column, column, t.name))
+	case rel.partitioned && leads && id.selects:
+		t.lookup = true
+	case rel.partitioned && leads:
+		return relay.Fatal(fmt.Errorf("inbox %s is partitioned and has no unique key on %s alone, so duplicates must be looked up: GRANT SELECT (%s) ON %s to the relay's role",
+			t.name, column, column, t.name))
+	case rel.partitioned:
+		return relay.Fatal(fmt.Errorf("inbox %s has no index by which a duplicate is found: CREATE INDEX ON %s (%s), or make %s the first column of its primary key",
+			t.name, t.name, column, column))
+	default:
+		return relay.Fatal(fmt.Errorf("inbox %s has no unique key on %s, so duplicates could not be dropped: ALTER TABLE %s ADD UNIQUE (%s); it must not be partial or deferrable",
+			t.name, column, t.name, column))
+	}
+	return nil
+}
+
+func (t *table) insertSQL() string {
+	var into, values, params, names strings.Builder
+	for i, c := range t.columns {
+		if i > 0 {
+			for _, b := range []*strings.Builder{&into, &values, &params, &names} {
+				b.WriteString(", ")
+			}
+		}
+		n := strconv.Itoa(i + 1)
+		into.WriteString(c.name)
+		names.WriteString("c" + n)
+		params.WriteString("$" + n + "::" + arrayType(c.array))
+		values.WriteString(c.value(n))
+	}
+	if t.receivedAt != "" {
+		into.WriteString(", " + t.receivedAt)
+		values.WriteString(", clock_timestamp()")
+	}
+	sql := "INSERT INTO " + t.name + " (" + into.String() + ")\nSELECT " + values.String() +
+		"\nFROM unnest(" + params.String() + ") AS m(" + names.String() + ")"
+	id := pgx.Identifier{t.idColumn}.Sanitize()
+	switch {
+	case t.targeted:
+		return sql + "\nON CONFLICT (" + id + ") DO NOTHING"
+	case t.lookup:
+		return sql + "\nWHERE NOT EXISTS (SELECT FROM " + t.name + " AS old WHERE old." + id + " = " + t.columns[0].value("1") + ")"
+	}
+	return sql + "\nON CONFLICT DO NOTHING"
+}
+
+func (c column) value(n string) string {
+	if c.cast != "" {
+		return "m.c" + n + "::" + c.cast
+	}
+	return "m.c" + n
+}
+
+func arrayType(oid uint32) string {
+	switch oid {
+	case jsonbArrayOID:
+		return "jsonb[]"
+	case jsonArrayOID:
+		return "json[]"
+	case byteaArrayOID:
+		return "bytea[]"
+	}
+	return "text[]"
+}
