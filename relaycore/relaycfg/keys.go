@@ -18,12 +18,11 @@ type Key struct {
 	Default  json.RawMessage `json:"default,omitempty"` // absent when the default is empty
 	Aliases  []string        `json:"aliases,omitempty"`
 	Enum     []string        `json:"enum,omitempty"`
+	Unit     string          `json:"unit,omitempty"` // of a bare number in a duration: "s" or "ms"
+	Min      *int64          `json:"min,omitempty"`
 	Doc      string          `json:"doc"`
 
-	index  []int
-	unit   string
-	min    int64
-	hasMin bool
+	index []int
 }
 
 // Keys lists the keys of the configuration struct cfg, or of the struct to which
@@ -60,10 +59,10 @@ func appendKeys(keys []Key, v reflect.Value, index []int) []Key {
 			case "enum":
 				key.Enum = strings.Split(value, "|")
 			case "unit":
-				key.unit = value
+				key.Unit = value
 			case "min":
-				key.min, _ = strconv.ParseInt(value, 10, 64)
-				key.hasMin = true
+				least, _ := strconv.ParseInt(value, 10, 64)
+				key.Min = &least
 			}
 		}
 		if !v.Field(i).IsZero() && key.Type != "secret" {

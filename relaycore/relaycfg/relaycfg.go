@@ -102,7 +102,7 @@ func match(keys []Key, spelled string) (key Key, unit string, ok bool) {
 	for _, k := range keys {
 		names := append([]string{k.Name}, k.Aliases...)
 		if slices.Contains(names, spelled) {
-			return k, cmpOr(unitOf(spelled), k.unit), true
+			return k, cmpOr(unitOf(spelled), k.Unit), true
 		}
 		if k.Type == "duration" {
 			for _, suffix := range []string{"_ms", "_seconds"} {
@@ -153,8 +153,8 @@ func set(field reflect.Value, key Key, unit string, raw json.RawMessage) error {
 		if err := d.parse(raw, unit); err != nil {
 			return err
 		}
-		if key.hasMin && int64(*d) < key.min {
-			return fmt.Errorf("is %s; must be at least %d", *d, key.min)
+		if key.Min != nil && int64(*d) < *key.Min {
+			return fmt.Errorf("is %s; must be at least %d", *d, *key.Min)
 		}
 		return nil
 	}
@@ -171,8 +171,8 @@ func set(field reflect.Value, key Key, unit string, raw json.RawMessage) error {
 		}
 		return fmt.Errorf("unknown value %q; must be one of %s", field.String(), strings.Join(key.Enum, ", "))
 	}
-	if key.hasMin && field.CanInt() && field.Int() < key.min {
-		return fmt.Errorf("is %d; must be at least %d", field.Int(), key.min)
+	if key.Min != nil && field.CanInt() && field.Int() < *key.Min {
+		return fmt.Errorf("is %d; must be at least %d", field.Int(), *key.Min)
 	}
 	return nil
 }
