@@ -1,27 +1,241 @@
 // Package jsonscan finds values inside JSON text without decoding it. Every
-// function returns slices of its input and copies nothing.
+// function validates what it passes over, exactly as encoding/json would, and
+// returns slices of its input: nothing is copied and nothing is allocated beyond
+// the slices that callers pass in to be appended to.
+//
+// A value is returned without the white space around it.
 package jsonscan
 
-import "encoding/json"
+import (
+	"errors"
+	"fmt"
+)
 
-// Field returns the raw value of the member called name of the JSON object obj,
+// ErrNotArray and ErrNotObject say that the text is valid so far, but holds
+// another kind of value than was asked for.
+var (
+	ErrNotArray  = errors.New("not a JSON array")
+	ErrNotObject = errors.New("not a JSON object")
+)
+
+// Member is one member of an object.
+type Member struct {
+	Name  []byte // the string as written, with its quotes
+	Value []byte
+}
+
+// Is reports whether the member is called name.
+func (m Member) Is(name string) bool {
+	_, plain, _ := scanString(m.Name, 0)
+	return sameName(m.Name, plain, name)
+}
+
+// Valid reports whether text is one JSON value.
+func Valid(text []byte) bool {
+	i := space(text, 0)
+	i, err := skip(text, i, 0)
+	return err == nil && space(text, i) == len(text)
+}
+
+// Elements appends the elements of the JSON array text to dst.
+func Elements(dst [][]byte, text []byte) ([][]byte, error) {
+	i := space(text, 0)
+	if i == len(text) || text[i] != '[' {
+		return dst, notA(text, i, ErrNotArray)
+	}
+	i = space(text, i+1)
+	if i < len(text) && text[i] == ']' {
+		return dst, trailing(text, i+1)
+	}
+	for {
+		start := i
+		var err error
+		if i, err = skip(text, i, 1); err != nil {
+			return dst, err
+		}
+		dst = append(dst, text[start:i])
+		i = space(text, i)
+		switch at(text, i) {
+		case ',':
+			i = space(text, i+1)
+		case ']':
+			return dst, trailing(text, i+1)
+		default:
+			return dst, syntax(text, i)
+		}
+	}
+}
+
+// Members appends the members of the JSON object text to dst, in the order in
+// which they are written, repeated ones too.
+func Members(dst []Member, text []byte) ([]Member, error) {
+	var it members
+	it.open(text)
+	for it.next() {
+		dst = append(dst, Member{Name: text[it.name:it.nameEnd], Value: text[it.value:it.valueEnd]})
+	}
+	return dst, it.err
+}
+
+// Field returns the raw value of the member called name of the JSON object text,
 // and whether there is one. Of repeated members the last counts, as in jsonb.
-func Field(obj []byte, name string) (value []byte, ok bool) {
-	var m map[string]json.RawMessage
-	if json.Unmarshal(obj, &m) != nil {
+func Field(text []byte, name string) (value []byte, ok bool) {
+	var it members
+	it.open(text)
+	for it.next() {
+		if sameName(text[it.name:it.nameEnd], it.plain, name) {
+			value, ok = text[it.value:it.valueEnd], true
+		}
+	}
+	if it.err != nil {
 		return nil, false
 	}
-	value, ok = m[name]
 	return value, ok
+}
+
+// Fields looks for several members in one pass: values[i] becomes the raw value
+// of the member called names[i], or nil when there is none. Both slices have the
+// same length.
+func Fields(text []byte, names []string, values [][]byte) error {
+	clear(values)
+	var it members
+	it.open(text)
+	for it.next() {
+		for i, name := range names {
+			if sameName(text[it.name:it.nameEnd], it.plain, name) {
+				values[i] = text[it.value:it.valueEnd]
+			}
+		}
+	}
+	return it.err
+}
+
+// members walks over an object.
+type members struct {
+	text            []byte
+	pos             int
+	name, nameEnd   int
+	value, valueEnd int
+	plain           bool // the name has neither escapes nor bytes outside ASCII
+	err             error
+}
+
+func (it *members) open(text []byte) {
+	it.text = text
+	it.pos = space(text, 0)
+	if it.pos == len(text) || text[it.pos] != '{' {
+		it.err = notA(text, it.pos, ErrNotObject)
+		return
+	}
+	it.pos = space(text, it.pos+1)
+	if at(text, it.pos) == '}' {
+		it.end()
+	}
+}
+
+func (it *members) end() {
+	it.err = trailing(it.text, it.pos+1)
+	it.pos = -1
+}
+
+func (it *members) next() bool {
+	if it.err != nil || it.pos < 0 {
+		return false
+	}
+	text, i := it.text, it.pos
+	if at(text, i) != '"' {
+		it.err = syntax(text, i)
+		return false
+	}
+	it.name = i
+	if i, it.plain, it.err = scanString(text, i); it.err != nil {
+		return false
+	}
+	it.nameEnd = i
+	if i < len(text) && text[i] != ':' {
+		i = space(text, i)
+	}
+	if at(text, i) != ':' {
+		it.err = syntax(text, i)
+		return false
+	}
+	i = space(text, i+1)
+	it.value = i
+	if i, it.err = skip(text, i, 1); it.err != nil {
+		return false
+	}
+	it.valueEnd = i
+	i = space(text, i)
+	switch at(text, i) {
+	case ',':
+		it.pos = space(text, i+1)
+		if at(text, it.pos) != '"' {
+			it.err = syntax(text, it.pos)
+			return false
+		}
+	case '}':
+		it.pos = i
+		it.end()
+		if it.err != nil {
+			return false
+		}
+	default:
+		it.err = syntax(text, i)
+		return false
+	}
+	return true
+}
+
+// notA tells a value of another kind from text that is no JSON at all.
+func notA(text []byte, i int, kind error) error {
+	if end, err := skip(text, i, 0); err != nil {
+		return err
+	} else if err := trailing(text, end); err != nil {
+		return err
+	}
+	return kind
+}
+
+func trailing(text []byte, i int) error {
+	if i = space(text, i); i < len(text) {
+		return syntax(text, i)
+	}
+	return nil
+}
+
+func syntax(text []byte, i int) error {
+	if i >= len(text) {
+		return errors.New("JSON ends too early")
+	}
+	return fmt.Errorf("invalid character %q in JSON at byte %d", text[i], i)
+}
+
+// at returns 0 behind the end, which is no character of JSON's grammar.
+func at(text []byte, i int) byte {
+	if i < len(text) {
+		return text[i]
+	}
+	return 0
+}
+
+func sameName(quoted []byte, plain bool, name string) bool {
+	raw := quoted[1 : len(quoted)-1]
+	if plain {
+		return string(raw) == name
+	}
+	var buf [128]byte
+	return string(appendUnquoted(buf[:0], raw)) == name
 }
 
 // AppendText appends what a JSON value means as text: a string's characters,
 // nothing for null, and the JSON itself for all else.
 func AppendText(dst, value []byte) []byte {
 	if len(value) > 0 && value[0] == '"' {
-		var s string
-		if json.Unmarshal(value, &s) == nil {
-			return append(dst, s...)
+		if end, plain, err := scanString(value, 0); err == nil && trailing(value, end) == nil {
+			if plain {
+				return append(dst, value[1:end-1]...)
+			}
+			return appendUnquoted(dst, value[1:end-1])
 		}
 	}
 	if string(value) == "null" {
@@ -29,3 +243,6 @@ func AppendText(dst, value []byte) []byte {
 	}
 	return append(dst, value...)
 }
+
+// IsNull reports whether value is absent or JSON's null.
+func IsNull(value []byte) bool { return len(value) == 0 || string(value) == "null" }
