@@ -1,0 +1,123 @@
+#!/usr/bin/env bash
+# Builds the server images for the e2e tests from Debian packages and Maven
+# artifacts, for machines that cannot pull the official ones.
+#
+#   build.sh NAME...        build what is missing; print one image reference a line
+#   build.sh --ref NAME...  print the references, build nothing
+#   build.sh --list         the names
+#
+# An image's tag is a hash of its recipe and of its parents', so that a changed
+# recipe is a new image and an unchanged one is there at once. Safe to run
+# several times in parallel. Progress goes to standard error.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+names="postgres18 postgres13 nats kafka redis rabbitmq sqs"
+repository=pgtrickle-relay-e2e
+suite=trixie
+state=${TMPDIR:-/tmp}/$repository-$(id -u)
+mkdir -p "$state"
+
+say() { echo "e2e/images: $*" >&2; }
+sudo_() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
+
+# recipe NAME: the folder, the parent image and the build arguments of an image.
+recipe() {
+	parent=base folder=$1 args=() artifact=
+	case $1 in
+	base) parent= ;;
+	java) ;;
+	nats | redis | rabbitmq) ;;
+	kafka | sqs) parent=java ;;
+	postgres13) folder=postgres artifact=13.23.0 ;;
+	postgres18) folder=postgres artifact=18.1.0 ;;
+	*) say "no image called $1; there are: $names"; exit 2 ;;
+	esac
+}
+
+hash_of() {
+	local parent folder args artifact up=
+	recipe "$1"
+	[ -z "$parent" ] || up=$(hash_of "$parent")
+	{
+		echo "$1 $suite $artifact $up $(uname -m)"
+		[ "$1" = base ] || find "$folder" -type f | LC_ALL=C sort | xargs cat
+	} | sha256sum | cut -c1-16
+}
+
+ref() { echo "$repository/$1:$(hash_of "$1")"; }
+
+need() { # need COMMAND PACKAGE
+	command -v "$1" >/dev/null && return
+	say "installing $2 (for $1)"
+	sudo_ apt-get update -qq >&2
+	sudo_ env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$2" >&2
+}
+
+# The base image is a minimal Debian, made from the mirror that this machine's
+# own apt uses, with its proxy settings. Nothing of either is in the repository.
+build_base() {
+	local image=$1 root mirror
+	need debootstrap debootstrap
+	root=$(mktemp -d)
+	# shellcheck disable=SC2016 # $(REPO_URI) is apt's
+	mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 2>/dev/null | grep -E '/debian/?$' | head -1 || true)
+	sudo_ debootstrap --variant=minbase "$suite" "$root" ${mirror:+"$mirror"} >"$state/base.log" 2>&1 || {
+		tail -20 "$state/base.log" >&2
+		exit 1
+	}
+	apt-config dump Acquire | grep -i proxy | sudo_ tee "$root/etc/apt/apt.conf.d/90host" >/dev/null || true
+	sudo_ sh -c "rm -rf '$root'/var/cache/apt/archives/*.deb '$root'/usr/share/doc/* '$root'/usr/share/man/* '$root'/usr/share/locale/*"
+	sudo_ tar -C "$root" -c . | docker import --change 'ENV PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8' - "$image" >/dev/null
+	sudo_ rm -rf "$root"
+}
+
+# Maven's own client fetches jars, with the settings of this machine.
+fetch_maven() { # fetch_maven CONTEXT: fills in what the context's pom.xml lists
+	need mvn maven
+	mvn -q -B -f "$1/pom.xml" dependency:copy-dependencies -DoutputDirectory="$1/jars" >&2
+}
+
+fetch_postgres() { # fetch_postgres CONTEXT VERSION
+	local arch=amd64
+	[ "$(uname -m)" = x86_64 ] || arch=arm64v8
+	need mvn maven
+	(cd "$1" && mvn -q -B dependency:unpack -DoutputDirectory="$1" \
+		-Dartifact="io.zonky.test.postgres:embedded-postgres-binaries-linux-$arch:$2" >&2)
+	mv "$1"/postgres-linux-*.txz "$1/postgres.txz"
+}
+
+build() {
+	local parent folder args artifact image context started
+	image=$(ref "$1")
+	if docker image inspect "$image" >/dev/null 2>&1; then return; fi
+	recipe "$1"
+	[ -z "$parent" ] || build "$parent"
+	(
+		flock 9
+		if docker image inspect "$image" >/dev/null 2>&1; then exit; fi
+		say "building $image"
+		started=$SECONDS
+		if [ "$1" = base ]; then
+			build_base "$image"
+		else
+			context=$(mktemp -d)
+			cp -R "$folder/." "$context"
+			[ ! -e "$context/pom.xml" ] || fetch_maven "$context"
+			[ -z "$artifact" ] || fetch_postgres "$context" "$artifact"
+			DOCKER_BUILDKIT=0 docker build --network host --build-arg PARENT="$(ref "$parent")" -t "$image" "$context" >"$state/$1.log" 2>&1 || {
+				tail -30 "$state/$1.log" >&2
+				exit 1
+			}
+			rm -rf "$context"
+		fi
+		say "built $image in $((SECONDS - started)) s"
+	) 9>"$state/$1.lock"
+}
+
+case ${1:-} in
+"") echo "usage: build.sh [--ref] NAME..., of: $names" >&2; exit 2 ;;
+--list) echo "$names" ;;
+--ref) shift; for name in "$@"; do ref "$name"; done ;;
+*) for name in "$@"; do build "$name" && ref "$name"; done ;;
+esac

@@ -1,0 +1,49 @@
+package brokers
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/moby/moby/api/types/container"
+	amqp "github.com/rabbitmq/amqp091-go"
+	"github.com/testcontainers/testcontainers-go"
+)
+
+func rabbitmq() spec {
+	return spec{
+		official: "rabbitmq:4.1.6",
+		own:      "rabbitmq",
+		port:     5672,
+		env:      "RELAY_TEST_RABBITMQ_URL",
+		request: func(Options, int) testcontainers.ContainerRequest {
+			return testcontainers.ContainerRequest{
+				Files: []testcontainers.ContainerFile{{
+					Reader:            strings.NewReader("loopback_users = none\nmax_message_size = 16777216\n"),
+					ContainerFilePath: "/etc/rabbitmq/conf.d/90-tests.conf",
+					FileMode:          0o644,
+				}},
+				// The data folder is named after the host.
+				ConfigModifier: func(c *container.Config) { c.Hostname = "rabbit" },
+				// Erlang sizes its port table by the limit of open files.
+				HostConfigModifier: func(h *container.HostConfig) {
+					h.Ulimits = append(h.Ulimits, &container.Ulimit{Name: "nofile", Soft: 65536, Hard: 65536})
+				},
+			}
+		},
+		url: func(port int) string { return fmt.Sprintf("amqp://guest:guest@127.0.0.1:%d/", port) },
+		ready: func(_ context.Context, url string) error {
+			conn, err := amqp.DialConfig(url, amqp.Config{Dial: amqp.DefaultDial(2 * time.Second)})
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			ch, err := conn.Channel()
+			if err != nil {
+				return err
+			}
+			return ch.Close()
+		},
+	}
+}
