@@ -23,6 +23,9 @@ type Env struct {
 	Pipeline string       // the pipeline's name
 	Group    string       // --relay-group-id
 	Logger   *slog.Logger // never nil; carries the pipeline's name
+	// Subject is the template from which the engine renders Message.Subject, for
+	// sinks that create what takes the messages. Zero for a source.
+	Subject Template
 }
 
 // Backend is one broker: a value that a binary's main passes on. It is a struct
