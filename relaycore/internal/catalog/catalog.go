@@ -1,0 +1,236 @@
+// Package catalog reads pipelines from PostgreSQL: it loads the rows, makes one
+// thing of their two forms, says what is wrong with each, and tells when they
+// change.
+package catalog
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"slices"
+	"strconv"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
+)
+
+// Key identifies a pipeline. A forward and a reverse one may bear the same name.
+type Key struct {
+	Direction relay.Direction
+	Name      string
+}
+
+func (k Key) String() string { return string(k.Direction) + " " + strconv.Quote(k.Name) }
+
+// Compare orders keys by name, then direction.
+func (k Key) Compare(other Key) int {
+	return cmp.Or(cmp.Compare(k.Name, other.Name), cmp.Compare(k.Direction, other.Direction))
+}
+
+// Pipeline is one row of the catalog, normalised.
+type Pipeline struct {
+	Key
+	Enabled bool
+	// Backend is the backend's own name, or the name as spelled when this binary
+	// does not have it. Linked says which.
+	Backend string
+	Linked  bool
+	// Stored is the configuration as it is stored, references to secrets unresolved.
+	Stored json.RawMessage
+	// Revision changes when the configuration does, or a secret that it refers to.
+	Revision string
+	// Err says why the pipeline cannot be built. It wraps no secret.
+	Err error
+
+	malformed   error // the part of Err that no secret can cure
+	backend     relay.Backend
+	common, own *section
+}
+
+// Resolved is what a pipeline is built from: its secrets are in plain text, so
+// it is made when the pipeline is built and not kept.
+type Resolved struct {
+	Settings Settings
+	Backend  relay.Backend
+	Config   json.RawMessage // the backend's own keys, without prefix
+}
+
+// Resolve decodes the configuration with its references to secrets replaced.
+// Its errors name keys as the row spells them.
+func (p *Pipeline) Resolve() (Resolved, error) {
+	if p.malformed != nil {
+		return Resolved{}, p.malformed
+	}
+	common, commonErr := relaycfg.Expand(p.common.raw())
+	own, ownErr := relaycfg.Expand(p.own.raw())
+	if commonErr != nil || ownErr != nil {
+		return Resolved{}, errors.Join(p.common.explain(commonErr), p.own.explain(ownErr))
+	}
+	settings, err := decodeSettings(p.Direction, common)
+	err = p.common.explain(err)
+	if p.Linked {
+		defaults := p.backend.SinkConfig
+		if p.Direction == relay.Reverse {
+			defaults = p.backend.SourceConfig
+		}
+		err = errors.Join(err, p.own.explain(decodeInto(defaults, own)))
+	}
+	if err != nil {
+		return Resolved{}, err
+	}
+	if p.Direction == relay.Forward {
+		if err := p.ownSubject(&settings, own); err != nil {
+			return Resolved{}, err
+		}
+	}
+	return Resolved{Settings: settings, Backend: p.backend, Config: own}, nil
+}
+
+// ownSubject lets the backend's own destination key go before subject_template.
+func (p *Pipeline) ownSubject(s *Settings, own json.RawMessage) error {
+	if p.backend.SubjectKey == "" {
+		return nil
+	}
+	var values map[string]json.RawMessage
+	if err := json.Unmarshal(own, &values); err != nil {
+		return err
+	}
+	for spelled, raw := range values {
+		if name, _ := p.own.find(spelled); name != p.backend.SubjectKey {
+			continue
+		}
+		if _, both := p.common.seen["subject_template"]; both {
+			return relaycfg.Errorf(p.own.paths[spelled], "says the same as %q; keep one", p.common.seen["subject_template"])
+		}
+		if err := json.Unmarshal(raw, &s.SubjectTemplate); err != nil {
+			return relaycfg.Errorf(p.own.paths[spelled], "%s", err)
+		}
+	}
+	return nil
+}
+
+// Explain rewrites the keys in an error of the backend's constructor into the
+// paths of the row.
+func (p *Pipeline) Explain(err error) error {
+	var e *relaycfg.Error
+	if p.own == nil || !errors.As(err, &e) {
+		return err
+	}
+	return p.own.explain(err)
+}
+
+func decodeSettings(d relay.Direction, raw json.RawMessage) (Settings, error) {
+	if d == relay.Forward {
+		s := defaultForward()
+		err := relaycfg.Decode(raw, &s)
+		return Settings{Common: s.Common, Forward: s.Forward}, err
+	}
+	s := defaultReverse()
+	err := relaycfg.Decode(raw, &s)
+	return Settings{Common: s.Common, Reverse: s.Reverse}, err
+}
+
+// Snapshot is the catalog at one moment, ordered by key.
+type Snapshot []Pipeline
+
+// Find returns the pipelines called name, in both directions.
+func (s Snapshot) Find(name string) []Pipeline {
+	var found []Pipeline
+	for _, p := range s {
+		if p.Name == name {
+			found = append(found, p)
+		}
+	}
+	return found
+}
+
+// Querier is a connection or a pool.
+type Querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+}
+
+// ErrNoCatalog says that the database has no relay catalog.
+var ErrNoCatalog = errors.New("the database has no relay catalog; run the migrate command")
+
+// Catalog loads snapshots.
+type Catalog struct {
+	reg  *relay.Registry
+	seed maphash.Seed
+}
+
+// New returns a catalog whose pipelines are checked against the backends of reg.
+func New(reg *relay.Registry) *Catalog { return &Catalog{reg: reg, seed: maphash.MakeSeed()} }
+
+const listSQL = `SELECT name, direction, enabled, config::text FROM pgtrickle.list_relay_configs()`
+
+// A role may be allowed the tables where it is not allowed the function.
+const tablesSQL = `
+SELECT name, 'forward', enabled, config::text FROM pgtrickle.relay_outbox_config
+UNION ALL
+SELECT name, 'reverse', enabled, config::text FROM pgtrickle.relay_inbox_config`
+
+// Load reads all pipelines. A row that makes no sense is a pipeline with an Err.
+func (c *Catalog) Load(ctx context.Context, db Querier) (Snapshot, error) {
+	rows, err := c.rows(ctx, db, listSQL)
+	if code := sqlState(err); code == "42883" || code == "42501" || code == "3F000" {
+		var fallback error
+		if rows, fallback = c.rows(ctx, db, tablesSQL); fallback != nil {
+			if code := sqlState(fallback); code == "42P01" || code == "3F000" {
+				return nil, ErrNoCatalog
+			}
+			return nil, fmt.Errorf("load pipelines: %w", errors.Join(err, fallback))
+		}
+		err = nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("load pipelines: %w", err)
+	}
+	snapshot := make(Snapshot, 0, len(rows))
+	for _, row := range rows {
+		p := Normalise(row, c.reg)
+		p.Revision = c.revision(row)
+		snapshot = append(snapshot, p)
+	}
+	slices.SortFunc(snapshot, func(a, b Pipeline) int { return a.Compare(b.Key) })
+	return snapshot, nil
+}
+
+func (c *Catalog) rows(ctx context.Context, db Querier, sql string) ([]Row, error) {
+	result, err := db.Query(ctx, sql)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(result, func(r pgx.CollectableRow) (Row, error) {
+		var row Row
+		var config string
+		err := r.Scan(&row.Name, &row.Direction, &row.Enabled, &config)
+		row.Config = json.RawMessage(config)
+		return row, err
+	})
+}
+
+// revision covers the values of secrets by a hash that means nothing outside
+// this process, so that a rotated secret file restarts its pipeline.
+func (c *Catalog) revision(row Row) string {
+	sum := sha256.Sum256(row.Config)
+	expanded, err := relaycfg.Expand(row.Config)
+	if err != nil {
+		return fmt.Sprintf("%x", sum[:8])
+	}
+	return fmt.Sprintf("%x-%x", sum[:8], maphash.Bytes(c.seed, expanded))
+}
+
+func sqlState(err error) string {
+	var pgErr *pgconn.PgError
+	if errors.As(err, &pgErr) {
+		return pgErr.Code
+	}
+	return ""
+}
