@@ -376,13 +376,14 @@ func (t *table) insertSQL() string {
 		values.WriteString(", clock_timestamp()")
 	}
 	sql := "INSERT INTO " + t.name + " (" + into.String() + ")\nSELECT " + values.String() +
-		"\nFROM unnest(" + params.String() + ") AS m(" + names.String() + ")"
+		"\nFROM unnest(" + params.String() + ") WITH ORDINALITY AS m(" + names.String() + ", n)"
 	id := pgx.Identifier{t.idColumn}.Sanitize()
 	switch {
 	case t.targeted:
 		return sql + "\nON CONFLICT (" + id + ") DO NOTHING"
 	case t.lookup:
-		return sql + "\nWHERE NOT EXISTS (SELECT FROM " + t.name + " AS old WHERE old." + id + " = " + t.columns[0].value("1") + ")"
+		return sql + "\nWHERE NOT EXISTS (SELECT FROM " + t.name + " AS old WHERE old." + id + " = " + t.columns[0].value("1") + ")" +
+			"\nORDER BY m.n" // the plan may be a hash join, which would lose the order
 	}
 	return sql + "\nON CONFLICT DO NOTHING"
 }
