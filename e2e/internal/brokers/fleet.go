@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net/netip"
 	"os"
 	"slices"
 	"strconv"
@@ -19,6 +20,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/moby/moby/api/types/container"
+	apinetwork "github.com/moby/moby/api/types/network"
 	"github.com/testcontainers/testcontainers-go"
 	"github.com/testcontainers/testcontainers-go/network"
 	"golang.org/x/sync/errgroup"
@@ -131,7 +134,7 @@ func (f *Fleet) start(ctx context.Context, name string) error {
 		}
 		req := sp.request(f.opts, port)
 		req.Image = image
-		req.ExposedPorts = []string{fmt.Sprintf("127.0.0.1:%d:%d/tcp", port, sp.port)}
+		publish(&req, sp.port, port)
 		req.Networks = []string{f.net.Name}
 		req.Labels = labels()
 		c, err = testcontainers.GenericContainer(ctx, testcontainers.GenericContainerRequest{ContainerRequest: req, Started: true})
@@ -154,6 +157,19 @@ func (f *Fleet) start(ctx context.Context, name string) error {
 	}
 	fmt.Fprintf(f.opts.Log, "brokers: %s is up at %s after %.1fs (%s)\n", name, s.URL, time.Since(began).Seconds(), image)
 	return nil
+}
+
+// publish binds a port of the container to a port of this machine's loopback.
+func publish(req *testcontainers.ContainerRequest, inside, outside int) {
+	port := apinetwork.MustParsePort(fmt.Sprintf("%d/tcp", inside))
+	req.ExposedPorts = []string{port.String()}
+	more := req.HostConfigModifier
+	req.HostConfigModifier = func(h *container.HostConfig) {
+		h.PortBindings = apinetwork.PortMap{port: {{HostIP: netip.MustParseAddr("127.0.0.1"), HostPort: strconv.Itoa(outside)}}}
+		if more != nil {
+			more(h)
+		}
+	}
 }
 
 // Server returns a started server.
@@ -194,7 +210,9 @@ func (f *Fleet) Close(ctx context.Context) error {
 
 const labelOwner = "pgtrickle-relay-e2e.owner" // "<boot id>/<pid>" of the process that started it
 
-func labels() map[string]string { return map[string]string{labelOwner: bootID() + "/" + strconv.Itoa(os.Getpid())} }
+func labels() map[string]string {
+	return map[string]string{labelOwner: bootID() + "/" + strconv.Itoa(os.Getpid())}
+}
 
 func bootID() string {
 	id, _ := os.ReadFile("/proc/sys/kernel/random/boot_id") // empty elsewhere: then nothing is ever an orphan

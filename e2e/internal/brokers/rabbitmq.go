@@ -26,10 +26,8 @@ func rabbitmq() spec {
 				}},
 				// The data folder is named after the host.
 				ConfigModifier: func(c *container.Config) { c.Hostname = "rabbit" },
-				// Erlang sizes its port table by the limit of open files.
-				HostConfigModifier: func(h *container.HostConfig) {
-					h.Ulimits = append(h.Ulimits, &container.Ulimit{Name: "nofile", Soft: 65536, Hard: 65536})
-				},
+				// Erlang else sizes its port table by the limit of open files.
+				Env: map[string]string{"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+Q 65536"},
 			}
 		},
 		url: func(port int) string { return fmt.Sprintf("amqp://guest:guest@127.0.0.1:%d/", port) },
