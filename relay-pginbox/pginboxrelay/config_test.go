@@ -1,0 +1,101 @@
+package pginboxrelay
+
+import (
+	"encoding/json"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
+)
+
+func TestConfig(t *testing.T) {
+	t.Parallel()
+	base := func(change func(*config)) config {
+		c := defaults()
+		c.URL, c.Table = "postgres://h/d", "in"
+		change(&c)
+		return c
+	}
+	for name, tc := range map[string]struct {
+		raw     string
+		want    config
+		wantErr string
+	}{
+		"defaults":       {raw: `{"url":"postgres://h/d","table":"in"}`, want: base(func(*config) {})},
+		"aliases":        {raw: `{"url":"postgres://h/d","inbox_table":"in","inbox_schema":"app"}`, want: base(func(c *config) { c.Schema = "app" })},
+		"inbox":          {raw: `{"url":"postgres://h/d","inbox":"in"}`, want: base(func(*config) {})},
+		"columns":        {raw: `{"url":"postgres://h/d","table":"in","id_column":"id","trace_id_column":"-"}`, want: base(func(c *config) { c.ID, c.TraceID = "id", "-" })},
+		"pool":           {raw: `{"url":"postgres://h/d","table":"in","max_connections":5,"timeout":"2s"}`, want: base(func(c *config) { c.MaxConnections, c.Timeout = 5, relaycfg.Duration(2*time.Second) })},
+		"no url":         {raw: `{"table":"in"}`, wantErr: `key "url": is required`},
+		"no table":       {raw: `{"url":"postgres://h/d"}`, wantErr: `key "table": is required`},
+		"unknown key":    {raw: `{"url":"postgres://h/d","table":"in","id_colum":"x"}`, wantErr: `did you mean "id_column"?`},
+		"no connections": {raw: `{"url":"postgres://h/d","table":"in","max_connections":0}`, wantErr: "must be at least 1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			got := defaults()
+			err := relaycfg.Decode([]byte(tc.raw), &got)
+			if tc.wantErr != "" {
+				if err == nil || !strings.Contains(err.Error(), tc.wantErr) {
+					t.Fatalf("Decode(%s) = %v, want error with %q", tc.raw, err, tc.wantErr)
+				}
+				return
+			}
+			if err != nil || got != tc.want {
+				t.Fatalf("Decode(%s) = %+v, %v; want %+v", tc.raw, got, err, tc.want)
+			}
+		})
+	}
+}
+
+func TestURLIsNotShown(t *testing.T) {
+	t.Parallel()
+	for _, url := range []string{"postgres://u:hunter2@h:port/d", "host=h password=hunter2 port=x", "mysql://u:hunter2@h/d", "postgres://u:hunter2@h/d?sslmode=maybe"} {
+		raw, err := json.Marshal(map[string]string{"url": url, "table": "in"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := newSink(t.Context(), relay.Env{}, raw); err == nil || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("NewSink with a malformed URL = %v, want an error without the password", err)
+		}
+	}
+}
+
+func TestPoolSettings(t *testing.T) {
+	t.Parallel()
+	c := defaults()
+	c.URL = "postgres://h/d"
+	pc, err := c.pool(relay.Env{Pipeline: "p"})
+	if err != nil {
+		t.Fatalf("pool() = %v", err)
+	}
+	if pc.MaxConns != 2 || pc.ConnConfig.ConnectTimeout != connectTimeout || pc.ConnConfig.RuntimeParams["application_name"] != "pgtrickle-relay p" {
+		t.Errorf("pool() = %d connections, connect timeout %s, application %q", pc.MaxConns, pc.ConnConfig.ConnectTimeout, pc.ConnConfig.RuntimeParams["application_name"])
+	}
+	c.URL = "postgres://h/d?application_name=mine&connect_timeout=3"
+	pc, err = c.pool(relay.Env{Pipeline: "p"})
+	if err != nil {
+		t.Fatalf("pool() = %v", err)
+	}
+	if pc.ConnConfig.ConnectTimeout != 3*time.Second || pc.ConnConfig.RuntimeParams["application_name"] != "mine" {
+		t.Errorf("pool() does not leave what the URL says: %s, %q", pc.ConnConfig.ConnectTimeout, pc.ConnConfig.RuntimeParams["application_name"])
+	}
+}
+
+// The reference in doc.go has every key.
+func TestEveryKeyIsDocumented(t *testing.T) {
+	t.Parallel()
+	doc, err := os.ReadFile("doc.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range relaycfg.Keys(defaults()) {
+		if !regexp.MustCompile(`(?m)^//\t` + k.Name + ` `).Match(doc) {
+			t.Errorf("doc.go does not mention key %q", k.Name)
+		}
+	}
+}
