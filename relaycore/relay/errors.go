@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 )
 
 // ErrHeldBack is the error of a message that was not sent because an earlier
@@ -130,3 +131,28 @@ func class(err error) errorClass {
 	}
 	return classTransient
 }
+
+// RetryAfter marks err, a transient one, with the delay for which the far end
+// asked before it is tried again.
+func RetryAfter(err error, d time.Duration) error {
+	if err == nil {
+		return nil
+	}
+	return &delayed{err, d}
+}
+
+// RetryDelay returns the delay for which the far end asked, and whether it did.
+// Of several messages' delays it is that of the first.
+func RetryDelay(err error) (d time.Duration, ok bool) {
+	if e, ok := errors.AsType[*delayed](err); ok {
+		return e.delay, true
+	}
+	return 0, false
+}
+
+type delayed struct {
+	error
+	delay time.Duration
+}
+
+func (d *delayed) Unwrap() error { return d.error }

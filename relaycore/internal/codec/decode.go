@@ -1,0 +1,241 @@
+package codec
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/jsonscan"
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+)
+
+// DecoderConfig says where the columns of an inbox come from. Each of the From
+// fields is "header:NAME", "body:PATH" (member names joined by dots), "subject",
+// "key", or "" for what the message itself says.
+type DecoderConfig struct {
+	// Format is that of the bodies. "" and envelope unwrap what has the shape of
+	// our envelope and take any other JSON as the row; payload takes every body
+	// as the row.
+	Format          string
+	EventIDFrom     string
+	EventTypeFrom   string
+	AggregateIDFrom string
+	SourceFrom      string
+}
+
+// Decoder fills Row, and what else the body tells, of reverse messages. It holds
+// no state and may be used by several goroutines.
+type Decoder struct {
+	unwrap                   func(m *relay.Message) error
+	id, subject, key, origin picker
+}
+
+type picker func(m *relay.Message) (string, bool)
+
+// NewDecoder returns an error when the format is unknown or a From field has no
+// meaning.
+func NewDecoder(cfg DecoderConfig) (*Decoder, error) {
+	d := new(Decoder)
+	switch cfg.Format {
+	case "", FormatEnvelope:
+		d.unwrap = unwrapEnvelope
+	case FormatPayload:
+		d.unwrap = func(*relay.Message) error { return nil }
+	case FormatCloudEvents:
+		d.unwrap = unwrapCloudEvent
+	case FormatDebezium:
+		d.unwrap = unwrapDebezium
+	default:
+		return nil, fmt.Errorf("unknown format %q", cfg.Format)
+	}
+	var errs [4]error
+	d.id, errs[0] = newPicker("event_id_from", cfg.EventIDFrom)
+	d.subject, errs[1] = newPicker("event_type_from", cfg.EventTypeFrom)
+	d.key, errs[2] = newPicker("aggregate_id_from", cfg.AggregateIDFrom)
+	d.origin, errs[3] = newPicker("source_from", cfg.SourceFrom)
+	return d, errors.Join(errs[:]...)
+}
+
+func newPicker(key, from string) (picker, error) {
+	kind, arg, _ := strings.Cut(from, ":")
+	switch {
+	case from == "":
+		return nil, nil
+	case kind == "header" && arg != "":
+		return func(m *relay.Message) (string, bool) { return m.Header(arg) }, nil
+	case kind == "body" && arg != "":
+		path := strings.Split(strings.TrimPrefix(arg, "$."), ".")
+		return func(m *relay.Message) (string, bool) { return bodyText(m.Body, path) }, nil
+	case from == "subject":
+		return func(m *relay.Message) (string, bool) { return m.Subject, m.Subject != "" }, nil
+	case from == "key":
+		return func(m *relay.Message) (string, bool) { return m.Key, m.Key != "" }, nil
+	}
+	return nil, fmt.Errorf(`key %q: %q is none of "header:NAME", "body:PATH", "subject", "key"`, key, from)
+}
+
+func bodyText(body []byte, path []string) (string, bool) {
+	for _, name := range path {
+		value, ok := jsonscan.Field(body, name)
+		if !ok {
+			return "", false
+		}
+		body = value
+	}
+	return string(jsonscan.AppendText(nil, body)), true
+}
+
+// Decode fills the messages of batch. One whose body is not JSON, or that lacks
+// what its inbox row is to be made from, gets an Err.
+func (d *Decoder) Decode(batch []relay.Message) {
+	for i := range batch {
+		if m := &batch[i]; m.Err == nil {
+			m.Err = d.decode(m)
+		}
+	}
+}
+
+func (d *Decoder) decode(m *relay.Message) error {
+	m.Row = m.Body
+	if !json.Valid(m.Body) {
+		return relay.Permanent(fmt.Errorf("the body of message %s is not JSON", m.ID))
+	}
+	if err := d.unwrap(m); err != nil {
+		return relay.Permanent(err)
+	}
+	for _, p := range []struct {
+		pick   picker
+		field  *string
+		wanted string
+	}{
+		{d.id, &m.ID, "event_id_from"},
+		{d.subject, &m.Subject, ""},
+		{d.key, &m.Key, ""},
+		{d.origin, &m.Origin, ""},
+	} {
+		if p.pick == nil {
+			continue
+		}
+		value, ok := p.pick(m)
+		switch {
+		case ok && value != "":
+			*p.field = value
+		case p.wanted != "":
+			// Without its identity a redelivery would become a second row.
+			return relay.Permanent(fmt.Errorf("message %s does not have what %s names", m.ID, p.wanted))
+		}
+	}
+	if m.Op == "" {
+		m.Op = relay.OpEvent
+	}
+	return nil
+}
+
+var envelopeStart = []byte(`{"dedup_key":`)
+
+// unwrapEnvelope recognises our envelope by its first member, which only our
+// encoder would put first, and by having all seven.
+func unwrapEnvelope(m *relay.Message) error {
+	if !bytes.HasPrefix(m.Body, envelopeStart) {
+		return nil
+	}
+	var e struct {
+		DedupKey  string          `json:"dedup_key"`
+		Subject   *string         `json:"subject"`
+		Payload   json.RawMessage `json:"payload"`
+		Op        *string         `json:"op"`
+		Full      *bool           `json:"is_full_refresh"`
+		OutboxID  *int64          `json:"outbox_id"`
+		RefreshID *string         `json:"refresh_id"`
+	}
+	if json.Unmarshal(m.Body, &e) != nil || e.Payload == nil || e.Op == nil || e.Full == nil || e.Subject == nil {
+		return nil // somebody else's, after all
+	}
+	m.Row = e.Payload
+	m.ID, m.Subject, m.Op, m.FullRefresh = e.DedupKey, *e.Subject, *e.Op, *e.Full
+	if e.OutboxID != nil {
+		m.OutboxID = *e.OutboxID
+	}
+	if e.RefreshID != nil {
+		m.RefreshID = *e.RefreshID
+	}
+	return nil
+}
+
+func unwrapCloudEvent(m *relay.Message) error {
+	var e struct {
+		ID, Source, Type, PartitionKey, PgtrickleOp string
+		Time                                        time.Time
+		Data                                        json.RawMessage
+	}
+	if err := json.Unmarshal(m.Body, &e); err != nil {
+		return fmt.Errorf("message %s is not a CloudEvents event: %w", m.ID, err)
+	}
+	if e.ID == "" || e.Type == "" || e.Source == "" {
+		return fmt.Errorf("message %s is not a CloudEvents event in structured mode: id, source and type are required", m.ID)
+	}
+	m.ID, m.Subject, m.Origin, m.Row = e.ID, e.Type, e.Source, e.Data
+	if m.Row == nil {
+		m.Row = []byte("null")
+	}
+	if e.PartitionKey != "" {
+		m.Key = e.PartitionKey
+	}
+	if e.PgtrickleOp != "" {
+		m.Op = e.PgtrickleOp
+	}
+	if !e.Time.IsZero() {
+		m.Time = e.Time
+	}
+	return nil
+}
+
+// unwrapDebezium takes the row after the change, or the one before a delete,
+// with or without the schema around it.
+func unwrapDebezium(m *relay.Message) error {
+	type change struct {
+		Before json.RawMessage `json:"before"`
+		After  json.RawMessage `json:"after"`
+		Op     string          `json:"op"`
+		TSMS   int64           `json:"ts_ms"`
+		Source struct {
+			ID    string `json:"id"`
+			Table string `json:"table"`
+		} `json:"source"`
+	}
+	var e struct {
+		Payload *change `json:"payload"`
+		change
+	}
+	if err := json.Unmarshal(m.Body, &e); err != nil {
+		return fmt.Errorf("message %s is not a Debezium event: %w", m.ID, err)
+	}
+	c := &e.change
+	if e.Payload != nil {
+		c = e.Payload
+	}
+	switch c.Op {
+	case "c", "r":
+		m.Op, m.Row = relay.OpInsert, c.After
+	case "u":
+		m.Op, m.Row, m.Before = relay.OpUpdate, c.After, c.Before
+	case "d":
+		m.Op, m.Row = relay.OpDelete, c.Before
+	default:
+		return fmt.Errorf("message %s is not a Debezium event: op %q", m.ID, c.Op)
+	}
+	if m.Row == nil {
+		return fmt.Errorf("message %s: a Debezium event of op %q without its row", m.ID, c.Op)
+	}
+	m.FullRefresh = c.Op == "r"
+	if c.Source.ID != "" {
+		m.ID = c.Source.ID
+	}
+	if c.TSMS != 0 {
+		m.Time = time.UnixMilli(c.TSMS)
+	}
+	return nil
+}

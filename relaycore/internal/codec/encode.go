@@ -1,0 +1,307 @@
+package codec
+
+import (
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/jsonscan"
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+)
+
+// Formats of a body.
+const (
+	FormatEnvelope    = "envelope"
+	FormatPayload     = "payload"
+	FormatCloudEvents = "cloudevents"
+	FormatDebezium    = "debezium"
+)
+
+// Content types of the formats.
+const (
+	typeJSON        = "application/json"
+	typeCloudEvents = "application/cloudevents+json"
+)
+
+// EncoderConfig says how rows become messages.
+type EncoderConfig struct {
+	Subject     relay.Template            // of every message
+	Format      string                    // "" means envelope
+	KeyField    string                    // a field of the row
+	KeyTemplate relay.Template            // goes before KeyField
+	KeyColumns  []string                  // the primary key, when nothing else is said
+	Headers     map[string]relay.Template // added to every message
+	Version     string                    // of the relay, for debezium's source
+}
+
+// Encoder fills Subject, Key, Headers, Body and ContentType of forward messages.
+// It is used by one goroutine.
+type Encoder struct {
+	cfg      EncoderConfig
+	write    func(dst []byte, m *relay.Message) []byte
+	mime     string
+	headers  []header
+	subjects map[subjectKey]string // renderings of a subject that does not look into rows
+	text     []byte                // keys and subjects of the batch in hand
+	spans    []span
+}
+
+type header struct {
+	name  string
+	value relay.Template
+}
+
+type subjectKey struct{ table, op string }
+
+// span is where a message's strings lie in Encoder.text.
+type span struct{ subject, key, end int }
+
+// NewEncoder returns an error when the format is unknown.
+func NewEncoder(cfg EncoderConfig) (*Encoder, error) {
+	e := &Encoder{cfg: cfg, mime: typeJSON, subjects: make(map[subjectKey]string)}
+	switch cfg.Format {
+	case "", FormatEnvelope:
+		e.write = appendEnvelope
+	case FormatPayload:
+		e.write = nil
+	case FormatCloudEvents:
+		e.write, e.mime = appendCloudEvent, typeCloudEvents
+	case FormatDebezium:
+		e.write = e.appendDebezium
+	default:
+		return nil, fmt.Errorf("unknown format %q", cfg.Format)
+	}
+	for name, value := range cfg.Headers {
+		e.headers = append(e.headers, header{name, value})
+	}
+	return e, nil
+}
+
+// Encode fills the messages of batch. The bodies are appended to buf, which it
+// returns for reuse once the batch is settled. A message that cannot be encoded
+// gets an Err and keeps its row.
+func (e *Encoder) Encode(batch []relay.Message, buf []byte) []byte {
+	e.text, e.spans = e.text[:0], e.spans[:0]
+	for i := range batch {
+		e.spans = append(e.spans, e.address(&batch[i]))
+	}
+	text := string(e.text) // the batch's strings, in one allocation
+	for i := range batch {
+		m, s := &batch[i], e.spans[i]
+		if m.Subject == "" {
+			m.Subject = text[s.subject:s.key]
+		}
+		if m.Key == "" {
+			m.Key = text[s.key:s.end]
+		}
+		if m.Err != nil {
+			continue
+		}
+		m.ContentType = e.mime
+		if e.write == nil {
+			m.Body = m.Row
+			continue
+		}
+		start := len(buf)
+		buf = e.write(buf, m)
+		m.Body = buf[start:len(buf):len(buf)]
+	}
+	return buf
+}
+
+// address renders the message's subject, key and headers.
+func (e *Encoder) address(m *relay.Message) (s span) {
+	s.subject = len(e.text)
+	if m.Subject == "" {
+		m.Err = first(m.Err, e.subject(m))
+	}
+	s.key = len(e.text)
+	if m.Key == "" && m.Err == nil {
+		m.Err = first(m.Err, e.key(m))
+	}
+	s.end = len(e.text)
+	if m.Err != nil || len(e.headers) == 0 {
+		return s
+	}
+	own := make([]relay.Header, 0, len(m.Headers)+len(e.headers))
+	for _, h := range m.Headers {
+		if _, configured := e.cfg.Headers[h.Name]; !configured {
+			own = append(own, h)
+		}
+	}
+	for _, h := range e.headers {
+		value, err := h.value.Render(m)
+		m.Err = first(m.Err, err)
+		own = append(own, relay.Header{Name: h.name, Value: value})
+	}
+	m.Headers = own
+	return s
+}
+
+func first(a, b error) error {
+	if a != nil {
+		return a
+	}
+	return b
+}
+
+// maxSubjects bounds the memory of renderings: tables times operations.
+const maxSubjects = 1000
+
+func (e *Encoder) subject(m *relay.Message) (err error) {
+	if e.cfg.Subject.PerMessage() {
+		e.text, err = e.cfg.Subject.Append(e.text, m)
+		return err
+	}
+	k := subjectKey{m.StreamTable, m.Op}
+	s, ok := e.subjects[k]
+	if !ok {
+		if s, err = e.cfg.Subject.Render(m); err != nil {
+			return err
+		}
+		if len(e.subjects) < maxSubjects {
+			e.subjects[k] = s
+		}
+	}
+	m.Subject = s
+	return nil
+}
+
+func (e *Encoder) key(m *relay.Message) (err error) {
+	switch {
+	case !e.cfg.KeyTemplate.IsZero():
+		e.text, err = e.cfg.KeyTemplate.Append(e.text, m)
+		return err
+	case e.cfg.KeyField != "":
+		value, ok := jsonscan.Field(m.Row, e.cfg.KeyField)
+		if !ok {
+			return relay.Permanent(fmt.Errorf("key_field %q: the row of %s has no such field", e.cfg.KeyField, m.ID))
+		}
+		e.text = jsonscan.AppendText(e.text, value)
+		return nil
+	}
+	start := len(e.text)
+	for i, column := range e.cfg.KeyColumns {
+		value, ok := jsonscan.Field(m.Row, column)
+		if !ok { // a projection without its primary key has no key
+			e.text = e.text[:start]
+			return nil
+		}
+		if i > 0 {
+			e.text = append(e.text, ',')
+		}
+		e.text = jsonscan.AppendText(e.text, value)
+	}
+	return nil
+}
+
+func appendEnvelope(dst []byte, m *relay.Message) []byte {
+	dst = append(dst, `{"dedup_key":`...)
+	dst = appendString(dst, m.ID)
+	dst = append(dst, `,"subject":`...)
+	dst = appendString(dst, m.Subject)
+	dst = append(dst, `,"payload":`...)
+	dst = append(dst, m.Row...)
+	dst = append(dst, `,"op":`...)
+	dst = appendString(dst, m.Op)
+	dst = append(dst, `,"is_full_refresh":`...)
+	dst = strconv.AppendBool(dst, m.FullRefresh)
+	dst = append(dst, `,"outbox_id":`...)
+	dst = strconv.AppendInt(dst, m.OutboxID, 10)
+	dst = append(dst, `,"refresh_id":`...)
+	if m.RefreshID == "" {
+		return append(dst, `null}`...)
+	}
+	return append(appendString(dst, m.RefreshID), '}')
+}
+
+// appendCloudEvent writes a CloudEvents 1.0 event in structured mode. The key is
+// its partitionkey extension, the operation its pgtrickleop extension.
+func appendCloudEvent(dst []byte, m *relay.Message) []byte {
+	dst = append(dst, `{"specversion":"1.0","id":`...)
+	dst = appendString(dst, m.ID)
+	dst = append(dst, `,"source":`...)
+	dst = appendString(dst, "/pgtrickle/"+m.StreamTable)
+	dst = append(dst, `,"type":`...)
+	dst = appendString(dst, m.Subject)
+	if !m.Time.IsZero() {
+		dst = append(dst, `,"time":"`...)
+		dst = m.Time.UTC().AppendFormat(dst, time.RFC3339Nano)
+		dst = append(dst, '"')
+	}
+	dst = append(dst, `,"datacontenttype":"application/json","pgtrickleop":`...)
+	dst = appendString(dst, m.Op)
+	if m.Key != "" {
+		dst = append(dst, `,"partitionkey":`...)
+		dst = appendString(dst, m.Key)
+	}
+	dst = append(dst, `,"data":`...)
+	dst = append(dst, m.Row...)
+	return append(dst, '}')
+}
+
+var debeziumOps = map[string]string{relay.OpInsert: "c", relay.OpUpdate: "u", relay.OpDelete: "d"}
+
+// appendDebezium writes Debezium's JSON envelope, without schema.
+func (e *Encoder) appendDebezium(dst []byte, m *relay.Message) []byte {
+	op := debeziumOps[m.Op]
+	if m.FullRefresh && m.Op == relay.OpInsert {
+		op = "r" // a snapshot's row, to be upserted
+	}
+	before, after := m.Before, m.Row
+	if m.Op == relay.OpDelete {
+		before, after = m.Row, nil
+	}
+	millis := m.Time.UnixMilli()
+	if m.Time.IsZero() {
+		millis = 0
+	}
+	dst = append(dst, `{"schema":null,"payload":{"before":`...)
+	dst = appendRowOrNull(dst, before)
+	dst = append(dst, `,"after":`...)
+	dst = appendRowOrNull(dst, after)
+	dst = append(dst, `,"op":`...)
+	dst = appendString(dst, op)
+	dst = append(dst, `,"ts_ms":`...)
+	dst = strconv.AppendInt(dst, millis, 10)
+	dst = append(dst, `,"source":{"version":`...)
+	dst = appendString(dst, e.cfg.Version)
+	dst = append(dst, `,"connector":"pgtrickle","name":"pgtrickle-relay","ts_ms":`...)
+	dst = strconv.AppendInt(dst, millis, 10)
+	dst = append(dst, `,"table":`...)
+	dst = appendString(dst, m.StreamTable)
+	dst = append(dst, `,"id":`...)
+	dst = appendString(dst, m.ID)
+	return append(dst, `}}}`...)
+}
+
+func appendRowOrNull(dst, row []byte) []byte {
+	if row == nil {
+		return append(dst, "null"...)
+	}
+	return append(dst, row...)
+}
+
+const hex = "0123456789abcdef"
+
+// appendString appends s as a JSON string.
+func appendString(dst []byte, s string) []byte {
+	dst = append(dst, '"')
+	start := 0
+	for i := range len(s) {
+		c := s[i]
+		if c >= 0x20 && c != '"' && c != '\\' {
+			continue
+		}
+		dst = append(dst, s[start:i]...)
+		switch c {
+		case '"', '\\':
+			dst = append(dst, '\\', c)
+		default:
+			dst = append(dst, '\\', 'u', '0', '0', hex[c>>4], hex[c&0xf])
+		}
+		start = i + 1
+	}
+	dst = append(dst, s[start:]...)
+	return append(dst, '"')
+}

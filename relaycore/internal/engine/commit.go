@@ -1,0 +1,209 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+)
+
+// commitAll makes settlements durable until there are no more, even when ctx
+// ends meanwhile: what is delivered should not be delivered again.
+func (r *run) commitAll(ctx context.Context) error {
+	c := committer{run: r}
+	c.checkpointer, _ = r.Source.(relay.Checkpointer)
+	var last time.Time
+	for {
+		s, ok := <-r.settled
+		if !ok {
+			return c.commit(ctx, false)
+		}
+		c.add(s)
+		open := c.addReady()
+		for open && !c.due(last) {
+			open = c.addUntil(last.Add(r.CommitEvery))
+		}
+		if err := c.commit(ctx, open); err != nil {
+			return err
+		}
+		last = time.Now()
+		if !open {
+			return nil
+		}
+	}
+}
+
+// committer joins settlements into one commit.
+type committer struct {
+	*run
+	checkpointer relay.Checkpointer // nil for a broker
+
+	sum     settlement
+	counted time.Time // when a broker's counts were last stored
+	waiting []chan<- struct{}
+	err     error
+}
+
+// add takes s up. A checkpoint is computed at once, which frees the messages.
+func (c *committer) add(s settlement) {
+	c.sum.Delivered += s.Delivered
+	c.sum.Skipped += s.Skipped
+	c.sum.Letters = append(c.sum.Letters, s.Letters...)
+	c.sum.Redriven = append(c.sum.Redriven, s.Redriven...)
+	if s.Position != "" {
+		c.sum.Position = s.Position
+	}
+	c.sum.bytes += s.bytes
+	c.sum.bufs = append(c.sum.bufs, s.bufs...)
+	if s.done != nil {
+		c.waiting = append(c.waiting, s.done)
+	}
+	switch {
+	case len(s.messages) == 0:
+	case c.checkpointer == nil:
+		c.sum.messages = append(c.sum.messages, s.messages...)
+	default:
+		at, err := c.checkpointer.Checkpoint(s.messages)
+		if err != nil {
+			c.err = err
+		} else {
+			c.sum.Checkpoint = &at
+		}
+	}
+}
+
+// addReady takes up what is there, and reports whether more can come.
+func (c *committer) addReady() bool {
+	for {
+		select {
+		case s, ok := <-c.settled:
+			if !ok {
+				return false
+			}
+			c.add(s)
+		default:
+			return true
+		}
+	}
+}
+
+func (c *committer) addUntil(deadline time.Time) bool {
+	timer := time.NewTimer(time.Until(deadline))
+	defer timer.Stop()
+	select {
+	case s, ok := <-c.settled:
+		if ok {
+			c.add(s)
+		}
+		return ok
+	case <-timer.C:
+		return true
+	}
+}
+
+// due reports whether the commit should wait no longer for company. A broker's
+// acknowledgements do not wait at all: somebody may be waiting for them.
+func (c *committer) due(last time.Time) bool {
+	return c.checkpointer == nil || c.err != nil || len(c.waiting) > 0 || len(c.sum.Letters) > 0 ||
+		c.sum.bytes > c.InFlightBytes/2 || c.sum.Delivered > maxUncommitted/2 || time.Since(last) >= c.CommitEvery
+}
+
+// commit writes the sum to the ledger and then acknowledges it to the source.
+func (c *committer) commit(ctx context.Context, open bool) error {
+	keep := Commit{}
+	defer func() {
+		c.release(c.sum.bytes)
+		for _, buf := range c.sum.bufs {
+			c.buffers.Put(buf)
+		}
+		clear(c.sum.messages)
+		c.sum = settlement{messages: c.sum.messages[:0], Commit: keep}
+		c.waiting = c.waiting[:0]
+	}()
+	if c.err != nil {
+		return c.err
+	}
+	began := time.Now()
+	// A cancelled context must not keep back what is delivered already, but a
+	// database that is away must not hold up a shutdown either.
+	writing, cancel := c.outliving(ctx)
+	defer cancel()
+	counts := Commit{Delivered: c.sum.Delivered, Skipped: c.sum.Skipped}
+	switch {
+	case !c.essential() && counts.Delivered+counts.Skipped == 0:
+	case !c.essential() && open && time.Since(c.counted) < countEvery:
+		keep = counts
+	default:
+		c.counted = time.Now()
+		if err := c.retry(writing, "commit checkpoint", func() error { return c.Ledger.Commit(writing, c.sum.Commit) }); err != nil {
+			return err
+		}
+	}
+	switch {
+	case c.sum.Checkpoint != nil:
+		if err := c.checkpointer.Committed(writing, *c.sum.Checkpoint); err != nil {
+			c.Logger.Warn("clean up behind the checkpoint", "error", err)
+		}
+	case len(c.sum.messages) > 0:
+		if err := c.ack(writing, c.sum.messages); err != nil {
+			return err
+		}
+	}
+	c.Meter.Committed(time.Since(began))
+	for _, done := range c.waiting {
+		close(done)
+	}
+	return nil
+}
+
+// countEvery is how often a broker's counts are stored, when they are all that
+// there is to store.
+const countEvery = time.Second
+
+// essential reports whether the sum holds more than counts.
+func (c *committer) essential() bool {
+	return c.sum.Checkpoint != nil || c.sum.Position != "" || len(c.sum.Letters) > 0 || len(c.sum.Redriven) > 0
+}
+
+const commitGrace = 2 * time.Second
+
+// outliving returns a context that ends commitGrace after ctx.
+func (c *committer) outliving(ctx context.Context) (context.Context, context.CancelFunc) {
+	out, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		timer := time.NewTimer(commitGrace)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+			cancel(context.Cause(ctx))
+		case <-out.Done():
+		}
+	})
+	return out, func() { stop(); cancel(nil) }
+}
+
+// maxAckTries bounds the tries to acknowledge one batch. What cannot be
+// acknowledged the broker delivers again, and the inbox drops.
+const maxAckTries = 5
+
+func (c *committer) ack(ctx context.Context, batch []relay.Message) error {
+	var wait backoff
+	for try := 1; ; try++ {
+		err := c.Source.Ack(ctx, batch)
+		switch {
+		case err == nil:
+			return nil
+		case relay.IsFatal(err):
+			return err
+		}
+		c.Meter.SourceFailed()
+		if try == maxAckTries || errors.Is(err, context.Canceled) {
+			c.Logger.Warn("messages are stored but not acknowledged; the broker will deliver them again", "messages", len(batch), "error", err)
+			return nil
+		}
+		if err := sleep(ctx, wait.next(err)); err != nil {
+			return nil
+		}
+	}
+}

@@ -1,0 +1,624 @@
+package engine_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/engine"
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
+)
+
+// table is a Checkpointer over a slice: an outbox in memory.
+type table struct {
+	mu      sync.Mutex
+	rows    []relay.Message
+	next    int
+	settled map[int]bool
+	more    chan struct{}
+}
+
+func newTable(n, keys int) *table {
+	s := &table{settled: make(map[int]bool), more: make(chan struct{}, 1)}
+	for i := range n {
+		s.rows = append(s.rows, relaytest.Message(i+1, fmt.Sprintf("k%d", i%keys)))
+	}
+	return s
+}
+
+// reopen is what a restart sees: everything beyond the checkpoint again.
+func (s *table) reopen(at relay.Checkpoint) *table {
+	n := &table{rows: s.rows, settled: make(map[int]bool), more: make(chan struct{}, 1)}
+	n.next = int(at.LastID)
+	return n
+}
+
+func (s *table) Receive(ctx context.Context, limit int) ([]relay.Message, error) {
+	for {
+		s.mu.Lock()
+		end := min(len(s.rows), s.next+limit)
+		batch := slices.Clone(s.rows[s.next:end])
+		s.next = end
+		s.mu.Unlock()
+		if len(batch) > 0 {
+			return batch, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-s.more:
+		}
+	}
+}
+
+func (s *table) insert(rows ...relay.Message) {
+	s.mu.Lock()
+	s.rows = append(s.rows, rows...)
+	s.mu.Unlock()
+	s.more <- struct{}{}
+}
+
+func (s *table) Ack(context.Context, []relay.Message) error { panic("a Checkpointer is not acked") }
+func (s *table) Close() error                               { return nil }
+
+func (s *table) Checkpoint(batch []relay.Message) (relay.Checkpoint, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range batch {
+		s.settled[int(batch[i].OutboxID)] = true
+	}
+	upTo := 0
+	for s.settled[upTo+1] {
+		upTo++
+	}
+	return relay.Checkpoint{State: json.RawMessage(strconv.Itoa(upTo)), LastID: int64(upTo)}, nil
+}
+
+func (s *table) Committed(context.Context, relay.Checkpoint) error { return nil }
+
+// memory is a Ledger that keeps its commits.
+type memory struct {
+	mu      sync.Mutex
+	state   engine.State
+	letters []engine.Letter
+	dead    map[string]bool
+	commits int
+	total   engine.Commit
+	fenced  bool
+	fail    error
+}
+
+func newMemory() *memory { return &memory{dead: make(map[string]bool)} }
+
+func (l *memory) Commit(_ context.Context, c engine.Commit) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.fenced {
+		return engine.ErrFenced
+	}
+	if l.fail != nil {
+		return l.fail
+	}
+	l.commits++
+	if c.Checkpoint != nil {
+		l.state.Checkpoint = *c.Checkpoint
+	}
+	if c.Position != "" {
+		l.state.Position = c.Position
+	}
+	l.total.Delivered += c.Delivered
+	l.total.Skipped += c.Skipped
+	for _, letter := range c.Letters {
+		at := slices.IndexFunc(l.letters, func(o engine.Letter) bool { return o.Message.ID == letter.Message.ID })
+		if at < 0 {
+			letter.ID = int64(len(l.letters) + 1)
+			l.letters = append(l.letters, letter)
+		}
+		l.dead[letter.Message.ID] = !letter.Parked()
+	}
+	l.letters = slices.DeleteFunc(l.letters, func(o engine.Letter) bool { return slices.Contains(c.Redriven, o.ID) })
+	return nil
+}
+
+func (l *memory) Deliverable(_ context.Context, limit int) (out []engine.Letter, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	blocked := make(map[string]bool)
+	for _, letter := range l.letters {
+		if key := letter.Message.Key; l.dead[letter.Message.ID] {
+			blocked[key] = true
+		} else if !blocked[key] && len(out) < limit {
+			out = append(out, letter)
+		}
+	}
+	return out, nil
+}
+
+func (l *memory) ParkedKeys(context.Context) (keys []string, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, letter := range l.letters {
+		keys = append(keys, letter.Message.Key)
+	}
+	return keys, nil
+}
+
+func (l *memory) retryAll() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	clear(l.dead)
+}
+
+// script is a sink that asks answer what to say to each Publish, and keeps what
+// it confirmed in a queue.
+type script struct {
+	relay.Sink
+	answer func(call int, batch []relay.Message) error
+	calls  int
+}
+
+func (s *script) Publish(ctx context.Context, batch []relay.Message) error {
+	s.calls++
+	if s.answer != nil {
+		err := s.answer(s.calls, batch)
+		var partial *relay.BatchError
+		if err != nil && !errors.As(err, &partial) {
+			return err
+		}
+		if partial != nil {
+			for i := range batch {
+				if partial.Failed[i] == nil {
+					_ = s.Sink.Publish(ctx, batch[i:i+1])
+				}
+			}
+			return err
+		}
+	}
+	return s.Sink.Publish(ctx, batch)
+}
+
+func noTransform(_ []relay.Message, buf []byte) []byte { return buf }
+
+type bench struct {
+	source *table
+	queue  *relaytest.Queue
+	sink   *script
+	ledger *memory
+	cfg    engine.Config
+	engine *engine.Engine
+	stop   context.CancelFunc
+	kill   context.CancelFunc
+	result chan error
+}
+
+func newBench(n, keys int) *bench {
+	b := &bench{source: newTable(n, keys), queue: new(relaytest.Queue), ledger: newMemory()}
+	b.sink = &script{Sink: b.queue.Sink()}
+	b.cfg = engine.Config{Pipeline: "test", Source: b.source, Sink: b.sink, Transform: noTransform, Ledger: b.ledger}
+	return b
+}
+
+func (b *bench) start() {
+	ctx, kill := context.WithCancel(context.Background())
+	stop, end := context.WithCancel(context.Background())
+	b.kill, b.stop, b.result = kill, end, make(chan error, 1)
+	b.engine = engine.New(b.cfg)
+	go func() { b.result <- b.engine.Run(ctx, stop) }()
+}
+
+// finish stops in good order, and checks that all n rows arrived in order.
+func (b *bench) finish(t *testing.T) {
+	t.Helper()
+	synctest.Wait()
+	b.stop()
+	if err := <-b.result; err != nil {
+		t.Errorf("Run = %v after a stop, want nil", err)
+	}
+}
+
+func (b *bench) arrived() (ids []string) {
+	for _, m := range b.queue.Messages() {
+		ids = append(ids, strings.TrimSuffix(strings.TrimPrefix(m.ID, "outbox_orders:"), ":0"))
+	}
+	return ids
+}
+
+func want(t *testing.T, what string, got, want any) {
+	t.Helper()
+	if fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("%s = %v, want %v", what, got, want)
+	}
+}
+
+func numbers(from, to int) (s []string) {
+	for i := from; i <= to; i++ {
+		s = append(s, strconv.Itoa(i))
+	}
+	return s
+}
+
+func TestDeliversInOrderAndCoalesces(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(20_000, 100)
+		b.start()
+		time.Sleep(time.Second)
+		b.finish(t)
+		want(t, "arrived", b.arrived(), numbers(1, 20_000))
+		want(t, "checkpoint", b.ledger.state.Checkpoint.LastID, 20_000)
+		want(t, "delivered", b.ledger.total.Delivered, 20_000)
+		if b.ledger.commits > 10 {
+			t.Errorf("%d commits for a backlog that took no time, want few", b.ledger.commits)
+		}
+	})
+}
+
+func TestRetriesForeverInOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(500, 5)
+		b.cfg.Batch = 50
+		var states []string
+		b.cfg.Changed = func(err error) { states = append(states, fmt.Sprint(err)) }
+		down := time.Now().Add(time.Hour)
+		b.sink.answer = func(int, []relay.Message) error {
+			if time.Now().Before(down) {
+				return errors.New("broker is down")
+			}
+			return nil
+		}
+		b.start()
+		time.Sleep(time.Hour + time.Second) // back within a second
+		synctest.Wait()
+		want(t, "arrived", b.arrived(), numbers(1, 500))
+		want(t, "letters", len(b.ledger.letters), 0)
+		want(t, "states", states, []string{"publish: broker is down", "<nil>"})
+		b.finish(t)
+	})
+}
+
+func TestPartialFailureIsRetried(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(100, 10)
+		b.sink.answer = func(call int, batch []relay.Message) error {
+			if call > 3 {
+				return nil
+			}
+			failed := new(relay.BatchError)
+			failed.Fail(len(batch)/2, errors.New("leader changed"))
+			failed.HoldBack(batch)
+			return failed
+		}
+		b.start()
+		time.Sleep(time.Second)
+		b.finish(t)
+		assertKeyOrder(t, b, 100, 10)
+		want(t, "checkpoint", b.ledger.state.Checkpoint.LastID, 100)
+		want(t, "delivered", b.ledger.total.Delivered, 100)
+	})
+}
+
+func assertKeyOrder(t *testing.T, b *bench, n, keys int) {
+	t.Helper()
+	last := make(map[int]int)
+	ids := b.arrived()
+	for _, id := range ids {
+		i, _ := strconv.Atoi(id)
+		if i < last[i%keys] {
+			t.Errorf("message %d arrived after %d of its key", i, last[i%keys])
+		}
+		last[i%keys] = i
+	}
+	want(t, "number of arrivals", len(ids), n)
+}
+
+// poison refuses messages by number, one by one or with the whole batch.
+func poison(whole bool, numbers ...int64) func(int, []relay.Message) error {
+	return func(_ int, batch []relay.Message) error {
+		failed := new(relay.BatchError)
+		for i := range batch {
+			if slices.Contains(numbers, batch[i].OutboxID) {
+				failed.Fail(i, relay.Permanent(errors.New("too large")))
+			}
+		}
+		if whole && len(failed.Failed) > 0 {
+			return relay.Permanent(errors.New("something in there is too large"))
+		}
+		failed.HoldBack(batch)
+		return failed.Err()
+	}
+}
+
+func TestPoisonParksItsKeyAlone(t *testing.T) {
+	for _, whole := range []bool{false, true} {
+		t.Run(fmt.Sprintf("whole=%v", whole), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newBench(10_000, 100)
+				b.sink.answer = poison(whole, 137) // key 36, hit at 137, 237, ...
+				b.start()
+				time.Sleep(time.Second)
+				synctest.Wait()
+				want(t, "arrivals", len(b.arrived()), 10_000-99)
+				want(t, "letters", len(b.ledger.letters), 99)
+				want(t, "first letter", b.ledger.letters[0].Class+" "+b.ledger.letters[0].Message.ID, "refused outbox_orders:137:0")
+				want(t, "checkpoint", b.ledger.state.Checkpoint.LastID, 10_000)
+
+				b.source.insert(relaytest.Message(10_001, "k36"), relaytest.Message(10_002, "k0"))
+				time.Sleep(time.Second)
+				want(t, "letters after one more of the key", len(b.ledger.letters), 100)
+
+				b.sink.answer = nil
+				b.ledger.retryAll()
+				b.engine.Redrive()
+				time.Sleep(time.Second)
+				want(t, "letters after redrive", len(b.ledger.letters), 0)
+				b.source.insert(relaytest.Message(10_003, "k36"))
+				time.Sleep(time.Second)
+				b.finish(t)
+				var key36 []string
+				for _, m := range b.queue.Messages() {
+					if m.Key == "k36" {
+						key36 = append(key36, strconv.FormatInt(m.OutboxID, 10))
+					}
+				}
+				want(t, "the key's messages", len(key36), 102)
+				if !slices.IsSortedFunc(key36, func(a, b string) int { return len(a) - len(b) }) || key36[101] != "10003" {
+					t.Errorf("the key's messages arrived as %v", key36)
+				}
+			})
+		})
+	}
+}
+
+func TestRedriveThatFailsAgainKeepsTheKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(10, 1)
+		b.sink.answer = poison(false, 3)
+		b.start()
+		time.Sleep(time.Second)
+		b.ledger.retryAll()
+		b.engine.Redrive()
+		time.Sleep(time.Second)
+		b.finish(t)
+		want(t, "arrived", b.arrived(), numbers(1, 2))
+		want(t, "letters", len(b.ledger.letters), 8)
+		want(t, "the head is dead", b.ledger.dead["outbox_orders:3:0"], true)
+	})
+}
+
+func TestSkipGoesOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(10, 1)
+		b.cfg.OnError = engine.OnErrorSkip
+		b.sink.answer = poison(false, 3)
+		b.start()
+		time.Sleep(time.Second)
+		b.finish(t)
+		want(t, "arrived", b.arrived(), append(numbers(1, 2), numbers(4, 10)...))
+		want(t, "letters", len(b.ledger.letters), 1)
+	})
+}
+
+func TestHaltStopsInFront(t *testing.T) {
+	for _, undecodable := range []bool{false, true} {
+		t.Run(fmt.Sprintf("undecodable=%v", undecodable), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newBench(10, 1)
+				b.cfg.OnError = engine.OnErrorHalt
+				if undecodable {
+					b.source.rows[2].Err = errors.New("payload version 2")
+				} else {
+					b.sink.answer = poison(false, 3)
+				}
+				b.start()
+				err := <-b.result
+				if !relay.IsFatal(err) || !strings.Contains(err.Error(), "outbox_orders:3:0") {
+					t.Errorf("Run = %v, want a fatal error that names the message", err)
+				}
+				want(t, "arrived", b.arrived(), numbers(1, 2))
+				want(t, "checkpoint", b.ledger.state.Checkpoint.LastID, 2)
+				want(t, "letters", len(b.ledger.letters), 0)
+			})
+		})
+	}
+}
+
+func TestUndecodableIsDeadLettered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(10, 1)
+		b.source.rows[2].Err = errors.New("payload version 2")
+		b.source.rows[2].Key = ""
+		b.start()
+		time.Sleep(time.Second)
+		b.finish(t)
+		want(t, "arrivals", len(b.arrived()), 9)
+		want(t, "letter", b.ledger.letters[0].Reason, "payload version 2")
+		want(t, "checkpoint", b.ledger.state.Checkpoint.LastID, 10)
+	})
+}
+
+// A crash between publish and checkpoint: the successor reads the tail back.
+func TestResumeSkipsWhatArrived(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(3000, 10)
+		resumable := &resumableSink{script: b.sink, queue: b.queue}
+		b.cfg.Sink = resumable
+		b.cfg.CommitEvery = time.Hour
+		b.start()
+		time.Sleep(time.Second)
+		b.ledger.fenced = true // nothing more is written, as if killed
+		b.source.insert(relaytest.Message(3001, "k0"))
+		time.Sleep(time.Second)
+		b.kill()
+		<-b.result
+		b.ledger.fenced = false
+		committed := b.ledger.state.Checkpoint.LastID
+		if published := len(b.queue.Messages()); int64(published) <= committed {
+			t.Fatalf("the crash lost nothing: %d published, %d committed", published, committed)
+		}
+
+		second := &bench{source: b.source.reopen(b.ledger.state.Checkpoint), queue: b.queue, sink: b.sink, ledger: b.ledger, cfg: b.cfg}
+		second.cfg.Source, second.cfg.State, second.cfg.CommitEvery = second.source, b.ledger.state, 0
+		b.queue.Messages()
+		resumable.refuseDuplicates = t
+		second.start()
+		time.Sleep(time.Second)
+		second.finish(t)
+		want(t, "arrived", second.arrived(), numbers(1, 3001))
+		want(t, "skipped", b.ledger.total.Skipped, 3001-committed)
+	})
+}
+
+// resumableSink fails the test when a message comes a second time.
+type resumableSink struct {
+	*script
+	queue            *relaytest.Queue
+	refuseDuplicates *testing.T
+}
+
+func (s *resumableSink) Publish(ctx context.Context, batch []relay.Message) error {
+	if s.refuseDuplicates != nil {
+		seen := make(map[string]bool)
+		for _, m := range s.queue.Messages() {
+			seen[m.ID] = true
+		}
+		for i := range batch {
+			if seen[batch[i].ID] {
+				s.refuseDuplicates.Errorf("message %s was published twice", batch[i].ID)
+			}
+		}
+	}
+	return s.script.Publish(ctx, batch)
+}
+
+func (s *resumableSink) Position(ctx context.Context) (string, error) {
+	return s.Sink.(relay.Resumer).Position(ctx)
+}
+
+func (s *resumableSink) Resume(ctx context.Context, position string, seen func(string)) error {
+	return s.Sink.(relay.Resumer).Resume(ctx, position, seen)
+}
+
+func TestFencedOwnerStops(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(100, 10)
+		b.ledger.fenced = true
+		b.start()
+		if err := <-b.result; !errors.Is(err, engine.ErrFenced) {
+			t.Errorf("Run = %v, want ErrFenced", err)
+		}
+		want(t, "checkpoint", b.ledger.state.Checkpoint.LastID, 0)
+	})
+}
+
+func TestUntrustedLeasePublishesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(100, 10)
+		b.cfg.Trusted = func() bool { return false }
+		b.start()
+		if err := <-b.result; !errors.Is(err, engine.ErrFenced) {
+			t.Errorf("Run = %v, want ErrFenced", err)
+		}
+		want(t, "arrivals", len(b.arrived()), 0)
+	})
+}
+
+func TestStopDoesNotWaitForASinkThatIsDown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(100, 10)
+		b.sink.answer = func(int, []relay.Message) error { return errors.New("down") }
+		b.start()
+		time.Sleep(time.Minute)
+		began := time.Now()
+		b.finish(t)
+		if took := time.Since(began); took > 2*time.Second {
+			t.Errorf("stopping took %s", took)
+		}
+		want(t, "letters", len(b.ledger.letters), 0)
+	})
+}
+
+func TestCommitRetriesWhileTheDatabaseIsAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(100, 10)
+		b.ledger.fail = errors.New("connection refused")
+		b.start()
+		time.Sleep(time.Minute)
+		b.ledger.mu.Lock()
+		b.ledger.fail = nil
+		b.ledger.mu.Unlock()
+		time.Sleep(2 * time.Second)
+		want(t, "checkpoint", b.ledger.state.Checkpoint.LastID, 100)
+		b.finish(t)
+	})
+}
+
+func TestInFlightBytesAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(10_000, 10)
+		b.cfg.InFlightBytes = 20_000
+		b.cfg.Batch = 10
+		b.sink.answer = func(int, []relay.Message) error { return errors.New("down") }
+		b.start()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		b.source.mu.Lock()
+		read := b.source.next
+		b.source.mu.Unlock()
+		if read > 400 { // about 100 bytes each
+			t.Errorf("%d rows were read ahead of a sink that is down", read)
+		}
+		b.sink.answer = nil
+		time.Sleep(10 * time.Second)
+		want(t, "arrivals", len(b.arrived()), 10_000)
+		b.finish(t)
+	})
+}
+
+func TestRateLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(1000, 10)
+		b.cfg.RateMessages = 100
+		b.start()
+		time.Sleep(5*time.Second - time.Millisecond)
+		synctest.Wait()
+		if n := len(b.arrived()); n < 450 || n > 550 {
+			t.Errorf("%d messages in five seconds at 100 a second", n)
+		}
+		b.finish(t)
+	})
+}
+
+// A broker's messages are acknowledged after they are published, at once.
+func TestBrokerSourceIsAcked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		origin, queue, ledger := new(relaytest.Queue), new(relaytest.Queue), newMemory()
+		var batch []relay.Message
+		for i := range 100 {
+			batch = append(batch, relaytest.Message(i+1, "k"))
+		}
+		if err := origin.Sink().Publish(t.Context(), batch); err != nil {
+			t.Fatal(err)
+		}
+		b := &bench{queue: queue, ledger: ledger, sink: &script{Sink: queue.Sink()}}
+		b.sink.answer = poison(true, 50)
+		b.cfg = engine.Config{Source: origin.Source(), Sink: b.sink, Transform: noTransform, Ledger: ledger}
+		b.start()
+		time.Sleep(time.Second)
+		b.finish(t)
+		want(t, "arrivals", len(b.arrived()), 49)
+		want(t, "letters", len(ledger.letters), 51)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if left, err := origin.Source().Receive(ctx, 10); err == nil {
+			t.Errorf("%d messages are not acknowledged", len(left))
+		}
+	})
+}

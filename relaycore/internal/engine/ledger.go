@@ -1,0 +1,61 @@
+package engine
+
+import (
+	"context"
+	"errors"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+)
+
+// ErrFenced says that another owner has taken the pipeline over.
+var ErrFenced = errors.New("another owner has taken the pipeline over")
+
+// Ledger is a pipeline's durable memory. Its methods return [ErrFenced] once
+// another owner has the pipeline; other errors are taken for passing ones.
+type Ledger interface {
+	// Commit makes c durable, all of it or nothing.
+	Commit(ctx context.Context, c Commit) error
+	// Deliverable returns at most limit stored letters that may be delivered now,
+	// in the order in which they must be.
+	Deliverable(ctx context.Context, limit int) ([]Letter, error)
+	// ParkedKeys returns the keys that have letters, whose later messages wait.
+	ParkedKeys(ctx context.Context) ([]string, error)
+}
+
+// Commit is one atomic change of a ledger.
+type Commit struct {
+	Checkpoint *relay.Checkpoint // nil: as it was
+	Position   string            // of the sink; "": as it was
+	Delivered  int64             // messages confirmed by the sink
+	Skipped    int64             // messages found to be at the sink already
+	Letters    []Letter          // messages that are dead or parked
+	Redriven   []int64           // ids of stored letters that are delivered now
+}
+
+// State is what a pipeline's last owner left.
+type State struct {
+	Checkpoint relay.Checkpoint // zero when there is none
+	Source     string           // the outbox table to which Checkpoint belongs
+	Position   string           // of the sink; "" when there is none
+	Clean      bool             // the last owner stopped in good order
+}
+
+// Classes of dead letters.
+const (
+	ClassDecode  = "decode"  // the source could not make sense of it
+	ClassEncode  = "encode"  // it could not be put into the wanted form
+	ClassRefused = "refused" // the sink refused it for good
+	ClassParked  = "parked"  // it waits behind an earlier letter of its key
+)
+
+// Letter is a message that could not be delivered, or that waits behind one.
+type Letter struct {
+	ID       int64 // 0 for one that is not stored yet
+	Message  relay.Message
+	Class    string
+	Reason   string
+	Attempts int
+}
+
+// Parked reports whether the letter only waits behind another.
+func (l *Letter) Parked() bool { return l.Class == ClassParked }

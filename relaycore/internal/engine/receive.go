@@ -1,0 +1,90 @@
+package engine
+
+import (
+	"context"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+)
+
+// chunk is what one Receive returned, ready to be published.
+type chunk struct {
+	messages []relay.Message
+	bytes    int64 // held of the limits on what is in flight
+	buf      *[]byte
+}
+
+// receiveAll reads ahead until ctx ends or the source fails for good. A batch
+// that finds no room when ctx ends is dropped: it was never acknowledged.
+func (r *run) receiveAll(ctx context.Context) error {
+	failing := outage{trouble: r.trouble, step: "receive"}
+	var wait backoff
+	for {
+		batch, err := r.Source.Receive(ctx, r.Batch)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case relay.IsFatal(err):
+			return err
+		case err != nil:
+			r.Meter.SourceFailed()
+			failing.begin(err)
+			if sleep(ctx, wait.next(err)) != nil {
+				return nil
+			}
+			continue
+		}
+		wait.reset()
+		failing.over()
+		if len(batch) == 0 {
+			continue
+		}
+		c, err := r.take(ctx, batch)
+		if err != nil {
+			return nil
+		}
+		select {
+		case r.ready <- c:
+		case <-ctx.Done():
+			r.release(c.bytes)
+			return nil
+		}
+	}
+}
+
+// take encodes or decodes batch and waits until there is room for it.
+func (r *run) take(ctx context.Context, batch []relay.Message) (chunk, error) {
+	buf := r.buffers.Get().(*[]byte)
+	*buf = r.Transform(batch, (*buf)[:0])
+	size := 0
+	for i := range batch {
+		size += batch[i].Size()
+	}
+	r.Meter.Received(len(batch), size)
+	c := chunk{messages: batch, bytes: min(int64(size), r.InFlightBytes), buf: buf}
+	if r.Budget != nil {
+		c.bytes = min(c.bytes, r.BudgetBytes)
+	}
+	if err := r.local.Acquire(ctx, c.bytes); err != nil {
+		return c, err
+	}
+	if r.Budget != nil {
+		if err := r.Budget.Acquire(ctx, c.bytes); err != nil {
+			r.local.Release(c.bytes)
+			return c, err
+		}
+	}
+	r.Meter.InFlight(c.bytes)
+	return c, nil
+}
+
+// release gives back what a chunk held of the limits.
+func (r *run) release(bytes int64) {
+	if bytes == 0 {
+		return
+	}
+	r.local.Release(bytes)
+	if r.Budget != nil {
+		r.Budget.Release(bytes)
+	}
+	r.Meter.InFlight(-bytes)
+}

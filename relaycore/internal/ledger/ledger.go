@@ -1,0 +1,172 @@
+// Package ledger is a pipeline's durable memory in PostgreSQL: its checkpoint,
+// its sink's position, its counts and its dead letters.
+//
+// Every write carries the epoch of the lease under which the pipeline runs, and
+// touches nothing when the cursor has a later one. So an owner that lost its
+// lease without noticing can move nothing: it gets [engine.ErrFenced].
+package ledger
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/engine"
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+)
+
+// ID names a pipeline's ledger.
+type ID struct {
+	Group     string
+	Direction relay.Direction
+	Pipeline  string
+}
+
+// Ledger belongs to one owner for one epoch. Its methods may be called from
+// several goroutines.
+type Ledger struct {
+	pool  *pgxpool.Pool
+	id    ID
+	epoch int64
+	owner string
+	// source is the table the checkpoints belong to.
+	source string
+}
+
+// Open loads the state of id, whose cursor the lease has raised to epoch. owner
+// is shown to operators. It returns [engine.ErrFenced] when the epoch is not current.
+func Open(ctx context.Context, pool *pgxpool.Pool, id ID, epoch int64, owner string) (*Ledger, engine.State, error) {
+	l := &Ledger{pool: pool, id: id, epoch: epoch, owner: owner}
+	var state engine.State
+	var checkpoint []byte
+	var source, position, status *string
+	err := pool.QueryRow(ctx, `
+		SELECT checkpoint, last_id, source, sink_position, status
+		FROM pgtrickle.relay_cursors
+		WHERE relay_group_id = $1 AND direction = $2 AND pipeline = $3 AND epoch = $4`,
+		id.Group, id.Direction, id.Pipeline, epoch,
+	).Scan(&checkpoint, &state.Checkpoint.LastID, &source, &position, &status)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, engine.State{}, engine.ErrFenced
+	}
+	if err != nil {
+		return nil, engine.State{}, fmt.Errorf("load cursor: %w", err)
+	}
+	state.Checkpoint.State = json.RawMessage(checkpoint)
+	state.Source, state.Position = deref(source), deref(position)
+	state.Clean = deref(status) == StatusStopped
+	return l, state, nil
+}
+
+func deref(s *string) string {
+	if s == nil {
+		return ""
+	}
+	return *s
+}
+
+// SetSource says to which outbox table the checkpoints committed from now on
+// belong.
+func (l *Ledger) SetSource(table string) { l.source = table }
+
+// commitSQL changes the cursor and, for outboxes, the public view of progress,
+// in one statement and so in one transaction and one round trip. It returns
+// whether the epoch was current.
+const commitSQL = `
+WITH moved AS (
+	UPDATE pgtrickle.relay_cursors SET
+		checkpoint    = coalesce($5::jsonb, checkpoint),
+		last_id       = greatest(last_id, $6),
+		source        = coalesce(nullif($7, ''), source),
+		sink_position = coalesce(nullif($8, ''), sink_position),
+		delivered     = delivered + $9,
+		skipped       = skipped + $10,
+		dead_lettered = dead_lettered + $11,
+		updated_at    = now()
+	WHERE relay_group_id = $1 AND direction = $2 AND pipeline = $3 AND epoch = $4
+	RETURNING last_id
+), published AS (
+	INSERT INTO pgtrickle.relay_consumer_offsets AS o (relay_group_id, pipeline_id, last_change_id, worker_id, updated_at)
+	SELECT $1, $3, last_id, $12, now() FROM moved WHERE $2 = 'forward' AND $6 > 0
+	ON CONFLICT (relay_group_id, pipeline_id) DO UPDATE
+		SET last_change_id = greatest(o.last_change_id, excluded.last_change_id), worker_id = excluded.worker_id, updated_at = excluded.updated_at
+)
+SELECT count(*) FROM moved`
+
+// Commit makes c durable, all of it or nothing.
+func (l *Ledger) Commit(ctx context.Context, c engine.Commit) error {
+	if len(c.Letters) == 0 && len(c.Redriven) == 0 {
+		return l.move(ctx, l.pool, c)
+	}
+	err := pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
+		if err := l.move(ctx, tx, c); err != nil {
+			return err
+		}
+		if err := l.writeLetters(ctx, tx, c.Letters); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, `DELETE FROM pgtrickle.relay_dead_letters WHERE id = ANY($1)`, c.Redriven)
+		return err
+	})
+	if err != nil && !errors.Is(err, engine.ErrFenced) {
+		return fmt.Errorf("store dead letters: %w", err)
+	}
+	return err
+}
+
+type querier interface {
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
+func (l *Ledger) move(ctx context.Context, db querier, c engine.Commit) error {
+	var state []byte
+	var lastID int64
+	source := ""
+	if c.Checkpoint != nil {
+		state, lastID, source = c.Checkpoint.State, c.Checkpoint.LastID, l.source
+	}
+	dead := 0
+	for i := range c.Letters {
+		if !c.Letters[i].Parked() && c.Letters[i].ID == 0 {
+			dead++
+		}
+	}
+	var moved int
+	err := db.QueryRow(ctx, commitSQL, l.id.Group, l.id.Direction, l.id.Pipeline, l.epoch,
+		state, lastID, source, c.Position, c.Delivered, c.Skipped, dead, l.owner).Scan(&moved)
+	if err != nil {
+		return fmt.Errorf("commit checkpoint: %w", err)
+	}
+	if moved == 0 {
+		return engine.ErrFenced
+	}
+	return nil
+}
+
+// The states of a pipeline as its cursor shows them.
+const (
+	StatusRunning  = "running"
+	StatusRetrying = "retrying"
+	StatusFailed   = "failed"
+	StatusStopped  = "stopped"
+)
+
+// SetStatus records what the pipeline is doing, and why it does not when it
+// does not.
+func (l *Ledger) SetStatus(ctx context.Context, status, reason string) error {
+	tag, err := l.pool.Exec(ctx, `
+		UPDATE pgtrickle.relay_cursors SET status = $5, error = nullif($6, ''), updated_at = now()
+		WHERE relay_group_id = $1 AND direction = $2 AND pipeline = $3 AND epoch = $4`,
+		l.id.Group, l.id.Direction, l.id.Pipeline, l.epoch, status, reason)
+	if err != nil {
+		return fmt.Errorf("record status: %w", err)
+	}
+	if tag.RowsAffected() == 0 {
+		return engine.ErrFenced
+	}
+	return nil
+}
