@@ -1,0 +1,293 @@
+package lease
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+)
+
+// fakeWire answers as told.
+type fakeWire struct {
+	mu     sync.Mutex
+	beat   func(ctx context.Context) error
+	closed chan struct{} // closed: the connection is seen to close
+	held   map[catalog.Key]bool
+	epoch  int64
+	beats  int
+	last   time.Time // when the last answered beat was asked
+}
+
+func newFakeWire() *fakeWire {
+	return &fakeWire{beat: func(context.Context) error { return nil }, closed: make(chan struct{}), held: make(map[catalog.Key]bool)}
+}
+
+func (w *fakeWire) Beat(ctx context.Context) ([]Instance, error) {
+	asked := time.Now()
+	w.mu.Lock()
+	beat := w.beat
+	w.mu.Unlock()
+	if err := beat(ctx); err != nil {
+		return nil, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.beats++
+	w.last = asked
+	return []Instance{{ID: "a"}}, nil
+}
+
+// answered returns how many beats were answered, and when the last was asked.
+func (w *fakeWire) answered() (int, time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.beats, w.last
+}
+
+func (w *fakeWire) onBeat(beat func(ctx context.Context) error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.beat = beat
+}
+
+func (w *fakeWire) Idle(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-w.closed:
+		return errors.New("EOF")
+	}
+}
+
+func (w *fakeWire) TryLock(_ context.Context, key catalog.Key) (int64, bool, error) {
+	if w.held[key] {
+		return 0, false, nil
+	}
+	w.held[key] = true
+	w.epoch++
+	return w.epoch, true, nil
+}
+
+func (w *fakeWire) Unlock(_ context.Context, key catalog.Key) error {
+	w.held[key] = false
+	return nil
+}
+func (w *fakeWire) Drain(context.Context) error { return nil }
+func (w *fakeWire) Broken() bool                { return false }
+func (w *fakeWire) Close(context.Context)       {}
+
+var orders = catalog.Key{Direction: relay.Forward, Name: "orders"}
+
+func startKeeper(t *testing.T, wires ...*fakeWire) *Keeper {
+	t.Helper()
+	k := New(Config{
+		Logger: slog.New(slog.DiscardHandler),
+		Connect: func(context.Context) (Wire, error) {
+			if len(wires) == 0 {
+				return nil, errors.New("refused")
+			}
+			w := wires[0]
+			wires = wires[1:]
+			return w, nil
+		},
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		k.Run(ctx)
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-done
+	})
+	synctest.Wait()
+	return k
+}
+
+// holdUntilLost holds the lease until it is lost and returns when that was.
+func holdUntilLost(t *testing.T, k *Keeper, holding chan<- struct{}) (time.Time, error) {
+	t.Helper()
+	var at time.Time
+	err := k.Hold(t.Context(), orders, func(ctx context.Context, l *Lease) error {
+		close(holding)
+		<-ctx.Done()
+		at = time.Now()
+		if l.Valid() && errors.Is(context.Cause(ctx), ErrLost) {
+			return fmt.Errorf("the lease is lost and valid")
+		}
+		return ctx.Err()
+	})
+	return at, err
+}
+
+func TestHoldWhileBeatsAreAnswered(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newFakeWire()
+		k := startKeeper(t, w)
+		err := k.Hold(t.Context(), orders, func(ctx context.Context, l *Lease) error {
+			if err := k.Hold(ctx, orders, nil); !errors.Is(err, ErrHeld) {
+				t.Errorf("second Hold = %v, want ErrHeld", err)
+			}
+			for range 100 {
+				time.Sleep(time.Second)
+				if !l.Valid() || ctx.Err() != nil {
+					t.Fatalf("lost: %v", context.Cause(ctx))
+				}
+			}
+			return nil
+		})
+		if err != nil || w.held[orders] {
+			t.Errorf("Hold = %v, still locked %v", err, w.held[orders])
+		}
+		if beats, _ := w.answered(); beats < 390 || beats > 410 {
+			t.Errorf("%d beats in 100s, want 4 a second", beats)
+		}
+		if err := k.Hold(t.Context(), orders, func(_ context.Context, l *Lease) error {
+			if l.Epoch != 2 {
+				t.Errorf("epoch %d, want 2", l.Epoch)
+			}
+			return errors.New("its own")
+		}); err == nil || err.Error() != "its own" {
+			t.Errorf("Hold = %v, want fn's error", err)
+		}
+	})
+}
+
+func TestHoldEndsWithTheTrust(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newFakeWire()
+		k := startKeeper(t, w)
+		holding := make(chan struct{})
+		go func() {
+			<-holding
+			time.Sleep(10 * time.Second)
+			w.onBeat(func(ctx context.Context) error { // the network is gone
+				<-ctx.Done()
+				return ctx.Err()
+			})
+		}()
+		at, err := holdUntilLost(t, k, holding)
+		if !errors.Is(err, ErrLost) {
+			t.Fatalf("Hold = %v, want ErrLost", err)
+		}
+		_, last := w.answered()
+		if trusted := at.Sub(last); trusted > defaultTrust || trusted < defaultTrust-time.Second {
+			t.Errorf("stopped %s after the last answered beat, want %s", trusted, defaultTrust)
+		}
+		if serverPatience <= defaultTrust {
+			t.Error("the server must be more patient than we are")
+		}
+	})
+}
+
+func TestHoldEndsWhenTheConnectionCloses(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w, next := newFakeWire(), newFakeWire()
+		k := startKeeper(t, w, next)
+		holding := make(chan struct{})
+		var closed time.Time
+		go func() {
+			<-holding
+			time.Sleep(10*time.Second + 100*time.Millisecond)
+			closed = time.Now()
+			close(w.closed)
+		}()
+		at, err := holdUntilLost(t, k, holding)
+		if !errors.Is(err, ErrLost) || at.Sub(closed) > time.Millisecond {
+			t.Errorf("Hold = %v, %s after the close; want ErrLost at once", err, at.Sub(closed))
+		}
+		time.Sleep(time.Second)
+		if err := k.Hold(t.Context(), orders, func(context.Context, *Lease) error { return nil }); err != nil {
+			t.Errorf("Hold in the next session = %v", err)
+		}
+	})
+}
+
+// A process that was stopped and continued must not trust what it held.
+func TestStoppedProcessIsNotTrusted(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newFakeWire()
+		k := startKeeper(t, w)
+		err := k.Hold(t.Context(), orders, func(ctx context.Context, l *Lease) error {
+			stopped := make(chan struct{})
+			w.onBeat(func(context.Context) error {
+				time.Sleep(time.Minute) // nothing of the session runs
+				close(stopped)
+				return nil
+			})
+			time.Sleep(defaultTrust + time.Second)
+			if l.Valid() {
+				t.Error("the lease is valid after its trust ended")
+			}
+			<-stopped
+			<-ctx.Done()
+			return nil
+		})
+		if !errors.Is(err, ErrLost) {
+			t.Errorf("Hold = %v, want ErrLost: an answer that comes too late renews nothing", err)
+		}
+	})
+}
+
+func TestNoSession(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		k := startKeeper(t)
+		if err := k.Hold(t.Context(), orders, nil); !errors.Is(err, ErrNoSession) {
+			t.Errorf("Hold = %v, want ErrNoSession", err)
+		}
+		if _, err := k.Members(); err == nil || err.Error() != "refused" {
+			t.Errorf("Members = %v, want why there is no session", err)
+		}
+	})
+}
+
+func TestOwnerMovesOnlyWhatMust(t *testing.T) {
+	t.Parallel()
+	var members []Instance
+	for i := range 4 {
+		members = append(members, Instance{ID: fmt.Sprintf("host-%d", i), Backends: []string{"nats"}})
+	}
+	const pipelines = 2000
+	count := make(map[string]int)
+	moved := 0
+	for i := range pipelines {
+		key := catalog.Key{Direction: relay.Forward, Name: fmt.Sprintf("pipeline-%d", i)}
+		before, after := Owner(members[:3], key, "nats"), Owner(members, key, "nats")
+		count[after]++
+		if before != after {
+			moved++
+			if after != "host-3" {
+				t.Fatalf("%v moved from %s to %s when host-3 joined", key, before, after)
+			}
+		}
+		drained := []Instance{members[0], members[1], members[2], members[3]}
+		drained[3].Draining = true
+		if got := Owner(drained, key, "nats"); got != before {
+			t.Fatalf("%v: owner %s when host-3 drains, want %s", key, got, before)
+		}
+	}
+	for id, n := range count {
+		if n < pipelines/4*8/10 || n > pipelines/4*12/10 {
+			t.Errorf("%s has %d of %d pipelines, want about a quarter", id, n, pipelines)
+		}
+	}
+	if moved != count["host-3"] {
+		t.Errorf("%d moved, want the %d of the newcomer", moved, count["host-3"])
+	}
+	if Owner(members, orders, "kafka") != "" || Served(members, "kafka") || !Served(members, "nats") {
+		t.Error("kafka must have no owner")
+	}
+}
