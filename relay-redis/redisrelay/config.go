@@ -1,0 +1,129 @@
+package redisrelay
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
+)
+
+// connConfig is how either direction reaches the server.
+type connConfig struct {
+	URL      relaycfg.Secret   `json:"url" relay:"required" doc:"Server: redis://, rediss:// (TLS), unix://, redis+cluster:// or redis+sentinel:// (also with rediss), with several hosts separated by commas for the last two."`
+	Username string            `json:"username" doc:"ACL user; goes before the one in the URL."`
+	Password relaycfg.Secret   `json:"password" doc:"Password; goes before the one in the URL."`
+	TLS      bool              `json:"tls" doc:"Use TLS whatever the URL's scheme says."`
+	TLSCA    string            `json:"tls_ca" doc:"File with the certificates of the authorities to trust in place of the system's; implies TLS."`
+	TLSCert  string            `json:"tls_cert" doc:"File with the client's certificate; implies TLS."`
+	TLSKey   string            `json:"tls_key" doc:"File with the client certificate's key."`
+	Timeout  relaycfg.Duration `json:"timeout" relay:"min=1" doc:"How long to wait for a connection, and for an answer."`
+}
+
+type sinkConfig struct {
+	connConfig
+	Stream       relay.Template    `json:"stream" relay:"alias=stream_key" doc:"Stream to which a message is added; a template."`
+	MaxLen       int64             `json:"maxlen" relay:"min=0" doc:"Trim the stream to about this many entries (MAXLEN ~); 0 leaves it alone."`
+	MinID        minID             `json:"minid" doc:"Trim entries below this id, or older than this duration such as 72h (MINID ~)."`
+	Resume       bool              `json:"resume" doc:"Read the streams' tails back after a crash or a lost reply, so that nothing is added twice; needs permission for XRANGE and XREVRANGE."`
+	WaitReplicas int64             `json:"wait_replicas" relay:"min=0" doc:"Replicas that must have a batch before it counts as confirmed (WAIT)."`
+	WaitTimeout  relaycfg.Duration `json:"wait_timeout" relay:"min=1" doc:"How long to wait for the replicas."`
+}
+
+type sourceConfig struct {
+	connConfig
+	Stream    string            `json:"stream" relay:"required,alias=stream_key" doc:"Stream to read."`
+	Group     string            `json:"group" relay:"alias=group_name" doc:"Consumer group, created if it does not exist; default pgtrickle:GROUP:PIPELINE."`
+	Consumer  string            `json:"consumer" relay:"alias=consumer_name" doc:"Consumer's name within the group; default pgtrickle-relay, so that the next owner of the pipeline inherits what the last one left."`
+	StartID   string            `json:"start_id" doc:"Where a group that is created begins: 0 the oldest entry, $ the next one, or an entry id."`
+	Block     relaycfg.Duration `json:"block" relay:"min=1000000" doc:"How long one read waits at the server for entries."`
+	ClaimIdle relaycfg.Duration `json:"claim_idle" doc:"Take over entries that any consumer of the group has left unacknowledged for this long; 0 never does."`
+}
+
+func connDefaults() connConfig {
+	return connConfig{Timeout: relaycfg.Duration(10 * time.Second)}
+}
+
+func sinkDefaults() sinkConfig {
+	stream, _ := relay.ParseTemplate("pgtrickle:{stream_table}")
+	return sinkConfig{connConfig: connDefaults(), Stream: stream, Resume: true, WaitTimeout: relaycfg.Duration(5 * time.Second)}
+}
+
+func sourceDefaults() sourceConfig {
+	return sourceConfig{
+		connConfig: connDefaults(),
+		Consumer:   "pgtrickle-relay",
+		StartID:    "0",
+		Block:      relaycfg.Duration(5 * time.Second),
+		ClaimIdle:  relaycfg.Duration(time.Minute),
+	}
+}
+
+func (c *connConfig) validate() error {
+	if (c.TLSCert == "") != (c.TLSKey == "") {
+		return relaycfg.Errorf("tls_cert", "and tls_key go together; set both or neither")
+	}
+	_, err := parseURL(c.URL.Reveal())
+	return err
+}
+
+// Validate is called by relaycfg.Decode.
+func (c *sinkConfig) Validate() error {
+	if c.Stream.IsZero() {
+		return relaycfg.Errorf("stream", "is empty")
+	}
+	if c.MaxLen > 0 && !c.MinID.isZero() {
+		return relaycfg.Errorf("maxlen", "and minid exclude each other; set one")
+	}
+	return c.validate()
+}
+
+var entryID = regexp.MustCompile(`^\d+(-\d+)?$`)
+
+// Validate is called by relaycfg.Decode.
+func (c *sourceConfig) Validate() error {
+	if c.StartID != "$" && !entryID.MatchString(c.StartID) {
+		return relaycfg.Errorf("start_id", "is %q; must be 0, $ or an entry id such as 1526569495631-0", c.StartID)
+	}
+	if c.Consumer == "" {
+		return relaycfg.Errorf("consumer", "is empty")
+	}
+	return c.validate()
+}
+
+// minID is an entry id, or an age.
+type minID struct {
+	id  string
+	age time.Duration
+}
+
+func (m minID) isZero() bool { return m == minID{} }
+
+// UnmarshalText reads either form; a number is an id.
+func (m *minID) UnmarshalText(b []byte) error {
+	text := strings.TrimSpace(string(b))
+	if text == "" {
+		*m = minID{}
+		return nil
+	}
+	if entryID.MatchString(text) {
+		*m = minID{id: text}
+		return nil
+	}
+	age, err := time.ParseDuration(text)
+	if err != nil || age <= 0 {
+		return fmt.Errorf(`wants an entry id such as "1526569495631-0" or an age such as "72h", not %q`, text)
+	}
+	*m = minID{age: age}
+	return nil
+}
+
+// MarshalText is the inverse of UnmarshalText.
+func (m minID) MarshalText() ([]byte, error) {
+	if m.age > 0 {
+		return []byte(m.age.String()), nil
+	}
+	return []byte(m.id), nil
+}

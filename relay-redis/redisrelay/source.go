@@ -1,0 +1,388 @@
+package redisrelay
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+	"unicode/utf8"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+)
+
+// trimCheck is how often the source looks for entries that were trimmed before
+// it read them.
+const trimCheck = 30 * time.Second
+
+// source reads a stream as one consumer of a group. Reads have a client of their
+// own, so that a read that waits at the server can be broken off by closing its
+// connection, and never stands in the way of an acknowledgement.
+type source struct {
+	cfg    sourceConfig
+	env    relay.Env
+	reader redis.UniversalClient
+	conns  connSet
+	acker  redis.UniversalClient
+
+	// pending says that the consumer's own unacknowledged entries are to be read
+	// from cursor on: at the start, and after a read that failed, as its answer
+	// may have been on its way.
+	pending   bool
+	cursor    string
+	ready     bool
+	lastID    string // of the newest entry delivered
+	claimAt   time.Time
+	claimFrom string
+	trimAt    time.Time
+	lost      int64 // entries known to have been trimmed unread; -1 before the first look
+
+	mu       sync.Mutex
+	inFlight map[string]struct{} // delivered and not acknowledged
+}
+
+// token is what Ack needs of a message.
+type token struct{ id string }
+
+func openSource(ctx context.Context, env relay.Env, cfg sourceConfig) (*source, error) {
+	cfg.Group = cmp.Or(cfg.Group, "pgtrickle:"+env.Group+":"+env.Pipeline)
+	s := &source{cfg: cfg, env: env, claimFrom: "0-0", lost: -1, inFlight: make(map[string]struct{})}
+	var err error
+	if s.acker, err = connect(cfg.connConfig, new(connSet), 2); err != nil {
+		return nil, err
+	}
+	if s.reader, err = connect(cfg.connConfig, &s.conns, 1); err != nil {
+		_ = s.acker.Close()
+		return nil, err
+	}
+	if err = s.Ping(ctx); err == nil {
+		err = s.prepare(ctx)
+	}
+	if err != nil {
+		_ = s.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// prepare makes sure that the group is there, and starts with what this consumer
+// was given before and did not acknowledge.
+func (s *source) prepare(ctx context.Context) error {
+	start := cmp.Or(s.lastID, s.cfg.StartID)
+	err := s.acker.XGroupCreateMkStream(ctx, s.cfg.Stream, s.cfg.Group, start).Err()
+	switch {
+	case err == nil && s.lastID != "":
+		s.env.Logger.Warn("consumer group was gone and has been created again", "stream", s.cfg.Stream, "group", s.cfg.Group, "start", start)
+	case err != nil && !redis.HasErrorPrefix(err, "BUSYGROUP"):
+		return classify(fmt.Errorf("create group %q of stream %q: %w", s.cfg.Group, s.cfg.Stream, err))
+	}
+	s.ready, s.pending, s.cursor = true, true, "0"
+	return nil
+}
+
+// Receive implements relay.Source.
+func (s *source) Receive(ctx context.Context, limit int) ([]relay.Message, error) {
+	for {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		entries, own, err := s.read(ctx, limit)
+		if err != nil {
+			s.ready = false
+			if ctx.Err() != nil {
+				return nil, ctx.Err()
+			}
+			return nil, err
+		}
+		if batch := s.take(ctx, entries, own); len(batch) > 0 {
+			return batch, nil
+		}
+	}
+}
+
+// read gets some entries from where the next ones are: the consumer's own
+// pending ones, others' abandoned ones, new ones. own is what was in flight
+// before, if any of it can be among the entries.
+func (s *source) read(ctx context.Context, limit int) (entries []redis.XMessage, own map[string]struct{}, err error) {
+	stop := s.conns.breakOff(ctx, 0)
+	defer stop()
+	if !s.ready {
+		if err := s.prepare(ctx); err != nil {
+			return nil, nil, err
+		}
+	}
+	if err := s.checkTrimmed(ctx); err != nil {
+		return nil, nil, err
+	}
+	if s.pending {
+		own := s.snapshot()
+		entries, err := s.group(ctx, s.cursor, limit, -1)
+		if len(entries) == 0 {
+			s.pending = false
+			return nil, nil, err
+		}
+		s.cursor = entries[len(entries)-1].ID
+		return entries, own, err
+	}
+	idle := s.cfg.ClaimIdle.D()
+	if idle > 0 && !time.Now().Before(s.claimAt) {
+		own := s.snapshot()
+		entries, err := s.claim(ctx, limit, idle)
+		return entries, own, err
+	}
+	block := s.cfg.Block.D()
+	if idle > 0 {
+		block = max(time.Millisecond, min(block, time.Until(s.claimAt)))
+	}
+	entries, err = s.group(ctx, ">", limit, block)
+	if len(entries) > 0 {
+		s.lastID = entries[len(entries)-1].ID
+	}
+	return entries, nil, err
+}
+
+func (s *source) group(ctx context.Context, from string, limit int, block time.Duration) ([]redis.XMessage, error) {
+	streams, err := s.reader.XReadGroup(ctx, &redis.XReadGroupArgs{
+		Group: s.cfg.Group, Consumer: s.cfg.Consumer, Streams: []string{s.cfg.Stream, from}, Count: int64(limit), Block: block,
+	}).Result()
+	if errors.Is(err, redis.Nil) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, classify(fmt.Errorf("read stream %q as group %q: %w", s.cfg.Stream, s.cfg.Group, err))
+	}
+	if len(streams) == 0 {
+		return nil, nil
+	}
+	return streams[0].Messages, nil
+}
+
+// claim takes over a page of what any consumer has left for too long. Redis
+// itself forgets entries whose data is gone, and tells.
+func (s *source) claim(ctx context.Context, limit int, idle time.Duration) ([]redis.XMessage, error) {
+	entries, next, deleted, err := s.reader.XAutoClaimWithDeleted(ctx, &redis.XAutoClaimArgs{
+		Stream: s.cfg.Stream, Group: s.cfg.Group, Consumer: s.cfg.Consumer, MinIdle: idle, Start: s.claimFrom, Count: int64(limit),
+	}).Result()
+	if err != nil {
+		return nil, classify(fmt.Errorf("claim abandoned entries of stream %q: %w", s.cfg.Stream, err))
+	}
+	s.claimFrom = next
+	if next == "0-0" {
+		s.claimAt = time.Now().Add(idle / 2)
+	}
+	s.sayTrimmed(deleted)
+	return entries, nil
+}
+
+// take turns entries into messages, passing over those that are in flight
+// already, and forgets pending entries whose data is gone.
+func (s *source) take(ctx context.Context, entries []redis.XMessage, own map[string]struct{}) []relay.Message {
+	if len(entries) == 0 {
+		return nil
+	}
+	batch := make([]relay.Message, 0, len(entries))
+	tokens := make([]token, 0, len(entries))
+	var gone []string
+	s.mu.Lock()
+	for i := range entries {
+		x := &entries[i]
+		_, before := own[x.ID]
+		_, now := s.inFlight[x.ID]
+		switch {
+		case before || now:
+		case x.Values == nil:
+			gone = append(gone, x.ID)
+		default:
+			s.inFlight[x.ID] = struct{}{}
+			tokens = append(tokens, token{x.ID})
+			batch = append(batch, s.message(x))
+			batch[len(batch)-1].Token = &tokens[len(tokens)-1]
+		}
+	}
+	s.mu.Unlock()
+	if len(gone) > 0 {
+		s.sayTrimmed(gone)
+		if err := s.acker.XAck(ctx, s.cfg.Stream, s.cfg.Group, gone...).Err(); err != nil {
+			s.env.Logger.Warn("could not forget pending entries whose data is gone", "stream", s.cfg.Stream, "err", err)
+		}
+	}
+	return batch
+}
+
+// message translates an entry.
+func (s *source) message(x *redis.XMessage) relay.Message {
+	m := relay.Message{
+		Op:     relay.OpEvent,
+		Origin: "redis:" + s.cfg.Stream,
+		Time:   entryTime(x.ID),
+	}
+	payload, ours := x.Values[fieldPayload]
+	if !ours {
+		m.ContentType = "application/json"
+		m.Body, m.Err = objectOf(x)
+	}
+	for field, value := range x.Values {
+		text, _ := value.(string)
+		switch field {
+		case fieldPayload:
+			m.Body = []byte(payload.(string)) //nolint:forcetypeassert // go-redis has nothing else
+		case fieldID:
+			m.ID = text
+		case fieldSubject:
+			m.Subject = text
+		case fieldOp:
+			m.Op = cmp.Or(text, relay.OpEvent)
+		default:
+			if ours {
+				m.AddWireHeader(strings.TrimPrefix(field, headerPrefix), text)
+			}
+		}
+	}
+	m.ID = cmp.Or(m.ID, "redis:"+s.cfg.Stream+":"+x.ID)
+	m.Subject = cmp.Or(m.Subject, s.cfg.Stream)
+	return m
+}
+
+// objectOf makes a JSON object of an entry that has no field payload.
+func objectOf(x *redis.XMessage) ([]byte, error) {
+	var invalid error
+	for field, value := range x.Values {
+		if text, _ := value.(string); !utf8.ValidString(text) || !utf8.ValidString(field) {
+			invalid = fmt.Errorf("entry %s has no field %q, and its field %q is not text", x.ID, fieldPayload, field)
+		}
+	}
+	body, err := json.Marshal(x.Values)
+	return body, cmp.Or(invalid, err)
+}
+
+func entryTime(id string) time.Time {
+	ms, _ := splitID(id)
+	return time.UnixMilli(int64(ms)) //nolint:gosec // a clock's milliseconds
+}
+
+func (s *source) snapshot() map[string]struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	own := make(map[string]struct{}, len(s.inFlight))
+	for id := range s.inFlight {
+		own[id] = struct{}{}
+	}
+	return own
+}
+
+// Ack implements relay.Source.
+func (s *source) Ack(ctx context.Context, batch []relay.Message) error {
+	ids := make([]string, len(batch))
+	for i := range batch {
+		ids[i] = batch[i].Token.(*token).id //nolint:forcetypeassert // our own
+	}
+	if err := s.acker.XAck(ctx, s.cfg.Stream, s.cfg.Group, ids...).Err(); err != nil {
+		return classify(fmt.Errorf("acknowledge %d entries of stream %q: %w", len(ids), s.cfg.Stream, err))
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, id := range ids {
+		delete(s.inFlight, id)
+	}
+	return nil
+}
+
+// checkTrimmed compares, every now and then, how many entries have left the
+// stream with how many the group has read. Redis 7 counts both.
+func (s *source) checkTrimmed(ctx context.Context) error {
+	if time.Now().Before(s.trimAt) {
+		return nil
+	}
+	s.trimAt = time.Now().Add(trimCheck)
+	info, group, err := s.info(ctx)
+	if redis.HasErrorPrefix(err, "NOPERM") {
+		s.env.Logger.Warn("cannot look for trimmed entries: the user may not run XINFO", "stream", s.cfg.Stream)
+		s.trimAt = time.Now().Add(24 * time.Hour)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	// Redis before 7 does not count, and after XGROUP SETID the count is unknown.
+	if info.EntriesAdded == 0 || (group.EntriesRead == 0 && group.LastDeliveredID != "0-0") {
+		return nil
+	}
+	lost := max(0, info.EntriesAdded-info.Length-group.EntriesRead)
+	behind := info.Length > 0 && idLess(group.LastDeliveredID, info.FirstEntry.ID) || info.Length == 0 && idLess(group.LastDeliveredID, info.LastGeneratedID)
+	// What was lost before this process came, and passed by, was said then.
+	if news := lost - max(0, s.lost); news > 0 && (s.lost >= 0 || behind) {
+		s.env.Logger.Error("entries were trimmed or deleted before they were read, and are lost: let the stream keep more, or the pipeline keep up",
+			"stream", s.cfg.Stream, "group", s.cfg.Group, "entries", news, "entries_total", lost)
+	}
+	s.lost = max(lost, s.lost)
+	return nil
+}
+
+func (s *source) sayTrimmed(ids []string) {
+	if len(ids) > 0 {
+		s.env.Logger.Error("entries were trimmed or deleted after they had been delivered and before they were acknowledged, and are lost",
+			"stream", s.cfg.Stream, "group", s.cfg.Group, "entries", len(ids), "first", ids[0])
+	}
+}
+
+func (s *source) info(ctx context.Context) (*redis.XInfoStream, *redis.XInfoGroup, error) {
+	info, err := s.acker.XInfoStream(ctx, s.cfg.Stream).Result()
+	if err != nil {
+		return nil, nil, classify(fmt.Errorf("inspect stream %q: %w", s.cfg.Stream, err))
+	}
+	groups, err := s.acker.XInfoGroups(ctx, s.cfg.Stream).Result()
+	if err != nil {
+		return nil, nil, classify(fmt.Errorf("inspect the groups of stream %q: %w", s.cfg.Stream, err))
+	}
+	for i := range groups {
+		if groups[i].Name == s.cfg.Group {
+			return info, &groups[i], nil
+		}
+	}
+	return nil, nil, fmt.Errorf("stream %q has no group %q", s.cfg.Stream, s.cfg.Group)
+}
+
+// Lag implements relay.Lagger.
+func (s *source) Lag(ctx context.Context) (rows int64, seconds float64, err error) {
+	info, group, err := s.info(ctx)
+	if err != nil {
+		return 0, 0, err
+	}
+	if info.LastGeneratedID == group.LastDeliveredID || info.Length == 0 {
+		return 0, 0, nil
+	}
+	next, err := s.acker.XRangeN(ctx, s.cfg.Stream, "("+group.LastDeliveredID, "+", 1).Result()
+	if err != nil {
+		return 0, 0, classify(fmt.Errorf("read stream %q: %w", s.cfg.Stream, err))
+	}
+	if len(next) == 0 {
+		return 0, 0, nil
+	}
+	rows = min(group.Lag, info.Length)
+	if rows <= 0 {
+		rows = -1 // Redis does not know
+	}
+	return rows, max(0, time.Since(entryTime(next[0].ID)).Seconds()), nil
+}
+
+// Ping implements relay.Pinger.
+func (s *source) Ping(ctx context.Context) error {
+	if err := s.acker.Ping(ctx).Err(); err != nil {
+		return classify(fmt.Errorf("connect to Redis: %w", err))
+	}
+	return nil
+}
+
+// Close implements relay.Source.
+func (s *source) Close() error {
+	err := errors.Join(s.reader.Close(), s.acker.Close())
+	if errors.Is(err, redis.ErrClosed) {
+		return nil
+	}
+	return err
+}
