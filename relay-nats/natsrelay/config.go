@@ -1,0 +1,195 @@
+package natsrelay
+
+import (
+	"os"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
+)
+
+// serverConfig is how to reach and enter a server; sink and source share it.
+type serverConfig struct {
+	URL         relaycfg.List   `json:"url" relay:"required" doc:"Servers to connect to, for example nats://host:4222 or tls://host:4222; the first that answers is used."`
+	Credentials string          `json:"credentials_file" doc:"Path of a credentials file: a user JWT with its nkey seed."`
+	NKey        string          `json:"nkey_file" doc:"Path of a file that holds an nkey seed."`
+	User        string          `json:"user" doc:"User name."`
+	Password    relaycfg.Secret `json:"password" doc:"Password of user."`
+	Token       relaycfg.Secret `json:"token" doc:"Token, where the server asks for one instead of a user."`
+	TLSCA       string          `json:"tls_ca" doc:"Path of a PEM file with the certificate authorities to trust, in place of the system's."`
+	TLSCert     string          `json:"tls_cert" doc:"Path of a PEM file with the client's certificate."`
+	TLSKey      string          `json:"tls_key" doc:"Path of a PEM file with the key of tls_cert."`
+	Domain      string          `json:"domain" doc:"JetStream domain, where the stream lives behind a leaf node."`
+}
+
+func (c *serverConfig) validate() error {
+	if (c.TLSCert == "") != (c.TLSKey == "") {
+		return relaycfg.Errorf("tls_cert", "goes together with tls_key: set both or none")
+	}
+	if c.Password != "" && c.User == "" {
+		return relaycfg.Errorf("password", "has no user: set user as well")
+	}
+	ways := 0
+	for _, set := range []bool{c.Credentials != "", c.NKey != "", c.User != "", c.Token != ""} {
+		if set {
+			ways++
+		}
+	}
+	if ways > 1 {
+		return relaycfg.Errorf("credentials_file", "give one of credentials_file, nkey_file, user and token; there are %d", ways)
+	}
+	return nil
+}
+
+type sinkConfig struct {
+	serverConfig
+	Stream         string            `json:"stream" doc:"Stream that must store the messages; without it, the one that takes the first message's subject."`
+	Subject        relay.Template    `json:"subject" doc:"Subject of each message, in place of subject_template."`
+	CreateStream   bool              `json:"create_stream" doc:"Create the stream when there is none."`
+	StreamSubjects relaycfg.List     `json:"stream_subjects" doc:"Subjects of a stream that create_stream creates; by default subject with a wildcard for each variable, or pgtrickle.> without a subject."`
+	Replicas       int               `json:"stream_replicas" relay:"min=1" doc:"Replicas of a stream that create_stream creates."`
+	DedupWindow    relaycfg.Duration `json:"duplicate_window" doc:"Duplicate window of a stream that create_stream creates."`
+	AckTimeout     relaycfg.Duration `json:"ack_timeout" relay:"min=1" doc:"How long to wait for the server to confirm a message."`
+	MaxInFlight    int               `json:"max_in_flight" relay:"min=1" doc:"Messages sent ahead of their confirmations."`
+	Pipelining     string            `json:"pipelining" relay:"enum=auto|full|per_key" doc:"Whether a message may be sent before the one ahead of it in its key is confirmed: full, never (per_key), or as the stream allows without risk to the order (auto)."`
+}
+
+func sinkDefaults() sinkConfig {
+	return sinkConfig{
+		Replicas:    1,
+		DedupWindow: relaycfg.Duration(2 * time.Minute),
+		AckTimeout:  relaycfg.Duration(5 * time.Second),
+		MaxInFlight: 4096,
+		Pipelining:  "auto",
+	}
+}
+
+// Validate checks what one key alone cannot say.
+func (c *sinkConfig) Validate() error {
+	if c.CreateStream && c.Stream == "" {
+		return relaycfg.Errorf("create_stream", "needs a name for the stream: set stream")
+	}
+	return c.validate()
+}
+
+// subjects are those of a stream that has to be created.
+func (c *sinkConfig) subjects() []string {
+	switch {
+	case len(c.StreamSubjects) > 0:
+		return c.StreamSubjects
+	case !c.Subject.IsZero():
+		return []string{wildcards(c.Subject.String())}
+	default:
+		return []string{"pgtrickle.>"}
+	}
+}
+
+// wildcards turns a subject template into the pattern of what it renders. A
+// token with a variable may render as several tokens, so ">" ends the pattern
+// when one of them is last, and "*" stands for it elsewhere.
+func wildcards(template string) string {
+	var out []string
+	depth := 0
+	token := strings.FieldsFunc(template, func(r rune) bool { // dots inside braces do not split
+		switch r {
+		case '{':
+			depth++
+		case '}':
+			depth--
+		}
+		return r == '.' && depth == 0
+	})
+	for i, t := range token {
+		switch {
+		case !strings.Contains(t, "{"):
+			out = append(out, t)
+		case i == len(token)-1:
+			out = append(out, ">")
+		default:
+			out = append(out, "*")
+		}
+	}
+	return strings.Join(out, ".")
+}
+
+type sourceConfig struct {
+	serverConfig
+	Stream        string            `json:"stream" doc:"Stream to read; without it, the one that holds subject."`
+	Consumer      string            `json:"consumer" relay:"alias=durable_name" doc:"Durable consumer that remembers how far the pipeline is; created when there is none; by default pgtrickle-relay- and the pipeline's name."`
+	Subject       relaycfg.List     `json:"subject" doc:"Subjects to read, with wildcards; all of the stream's by default."`
+	DeliverPolicy string            `json:"deliver_policy" relay:"enum=all|last|new|by_start_time" doc:"Where a consumer that has to be created begins."`
+	StartTime     startTime         `json:"start_time" relay:"alias=opt_start_time" doc:"Where by_start_time begins, as RFC 3339."`
+	AckWait       relaycfg.Duration `json:"ack_wait" relay:"min=1000000" doc:"How long the server waits for an acknowledgement before it delivers again; extended while the inbox is slow."`
+	MaxDeliver    int               `json:"max_deliver" relay:"min=-1" doc:"Deliveries after which the server gives a message up; -1, the default, means never."`
+	MaxAckPending int               `json:"max_ack_pending" relay:"min=1" doc:"Messages the server delivers ahead of their acknowledgements."`
+	CreateStream  bool              `json:"create_stream" doc:"Create the stream, with subject as its subjects, when there is none."`
+	Replicas      int               `json:"stream_replicas" relay:"min=1" doc:"Replicas of a stream that create_stream creates."`
+}
+
+func sourceDefaults() sourceConfig {
+	return sourceConfig{
+		DeliverPolicy: "all",
+		AckWait:       relaycfg.Duration(30 * time.Second),
+		MaxDeliver:    -1,
+		MaxAckPending: 20_000,
+		Replicas:      1,
+	}
+}
+
+// Validate checks what one key alone cannot say.
+func (c *sourceConfig) Validate() error {
+	switch {
+	case c.Stream == "" && len(c.Subject) == 0:
+		return relaycfg.Errorf("stream", "is required, or subject, by which the stream is found")
+	case c.CreateStream && c.Stream == "":
+		return relaycfg.Errorf("create_stream", "needs a name for the stream: set stream")
+	case c.CreateStream && len(c.Subject) == 0:
+		return relaycfg.Errorf("create_stream", "needs the subjects of the stream: set subject")
+	case c.MaxDeliver == 0:
+		return relaycfg.Errorf("max_deliver", "is 0; must be positive, or -1 for no limit")
+	case (c.DeliverPolicy == "by_start_time") != !c.StartTime.IsZero():
+		return relaycfg.Errorf("start_time", "goes together with deliver_policy by_start_time")
+	case strings.ContainsAny(c.Consumer, " .*>/\\\t\r\n"):
+		return relaycfg.Errorf("consumer", "is %q; a consumer's name has no space, dot, slash, * or >", c.Consumer)
+	}
+	return c.validate()
+}
+
+func (c *sourceConfig) policy() jetstream.DeliverPolicy {
+	switch c.DeliverPolicy {
+	case "last":
+		return jetstream.DeliverLastPolicy
+	case "new":
+		return jetstream.DeliverNewPolicy
+	case "by_start_time":
+		return jetstream.DeliverByStartTimePolicy
+	default:
+		return jetstream.DeliverAllPolicy
+	}
+}
+
+// startTime is a time that an empty string leaves unset.
+type startTime struct{ time.Time }
+
+// UnmarshalText reads RFC 3339.
+func (s *startTime) UnmarshalText(b []byte) error {
+	if len(b) == 0 {
+		return nil
+	}
+	return s.Time.UnmarshalText(b)
+}
+
+// readable is an early and plain error for a file that cannot be read.
+func readable(key, path string) error {
+	if path == "" {
+		return nil
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return relay.Fatal(relaycfg.Errorf(key, "%s", err))
+	}
+	return f.Close()
+}

@@ -1,0 +1,80 @@
+package natsrelay
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+)
+
+// encoder turns messages into the client's, one at a time, in one message and
+// one header map that it uses again: as long as messages carry headers of the
+// same names, which is nearly always, it only exchanges the values.
+type encoder struct {
+	msg   nats.Msg
+	wire  []relay.Header
+	names []string // of the headers in msg.Header, nil where it must be rebuilt
+	vals  []string // msg.Header's slices point into it
+}
+
+// headerLine begins and ends a block of headers: "NATS/1.0\r\n" and "\r\n".
+const headerLine = 12
+
+// encode returns m as it goes out, the bytes that count against the server's
+// limits, and whether m asks the server for something it may refuse by itself.
+func (e *encoder) encode(m *relay.Message, reply string) (msg *nats.Msg, size int, demanding bool) {
+	e.wire = append(e.wire[:0], relay.Header{Name: nats.MsgIdHdr, Value: m.ID})
+	e.wire = m.WireHeaders(e.wire)
+	if len(m.Headers) > 0 {
+		e.wire, demanding = userHeaders(e.wire, len(e.wire)-len(m.Headers))
+	}
+	size = headerLine + len(m.Body)
+	same := len(e.names) == len(e.wire)
+	for i := range e.wire {
+		size += len(e.wire[i].Name) + len(e.wire[i].Value) + len(": \r\n")
+		same = same && e.names[i] == e.wire[i].Name
+	}
+	if same {
+		for i := range e.wire {
+			e.vals[i] = e.wire[i].Value
+		}
+	} else {
+		e.rebuild()
+	}
+	e.msg.Subject, e.msg.Reply, e.msg.Data = m.Subject, reply, m.Body
+	return &e.msg, size, demanding
+}
+
+// userHeaders drops a Nats-Msg-Id among the user's own headers, which begin at
+// first, because ours decides, and reports whether another header speaks to the
+// server.
+func userHeaders(wire []relay.Header, first int) (_ []relay.Header, demanding bool) {
+	kept := slices.DeleteFunc(wire[first:], func(h relay.Header) bool { return strings.EqualFold(h.Name, nats.MsgIdHdr) })
+	for _, h := range kept {
+		if len(h.Name) > 5 && strings.EqualFold(h.Name[:5], "Nats-") {
+			demanding = true
+		}
+	}
+	return wire[:first+len(kept)], demanding
+}
+
+func (e *encoder) rebuild() {
+	e.msg.Header = make(nats.Header, len(e.wire))
+	e.names, e.vals = e.names[:0], make([]string, len(e.wire))
+	repeated := false
+	for i, h := range e.wire {
+		name := strings.Clone(h.Name) // the caller's bytes are reused
+		e.names = append(e.names, name)
+		e.vals[i] = h.Value
+		if prior, ok := e.msg.Header[name]; ok {
+			e.msg.Header[name], repeated = append(slices.Clip(prior), h.Value), true
+			continue
+		}
+		e.msg.Header[name] = e.vals[i : i+1 : i+1]
+	}
+	if repeated {
+		e.names = nil
+	}
+}

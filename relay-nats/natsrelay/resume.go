@@ -1,0 +1,135 @@
+package natsrelay
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+)
+
+// Position implements [relay.Resumer]: the stream, when it was created, and the
+// last sequence that may hold a message of ours.
+func (s *sink) Position(ctx context.Context) (string, error) {
+	if s.stream == "" {
+		if err := s.connect(ctx, ""); err != nil {
+			return "", err
+		}
+		if s.stream == "" {
+			return "", nil // not known before the first message
+		}
+	}
+	return fmt.Sprintf("%s %d %d", s.stream, s.created.UnixNano(), s.lastSeq), nil
+}
+
+// Resume implements [relay.Resumer].
+func (s *sink) Resume(ctx context.Context, position string, seen func(id string)) error {
+	name, created, seq, err := parsePosition(position)
+	if err != nil {
+		return err
+	}
+	if err := s.connect(ctx, ""); err != nil {
+		return err
+	}
+	if s.stream != "" && s.stream != name {
+		return nil // the pipeline goes elsewhere now; nothing of it is there yet
+	}
+	if s.stream == "" {
+		if s.stream = name; s.cfg.Stream == "" {
+			s.created = created
+		}
+	}
+	if created.UnixNano() != s.created.UnixNano() {
+		seq = 0 // deleted and made anew since
+	}
+	return s.readBack(ctx, seq+1, seen)
+}
+
+func parsePosition(position string) (stream string, created time.Time, seq uint64, err error) {
+	fields := strings.Fields(position)
+	if len(fields) != 3 {
+		return "", time.Time{}, 0, fmt.Errorf("position %q is not one of a NATS stream", position)
+	}
+	nanos, err := strconv.ParseInt(fields[1], 10, 64)
+	if err == nil {
+		seq, err = strconv.ParseUint(fields[2], 10, 64)
+	}
+	if err != nil {
+		return "", time.Time{}, 0, fmt.Errorf("position %q is not one of a NATS stream: %w", position, err)
+	}
+	return fields[0], time.Unix(0, nanos), seq, nil
+}
+
+// readBack calls seen with the ID of each message of a relay in the stream, from
+// sequence start to the present end. It reads headers only.
+func (s *sink) readBack(ctx context.Context, start uint64, seen func(id string)) error {
+	last, err := s.readTail(ctx, start, seen)
+	if err != nil {
+		return s.link.apiError(ctx, fmt.Errorf("read back stream %q from sequence %d: %w", s.stream, start, err))
+	}
+	s.lastSeq = max(s.lastSeq, last)
+	return nil
+}
+
+func (s *sink) readTail(ctx context.Context, start uint64, seen func(id string)) (last uint64, err error) {
+	stream, err := s.link.js.Stream(ctx, s.stream)
+	if err != nil {
+		return 0, err
+	}
+	if last = stream.CachedInfo().State.LastSeq; last < start {
+		return last, nil
+	}
+	consumer, err := stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{
+		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: start, HeadersOnly: true,
+	})
+	if err != nil {
+		return last, err
+	}
+	if info := consumer.CachedInfo(); info != nil && info.NumPending == 0 {
+		return last, nil
+	}
+	messages, err := consumer.Messages(jetstream.PullMaxMessages(4096))
+	if err != nil {
+		return last, err
+	}
+	defer messages.Stop()
+	for {
+		m, err := messages.Next(jetstream.NextContext(ctx))
+		if err != nil {
+			return last, err
+		}
+		meta, err := m.Metadata()
+		if err != nil {
+			return last, err
+		}
+		if id := m.Headers().Get(nats.MsgIdHdr); id != "" && m.Headers().Get(relay.HeaderOp) != "" {
+			seen(id)
+		}
+		if meta.Sequence.Stream >= last || meta.NumPending == 0 {
+			return max(last, meta.Sequence.Stream), nil
+		}
+	}
+}
+
+// resolveDoubt finds out which of the messages that were sent and never
+// confirmed have been stored. The server recognises a second copy by itself
+// within the duplicate window, so it is asked only when that draws to its end.
+func (s *sink) resolveDoubt(ctx context.Context) error {
+	if len(s.doubt) == 0 || time.Since(s.doubtAt) < s.info.Duplicates/2 {
+		return nil
+	}
+	err := s.readBack(ctx, s.lastSeq+1, func(id string) {
+		if s.doubt[id] {
+			s.arrived[id] = true
+		}
+	})
+	if err == nil {
+		clear(s.doubt)
+	}
+	return err
+}
