@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -85,7 +87,7 @@ func bodyText(body []byte, path []string) (string, bool) {
 		}
 		body = value
 	}
-	return string(jsonscan.AppendText(nil, body)), true
+	return jsonText(body), true
 }
 
 // Decode fills the messages of batch. One whose body is not JSON, or that lacks
@@ -100,7 +102,7 @@ func (d *Decoder) Decode(batch []relay.Message) {
 
 func (d *Decoder) decode(m *relay.Message) error {
 	m.Row = m.Body
-	if !json.Valid(m.Body) {
+	if !jsonscan.Valid(m.Body) {
 		return relay.Permanent(fmt.Errorf("the body of message %s is not JSON", m.ID))
 	}
 	if err := d.unwrap(m); err != nil {
@@ -134,35 +136,42 @@ func (d *Decoder) decode(m *relay.Message) error {
 	return nil
 }
 
-var envelopeStart = []byte(`{"dedup_key":`)
+var (
+	envelopeStart  = []byte(`{"dedup_key":`)
+	envelopeFields = []string{"dedup_key", "subject", "payload", "op", "is_full_refresh", "outbox_id", "refresh_id"}
+)
 
 // unwrapEnvelope recognises our envelope by its first member, which only our
-// encoder would put first, and by having all seven.
+// encoder would put first, and by having the others too.
 func unwrapEnvelope(m *relay.Message) error {
 	if !bytes.HasPrefix(m.Body, envelopeStart) {
 		return nil
 	}
-	var e struct {
-		DedupKey  string          `json:"dedup_key"`
-		Subject   *string         `json:"subject"`
-		Payload   json.RawMessage `json:"payload"`
-		Op        *string         `json:"op"`
-		Full      *bool           `json:"is_full_refresh"`
-		OutboxID  *int64          `json:"outbox_id"`
-		RefreshID *string         `json:"refresh_id"`
-	}
-	if json.Unmarshal(m.Body, &e) != nil || e.Payload == nil || e.Op == nil || e.Full == nil || e.Subject == nil {
+	var v [7][]byte
+	if jsonscan.Fields(m.Body, envelopeFields, v[:]) != nil || slices.ContainsFunc(v[:], func(b []byte) bool { return b == nil }) {
 		return nil // somebody else's, after all
 	}
-	m.Row = e.Payload
-	m.ID, m.Subject, m.Op, m.FullRefresh = e.DedupKey, *e.Subject, *e.Op, *e.Full
-	if e.OutboxID != nil {
-		m.OutboxID = *e.OutboxID
+	id := jsonText(v[0])
+	if id == "" {
+		return nil
 	}
-	if e.RefreshID != nil {
-		m.RefreshID = *e.RefreshID
-	}
+	m.ID, m.Row = id, v[2]
+	m.Subject, m.Op = same(m.Subject, v[1]), same(m.Op, v[3])
+	m.FullRefresh = string(v[4]) == "true"
+	m.OutboxID, _ = strconv.ParseInt(string(v[5]), 10, 64)
+	m.RefreshID = jsonText(v[6])
 	return nil
+}
+
+func jsonText(value []byte) string { return string(jsonscan.AppendText(nil, value)) }
+
+// same returns the text of a JSON value, and known itself where it is the same,
+// which spares an allocation for what a header said already.
+func same(known string, value []byte) string {
+	if len(value) == len(known)+2 && string(value[1:len(value)-1]) == known {
+		return known
+	}
+	return jsonText(value)
 }
 
 func unwrapCloudEvent(m *relay.Message) error {

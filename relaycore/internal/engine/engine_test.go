@@ -152,6 +152,18 @@ func (l *memory) ParkedKeys(context.Context) (keys []string, err error) {
 	return keys, nil
 }
 
+func (l *memory) held() []engine.Letter {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.letters)
+}
+
+func (l *memory) fence(yes bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.fenced = yes
+}
+
 func (l *memory) retryAll() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -162,14 +174,25 @@ func (l *memory) retryAll() {
 // it confirmed in a queue.
 type script struct {
 	relay.Sink
+	mu     sync.Mutex
 	answer func(call int, batch []relay.Message) error
 	calls  int
 }
 
+// say changes the script while it runs.
+func (s *script) say(answer func(int, []relay.Message) error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.answer = answer
+}
+
 func (s *script) Publish(ctx context.Context, batch []relay.Message) error {
+	s.mu.Lock()
 	s.calls++
-	if s.answer != nil {
-		err := s.answer(s.calls, batch)
+	answer, call := s.answer, s.calls
+	s.mu.Unlock()
+	if answer != nil {
+		err := answer(call, batch)
 		var partial *relay.BatchError
 		if err != nil && !errors.As(err, &partial) {
 			return err
@@ -278,7 +301,7 @@ func TestRetriesForeverInOrder(t *testing.T) {
 		time.Sleep(time.Hour + time.Second) // back within a second
 		synctest.Wait()
 		want(t, "arrived", b.arrived(), numbers(1, 500))
-		want(t, "letters", len(b.ledger.letters), 0)
+		want(t, "letters", len(b.ledger.held()), 0)
 		want(t, "states", states, []string{"publish: broker is down", "<nil>"})
 		b.finish(t)
 	})
@@ -346,19 +369,18 @@ func TestPoisonParksItsKeyAlone(t *testing.T) {
 				time.Sleep(time.Second)
 				synctest.Wait()
 				want(t, "arrivals", len(b.arrived()), 10_000-99)
-				want(t, "letters", len(b.ledger.letters), 99)
-				want(t, "first letter", b.ledger.letters[0].Class+" "+b.ledger.letters[0].Message.ID, "refused outbox_orders:137:0")
-				want(t, "checkpoint", b.ledger.state.Checkpoint.LastID, 10_000)
+				want(t, "letters", len(b.ledger.held()), 99)
+				want(t, "first letter", b.ledger.held()[0].Class+" "+b.ledger.held()[0].Message.ID, "refused outbox_orders:137:0")
 
 				b.source.insert(relaytest.Message(10_001, "k36"), relaytest.Message(10_002, "k0"))
 				time.Sleep(time.Second)
-				want(t, "letters after one more of the key", len(b.ledger.letters), 100)
+				want(t, "letters after one more of the key", len(b.ledger.held()), 100)
 
-				b.sink.answer = nil
+				b.sink.say(nil)
 				b.ledger.retryAll()
 				b.engine.Redrive()
 				time.Sleep(time.Second)
-				want(t, "letters after redrive", len(b.ledger.letters), 0)
+				want(t, "letters after redrive", len(b.ledger.held()), 0)
 				b.source.insert(relaytest.Message(10_003, "k36"))
 				time.Sleep(time.Second)
 				b.finish(t)
@@ -388,7 +410,7 @@ func TestRedriveThatFailsAgainKeepsTheKey(t *testing.T) {
 		time.Sleep(time.Second)
 		b.finish(t)
 		want(t, "arrived", b.arrived(), numbers(1, 2))
-		want(t, "letters", len(b.ledger.letters), 8)
+		want(t, "letters", len(b.ledger.held()), 8)
 		want(t, "the head is dead", b.ledger.dead["outbox_orders:3:0"], true)
 	})
 }
@@ -402,7 +424,7 @@ func TestSkipGoesOn(t *testing.T) {
 		time.Sleep(time.Second)
 		b.finish(t)
 		want(t, "arrived", b.arrived(), append(numbers(1, 2), numbers(4, 10)...))
-		want(t, "letters", len(b.ledger.letters), 1)
+		want(t, "letters", len(b.ledger.held()), 1)
 	})
 }
 
@@ -424,7 +446,7 @@ func TestHaltStopsInFront(t *testing.T) {
 				}
 				want(t, "arrived", b.arrived(), numbers(1, 2))
 				want(t, "checkpoint", b.ledger.state.Checkpoint.LastID, 2)
-				want(t, "letters", len(b.ledger.letters), 0)
+				want(t, "letters", len(b.ledger.held()), 0)
 			})
 		})
 	}
@@ -439,7 +461,7 @@ func TestUndecodableIsDeadLettered(t *testing.T) {
 		time.Sleep(time.Second)
 		b.finish(t)
 		want(t, "arrivals", len(b.arrived()), 9)
-		want(t, "letter", b.ledger.letters[0].Reason, "payload version 2")
+		want(t, "letter", b.ledger.held()[0].Reason, "payload version 2")
 		want(t, "checkpoint", b.ledger.state.Checkpoint.LastID, 10)
 	})
 }
@@ -453,12 +475,12 @@ func TestResumeSkipsWhatArrived(t *testing.T) {
 		b.cfg.CommitEvery = time.Hour
 		b.start()
 		time.Sleep(time.Second)
-		b.ledger.fenced = true // nothing more is written, as if killed
+		b.ledger.fence(true) // nothing more is written, as if killed
 		b.source.insert(relaytest.Message(3001, "k0"))
 		time.Sleep(time.Second)
 		b.kill()
 		<-b.result
-		b.ledger.fenced = false
+		b.ledger.fence(false)
 		committed := b.ledger.state.Checkpoint.LastID
 		if published := len(b.queue.Messages()); int64(published) <= committed {
 			t.Fatalf("the crash lost nothing: %d published, %d committed", published, committed)
@@ -466,7 +488,6 @@ func TestResumeSkipsWhatArrived(t *testing.T) {
 
 		second := &bench{source: b.source.reopen(b.ledger.state.Checkpoint), queue: b.queue, sink: b.sink, ledger: b.ledger, cfg: b.cfg}
 		second.cfg.Source, second.cfg.State, second.cfg.CommitEvery = second.source, b.ledger.state, 0
-		b.queue.Messages()
 		resumable.refuseDuplicates = t
 		second.start()
 		time.Sleep(time.Second)
@@ -541,7 +562,7 @@ func TestStopDoesNotWaitForASinkThatIsDown(t *testing.T) {
 		if took := time.Since(began); took > 2*time.Second {
 			t.Errorf("stopping took %s", took)
 		}
-		want(t, "letters", len(b.ledger.letters), 0)
+		want(t, "letters", len(b.ledger.held()), 0)
 	})
 }
 
@@ -555,8 +576,8 @@ func TestCommitRetriesWhileTheDatabaseIsAway(t *testing.T) {
 		b.ledger.fail = nil
 		b.ledger.mu.Unlock()
 		time.Sleep(2 * time.Second)
-		want(t, "checkpoint", b.ledger.state.Checkpoint.LastID, 100)
 		b.finish(t)
+		want(t, "checkpoint", b.ledger.state.Checkpoint.LastID, 100)
 	})
 }
 
@@ -575,7 +596,7 @@ func TestInFlightBytesAreBounded(t *testing.T) {
 		if read > 400 { // about 100 bytes each
 			t.Errorf("%d rows were read ahead of a sink that is down", read)
 		}
-		b.sink.answer = nil
+		b.sink.say(nil)
 		time.Sleep(10 * time.Second)
 		want(t, "arrivals", len(b.arrived()), 10_000)
 		b.finish(t)
@@ -614,7 +635,7 @@ func TestBrokerSourceIsAcked(t *testing.T) {
 		time.Sleep(time.Second)
 		b.finish(t)
 		want(t, "arrivals", len(b.arrived()), 49)
-		want(t, "letters", len(ledger.letters), 51)
+		want(t, "letters", len(ledger.held()), 51)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		if left, err := origin.Source().Receive(ctx, 10); err == nil {

@@ -1,0 +1,278 @@
+package codec_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/codec"
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+)
+
+func template(t testing.TB, text string) relay.Template {
+	t.Helper()
+	tmpl, err := relay.ParseTemplate(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tmpl
+}
+
+func change(op, row string) relay.Message {
+	return relay.Message{
+		ID: "outbox_orders:5:2", Op: op, Row: []byte(row), StreamTable: "orders", OutboxID: 5,
+		Time: time.Date(2026, 11, 22, 10, 0, 0, 0, time.UTC),
+	}
+}
+
+func encode(t testing.TB, cfg codec.EncoderConfig, m relay.Message) relay.Message {
+	t.Helper()
+	e, err := codec.NewEncoder(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	batch := []relay.Message{m}
+	e.Encode(batch, nil)
+	return batch[0]
+}
+
+func TestFormats(t *testing.T) {
+	t.Parallel()
+	update := change(relay.OpUpdate, `{"id": 7}`)
+	update.Before = []byte(`{"id": 6}`)
+	snapshot := change(relay.OpInsert, `{"id": 7}`)
+	snapshot.FullRefresh = true
+	snapshot.RefreshID = "0af76519-16cd-43dd-8448-eb211c80319c"
+	for name, tc := range map[string]struct {
+		format string
+		m      relay.Message
+		want   string
+	}{
+		"envelope": {"", change(relay.OpInsert, `{"id": 7}`),
+			`{"dedup_key":"outbox_orders:5:2","subject":"pgtrickle.orders.insert","payload":{"id": 7},"op":"insert","is_full_refresh":false,"outbox_id":5,"refresh_id":null}`},
+		"envelope of a snapshot": {"envelope", snapshot,
+			`{"dedup_key":"outbox_orders:5:2","subject":"pgtrickle.orders.insert","payload":{"id": 7},"op":"insert","is_full_refresh":true,"outbox_id":5,"refresh_id":"0af76519-16cd-43dd-8448-eb211c80319c"}`},
+		"payload": {"payload", change(relay.OpDelete, `{"id": 7}`), `{"id": 7}`},
+		"cloudevents": {"cloudevents", change(relay.OpInsert, `{"id": 7}`),
+			`{"specversion":"1.0","id":"outbox_orders:5:2","source":"/pgtrickle/orders","type":"pgtrickle.orders.insert","time":"2026-11-22T10:00:00Z","datacontenttype":"application/json","pgtrickleop":"insert","partitionkey":"7","data":{"id": 7}}`},
+		"debezium update": {"debezium", update,
+			`{"schema":null,"payload":{"before":{"id": 6},"after":{"id": 7},"op":"u","ts_ms":1795341600000,"source":{"version":"v9","connector":"pgtrickle","name":"pgtrickle-relay","ts_ms":1795341600000,"table":"orders","id":"outbox_orders:5:2"}}}`},
+		"debezium delete": {"debezium", change(relay.OpDelete, `{"id": 7}`),
+			`{"schema":null,"payload":{"before":{"id": 7},"after":null,"op":"d","ts_ms":1795341600000,"source":{"version":"v9","connector":"pgtrickle","name":"pgtrickle-relay","ts_ms":1795341600000,"table":"orders","id":"outbox_orders:5:2"}}}`},
+		"debezium snapshot": {"debezium", snapshot,
+			`{"schema":null,"payload":{"before":null,"after":{"id": 7},"op":"r","ts_ms":1795341600000,"source":{"version":"v9","connector":"pgtrickle","name":"pgtrickle-relay","ts_ms":1795341600000,"table":"orders","id":"outbox_orders:5:2"}}}`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			got := encode(t, codec.EncoderConfig{
+				Subject: template(t, "pgtrickle.{stream_table}.{op}"), Format: tc.format, KeyColumns: []string{"id"}, Version: "v9",
+			}, tc.m)
+			if got.Err != nil || string(got.Body) != tc.want {
+				t.Errorf("Encode as %s = %s, %v\nwant %s", tc.format, got.Body, got.Err, tc.want)
+			}
+			if !json.Valid(got.Body) {
+				t.Errorf("Encode as %s is not JSON: %s", tc.format, got.Body)
+			}
+		})
+	}
+}
+
+func TestAddress(t *testing.T) {
+	t.Parallel()
+	row := `{"id": 7, "region": "eu", "tenant": "a\"b", "n": null}`
+	for name, tc := range map[string]struct {
+		cfg                   codec.EncoderConfig
+		subject, key, wantErr string
+	}{
+		"primary key":      {cfg: codec.EncoderConfig{KeyColumns: []string{"id"}}, key: "7"},
+		"composite key":    {cfg: codec.EncoderConfig{KeyColumns: []string{"region", "id"}}, key: "eu,7"},
+		"projected away":   {cfg: codec.EncoderConfig{KeyColumns: []string{"id", "gone"}}, key: ""},
+		"key field":        {cfg: codec.EncoderConfig{KeyField: "tenant", KeyColumns: []string{"id"}}, key: `a"b`},
+		"null key":         {cfg: codec.EncoderConfig{KeyField: "n"}, key: ""},
+		"no such field":    {cfg: codec.EncoderConfig{KeyField: "nope"}, wantErr: `key_field "nope": the row of outbox_orders:5:2 has no such field`},
+		"key template":     {cfg: codec.EncoderConfig{KeyTemplate: template(t, "{row.region}/{row.id}"), KeyField: "id"}, key: "eu/7"},
+		"subject of a row": {cfg: codec.EncoderConfig{Subject: template(t, "o.{row.region}.{outbox_id}.{op}")}, subject: "o.eu.5.insert"},
+		"subject lacks":    {cfg: codec.EncoderConfig{Subject: template(t, "o.{row.nope}")}, wantErr: `has no field "nope"`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			got := encode(t, tc.cfg, change(relay.OpInsert, row))
+			if tc.wantErr != "" {
+				if got.Err == nil || !strings.Contains(got.Err.Error(), tc.wantErr) || !relay.IsPermanent(got.Err) {
+					t.Errorf("Err = %v, want a permanent error with %q", got.Err, tc.wantErr)
+				}
+				return
+			}
+			if got.Err != nil || got.Subject != tc.subject || got.Key != tc.key {
+				t.Errorf("subject %q, key %q, error %v; want %q, %q", got.Subject, got.Key, got.Err, tc.subject, tc.key)
+			}
+		})
+	}
+}
+
+func TestHeaders(t *testing.T) {
+	t.Parallel()
+	m := change(relay.OpInsert, `{"tenant":"acme"}`)
+	m.Headers = []relay.Header{{Name: "traceparent", Value: "00-x"}, {Name: "x-tenant", Value: "old"}}
+	got := encode(t, codec.EncoderConfig{Headers: map[string]relay.Template{"x-tenant": template(t, "t:{row.tenant}")}}, m)
+	if want := "[{traceparent 00-x} {x-tenant t:acme}]"; fmt.Sprint(got.Headers) != want {
+		t.Errorf("headers = %v, want %s", got.Headers, want)
+	}
+}
+
+func decode(t testing.TB, cfg codec.DecoderConfig, m relay.Message) relay.Message {
+	t.Helper()
+	d, err := codec.NewDecoder(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	batch := []relay.Message{m}
+	d.Decode(batch)
+	return batch[0]
+}
+
+func TestRoundTrip(t *testing.T) {
+	t.Parallel()
+	for _, format := range []string{"envelope", "payload", "cloudevents", "debezium"} {
+		for _, op := range []string{relay.OpInsert, relay.OpUpdate, relay.OpDelete} {
+			t.Run(format+"/"+op, func(t *testing.T) {
+				t.Parallel()
+				m := change(op, `{"id": 7, "name": "Ærø \"x\""}`)
+				sent := encode(t, codec.EncoderConfig{Format: format, Subject: template(t, "a.{op}"), KeyColumns: []string{"id"}}, m)
+				// What every broker's headers carry.
+				wire := relay.Message{ID: sent.ID, Body: sent.Body, Key: sent.Key, Subject: sent.Subject, Op: sent.Op}
+				got := decode(t, codec.DecoderConfig{Format: format}, wire)
+				if got.Err != nil || got.ID != m.ID || got.Key != "7" || got.Subject != "a."+op || got.Op != op || string(got.Row) != string(m.Row) {
+					t.Errorf("came back as %q %q %q %q %s, %v", got.ID, got.Key, got.Subject, got.Op, got.Row, got.Err)
+				}
+			})
+		}
+	}
+}
+
+func TestDecode(t *testing.T) {
+	t.Parallel()
+	envelope := `{"dedup_key":"outbox_orders:5:2","subject":"s","payload":{"id":7},"op":"delete","is_full_refresh":false,"outbox_id":5,"refresh_id":null}`
+	wire := func(body string) relay.Message {
+		return relay.Message{ID: "nats:S:1", Subject: "orders.new", Body: []byte(body), Origin: "nats:S", Headers: []relay.Header{{Name: "x-id", Value: "h1"}}}
+	}
+	for name, tc := range map[string]struct {
+		cfg     codec.DecoderConfig
+		body    string
+		want    string // id subject key op origin row
+		wantErr string
+	}{
+		"foreign JSON":        {body: `{"a":1}`, want: `nats:S:1 orders.new  event nats:S {"a":1}`},
+		"our envelope":        {body: envelope, want: `outbox_orders:5:2 s  delete nats:S {"id":7}`},
+		"envelope left alone": {cfg: codec.DecoderConfig{Format: "payload"}, body: envelope, want: `nats:S:1 orders.new  event nats:S ` + envelope},
+		"almost an envelope":  {body: `{"dedup_key":"x"}`, want: `nats:S:1 orders.new  event nats:S {"dedup_key":"x"}`},
+		"a scalar is JSON":    {body: `42`, want: `nats:S:1 orders.new  event nats:S 42`},
+		"not JSON":            {body: `<xml/>`, wantErr: "the body of message nats:S:1 is not JSON"},
+		"empty":               {body: ``, wantErr: "not JSON"},
+		"id from header":      {cfg: codec.DecoderConfig{EventIDFrom: "header:X-Id"}, body: `{}`, want: `h1 orders.new  event nats:S {}`},
+		"all from body": {
+			cfg:  codec.DecoderConfig{EventIDFrom: "body:meta.id", EventTypeFrom: "body:type", AggregateIDFrom: "body:order", SourceFrom: "subject"},
+			body: `{"meta":{"id":12},"type":"created","order":"o-1"}`, want: `12 created o-1 event created {"meta":{"id":12},"type":"created","order":"o-1"}`,
+		},
+		"id missing":       {cfg: codec.DecoderConfig{EventIDFrom: "body:id"}, body: `{}`, wantErr: "event_id_from"},
+		"not a cloudevent": {cfg: codec.DecoderConfig{Format: "cloudevents"}, body: `{"a":1}`, wantErr: "not a CloudEvents event"},
+		"not debezium":     {cfg: codec.DecoderConfig{Format: "debezium"}, body: `{"a":1}`, wantErr: "not a Debezium event"},
+		"bare debezium":    {cfg: codec.DecoderConfig{Format: "debezium"}, body: `{"op":"c","after":{"id":1},"source":{}}`, want: `nats:S:1 orders.new  insert nats:S {"id":1}`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			got := decode(t, tc.cfg, wire(tc.body))
+			if tc.wantErr != "" {
+				if got.Err == nil || !strings.Contains(got.Err.Error(), tc.wantErr) || string(got.Body) != tc.body {
+					t.Errorf("Err = %v, want one with %q, and the body kept", got.Err, tc.wantErr)
+				}
+				return
+			}
+			if s := fmt.Sprintf("%s %s %s %s %s %s", got.ID, got.Subject, got.Key, got.Op, got.Origin, got.Row); got.Err != nil || s != tc.want {
+				t.Errorf("Decode = %s, %v\nwant %s", s, got.Err, tc.want)
+			}
+		})
+	}
+}
+
+func TestBadConfig(t *testing.T) {
+	t.Parallel()
+	if _, err := codec.NewDecoder(codec.DecoderConfig{EventIDFrom: "headr:x"}); err == nil || !strings.Contains(err.Error(), `"event_id_from"`) {
+		t.Errorf("NewDecoder = %v, want an error that names the key", err)
+	}
+	if _, err := codec.NewEncoder(codec.EncoderConfig{Format: "xml"}); err == nil {
+		t.Error("NewEncoder with format xml = nil, want an error")
+	}
+}
+
+// FuzzEnvelope holds the hand-written envelope to encoding/json's reading of it.
+func FuzzEnvelope(f *testing.F) {
+	f.Add("outbox_orders:5:2", "pgtrickle.orders.insert", "k", `{"a":1}`)
+	f.Add("x\x00\"\\", "\u2028", "é", `[]`)
+	f.Fuzz(func(t *testing.T, id, subject, key, row string) {
+		if !json.Valid([]byte(row)) || id == "" || !utf8.ValidString(id) || !utf8.ValidString(subject) || !utf8.ValidString(key) {
+			t.Skip("PostgreSQL's text is UTF-8, and so are rows")
+		}
+		for _, format := range []string{"envelope", "cloudevents", "debezium"} {
+			m := change(relay.OpInsert, row)
+			m.ID, m.Subject, m.Key = id, subject, key
+			sent := encode(t, codec.EncoderConfig{Format: format}, m)
+			if !json.Valid(sent.Body) {
+				t.Fatalf("%s of %q is not JSON: %s", format, id, sent.Body)
+			}
+			if format != "envelope" {
+				continue
+			}
+			var e struct {
+				DedupKey string          `json:"dedup_key"`
+				Subject  string          `json:"subject"`
+				Payload  json.RawMessage `json:"payload"`
+			}
+			if err := json.Unmarshal(sent.Body, &e); err != nil {
+				t.Fatal(err)
+			}
+			if e.DedupKey != id || e.Subject != subject || string(e.Payload) != strings.Trim(row, " \t\r\n") {
+				t.Errorf("envelope of %q, %q holds %q, %q, %s", id, subject, e.DedupKey, e.Subject, e.Payload)
+			}
+			back := decode(t, codec.DecoderConfig{}, relay.Message{ID: "x", Body: sent.Body})
+			if back.Err != nil || back.ID != id || back.Subject != subject || string(back.Row) != string(e.Payload) {
+				t.Errorf("envelope of %q came back as %q, %q, %s, %v", id, back.ID, back.Subject, back.Row, back.Err)
+			}
+		}
+	})
+}
+
+func TestEncodeAllocations(t *testing.T) {
+	e, err := codec.NewEncoder(codec.EncoderConfig{Subject: template(t, "pgtrickle.{stream_table}.{op}"), KeyColumns: []string{"id"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	batch, rows := make([]relay.Message, 1000), change(relay.OpInsert, `{"id": 7, "name": "somebody"}`)
+	buf := make([]byte, 0, 1<<20)
+	allocs := testing.AllocsPerRun(10, func() {
+		for i := range batch {
+			batch[i] = rows
+		}
+		e.Encode(batch, buf[:0])
+	})
+	if allocs > 10 {
+		t.Errorf("encoding 1000 messages takes %.0f allocations, want a few a batch", allocs)
+	}
+}
+
+func BenchmarkEncode(b *testing.B) {
+	e, _ := codec.NewEncoder(codec.EncoderConfig{Subject: template(b, "pgtrickle.{stream_table}.{op}"), KeyColumns: []string{"id"}})
+	m := change(relay.OpInsert, `{"id": 7, "sku": "abcdef", "quantity": 12, "note": "`+strings.Repeat("x", 200)+`"}`)
+	batch, buf := make([]relay.Message, 1000), make([]byte, 0, 1<<20)
+	b.ReportAllocs()
+	for b.Loop() {
+		for i := range batch {
+			batch[i] = m
+		}
+		buf = e.Encode(batch, buf[:0])
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/1000, "ns/message")
+}
