@@ -1,0 +1,176 @@
+package kafkarelay
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/segmentio/kafka-go/sasl"
+	"github.com/segmentio/kafka-go/sasl/plain"
+	"github.com/segmentio/kafka-go/sasl/scram"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
+)
+
+// connection holds the keys that sink and source share.
+type connection struct {
+	Brokers       relaycfg.List   `json:"brokers" relay:"required,alias=bootstrap_servers" doc:"Brokers to ask for the cluster's layout, each host:port."`
+	ClientID      string          `json:"client_id" doc:"Name under which the brokers log this client and apply quotas to it."`
+	SASLMechanism string          `json:"sasl_mechanism" relay:"enum=PLAIN|SCRAM-SHA-256|SCRAM-SHA-512" doc:"How to log in; none when empty."`
+	SASLUsername  string          `json:"sasl_username" doc:"User to log in as."`
+	SASLPassword  relaycfg.Secret `json:"sasl_password" doc:"The user's password."`
+	TLS           bool            `json:"tls" doc:"Encrypt connections and verify the brokers' certificates; implied by the other tls keys."`
+	TLSCA         string          `json:"tls_ca" doc:"File with the PEM certificates of the authorities to trust instead of the system's, or the PEM text itself."`
+	TLSCert       string          `json:"tls_cert" doc:"File with the client's PEM certificate, or the PEM text itself."`
+	TLSKey        relaycfg.Secret `json:"tls_key" doc:"File with the key of tls_cert in PEM, or the PEM text itself."`
+	TLSServerName string          `json:"tls_server_name" doc:"Name to expect in the brokers' certificates when it is not the host name in brokers."`
+}
+
+func (c *connection) validate() error {
+	switch {
+	case c.SASLMechanism == "" && (c.SASLUsername != "" || c.SASLPassword != ""):
+		return relaycfg.Errorf("sasl_mechanism", "is required with sasl_username and sasl_password")
+	case c.SASLMechanism != "" && c.SASLUsername == "":
+		return relaycfg.Errorf("sasl_username", "is required with sasl_mechanism")
+	case c.SASLMechanism != "" && c.SASLPassword == "":
+		return relaycfg.Errorf("sasl_password", "is required with sasl_mechanism")
+	case (c.TLSCert == "") != (c.TLSKey == ""):
+		return relaycfg.Errorf("tls_cert", "tls_cert and tls_key belong together")
+	}
+	for _, b := range c.Brokers {
+		if strings.Contains(b, "://") || !strings.Contains(b, ":") {
+			return relaycfg.Errorf("brokers", "%q is not host:port", b)
+		}
+	}
+	return nil
+}
+
+func (c *connection) tlsConfig() (*tls.Config, error) {
+	if !c.TLS && c.TLSCA == "" && c.TLSCert == "" && c.TLSServerName == "" {
+		return nil, nil //nolint:nilnil // no TLS is an answer
+	}
+	// ServerName stays empty unless it was given: the client then fills in the
+	// host name of each broker that it dials.
+	t := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: c.TLSServerName}
+	if c.TLSCA != "" {
+		text, err := pemText(c.TLSCA)
+		if err != nil {
+			return nil, relaycfg.Errorf("tls_ca", "%s", err)
+		}
+		t.RootCAs = x509.NewCertPool()
+		if !t.RootCAs.AppendCertsFromPEM(text) {
+			return nil, relaycfg.Errorf("tls_ca", "holds no PEM certificate")
+		}
+	}
+	if c.TLSCert != "" {
+		cert, err := pemText(c.TLSCert)
+		if err != nil {
+			return nil, relaycfg.Errorf("tls_cert", "%s", err)
+		}
+		key, err := pemText(c.TLSKey.Reveal())
+		if err != nil {
+			return nil, relaycfg.Errorf("tls_key", "cannot be read")
+		}
+		pair, err := tls.X509KeyPair(cert, key)
+		if err != nil {
+			return nil, relaycfg.Errorf("tls_cert", "does not go with tls_key: %s", err)
+		}
+		t.Certificates = []tls.Certificate{pair}
+	}
+	return t, nil
+}
+
+// pemText returns value itself when it is PEM, else the contents of the file
+// that it names.
+func pemText(value string) ([]byte, error) {
+	if strings.Contains(value, "-----BEGIN ") {
+		return []byte(value), nil
+	}
+	return os.ReadFile(value)
+}
+
+func (c *connection) mechanism() (sasl.Mechanism, error) {
+	switch c.SASLMechanism {
+	case "PLAIN":
+		return plain.Mechanism{Username: c.SASLUsername, Password: c.SASLPassword.Reveal()}, nil
+	case "SCRAM-SHA-256":
+		return scram.Mechanism(scram.SHA256, c.SASLUsername, c.SASLPassword.Reveal())
+	case "SCRAM-SHA-512":
+		return scram.Mechanism(scram.SHA512, c.SASLUsername, c.SASLPassword.Reveal())
+	}
+	return nil, nil //nolint:nilnil // no login is an answer
+}
+
+type sinkConfig struct {
+	connection
+	Topic             relay.Template    `json:"topic" relay:"alias=topic_template" doc:"Topic to write to; the rendered subject when empty."`
+	Acks              string            `json:"acks" relay:"enum=all|1" doc:"Replicas that must have a message before it counts as delivered: all in sync, or 1, the leader alone, whose loss then loses messages."`
+	Idempotence       bool              `json:"idempotence" doc:"Number the batches, so that brokers drop the second copy of one that is sent again after a lost connection; needs acks all."`
+	Compression       string            `json:"compression" relay:"enum=none|gzip|snappy|lz4|zstd" doc:"Codec for batches."`
+	CreateTopic       bool              `json:"create_topic" doc:"Create topics that do not exist, instead of stopping."`
+	Partitions        int               `json:"partitions" relay:"min=0" doc:"Partitions of a topic that the sink creates; 0 is the broker's default."`
+	ReplicationFactor int               `json:"replication_factor" relay:"min=0" doc:"Copies of each partition of a topic that the sink creates; 0 is the broker's default."`
+	MaxMessageBytes   relaycfg.Size     `json:"max_message_bytes" doc:"Largest message to send, key and headers included, and max.message.bytes of topics that the sink creates; 0 is the topic's own limit."`
+	RequestTimeout    relaycfg.Duration `json:"request_timeout" relay:"min=1000000" doc:"How long a broker may take to confirm a batch before the attempt counts as failed."`
+}
+
+func defaultSinkConfig() sinkConfig {
+	return sinkConfig{
+		connection:     connection{ClientID: defaultClientID},
+		Acks:           "all",
+		Idempotence:    true,
+		Compression:    "none",
+		RequestTimeout: relaycfg.Duration(30 * time.Second),
+	}
+}
+
+// Validate is called by relaycfg.Decode.
+func (c *sinkConfig) Validate() error {
+	if c.Acks != "all" {
+		c.Idempotence = false
+	}
+	return c.validate()
+}
+
+type sourceConfig struct {
+	connection
+	Topic           relaycfg.List     `json:"topic" relay:"required,alias=topics" doc:"Topics to read."`
+	GroupID         string            `json:"group_id" doc:"Consumer group that holds the position; pgtrickle-relay.GROUP.PIPELINE when empty."`
+	AutoOffsetReset string            `json:"auto_offset_reset" relay:"enum=earliest|latest" doc:"Where to begin in a partition of which the group has no position."`
+	SessionTimeout  relaycfg.Duration `json:"session_timeout" relay:"min=1000000" doc:"How long the group waits for a member that does not answer before it gives its partitions to others."`
+	FetchMaxBytes   relaycfg.Size     `json:"fetch_max_bytes" relay:"min=1024" doc:"Bytes that one request to a broker may return, and so the memory for what was read ahead."`
+	FetchMaxWait    relaycfg.Duration `json:"fetch_max_wait" relay:"min=1000000" doc:"How long a broker holds a request while there is nothing to return; new messages are returned at once."`
+	IsolationLevel  string            `json:"isolation_level" relay:"enum=read_committed|read_uncommitted" doc:"Whether messages of transactions that are open or aborted are passed over."`
+}
+
+func defaultSourceConfig() sourceConfig {
+	return sourceConfig{
+		connection:      connection{ClientID: defaultClientID},
+		AutoOffsetReset: "earliest",
+		SessionTimeout:  relaycfg.Duration(10 * time.Second),
+		FetchMaxBytes:   4 << 20,
+		FetchMaxWait:    relaycfg.Duration(500 * time.Millisecond),
+		IsolationLevel:  "read_committed",
+	}
+}
+
+// Validate is called by relaycfg.Decode.
+func (c *sourceConfig) Validate() error {
+	if c.FetchMaxBytes > 1<<30 {
+		return relaycfg.Errorf("fetch_max_bytes", "is %d; must be at most 1 GiB", c.FetchMaxBytes)
+	}
+	return c.validate()
+}
+
+func (c *sourceConfig) group(env relay.Env) string {
+	if c.GroupID != "" {
+		return c.GroupID
+	}
+	return fmt.Sprintf("pgtrickle-relay.%s.%s", env.Group, env.Pipeline)
+}
+
+const defaultClientID = "pgtrickle-relay"

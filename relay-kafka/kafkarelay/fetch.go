@@ -1,0 +1,163 @@
+package kafkarelay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/segmentio/kafka-go"
+	"github.com/segmentio/kafka-go/protocol"
+	"github.com/segmentio/kafka-go/protocol/fetch"
+)
+
+// fetcher reads partitions that one broker leads, several in a request.
+type fetcher struct {
+	cluster   *cluster
+	wait      time.Duration
+	maxBytes  int
+	committed bool // pass over what transactions have not committed
+}
+
+// spot is where to read a partition.
+type spot struct {
+	topic     string
+	partition int
+	offset    int64
+}
+
+// read asks the leader of all spots for records, calls visit with each, and moves
+// the spots behind what it has visited. A spot whose partition answered with an
+// error does not move; its error is returned after the others were visited.
+func (f *fetcher) read(ctx context.Context, spots []*spot, visit func(*spot, *protocol.Record) error) error {
+	req := &fetch.Request{
+		ReplicaID: -1, SessionEpoch: -1, MinBytes: 1, MaxBytes: int32(f.maxBytes), //nolint:gosec // at most 1 GiB
+		MaxWaitTime: int32(f.wait / time.Millisecond), //nolint:gosec // seconds
+	}
+	if f.committed {
+		req.IsolationLevel = 1
+	}
+	byPlace := make(map[string]map[int32]*spot, 1)
+	for _, s := range spots {
+		part := fetch.RequestPartition{
+			Partition: int32(s.partition), CurrentLeaderEpoch: -1, FetchOffset: s.offset, LogStartOffset: -1, //nolint:gosec // small
+			PartitionMaxBytes: int32(f.maxBytes), //nolint:gosec // at most 1 GiB
+		}
+		if n := len(req.Topics); n > 0 && req.Topics[n-1].Topic == s.topic {
+			req.Topics[n-1].Partitions = append(req.Topics[n-1].Partitions, part)
+		} else {
+			req.Topics = append(req.Topics, fetch.RequestTopic{Topic: s.topic, Partitions: []fetch.RequestPartition{part}})
+		}
+		if byPlace[s.topic] == nil {
+			byPlace[s.topic] = make(map[int32]*spot)
+		}
+		byPlace[s.topic][part.Partition] = s
+	}
+	ctx, cancel := context.WithTimeout(ctx, f.wait+2*dialTimeout)
+	defer cancel()
+	m, err := f.cluster.transport.RoundTrip(ctx, f.cluster.client.Addr, req)
+	if err != nil {
+		return fmt.Errorf("fetch: %w", err)
+	}
+	res := m.(*fetch.Response)
+	if res.ErrorCode != 0 {
+		return fmt.Errorf("fetch: %w", kafka.Error(res.ErrorCode))
+	}
+	var failure error
+	for i := range res.Topics {
+		for j := range res.Topics[i].Partitions {
+			p := &res.Topics[i].Partitions[j]
+			s := byPlace[res.Topics[i].Topic][p.Partition]
+			if s == nil {
+				continue
+			}
+			if p.ErrorCode != 0 {
+				failure = &spotError{s, kafka.Error(p.ErrorCode)}
+				continue
+			}
+			if err := f.walk(s, p, visit); err != nil {
+				return err
+			}
+		}
+	}
+	return failure
+}
+
+// spotError is the error of one partition.
+type spotError struct {
+	spot *spot
+	code kafka.Error
+}
+
+func (e *spotError) Error() string {
+	return fmt.Sprintf("read partition %d of topic %q: %v", e.spot.partition, e.spot.topic, e.code)
+}
+
+func (e *spotError) Unwrap() error { return e.code }
+
+// walk visits the records of one partition's answer. The client library hands
+// out what aborted transactions wrote; the answer says which that is.
+func (f *fetcher) walk(s *spot, p *fetch.ResponsePartition, visit func(*spot, *protocol.Record) error) (err error) {
+	stream, ok := p.RecordSet.Records.(*protocol.RecordStream)
+	if !ok {
+		return nil
+	}
+	before := s.offset
+	defer func() {
+		// Compaction leaves batches without records behind. Such a batch covers the
+		// offset that was asked for, which therefore has no record.
+		if err == nil && s.offset == before && len(stream.Records) > 0 {
+			s.offset++
+		}
+	}()
+	aborted := make(map[int64]bool)
+	pending := p.AbortedTransactions
+	for _, r := range stream.Records {
+		skip := false
+		switch b := r.(type) {
+		case *protocol.ControlBatch:
+			skip = true
+			delete(aborted, b.ProducerID)
+		case *protocol.RecordBatch:
+			for len(pending) > 0 && pending[0].FirstOffset <= b.BaseOffset {
+				aborted[pending[0].ProducerID] = true
+				pending = pending[1:]
+			}
+			skip = f.committed && b.Attributes.Transactional() && aborted[b.ProducerID]
+		}
+		for {
+			var rec *protocol.Record
+			rec, err = r.ReadRecord()
+			if errors.Is(err, io.EOF) {
+				err = nil
+				break
+			}
+			if err != nil {
+				return fmt.Errorf("decode partition %d of topic %q at offset %d: %w", s.partition, s.topic, s.offset, err)
+			}
+			if rec.Offset >= s.offset { // a batch may begin before what was asked for
+				if !skip {
+					err = visit(s, rec)
+				}
+				if err == nil {
+					s.offset = rec.Offset + 1
+				}
+			}
+			closeRecord(rec)
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func closeRecord(r *protocol.Record) {
+	if r.Key != nil {
+		_ = r.Key.Close()
+	}
+	if r.Value != nil {
+		_ = r.Value.Close()
+	}
+}
