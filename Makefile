@@ -1,0 +1,106 @@
+# Everything that CI does is a target here, and nothing else. `make help` lists them.
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+MODULES  := relaycore relay-nats relay-kafka relay-redis relay-sqs relay-rabbitmq relay-webhook relay-stdout relay-pginbox relay-all demo e2e
+BINARIES := $(filter relay-%,$(MODULES))
+# relay-all is the whole daemon and bears the project's name.
+binary    = $(if $(filter relay-all,$1),pgtrickle-relay,$1)
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS  := -s -w -X github.com/grove/pgtrickle-relay/relaycore/relaycmd.version=$(VERSION)
+
+# Tests run against real servers in containers; see e2e/cmd/with-brokers.
+BROKERS  := cd e2e && go run ./cmd/with-brokers all --
+GO_TEST  ?= go test
+LINT     := $(CURDIR)/.cache/bin/golangci-lint
+LINT_VERSION := v2.12.2
+
+.PHONY: help
+help: ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: bin/pgtrickle-relay ## the main job, visible: PostgreSQL -> NATS -> PostgreSQL, with a kill -9 in between
+	cd demo && go run .
+
+.PHONY: build
+build: $(foreach b,$(BINARIES),bin/$(call binary,$b)) ## every binary, static, into bin/
+
+bin/pgtrickle-relay: FORCE
+	cd relay-all && GOWORK=off CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o ../$@ .
+bin/%: FORCE
+	cd $* && GOWORK=off CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o ../$@ .
+FORCE:
+
+.PHONY: test
+test: build servers ## all tests, against real servers, end to end ones too (about 15 minutes on 2 cores)
+	go vet work
+	$(BROKERS) $(GO_TEST) -count=1 -timeout=30m work
+	$(MAKE) e2e
+
+.PHONY: race
+race: servers ## the tests of relaycore once more, under the race detector
+	$(BROKERS) go test -race -count=1 -timeout=30m ../relaycore/...
+
+.PHONY: servers
+servers: ## Docker, and the images of the servers to test against
+	e2e/scripts/docker.sh
+	e2e/images/build.sh
+
+.PHONY: e2e
+e2e: build servers images ## the real binaries and images against every broker; prints the matrix
+	cd e2e && RELAY_E2E=1 $(GO_TEST) -count=1 -timeout=40m -v ./...
+
+.PHONY: chaos
+chaos: build servers ## kills, restarts and cuts at random while writers write; CHAOS_MINUTES=1 a backend
+	cd e2e && RELAY_CHAOS=1 $(GO_TEST) -count=1 -timeout=6h -v ./chaos/...
+
+.PHONY: bench
+bench: build servers ## the relay beside each broker's own client, in one run; writes docs/benchmarks.md
+	cd e2e && go run ./cmd/bench
+
+.PHONY: standalone
+standalone: $(MODULES:%=standalone-%) ## each module alone, as it is shipped: tidy, vet, build
+standalone-%:
+	cd $* && GOWORK=off go mod tidy -diff && GOWORK=off go vet ./... && GOWORK=off go build ./...
+
+.PHONY: deps
+deps: build ## a binary links its own client and no other's (relay-*/deps.txt)
+	for m in $(BINARIES); do \
+		b=bin/$$m; [ $$m != relay-all ] || b=bin/pgtrickle-relay; \
+		go version -m $$b | awk '$$1=="dep"{print $$2}' | grep -v ^github.com/grove/ | diff -u $$m/deps.txt - || { echo "$$m: deps.txt is not what $$b links; run make deps-update and look at the difference"; exit 1; }; \
+	done
+.PHONY: deps-update
+deps-update: build
+	for m in $(BINARIES); do \
+		b=bin/$$m; [ $$m != relay-all ] || b=bin/pgtrickle-relay; \
+		go version -m $$b | awk '$$1=="dep"{print $$2}' | grep -v ^github.com/grove/ > $$m/deps.txt; \
+	done
+
+.PHONY: go-lines
+go-lines: ## the same go line in every module
+	@test $$(cat go.work $(MODULES:%=%/go.mod) | grep -E '^go ' | sort -u | wc -l) = 1 || { grep -H '^go ' go.work */go.mod; exit 1; }
+
+.PHONY: lint
+lint: $(MODULES:%=lint-%) ## golangci-lint, built from source at $(LINT_VERSION)
+lint-%: $(LINT)
+	cd $* && $(LINT) run ./...
+$(LINT):
+	@echo "building golangci-lint $(LINT_VERSION) (a few minutes, once)"
+	GOFLAGS= GOWORK=off GOBIN=$(dir $@) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VERSION)
+
+.PHONY: images
+images: build ## one FROM scratch image a binary
+	VERSION=$(VERSION) deploy/images.sh
+
+.PHONY: tidy
+tidy: ## go mod tidy in every module
+	for m in $(MODULES); do (cd $$m && GOWORK=off go mod tidy); done
+
+.PHONY: generate
+generate: ## what SQL and docs know of the backends, from their Go structs
+	cd relay-all && go run ./gen
+
+.PHONY: release
+release: ## tags for vX.Y.Z: make release V=v1.2.3
+	scripts/release.sh $(V)
