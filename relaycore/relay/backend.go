@@ -26,6 +26,9 @@ type Env struct {
 	// Subject is the template from which the engine renders Message.Subject, for
 	// sinks that create what takes the messages. Zero for a source.
 	Subject Template
+	// Checkpoint is where a source that is a Checkpointer goes on; zero at a
+	// pipeline's first start, and for a sink.
+	Checkpoint Checkpoint
 }
 
 // Backend is one broker: a value that a binary's main passes on. It is a struct
