@@ -106,7 +106,15 @@ func (t Template) PerMessage() bool {
 // class permanent: no retry will give the row that field. A null renders as
 // nothing, a string as its text, all else as its JSON.
 func (t Template) Append(dst []byte, m *Message) ([]byte, error) {
+	return t.AppendEscaped(dst, m, nil)
+}
+
+// AppendEscaped is Append with what the variables stand for passed through
+// escape, so that a value cannot change the form of what is rendered, such as a
+// URL. The template's own text is left as it is.
+func (t Template) AppendEscaped(dst []byte, m *Message, escape func(string) string) ([]byte, error) {
 	for _, p := range t.parts {
+		start := len(dst)
 		switch {
 		case p.literal != "":
 			dst = append(dst, p.literal...)
@@ -124,6 +132,9 @@ func (t Template) Append(dst []byte, m *Message) ([]byte, error) {
 			dst = append(dst, m.outboxIDText()...)
 		case p.name == "refresh_id":
 			dst = append(dst, m.RefreshID...)
+		}
+		if escape != nil && p.literal == "" {
+			dst = append(dst[:start], escape(string(dst[start:]))...)
 		}
 	}
 	return dst, nil
