@@ -1,0 +1,142 @@
+package migrate
+
+import (
+	_ "embed"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
+)
+
+// A pipeline may name a backend that the binary which migrates does not have, so
+// every binary brings the keys of them all.
+//
+//go:embed backends.json
+var known []byte
+
+// Backend is what a backend accepts in a configuration.
+type Backend struct {
+	Name    string         `json:"name"`
+	Aliases []string       `json:"aliases,omitempty"`
+	Sink    []relaycfg.Key `json:"sink,omitempty"`
+	Source  []relaycfg.Key `json:"source,omitempty"`
+	// HasSink and HasSource tell a backend without keys from one without the end.
+	HasSink   bool `json:"has_sink"`
+	HasSource bool `json:"has_source"`
+}
+
+// Specs describes the backends of a binary.
+func Specs(backends []relay.Backend) []Backend {
+	specs := make([]Backend, 0, len(backends))
+	for _, b := range backends {
+		specs = append(specs, Backend{
+			Name:      b.Name,
+			Aliases:   b.Aliases,
+			Sink:      relaycfg.Keys(b.SinkConfig),
+			Source:    relaycfg.Keys(b.SourceConfig),
+			HasSink:   b.NewSink != nil,
+			HasSource: b.NewSource != nil,
+		})
+	}
+	return specs
+}
+
+// Known returns the backends that every binary knows of, and linked in place of
+// those of the same name, sorted by name.
+func Known(linked []Backend) ([]Backend, error) {
+	var all []Backend
+	if err := json.Unmarshal(known, &all); err != nil {
+		return nil, fmt.Errorf("backends.json: %w", err)
+	}
+	for _, b := range linked {
+		all = slices.DeleteFunc(all, func(k Backend) bool { return k.Name == b.Name })
+	}
+	all = append(all, linked...)
+	slices.SortFunc(all, func(a, b Backend) int { return strings.Compare(a.Name, b.Name) })
+	return all, nil
+}
+
+// keyRow is a row of relay_backend_keys.
+type keyRow struct {
+	Backend   string          `json:"backend"`
+	Direction relay.Direction `json:"direction"`
+	Key       string          `json:"key"`
+	Type      string          `json:"type"`
+	Required  bool            `json:"required"`
+	Aliases   []string        `json:"aliases"`
+	Enum      []string        `json:"enum"`
+	Doc       string          `json:"doc"`
+	Unit      string          `json:"unit,omitempty"`
+	Minimum   *int64          `json:"minimum,omitempty"`
+	Default   json.RawMessage `json:"default_value,omitempty"`
+	Position  int             `json:"position"`
+}
+
+// keysSQL returns the statements that store the keys of all backends.
+func keysSQL(linked []Backend) (string, error) {
+	backends, err := Known(linked)
+	if err != nil {
+		return "", err
+	}
+	rows := keyRows("*", relay.Forward, catalog.Keys(relay.Forward))
+	rows = append(rows, keyRows("*", relay.Reverse, catalog.Keys(relay.Reverse))...)
+	for _, b := range backends {
+		for _, end := range []struct {
+			exists    bool
+			direction relay.Direction
+			keys      []relaycfg.Key
+		}{{b.HasSink, relay.Forward, b.Sink}, {b.HasSource, relay.Reverse, b.Source}} {
+			if !end.exists {
+				continue
+			}
+			rows = append(rows, keyRow{Backend: b.Name, Direction: end.direction, Key: "type", Type: "backend",
+				Aliases: orEmpty(b.Aliases), Enum: []string{}, Doc: "The backend."})
+			rows = append(rows, keyRows(b.Name, end.direction, end.keys)...)
+		}
+	}
+	lines := make([]string, len(rows))
+	for i, r := range rows {
+		line, err := json.Marshal(r)
+		if err != nil {
+			return "", fmt.Errorf("key %q of %s: %w", r.Key, r.Backend, err)
+		}
+		lines[i] = string(line)
+	}
+	list := quote("[\n" + strings.Join(lines, ",\n") + "\n]")
+	return fmt.Sprintf(storeKeys, list), nil
+}
+
+// A backend that is not in the list came with another binary, and is left alone.
+const storeKeys = `DO $keys$
+DECLARE
+    list constant jsonb := %s;
+BEGIN
+    DELETE FROM pgtrickle.relay_backend_keys k
+        WHERE k.backend IN (SELECT e ->> 'backend' FROM jsonb_array_elements(list) e);
+    INSERT INTO pgtrickle.relay_backend_keys
+        (backend, direction, key, type, required, aliases, enum, doc, unit, minimum, default_value, position)
+    SELECT r.backend, r.direction, r.key, r.type, r.required, r.aliases, r.enum, r.doc, r.unit, r.minimum, r.default_value, r.position
+        FROM jsonb_to_recordset(list) AS r(backend text, direction text, key text, type text, required boolean, aliases text[],
+            enum text[], doc text, unit text, minimum bigint, default_value jsonb, position integer);
+END $keys$;
+`
+
+func keyRows(backend string, d relay.Direction, keys []relaycfg.Key) []keyRow {
+	rows := make([]keyRow, 0, len(keys))
+	for i, k := range keys {
+		rows = append(rows, keyRow{backend, d, k.Name, k.Type, k.Required, orEmpty(k.Aliases), orEmpty(k.Enum),
+			k.Doc, k.Unit, k.Min, k.Default, i + 1})
+	}
+	return rows
+}
+
+func orEmpty(s []string) []string {
+	if s == nil {
+		return []string{}
+	}
+	return s
+}

@@ -1,0 +1,277 @@
+// Package migrate installs and checks what the relay needs in PostgreSQL.
+//
+// The files in migrations are plain SQL. A statement between "-- +function",
+// "-- +table" or "-- +trigger" and "-- +end" runs only where the object is ours
+// to make: where the pg_trickle extension has put one of that name, it is kept.
+// A "plain-" before the kind marks what is made only where pg_trickle does not
+// own the outboxes. Every migration can run again without changing anything.
+package migrate
+
+import (
+	"context"
+	"crypto/sha256"
+	"embed"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strconv"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+//go:embed migrations/*.sql
+var files embed.FS
+
+// lock serialises migrations of one database.
+const lock = `SELECT pg_advisory_xact_lock(7283460186294519713)`
+
+// settings hold for the transaction of a migration.
+const settings = `SET LOCAL client_min_messages = warning;
+SET LOCAL search_path = pg_catalog, pg_temp;
+SET LOCAL check_function_bodies = on;
+`
+
+type migration struct {
+	version  int
+	name     string
+	sql      string
+	checksum string
+}
+
+type script struct {
+	prologue, epilogue string
+	migrations         []migration
+}
+
+// load reads the embedded files: 000 runs first and 999 last, each time.
+func load() (script, error) {
+	var s script
+	names, err := fs.Glob(files, "migrations/*.sql")
+	if err != nil {
+		return s, err
+	}
+	for _, name := range names { // sorted
+		raw, err := files.ReadFile(name)
+		if err != nil {
+			return s, err
+		}
+		sql, err := expand(string(raw))
+		if err != nil {
+			return s, fmt.Errorf("%s: %w", name, err)
+		}
+		base := strings.TrimSuffix(strings.TrimPrefix(name, "migrations/"), ".sql")
+		number, title, _ := strings.Cut(base, "_")
+		version, err := strconv.Atoi(number)
+		if err != nil {
+			return s, fmt.Errorf("%s: %w", name, err)
+		}
+		switch version {
+		case 0:
+			s.prologue = sql
+		case 999:
+			s.epilogue = sql
+		default:
+			sum := sha256.Sum256([]byte(sql))
+			s.migrations = append(s.migrations, migration{version, title, sql, hex.EncodeToString(sum[:8])})
+		}
+	}
+	return s, nil
+}
+
+// Conn is a connection or a pool.
+type Conn interface {
+	Begin(ctx context.Context) (pgx.Tx, error)
+}
+
+// Up brings the database to the version of this binary, in one transaction. It
+// changes nothing when the database is there already, and waits when another Up
+// runs. backends are those linked into the binary; see [Specs].
+//
+// A role that may not be created and privileges that may not be granted are no
+// errors: the caller should print what [Missing] returns afterwards.
+func Up(ctx context.Context, conn Conn, backends []Backend) error {
+	s, err := load()
+	if err != nil {
+		return err
+	}
+	keys, err := keysSQL(backends)
+	if err != nil {
+		return err
+	}
+	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, lock); err != nil {
+			return err
+		}
+		done, err := applied(ctx, tx)
+		if err != nil {
+			return err
+		}
+		if s.upToDate(done) && done[0] == checksum(keys) {
+			return nil
+		}
+		return s.run(ctx, tx, done, keys)
+	})
+	if err != nil {
+		return fmt.Errorf("migrate: %w", err)
+	}
+	return nil
+}
+
+func (s script) run(ctx context.Context, tx pgx.Tx, done map[int]string, keys string) error {
+	steps := []migration{{name: "prologue", sql: settings + s.prologue}}
+	for _, m := range s.migrations {
+		if !newer(done, s) && done[m.version] != m.checksum {
+			steps = append(steps, migration{name: m.name, sql: m.sql + m.record()})
+		}
+	}
+	steps = append(steps, migration{name: "backend keys", sql: keys + keysMigration(keys).record()},
+		migration{name: "epilogue", sql: s.epilogue})
+	for _, step := range steps {
+		// The simple protocol: a file is many statements.
+		if _, err := tx.Conn().PgConn().Exec(ctx, step.sql).ReadAll(); err != nil {
+			return fmt.Errorf("%s: %w", step.name, err)
+		}
+	}
+	return nil
+}
+
+func (m migration) record() string {
+	return fmt.Sprintf(`
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (%d, '%s', '%s')
+    ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
+    WHERE relay_migrations.checksum <> excluded.checksum;
+`, m.version, m.name, m.checksum)
+}
+
+// keysMigration is version 0: it is applied again whenever the keys change.
+func keysMigration(sql string) migration {
+	return migration{name: "backend keys", checksum: checksum(sql)}
+}
+
+func checksum(sql string) string {
+	sum := sha256.Sum256([]byte(sql))
+	return hex.EncodeToString(sum[:8])
+}
+
+// applied returns the checksum of each version that the database has.
+func applied(ctx context.Context, tx pgx.Tx) (map[int]string, error) {
+	done := make(map[int]string)
+	var exists bool
+	if err := tx.QueryRow(ctx, `SELECT to_regclass('pgtrickle.relay_migrations') IS NOT NULL`).Scan(&exists); err != nil || !exists {
+		return done, err
+	}
+	rows, err := tx.Query(ctx, `SELECT version, checksum FROM pgtrickle.relay_migrations`)
+	if err != nil {
+		return nil, err
+	}
+	var version int
+	var sum string
+	_, err = pgx.ForEachRow(rows, []any{&version, &sum}, func() error {
+		done[version] = sum
+		return nil
+	})
+	return done, err
+}
+
+// upToDate reports whether the database has every migration of s, or those of a
+// newer binary.
+func (s script) upToDate(done map[int]string) bool {
+	if newer(done, s) {
+		return true
+	}
+	for _, m := range s.migrations {
+		if done[m.version] != m.checksum {
+			return false
+		}
+	}
+	return true
+}
+
+func newer(done map[int]string, s script) bool {
+	for version := range done {
+		if version > s.version() {
+			return true
+		}
+	}
+	return false
+}
+
+func (s script) version() int { return s.migrations[len(s.migrations)-1].version }
+
+// SQL returns what [Up] runs on an empty database, for psql or for review. It
+// can be run again on a migrated one.
+func SQL(backends []Backend) (string, error) {
+	s, err := load()
+	if err != nil {
+		return "", err
+	}
+	keys, err := keysSQL(backends)
+	if err != nil {
+		return "", err
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "-- The catalog of pgtrickle-relay, version %d.\n\nBEGIN;\n%s;\n%s\n%s", s.version(), lock, settings, s.prologue)
+	for _, m := range s.migrations {
+		fmt.Fprintf(&b, "\n%s%s", m.sql, m.record())
+	}
+	fmt.Fprintf(&b, "\n%s%s\n%s\nCOMMIT;\n", keys, keysMigration(keys).record(), s.epilogue)
+	return b.String(), nil
+}
+
+var errMarker = errors.New("a marker is not closed, or closed twice")
+
+// expand wraps every marked statement into a block that asks first whether the
+// object is ours to make.
+func expand(sql string) (string, error) {
+	var out, body strings.Builder
+	var open string
+	for line := range strings.Lines(sql) {
+		marker, isMarker := strings.CutPrefix(strings.TrimRight(line, "\n"), "-- +")
+		switch {
+		case !isMarker && open != "":
+			body.WriteString(line)
+		case !isMarker:
+			out.WriteString(line)
+		case (marker == "end") != (open != ""):
+			return "", fmt.Errorf("%w: %q", errMarker, line)
+		case marker == "end":
+			out.WriteString(block(open, body.String()))
+			body.Reset()
+			open = ""
+		default:
+			open = marker
+		}
+	}
+	if open != "" {
+		return "", fmt.Errorf("%w: %q", errMarker, open)
+	}
+	return out.String(), nil
+}
+
+// block returns the statement for a marker such as
+// "plain-function pgtrickle.f(text): what it does".
+func block(marker, statement string) string {
+	target, doc, _ := strings.Cut(marker, ": ")
+	kind, name, _ := strings.Cut(target, " ")
+	kind, plain := strings.CutPrefix(kind, "plain-")
+	before, after := "", fmt.Sprintf("    COMMENT ON %s %s IS %s;\n", strings.ToUpper(kind), name, quote("pgtrickle-relay: "+doc))
+	object := name
+	if kind == "trigger" {
+		var trigger string
+		trigger, object, _ = strings.Cut(name, " on ")
+		before, after = fmt.Sprintf("    DROP TRIGGER IF EXISTS %s ON %s;\n", trigger, object), ""
+	}
+	return fmt.Sprintf(`DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('%s', '%s', %t) THEN
+        RETURN;
+    END IF;
+%s    EXECUTE $sql$
+%s$sql$;
+%sEND $do$;
+`, kind, object, plain, before, statement, after)
+}
+
+func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" }

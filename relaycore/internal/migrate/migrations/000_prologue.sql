@@ -1,0 +1,54 @@
+-- Runs before every migration, on an empty database and on a migrated one.
+
+DO $do$
+BEGIN
+    IF to_regnamespace('pgtrickle') IS NULL THEN
+        CREATE SCHEMA pgtrickle;
+        COMMENT ON SCHEMA pgtrickle IS 'pgtrickle-relay: pipelines, outboxes and inboxes';
+    END IF;
+END $do$;
+
+-- The relay's role belongs to the whole cluster: another database may be making it now.
+DO $do$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'pgtrickle_relay') THEN
+        CREATE ROLE pgtrickle_relay NOLOGIN;
+    END IF;
+EXCEPTION
+    WHEN duplicate_object OR unique_violation THEN
+        NULL;
+    WHEN insufficient_privilege THEN
+        RAISE WARNING 'role pgtrickle_relay does not exist, and % may not create it', current_user
+            USING HINT = 'Let an administrator run CREATE ROLE pgtrickle_relay NOLOGIN, then migrate again; until then the relay needs the rights of ' || current_user || '.';
+END $do$;
+
+CREATE TABLE IF NOT EXISTS pgtrickle.relay_migrations (
+    version    integer     NOT NULL PRIMARY KEY,
+    name       text        NOT NULL,
+    checksum   text        NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- Whether an object is ours to create or to replace. Ours carry a comment that
+-- says so; what is there without one is pg_trickle's or the user's and is kept.
+-- p_plain asks for objects that exist only where pg_trickle does not own the outboxes.
+CREATE OR REPLACE FUNCTION pgtrickle._relay_claim(p_kind text, p_name text, p_plain boolean) RETURNS boolean
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $fn$
+DECLARE
+    mark    constant text := 'pgtrickle-relay:%';
+    outboxes oid := to_regclass('pgtrickle.pgt_outbox_config');
+    found   oid;
+BEGIN
+    IF p_plain AND (EXISTS (SELECT FROM pg_extension WHERE extname = 'pg_trickle')
+                    OR (outboxes IS NOT NULL AND obj_description(outboxes, 'pg_class') LIKE mark IS NOT TRUE)) THEN
+        RETURN false;
+    END IF;
+    IF p_kind = 'function' THEN
+        found := to_regprocedure(p_name);
+        RETURN found IS NULL OR coalesce(obj_description(found, 'pg_proc') LIKE mark, false);
+    ELSIF p_kind = 'trigger' THEN -- on a table of ours
+        RETURN coalesce(obj_description(to_regclass(p_name), 'pg_class') LIKE mark, false);
+    END IF;
+    RETURN to_regclass(p_name) IS NULL;
+END $fn$;
+COMMENT ON FUNCTION pgtrickle._relay_claim(text, text, boolean) IS 'pgtrickle-relay: whether migrate may create or replace an object';

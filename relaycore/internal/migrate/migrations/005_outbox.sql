@@ -1,0 +1,566 @@
+-- Outboxes on plain tables.
+--
+-- What a caller does to its own table it does with its own rights: the functions
+-- that create and drop triggers run as the caller, so that PostgreSQL itself asks
+-- who may. Only what belongs to us is made by SECURITY DEFINER functions, and
+-- these ask for themselves whether the caller owns the table.
+
+-- +function pgtrickle._relay_caller(): the role that called the SECURITY DEFINER function which calls this one
+CREATE OR REPLACE FUNCTION pgtrickle._relay_caller() RETURNS name
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT coalesce(nullif(current_setting('role', true), 'none'), session_user::text)::name
+$fn$;
+-- +end
+
+-- +function pgtrickle._relay_name(text, text): base and suffix as one identifier of at most 63 bytes
+CREATE OR REPLACE FUNCTION pgtrickle._relay_name(base text, suffix text) RETURNS text
+LANGUAGE plpgsql IMMUTABLE STRICT SET search_path = pg_catalog, pg_temp AS $fn$
+DECLARE
+    room constant integer := 63 - octet_length(suffix);
+    cut  text := left(base, room);
+BEGIN
+    WHILE octet_length(cut) > room LOOP
+        cut := left(cut, -1);
+    END LOOP;
+    RETURN cut || suffix;
+END $fn$;
+-- +end
+
+-- +function pgtrickle._relay_outbox_table(text, name[]): the outbox that a user calls by its stream table or by its own name, null when there is none
+CREATE OR REPLACE FUNCTION pgtrickle._relay_outbox_table(p_name text, p_path name[] DEFAULT '{}') RETURNS text
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    ident text[];
+    bare  text := p_name;
+    found text[];
+BEGIN
+    BEGIN
+        ident := parse_ident(p_name);
+    EXCEPTION WHEN invalid_parameter_value THEN
+        ident := NULL; -- not SQL syntax: it can still be a name as it is
+    END;
+    IF ident[1] = 'pgtrickle' THEN
+        bare := ident[2];
+    END IF;
+    SELECT array_agg(c.outbox_table_name) INTO found FROM pgtrickle.pgt_outbox_config c
+        WHERE c.outbox_table_name IN (p_name, bare, CASE WHEN cardinality(ident) = 1 THEN ident[1] END);
+    IF found IS NULL AND to_regclass('pgtrickle.relay_outboxes') IS NOT NULL THEN
+        SELECT array_agg(o.outbox_table_name ORDER BY array_position(p_path, o.stream_schema::name)) INTO found
+            FROM pgtrickle.relay_outboxes o
+            WHERE p_name IN (o.stream_table, o.stream_schema || '.' || o.stream_table)
+               OR ident = ARRAY[o.stream_schema, o.stream_table] OR ident = ARRAY[o.stream_table];
+        -- Of several schemas the one that the caller's search path has first.
+        IF cardinality(found) > 1 AND (SELECT count(*) FROM pgtrickle.relay_outboxes o
+                WHERE o.outbox_table_name = ANY (found) AND o.stream_schema::name = ANY (p_path)) > 0 THEN
+            found := found[1:1];
+        END IF;
+    ELSIF found IS NULL THEN
+        SELECT array_agg(c.outbox_table_name) INTO found FROM pgtrickle.pgt_outbox_config c
+            WHERE c.stream_table_name IN (p_name, ident[cardinality(ident)], substr(p_name, strpos(p_name, '.') + 1));
+    END IF;
+    IF cardinality(found) > 1 THEN
+        RAISE EXCEPTION 'outbox "%" is ambiguous: it could be %', p_name, array_to_string(found, ', ')
+            USING ERRCODE = 'ambiguous_alias', HINT = 'Name the table with its schema, or the outbox table.';
+    END IF;
+    RETURN found[1];
+END $fn$;
+-- +end
+
+-- +plain-function pgtrickle._relay_resolve(text, name[]): the table that a user calls so, by SQL syntax or as it is
+CREATE OR REPLACE FUNCTION pgtrickle._relay_resolve(p_name text, p_path name[]) RETURNS regclass
+LANGUAGE plpgsql STABLE SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    ident text[];
+    found oid;
+BEGIN
+    BEGIN
+        ident := parse_ident(p_name);
+    EXCEPTION WHEN invalid_parameter_value THEN
+        ident := NULL;
+    END;
+    SELECT c.oid INTO found
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')
+          AND (ident = ARRAY[n.nspname::text, c.relname::text]
+               OR p_name = n.nspname || '.' || c.relname
+               OR ((ident = ARRAY[c.relname::text] OR p_name = c.relname) AND n.nspname = ANY (p_path)))
+        ORDER BY ident = ARRAY[n.nspname::text, c.relname::text] DESC,
+                 (ident = ARRAY[c.relname::text] AND n.nspname = ANY (p_path)) DESC,
+                 array_position(p_path, n.nspname)
+        LIMIT 1;
+    IF found IS NULL THEN
+        RAISE EXCEPTION 'stream table not found: %', p_name
+            USING ERRCODE = 'undefined_table', HINT = 'Name an existing table as schema.table.';
+    END IF;
+    RETURN found;
+END $fn$;
+-- +end
+
+-- +plain-function pgtrickle._relay_table_name(regclass): a table's name as schema.table, unquoted
+CREATE OR REPLACE FUNCTION pgtrickle._relay_table_name(t regclass) RETURNS text
+LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT n.nspname || '.' || c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = t
+$fn$;
+-- +end
+
+-- +plain-function pgtrickle._relay_stream_oid(text): the oid of the table of an outbox, null when it is gone or never was
+CREATE OR REPLACE FUNCTION pgtrickle._relay_stream_oid(p_outbox text) RETURNS regclass
+LANGUAGE sql STABLE STRICT SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+    SELECT coalesce(
+        -- A table that was renamed is known by its triggers, one that was restored by its name.
+        (SELECT t.tgrelid FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid JOIN pg_namespace n ON n.oid = p.pronamespace
+            WHERE n.nspname = 'pgtrickle' AND p.proname = o.capture_function
+              AND NOT EXISTS (SELECT FROM pg_inherits i JOIN pg_trigger t2 ON t2.tgrelid = i.inhparent
+                              WHERE i.inhrelid = t.tgrelid AND t2.tgfoid = t.tgfoid)
+            ORDER BY t.tgrelid LIMIT 1),
+        to_regclass(format('%I.%I', o.stream_schema, o.stream_table)))::regclass
+    FROM pgtrickle.relay_outboxes o WHERE o.outbox_table_name = p_outbox AND o.stream_table IS NOT NULL
+$fn$;
+-- +end
+
+-- +plain-function pgtrickle._relay_new_outbox(text, text, text, integer, oid): creates an outbox table and registers it; returns its name
+CREATE OR REPLACE FUNCTION pgtrickle._relay_new_outbox(
+    p_stream_schema text, p_stream_table text, p_label text, p_retention_hours integer, p_oid oid
+) RETURNS text
+LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    outbox  text := pgtrickle._relay_name('outbox_' || p_stream_table, '');
+    capture text;
+BEGIN
+    IF coalesce(p_retention_hours, 0) <= 0 THEN
+        RAISE EXCEPTION 'retention_hours must be a positive number of hours, not %', coalesce(p_retention_hours::text, 'null')
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF EXISTS (SELECT FROM pgtrickle.pgt_outbox_config c WHERE c.outbox_table_name = outbox)
+       OR to_regclass(format('pgtrickle.%I', outbox)) IS NOT NULL THEN
+        outbox := pgtrickle._relay_name('outbox_' || p_stream_table, '_' || left(md5(p_label), 7));
+        IF to_regclass(format('pgtrickle.%I', outbox)) IS NOT NULL THEN
+            RAISE EXCEPTION 'pgtrickle.% exists already', outbox USING ERRCODE = 'duplicate_table';
+        END IF;
+    END IF;
+    EXECUTE format('CREATE TABLE pgtrickle.%I (
+        id             bigint      GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY,
+        pgt_id         uuid        NOT NULL DEFAULT gen_random_uuid(),
+        refresh_id     uuid,
+        created_at     timestamptz NOT NULL DEFAULT now(),
+        inserted_count bigint      NOT NULL DEFAULT 0,
+        deleted_count  bigint      NOT NULL DEFAULT 0,
+        is_claim_check boolean     NOT NULL DEFAULT false,
+        payload        jsonb,
+        xid            xid8        NOT NULL DEFAULT pg_current_xact_id())', outbox);
+    EXECUTE format('CREATE INDEX %I ON pgtrickle.%I (xid, id)', pgtrickle._relay_name(outbox, '_xid_idx'), outbox);
+    EXECUTE format('COMMENT ON TABLE pgtrickle.%I IS %L', outbox, 'pgtrickle-relay: outbox of ' || p_label);
+    IF p_stream_schema IS NOT NULL THEN
+        capture := pgtrickle._relay_name(outbox, '_capture');
+        IF to_regprocedure(format('pgtrickle.%I()', capture)) IS NOT NULL THEN
+            capture := pgtrickle._relay_name(outbox, '_capture_' || left(md5(p_label), 7));
+        END IF;
+    END IF;
+    -- A restored database has other oids: an entry may hold the oid of what is now another table.
+    UPDATE pgtrickle.pgt_outbox_config c
+        SET stream_table_oid = coalesce(pgtrickle._relay_stream_oid(c.outbox_table_name),
+                                        to_regclass(format('pgtrickle.%I', c.outbox_table_name)))
+        WHERE c.stream_table_oid = p_oid;
+    INSERT INTO pgtrickle.pgt_outbox_config (stream_table_oid, stream_table_name, outbox_table_name, retention_hours)
+        VALUES (coalesce(p_oid, to_regclass(format('pgtrickle.%I', outbox))), p_stream_table, outbox, p_retention_hours);
+    INSERT INTO pgtrickle.relay_outboxes (outbox_table_name, stream_schema, stream_table, capture_function)
+        VALUES (outbox, p_stream_schema, CASE WHEN p_stream_schema IS NOT NULL THEN p_stream_table END, capture);
+    PERFORM pgtrickle.relay_grant_access();
+    RETURN outbox;
+END $fn$;
+-- +end
+
+-- One statement of the user makes one outbox row, or, when its rows come to more
+-- than 4 MiB, several in the same order: a jsonb holds 256 MiB at most, and whoever
+-- reads the outbox holds a row in memory.
+--
+-- Rows are numbered in the order in which PostgreSQL stored them. An update adds to
+-- both transition tables for each row, so equal numbers are the same row.
+--
+-- A row must look the same whoever writes it, for it may be a key: hence the SETs.
+
+-- +plain-function pgtrickle._relay_capture_source(text): the source of the trigger function of an outbox
+CREATE OR REPLACE FUNCTION pgtrickle._relay_capture_source(p_outbox text) RETURNS text
+LANGUAGE sql IMMUTABLE STRICT SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT format($capture$
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        INSERT INTO pgtrickle.%1$I (inserted_count, payload)
+        SELECT count(*), jsonb_build_object('v', 1, 'inserted', jsonb_agg(r.j ORDER BY r.n), 'updated', '[]'::jsonb, 'deleted', '[]'::jsonb)
+        FROM (SELECT s.j, row_number() OVER w AS n, sum(pg_column_size(s.j)) OVER w / 4194304 AS part
+              FROM (SELECT to_jsonb(t) AS j FROM new_rows t OFFSET 0) s WINDOW w AS (ROWS UNBOUNDED PRECEDING)) r
+        GROUP BY r.part ORDER BY r.part;
+    ELSIF TG_OP = 'UPDATE' THEN
+        INSERT INTO pgtrickle.%1$I (inserted_count, deleted_count, payload)
+        SELECT count(*), count(*), jsonb_build_object('v', 1, 'inserted', '[]'::jsonb, 'updated', jsonb_agg(r.j ORDER BY r.n), 'deleted', '[]'::jsonb)
+        FROM (SELECT s.j, s.n, sum(pg_column_size(s.j)) OVER (ORDER BY s.n ROWS UNBOUNDED PRECEDING) / 4194304 AS part
+              FROM (SELECT n, jsonb_build_object('old', o.j, 'new', w.j) AS j
+                    FROM (SELECT to_jsonb(t) AS j, row_number() OVER () AS n FROM old_rows t) o
+                    JOIN (SELECT to_jsonb(t) AS j, row_number() OVER () AS n FROM new_rows t) w USING (n)) s) r
+        GROUP BY r.part ORDER BY r.part;
+    ELSIF TG_OP = 'DELETE' THEN
+        INSERT INTO pgtrickle.%1$I (deleted_count, payload)
+        SELECT count(*), jsonb_build_object('v', 1, 'inserted', '[]'::jsonb, 'updated', '[]'::jsonb, 'deleted', jsonb_agg(r.j ORDER BY r.n))
+        FROM (SELECT s.j, row_number() OVER w AS n, sum(pg_column_size(s.j)) OVER w / 4194304 AS part
+              FROM (SELECT to_jsonb(t) AS j FROM old_rows t OFFSET 0) s WINDOW w AS (ROWS UNBOUNDED PRECEDING)) r
+        GROUP BY r.part ORDER BY r.part;
+    ELSE
+        PERFORM pgtrickle._relay_capture_truncate(TG_RELID, TG_ARGV[0], %1$L);
+    END IF;
+    RETURN NULL;
+END $capture$, p_outbox)
+$fn$;
+-- +end
+
+-- A partitioned table is truncated with all its partitions, and the triggers of
+-- these run as well: a partition that has none is captured here.
+
+-- +plain-function pgtrickle._relay_capture_truncate(oid, text, text): what TRUNCATE of a table with an outbox does
+CREATE OR REPLACE FUNCTION pgtrickle._relay_capture_truncate(p_table oid, p_policy text, p_outbox text) RETURNS void
+LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp SET row_security = off AS $fn$
+DECLARE
+    part regclass;
+BEGIN
+    IF p_policy = 'refuse' THEN
+        RAISE EXCEPTION 'TRUNCATE of % is refused: its outbox pgtrickle.% records every change', pgtrickle._relay_table_name(p_table), p_outbox
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+                  HINT = 'Use DELETE, or allow TRUNCATE with SELECT pgtrickle.outbox_truncate_policy(table, ''delete'').';
+    END IF;
+    FOR part IN
+        SELECT c.oid FROM pg_class c WHERE c.oid = p_table AND c.relkind = 'r'
+        UNION ALL
+        SELECT pt.relid FROM pg_partition_tree(p_table) pt
+            WHERE pt.isleaf AND pt.relid <> p_table
+              AND NOT EXISTS (SELECT FROM pg_trigger g JOIN pg_trigger own ON own.tgfoid = g.tgfoid AND own.tgname = g.tgname
+                              WHERE g.tgrelid = pt.relid AND own.tgrelid = p_table AND g.tgname = 'pgtrickle_outbox_truncate')
+    LOOP
+        EXECUTE format($q$
+            INSERT INTO pgtrickle.%1$I (deleted_count, payload)
+            SELECT count(*), jsonb_build_object('v', 1, 'inserted', '[]'::jsonb, 'updated', '[]'::jsonb, 'deleted', jsonb_agg(r.j ORDER BY r.n))
+            FROM (SELECT s.j, row_number() OVER w AS n, sum(pg_column_size(s.j)) OVER w / 4194304 AS part
+                  FROM (SELECT to_jsonb(t) AS j FROM ONLY %2$s t OFFSET 0) s WINDOW w AS (ROWS UNBOUNDED PRECEDING)) r
+            GROUP BY r.part ORDER BY r.part$q$, p_outbox, part);
+    END LOOP;
+END $fn$;
+-- +end
+
+-- +plain-function pgtrickle._relay_create_outbox(regclass, integer): makes the outbox of a table that the caller owns; returns its name
+CREATE OR REPLACE FUNCTION pgtrickle._relay_create_outbox(t regclass, p_retention_hours integer) RETURNS text
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    rel     record;
+    outbox  text;
+    capture text;
+BEGIN
+    SELECT c.relname, c.relowner, n.nspname INTO rel FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = t;
+    IF NOT pg_has_role(pgtrickle._relay_caller(), rel.relowner, 'USAGE') THEN
+        RAISE EXCEPTION 'must be owner of table %', pgtrickle._relay_table_name(t) USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    LOCK TABLE pgtrickle.pgt_outbox_config IN SHARE ROW EXCLUSIVE MODE;
+    IF EXISTS (SELECT FROM pgtrickle.relay_outboxes o WHERE pgtrickle._relay_stream_oid(o.outbox_table_name) = t) THEN
+        RAISE EXCEPTION 'outbox already enabled for stream table: %', pgtrickle._relay_table_name(t) USING ERRCODE = 'duplicate_object';
+    END IF;
+    outbox := pgtrickle._relay_new_outbox(rel.nspname, rel.relname, pgtrickle._relay_table_name(t), p_retention_hours, t);
+    SELECT o.capture_function INTO capture FROM pgtrickle.relay_outboxes o WHERE o.outbox_table_name = outbox;
+    EXECUTE format('CREATE FUNCTION pgtrickle.%I() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+        SET search_path = pgtrickle, pg_catalog, pg_temp SET TimeZone = ''UTC'' SET IntervalStyle = ''postgres''
+        SET bytea_output = ''hex'' SET extra_float_digits = 1 AS %L', capture, pgtrickle._relay_capture_source(outbox));
+    EXECUTE format('COMMENT ON FUNCTION pgtrickle.%I() IS %L', capture, 'pgtrickle-relay: writes the outbox of ' || pgtrickle._relay_table_name(t));
+    -- Whoever may attach it may write the outbox: its owner only.
+    EXECUTE format('REVOKE ALL ON FUNCTION pgtrickle.%I() FROM PUBLIC', capture);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION pgtrickle.%I() TO %s', capture, rel.relowner::regrole);
+    EXECUTE format('GRANT SELECT ON pgtrickle.%I TO %s', outbox, rel.relowner::regrole);
+    RETURN outbox;
+END $fn$;
+-- +end
+
+-- +plain-function pgtrickle._relay_captured(regclass): a table and the partitions whose direct writes are captured with it
+CREATE OR REPLACE FUNCTION pgtrickle._relay_captured(t regclass) RETURNS SETOF regclass
+LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT t
+    UNION
+    SELECT pt.relid FROM pg_partition_tree(t) pt JOIN pg_class c ON c.oid = pt.relid WHERE c.relkind IN ('r', 'p')
+$fn$;
+-- +end
+
+-- +plain-function pgtrickle._relay_attach(regclass, text, text): puts the triggers on a table and its partitions, where they are not yet, with the caller's rights
+CREATE OR REPLACE FUNCTION pgtrickle._relay_attach(t regclass, p_capture text, p_policy text) RETURNS void
+LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    rel     regclass;
+    definer name;
+BEGIN
+    SELECT p.proowner::regrole::text INTO definer FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+        WHERE n.nspname = 'pgtrickle' AND p.proname = p_capture;
+    SELECT r.rolname INTO definer FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace JOIN pg_roles r ON r.oid = p.proowner
+        WHERE n.nspname = 'pgtrickle' AND p.proname = p_capture;
+    FOR rel IN SELECT c FROM pgtrickle._relay_captured(t) c LOOP
+        -- A partition can have an outbox of its own.
+        CONTINUE WHEN EXISTS (SELECT FROM pg_trigger g JOIN pg_proc p ON p.oid = g.tgfoid
+                              WHERE g.tgrelid = rel AND g.tgname LIKE 'pgtrickle\_outbox\_%' AND p.proname <> p_capture);
+        IF NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = rel AND g.tgname = 'pgtrickle_outbox_insert') THEN
+            EXECUTE format('CREATE TRIGGER pgtrickle_outbox_insert AFTER INSERT ON %s
+                REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION pgtrickle.%I()', rel, p_capture);
+            EXECUTE format('CREATE TRIGGER pgtrickle_outbox_update AFTER UPDATE ON %s
+                REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION pgtrickle.%I()', rel, p_capture);
+            EXECUTE format('CREATE TRIGGER pgtrickle_outbox_delete AFTER DELETE ON %s
+                REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION pgtrickle.%I()', rel, p_capture);
+        END IF;
+        EXECUTE format('DROP TRIGGER IF EXISTS pgtrickle_outbox_truncate ON %s', rel);
+        IF p_policy <> 'ignore' THEN
+            EXECUTE format('CREATE TRIGGER pgtrickle_outbox_truncate BEFORE TRUNCATE ON %s
+                FOR EACH STATEMENT EXECUTE FUNCTION pgtrickle.%I(%L)', rel, p_capture, p_policy);
+        END IF;
+        -- The rows that TRUNCATE deletes are read from the table itself.
+        IF p_policy = 'delete' AND NOT has_table_privilege(definer, rel, 'SELECT') THEN
+            EXECUTE format('GRANT SELECT ON %s TO %I', rel, definer);
+        END IF;
+    END LOOP;
+END $fn$;
+-- +end
+
+-- +plain-function pgtrickle._relay_enable_outbox(text, name[], integer): enable_outbox with the caller's search path
+CREATE OR REPLACE FUNCTION pgtrickle._relay_enable_outbox(p_name text, p_path name[], p_retention_hours integer) RETURNS void
+LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    t      regclass := pgtrickle._relay_resolve(p_name, p_path);
+    rel    record;
+    outbox text;
+BEGIN
+    SELECT c.relkind, c.relpersistence, c.relowner, n.nspname, c.relname INTO rel
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = t;
+    IF rel.relkind NOT IN ('r', 'p') THEN
+        RAISE EXCEPTION '% is not a table: only tables have changes to record', pgtrickle._relay_table_name(t) USING ERRCODE = 'wrong_object_type';
+    ELSIF rel.relpersistence = 't' THEN
+        RAISE EXCEPTION '% is a temporary table: no relay can outlive it', pgtrickle._relay_table_name(t) USING ERRCODE = 'wrong_object_type';
+    ELSIF rel.nspname = 'pgtrickle' THEN
+        RAISE EXCEPTION '% belongs to the relay itself', pgtrickle._relay_table_name(t) USING ERRCODE = 'wrong_object_type';
+    ELSIF NOT pg_has_role(current_user, rel.relowner, 'USAGE') THEN
+        RAISE EXCEPTION 'must be owner of table %', pgtrickle._relay_table_name(t) USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    outbox := pgtrickle._relay_create_outbox(t, p_retention_hours);
+    PERFORM pgtrickle._relay_attach(t, (SELECT o.capture_function FROM pgtrickle.relay_outboxes o WHERE o.outbox_table_name = outbox), 'delete');
+END $fn$;
+-- +end
+
+-- +plain-function pgtrickle.enable_outbox(text, integer): records every change of a table in an outbox
+-- Runs with the caller's search path, and so names nothing without its schema.
+CREATE OR REPLACE FUNCTION pgtrickle.enable_outbox(p_name text, p_retention_hours integer DEFAULT 24) RETURNS void
+LANGUAGE plpgsql AS $fn$
+BEGIN
+    PERFORM pgtrickle._relay_enable_outbox(p_name, pg_catalog.current_schemas(false), p_retention_hours);
+END $fn$;
+-- +end
+
+-- +plain-function pgtrickle._relay_drop_outbox(text): drops an outbox whose table the caller owns
+CREATE OR REPLACE FUNCTION pgtrickle._relay_drop_outbox(p_outbox text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    o       pgtrickle.relay_outboxes;
+    t       regclass;
+    allowed oid;
+BEGIN
+    SELECT r.* INTO o FROM pgtrickle.relay_outboxes r WHERE r.outbox_table_name = p_outbox FOR UPDATE;
+    t := pgtrickle._relay_stream_oid(p_outbox);
+    SELECT coalesce((SELECT c.relowner FROM pg_class c WHERE c.oid = t),
+                    (SELECT n.nspowner FROM pg_namespace n WHERE n.nspname = 'pgtrickle')) INTO allowed;
+    IF NOT pg_has_role(pgtrickle._relay_caller(), allowed, 'USAGE') THEN
+        RAISE EXCEPTION 'must be owner of the table of outbox %', p_outbox USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    EXECUTE format('DROP TABLE IF EXISTS pgtrickle.%I', p_outbox);
+    IF o.capture_function IS NOT NULL THEN
+        EXECUTE format('DROP FUNCTION IF EXISTS pgtrickle.%I()', o.capture_function);
+    END IF;
+    DELETE FROM pgtrickle.pgt_outbox_config c WHERE c.outbox_table_name = p_outbox;
+    DELETE FROM pgtrickle.relay_outboxes r WHERE r.outbox_table_name = p_outbox;
+END $fn$;
+-- +end
+
+-- +plain-function pgtrickle._relay_disable_outbox(text, name[], boolean): disable_outbox with the caller's search path
+CREATE OR REPLACE FUNCTION pgtrickle._relay_disable_outbox(p_name text, p_path name[], p_if_exists boolean) RETURNS void
+LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    outbox text := pgtrickle._relay_outbox_table(p_name, p_path);
+    t      regclass;
+    g      record;
+BEGIN
+    IF outbox IS NULL THEN
+        IF p_if_exists THEN
+            RETURN;
+        END IF;
+        RAISE EXCEPTION 'outbox not enabled for stream table: %', p_name USING ERRCODE = 'undefined_object';
+    END IF;
+    t := pgtrickle._relay_stream_oid(outbox);
+    IF t IS NOT NULL AND NOT pg_has_role(current_user, (SELECT c.relowner FROM pg_class c WHERE c.oid = t), 'USAGE') THEN
+        RAISE EXCEPTION 'must be owner of table %', pgtrickle._relay_table_name(t) USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    FOR g IN
+        SELECT tg.tgname, tg.tgrelid::regclass AS rel
+        FROM pg_trigger tg JOIN pg_proc p ON p.oid = tg.tgfoid JOIN pg_namespace n ON n.oid = p.pronamespace
+        JOIN pgtrickle.relay_outboxes o ON o.capture_function = p.proname
+        WHERE n.nspname = 'pgtrickle' AND o.outbox_table_name = outbox
+    LOOP
+        EXECUTE format('DROP TRIGGER %I ON %s', g.tgname, g.rel);
+    END LOOP;
+    PERFORM pgtrickle._relay_drop_outbox(outbox);
+END $fn$;
+-- +end
+
+-- +plain-function pgtrickle.disable_outbox(text, boolean): stops recording the changes of a table and drops what is recorded
+CREATE OR REPLACE FUNCTION pgtrickle.disable_outbox(p_name text, p_if_exists boolean DEFAULT false) RETURNS void
+LANGUAGE plpgsql AS $fn$
+BEGIN
+    PERFORM pgtrickle._relay_disable_outbox(p_name, pg_catalog.current_schemas(false), p_if_exists);
+END $fn$;
+-- +end
+
+-- +plain-function pgtrickle._relay_reattach(text, name[], text): puts missing triggers on new partitions, with the same or a new policy
+CREATE OR REPLACE FUNCTION pgtrickle._relay_reattach(p_name text, p_path name[], p_policy text) RETURNS void
+LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    outbox text := pgtrickle._relay_outbox_table(p_name, p_path);
+    t      regclass := pgtrickle._relay_stream_oid(outbox);
+BEGIN
+    IF t IS NULL THEN
+        RAISE EXCEPTION 'outbox not enabled for stream table: %', p_name USING ERRCODE = 'undefined_object';
+    END IF;
+    PERFORM pgtrickle._relay_set_truncate_policy(outbox, p_policy);
+    PERFORM pgtrickle._relay_attach(t, o.capture_function, o.truncate_policy)
+        FROM pgtrickle.relay_outboxes o WHERE o.outbox_table_name = outbox;
+END $fn$;
+-- +end
+
+-- +plain-function pgtrickle._relay_set_truncate_policy(text, text): remembers the policy of an outbox whose table the caller owns
+CREATE OR REPLACE FUNCTION pgtrickle._relay_set_truncate_policy(p_outbox text, p_policy text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+BEGIN
+    IF NOT pg_has_role(pgtrickle._relay_caller(),
+                       (SELECT c.relowner FROM pg_class c WHERE c.oid = pgtrickle._relay_stream_oid(p_outbox)), 'USAGE') THEN
+        RAISE EXCEPTION 'must be owner of the table of outbox %', p_outbox USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    IF p_policy IS NOT NULL AND p_policy NOT IN ('delete', 'refuse', 'ignore') THEN
+        RAISE EXCEPTION 'unknown TRUNCATE policy "%": must be delete, refuse or ignore', p_policy USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    UPDATE pgtrickle.relay_outboxes SET truncate_policy = p_policy WHERE outbox_table_name = p_outbox AND p_policy IS NOT NULL;
+END $fn$;
+-- +end
+
+-- +plain-function pgtrickle.outbox_truncate_policy(text, text): what TRUNCATE does: delete, refuse or ignore
+CREATE OR REPLACE FUNCTION pgtrickle.outbox_truncate_policy(p_name text, p_policy text) RETURNS void
+LANGUAGE plpgsql AS $fn$
+BEGIN
+    PERFORM pgtrickle._relay_reattach(p_name, pg_catalog.current_schemas(false), p_policy);
+END $fn$;
+-- +end
+
+-- +plain-function pgtrickle.outbox_attach_partitions(text): captures direct writes to partitions that were added after enable_outbox
+CREATE OR REPLACE FUNCTION pgtrickle.outbox_attach_partitions(p_name text) RETURNS void
+LANGUAGE plpgsql AS $fn$
+BEGIN
+    PERFORM pgtrickle._relay_reattach(p_name, pg_catalog.current_schemas(false), NULL);
+END $fn$;
+-- +end
+
+-- +plain-function pgtrickle.create_outbox(text, integer): makes an outbox for events that an application writes with outbox_publish; returns its table's name
+CREATE OR REPLACE FUNCTION pgtrickle.create_outbox(p_name text, p_retention_hours integer DEFAULT 24) RETURNS text
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+BEGIN
+    IF coalesce(p_name, '') = '' THEN
+        RAISE EXCEPTION 'outbox name must not be empty' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    LOCK TABLE pgtrickle.pgt_outbox_config IN SHARE ROW EXCLUSIVE MODE;
+    IF pgtrickle._relay_outbox_table(p_name) IS NOT NULL THEN
+        RAISE EXCEPTION 'outbox already enabled for stream table: %', p_name USING ERRCODE = 'duplicate_object';
+    END IF;
+    RETURN pgtrickle._relay_new_outbox(NULL, p_name, p_name, p_retention_hours, NULL);
+END $fn$;
+-- +end
+
+-- +function pgtrickle.outbox_grant_publish(text, text): lets a role write events with outbox_publish
+CREATE OR REPLACE FUNCTION pgtrickle.outbox_grant_publish(p_outbox text, p_role text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    outbox text := pgtrickle._relay_outbox_table(p_outbox);
+BEGIN
+    IF outbox IS NULL THEN
+        RAISE EXCEPTION 'outbox not enabled for stream table: %', p_outbox USING ERRCODE = 'undefined_object';
+    END IF;
+    EXECUTE format('GRANT USAGE ON SCHEMA pgtrickle TO %I', p_role);
+    -- Not id and not xid: these say in which order readers see the rows.
+    EXECUTE format('GRANT SELECT (id), INSERT (refresh_id, inserted_count, deleted_count, payload) ON pgtrickle.%I TO %I', outbox, p_role);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION pgtrickle.outbox_publish(text, jsonb, text, jsonb, uuid) TO %I', p_role);
+END $fn$;
+-- +end
+
+-- +function pgtrickle.outbox_publish(text, jsonb, text, jsonb, uuid): writes one event, or a list of events, to an outbox with the caller's rights; returns the id of the outbox row
+CREATE OR REPLACE FUNCTION pgtrickle.outbox_publish(
+    p_outbox text, p_payload jsonb, p_op text DEFAULT 'insert', p_old jsonb DEFAULT NULL, p_refresh_id uuid DEFAULT NULL
+) RETURNS bigint
+LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    outbox text := pgtrickle._relay_outbox_table(p_outbox);
+    events jsonb := CASE jsonb_typeof(p_payload) WHEN 'array' THEN p_payload ELSE jsonb_build_array(p_payload) END;
+    n      bigint;
+    id     bigint;
+BEGIN
+    IF outbox IS NULL THEN
+        RAISE EXCEPTION 'outbox not enabled for stream table: %', p_outbox
+            USING ERRCODE = 'undefined_object', HINT = 'Make one with SELECT pgtrickle.create_outbox(name).';
+    ELSIF p_op IS NULL OR p_op NOT IN ('insert', 'update', 'delete') THEN
+        RAISE EXCEPTION 'unknown operation "%": must be insert, update or delete', p_op USING ERRCODE = 'invalid_parameter_value';
+    ELSIF p_payload IS NULL OR jsonb_path_exists(events, '$[*] ? (@.type() != "object")') THEN
+        RAISE EXCEPTION 'the payload must be a JSON object or a list of objects' USING ERRCODE = 'invalid_parameter_value';
+    ELSIF p_old IS NOT NULL AND (p_op <> 'update' OR jsonb_typeof(p_payload) <> 'object' OR jsonb_typeof(p_old) <> 'object') THEN
+        RAISE EXCEPTION 'the old row belongs to an update of one row' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    n := jsonb_array_length(events);
+    EXECUTE format('INSERT INTO pgtrickle.%I (refresh_id, inserted_count, deleted_count, payload) VALUES ($1, $2, $3, $4) RETURNING id', outbox)
+        INTO id USING p_refresh_id,
+            CASE p_op WHEN 'delete' THEN 0 ELSE n END,
+            CASE p_op WHEN 'insert' THEN 0 ELSE n END,
+            jsonb_build_object('v', 1,
+                'inserted', CASE p_op WHEN 'insert' THEN events ELSE '[]' END,
+                'updated', CASE p_op WHEN 'update' THEN (
+                    SELECT coalesce(jsonb_agg(jsonb_build_object('old', p_old, 'new', e.j) ORDER BY e.n), '[]')
+                    FROM jsonb_array_elements(events) WITH ORDINALITY AS e(j, n)) ELSE '[]' END,
+                'deleted', CASE p_op WHEN 'delete' THEN events ELSE '[]' END);
+    RETURN id;
+END $fn$;
+-- +end
+
+-- +plain-function pgtrickle.outbox_status(text): what an outbox holds
+CREATE OR REPLACE FUNCTION pgtrickle.outbox_status(p_name text) RETURNS jsonb
+LANGUAGE plpgsql STABLE SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    outbox text := pgtrickle._relay_outbox_table(p_name);
+    status jsonb;
+BEGIN
+    IF outbox IS NULL THEN
+        RETURN jsonb_build_object('enabled', false, 'stream_table', p_name);
+    END IF;
+    EXECUTE format('SELECT jsonb_build_object(''enabled'', true, ''stream_table'', $1, ''outbox_table'', $2,
+            ''row_count'', count(*), ''oldest_row'', min(created_at), ''newest_row'', max(created_at)) FROM pgtrickle.%I', outbox)
+        INTO status USING p_name, 'pgtrickle.' || outbox;
+    RETURN status || (SELECT to_jsonb(c) FROM pgtrickle.pgt_outbox_config c WHERE c.outbox_table_name = outbox);
+END $fn$;
+-- +end
+
+-- +plain-function pgtrickle.outbox_rows_consumed(text, bigint): forgets the claim-check rows up to an outbox row, which every consumer must have delivered
+CREATE OR REPLACE FUNCTION pgtrickle.outbox_rows_consumed(p_stream_table text, p_outbox_id bigint) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    outbox text := pgtrickle._relay_outbox_table(p_stream_table);
+    delta  text;
+    n      bigint := 0;
+BEGIN
+    IF outbox IS NULL THEN
+        RAISE EXCEPTION 'outbox not enabled for stream table: %', p_stream_table USING ERRCODE = 'undefined_object';
+    END IF;
+    SELECT 'outbox_delta_rows_' || left(c.stream_table_name, 48) INTO delta FROM pgtrickle.pgt_outbox_config c WHERE c.outbox_table_name = outbox;
+    IF to_regclass(format('pgtrickle.%I', delta)) IS NOT NULL THEN
+        EXECUTE format('DELETE FROM pgtrickle.%I WHERE outbox_id <= $1', delta) USING p_outbox_id;
+        GET DIAGNOSTICS n = ROW_COUNT;
+    END IF;
+    UPDATE pgtrickle.pgt_outbox_config SET last_drained_at = now(), last_drained_count = n WHERE outbox_table_name = outbox;
+END $fn$;
+-- +end

@@ -1,0 +1,116 @@
+package migrate
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Querier is a connection, a transaction or a pool.
+type Querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
+const command = "pgtrickle-relay migrate"
+
+// stateSQL looks at catalogs that everybody may read, because a role without
+// rights on the schema may not even name what is in it.
+const stateSQL = `
+SELECT n.oid IS NOT NULL,
+       coalesce(has_schema_privilege(n.oid, 'USAGE'), false),
+       c.oid IS NOT NULL,
+       coalesce(has_table_privilege(c.oid, 'SELECT'), false),
+       EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = 'pgtrickle_relay'),
+       current_user::text
+FROM (VALUES (1)) one
+LEFT JOIN pg_catalog.pg_namespace n ON n.nspname = 'pgtrickle'
+LEFT JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = 'relay_migrations'`
+
+// privilegesSQL lists what the current role may not do but a relay does.
+const privilegesSQL = `
+SELECT p.privilege || ' ON pgtrickle.' || quote_ident(c.relname)
+FROM (VALUES
+    ('relay_cursors', 'SELECT'), ('relay_cursors', 'INSERT'), ('relay_cursors', 'UPDATE'), ('relay_cursors', 'DELETE'),
+    ('relay_dead_letters', 'SELECT'), ('relay_dead_letters', 'INSERT'), ('relay_dead_letters', 'UPDATE'), ('relay_dead_letters', 'DELETE'),
+    ('relay_instances', 'SELECT'), ('relay_instances', 'INSERT'), ('relay_instances', 'UPDATE'), ('relay_instances', 'DELETE'),
+    ('relay_consumer_offsets', 'SELECT'), ('relay_consumer_offsets', 'INSERT'), ('relay_consumer_offsets', 'UPDATE'),
+    ('pgt_outbox_config', 'SELECT'), ('pgt_inbox_config', 'SELECT')) p(name, privilege)
+JOIN pg_catalog.pg_class c ON c.relname = p.name AND c.relnamespace = 'pgtrickle'::regnamespace
+WHERE NOT has_table_privilege(c.oid, p.privilege)
+UNION ALL
+SELECT 'EXECUTE ON FUNCTION ' || f.oid::regprocedure FROM pg_catalog.pg_proc f
+WHERE f.pronamespace = 'pgtrickle'::regnamespace AND f.proname = 'list_relay_configs' AND NOT has_function_privilege(f.oid, 'EXECUTE')`
+
+// unreadableSQL lists outboxes and inboxes that the current role may not use.
+const unreadableSQL = `
+SELECT 'SELECT ON pgtrickle.' || quote_ident(c.relname) FROM pgtrickle.pgt_outbox_config o
+JOIN pg_catalog.pg_class c ON c.relname = o.outbox_table_name AND c.relnamespace = 'pgtrickle'::regnamespace
+WHERE NOT has_table_privilege(c.oid, 'SELECT')
+UNION ALL
+SELECT 'INSERT ON ' || quote_ident(n.nspname) || '.' || quote_ident(c.relname) FROM pgtrickle.pgt_inbox_config i
+JOIN pg_catalog.pg_namespace n ON n.nspname = i.inbox_schema
+JOIN pg_catalog.pg_class c ON c.relname = i.inbox_name AND c.relnamespace = n.oid
+WHERE NOT has_table_privilege(c.oid, 'INSERT')`
+
+// Missing returns what the database lacks for a relay that runs as the current
+// role, each with what to run; nothing when all is there.
+func Missing(ctx context.Context, conn Querier) ([]string, error) {
+	s, err := load()
+	if err != nil {
+		return nil, err
+	}
+	var schema, usage, table, readable, role bool
+	var user string
+	if err := conn.QueryRow(ctx, stateSQL).Scan(&schema, &usage, &table, &readable, &role, &user); err != nil {
+		return nil, fmt.Errorf("look for the relay's catalog: %w", err)
+	}
+	join := fmt.Sprintf("let the database's owner run: GRANT pgtrickle_relay TO %s", pgx.Identifier{user}.Sanitize())
+	switch {
+	case !schema || !table:
+		return []string{fmt.Sprintf("the database has no relay catalog: run %q as its owner", command)}, nil
+	case !role:
+		return []string{fmt.Sprintf("role pgtrickle_relay does not exist: let an administrator run CREATE ROLE pgtrickle_relay NOLOGIN, then run %q again", command)}, nil
+	case !usage || !readable:
+		return []string{fmt.Sprintf("role %q may not read the relay's catalog: %s", user, join)}, nil
+	}
+	var missing []string
+	var version int
+	if err := conn.QueryRow(ctx, `SELECT coalesce(max(version), 0) FROM pgtrickle.relay_migrations`).Scan(&version); err != nil {
+		return nil, fmt.Errorf("read the catalog's version: %w", err)
+	}
+	if version < s.version() {
+		missing = append(missing, fmt.Sprintf("the relay's catalog is at version %d and this binary needs %d: run %q", version, s.version(), command))
+	}
+	denied, err := list(ctx, conn, privilegesSQL)
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range denied {
+		missing = append(missing, fmt.Sprintf("role %q lacks %s: %s", user, d, join))
+	}
+	if len(denied) > 0 {
+		return missing, nil
+	}
+	denied, err = list(ctx, conn, unreadableSQL)
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range denied {
+		missing = append(missing, fmt.Sprintf("role %q lacks %s: let the table's owner run SELECT pgtrickle.relay_grant_access()", user, d))
+	}
+	return missing, nil
+}
+
+func list(ctx context.Context, conn Querier, sql string) ([]string, error) {
+	rows, err := conn.Query(ctx, sql)
+	if err != nil {
+		return nil, fmt.Errorf("check privileges: %w", err)
+	}
+	found, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, fmt.Errorf("check privileges: %w", err)
+	}
+	return found, nil
+}
