@@ -210,9 +210,11 @@ func (f *Fleet) Close(ctx context.Context) error {
 
 const labelOwner = "pgtrickle-relay-e2e.owner" // "<boot id>/<pid>" of the process that started it
 
-func labels() map[string]string {
-	return map[string]string{labelOwner: bootID() + "/" + strconv.Itoa(os.Getpid())}
-}
+// Owner is the value of the label by which a later run knows whether the process
+// that started a container is still there.
+func Owner() string { return bootID() + "/" + strconv.Itoa(os.Getpid()) }
+
+func labels() map[string]string { return map[string]string{labelOwner: Owner()} }
 
 func bootID() string {
 	id, _ := os.ReadFile("/proc/sys/kernel/random/boot_id") // empty elsewhere: then nothing is ever an orphan
