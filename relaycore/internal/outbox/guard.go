@@ -1,0 +1,386 @@
+package outbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// guardEvery is how often a running source asks whether the table is still the
+// same and the server still the same. After an error it asks before it reads.
+const guardEvery = time.Second
+
+// watch is what the guard has seen.
+type watch struct{ promoted bool }
+
+// whereabouts identifies the server, the database and the table.
+func (s *Source) whereabouts(ctx context.Context, t *table) (origin, error) {
+	o := origin{Table: t.oid, File: t.filenode, Sequence: t.idOwner.filenode}
+	var recovering bool
+	err := s.pool.QueryRow(ctx, `SELECT oid, pg_is_in_recovery() FROM pg_database WHERE datname = current_database()`).Scan(&o.Database, &recovering)
+	if err != nil {
+		return o, fmt.Errorf("identify database: %w", err)
+	}
+	if recovering {
+		return o, errors.New("the server is a standby: checkpoints can only be kept on the primary; put both hosts into the URL and add target_session_attrs=read-write")
+	}
+	if o.System, err = optional(ctx, s.pool, `SELECT system_identifier::text FROM pg_control_system()`); err != nil {
+		return o, fmt.Errorf("identify server: %w", err)
+	}
+	if o.Timeline, err = optional(ctx, s.pool, timelineSQL); err != nil {
+		return o, fmt.Errorf("identify server: %w", err)
+	}
+	return o, nil
+}
+
+// timelineSQL changes its answer when a standby is promoted.
+const timelineSQL = `SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)`
+
+// optional runs a query that a plain role may not be allowed to run.
+func optional(ctx context.Context, q querier, sql string) (string, error) {
+	var v string
+	err := q.QueryRow(ctx, sql).Scan(&v)
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) && (pg.Code == "42501" || pg.Code == "42883" || pg.Code == "0A000") {
+		return "", nil
+	}
+	return v, err
+}
+
+// choose picks the strategy and checks what it relies on.
+func (s *Source) choose(ctx context.Context, t *table) (string, error) {
+	mode := s.cfg.Settings.Strategy
+	if mode == "auto" {
+		mode = modeFence
+		if t.xid != "" && t.xidIndexed {
+			mode = modeWindow
+		} else if t.xid != "" {
+			s.log.Warn("the outbox has a transaction id column without an index, so it is read by the gap fence",
+				"table", t.qualified(), "cure", "CREATE INDEX CONCURRENTLY ON "+t.qualified()+" ("+quote(t.xid)+")")
+		}
+	}
+	if mode == modeWindow {
+		return mode, s.checkWindows(ctx, t)
+	}
+	return mode, checkFence(t)
+}
+
+func (s *Source) checkWindows(ctx context.Context, t *table) error {
+	add := fmt.Sprintf("ALTER TABLE %s ADD COLUMN xid xid8 NOT NULL DEFAULT pg_current_xact_id(); CREATE INDEX CONCURRENTLY ON %s (xid)", t.qualified(), t.qualified())
+	switch {
+	case t.xid == "":
+		return relay.Fatal(fmt.Errorf("outbox_strategy window: %s has no column of type xid8: %s", t.qualified(), add))
+	case t.columns[t.xid].typ != "xid8":
+		return relay.Fatal(fmt.Errorf("outbox_strategy window: column %s of %s has type %s and not xid8: %s", t.xid, t.qualified(), t.columns[t.xid].typ, add))
+	case !t.columns[t.xid].notNull:
+		return relay.Fatal(fmt.Errorf("column %s of %s may be null, and a row without it is never seen: ALTER TABLE %s ALTER COLUMN %s SET NOT NULL", t.xid, t.qualified(), t.qualified(), quote(t.xid)))
+	case !t.xidIndexed:
+		return relay.Fatal(fmt.Errorf("column %s of %s has no index: CREATE INDEX CONCURRENTLY ON %s (%s)", t.xid, t.qualified(), t.qualified(), quote(t.xid)))
+	}
+	if err := checkSequence(t, "in which rows of one key commit"); err != nil {
+		return err
+	}
+	// Rows that were copied from another cluster may bear numbers that this one
+	// has yet to give out.
+	var future string
+	err := s.pool.QueryRow(ctx, fmt.Sprintf(`SELECT coalesce((SELECT max(%[1]s)::text FROM (SELECT %[1]s FROM %[2]s ORDER BY %[1]s DESC LIMIT 1) m WHERE %[1]s >= pg_snapshot_xmax(pg_current_snapshot())), '')`,
+		quote(t.xid), t.qualified())).Scan(&future)
+	if err != nil {
+		return fmt.Errorf("look at the newest transaction of %s: %w", t.qualified(), err)
+	}
+	if future != "" {
+		return relay.Fatal(fmt.Errorf("rows of %s bear transaction ids of another cluster, up to %s: the table was restored or copied; UPDATE %s SET %s = '3' WHERE %s >= pg_snapshot_xmax(pg_current_snapshot()), and set on_restore to rebase",
+			t.qualified(), future, t.qualified(), quote(t.xid), quote(t.xid)))
+	}
+	return nil
+}
+
+// checkFence checks what can be checked of the fence's conditions: ids come from
+// the table's own sequence, in steps of one, at the time of the insert.
+func checkFence(t *table) error {
+	switch {
+	case !t.idUnique:
+		return relay.Fatal(fmt.Errorf("ids of %s are not unique: CREATE UNIQUE INDEX CONCURRENTLY ON %s (%s)", t.qualified(), t.qualified(), quote(t.id)))
+	case t.idOwner.oid == 0:
+		return relay.Fatal(fmt.Errorf("column %s of %s does not take its values from a sequence, so gaps in it say nothing: ALTER TABLE %s ALTER COLUMN %s ADD GENERATED ALWAYS AS IDENTITY, or add a column for snapshot windows: "+
+			"ALTER TABLE %s ADD COLUMN xid xid8 NOT NULL DEFAULT pg_current_xact_id(); CREATE INDEX CONCURRENTLY ON %s (xid)", t.id, t.qualified(), t.qualified(), quote(t.id), t.qualified(), t.qualified()))
+	}
+	return checkSequence(t, "in which rows were written")
+}
+
+func checkSequence(t *table, order string) error {
+	q := t.idOwner
+	switch {
+	case q.oid == 0:
+		return nil
+	case q.cache != 1:
+		return relay.Fatal(fmt.Errorf("sequence %s hands out %d ids to a session at once (CACHE), so ids are not in the order %s: ALTER SEQUENCE %s CACHE 1", q.name, q.cache, order, q.name))
+	case q.increment < 1:
+		return relay.Fatal(fmt.Errorf("sequence %s counts by %d: ALTER SEQUENCE %s INCREMENT BY 1", q.name, q.increment, q.name))
+	case q.cycle:
+		return relay.Fatal(fmt.Errorf("sequence %s would begin again at its end: ALTER SEQUENCE %s NO CYCLE", q.name, q.name))
+	}
+	return nil
+}
+
+// starting is where a source begins.
+type starting struct {
+	mark  mark
+	safe  int64
+	part  [2]int64
+	done  [][3]int64
+	skip  map[int64][][2]int64
+	audit audit
+}
+
+// startFrom turns a checkpoint into a position in this table, in this database.
+func (s *Source) startFrom(ctx context.Context, t *table, here origin, mode string, st *state, lastID int64) (starting, error) {
+	start := starting{safe: minID(t)}
+	var lowest *int64
+	if err := s.pool.QueryRow(ctx, `SELECT min(`+quote(t.id)+`)::bigint FROM `+t.qualified()).Scan(&lowest); err != nil {
+		return start, fmt.Errorf("read first id of %s: %w", t.qualified(), err)
+	}
+	if lowest != nil {
+		start.safe = min(start.safe, *lowest-1)
+	}
+	if st == nil {
+		offset, err := s.offset(ctx)
+		if err != nil {
+			return start, err
+		}
+		start.safe = max(start.safe, offset, lastID)
+		return s.fresh(start, mode, t), s.overtaken(ctx, t, max(offset, lastID), lowest)
+	}
+	var err error
+	if st, err = s.compare(t, here, st); err != nil {
+		return start, err
+	}
+	if st == nil { // the table's ids begin again
+		return s.fresh(start, mode, t), nil
+	}
+	start.safe = st.Safe
+	if st.V == 0 || st.Mode != mode { // rebased, or read by the other strategy until now
+		return s.fresh(start, mode, t), nil
+	}
+	if start.mark, err = st.mark(); err != nil {
+		return start, err
+	}
+	if mode == modeWindow {
+		if err := s.checkSnapshot(ctx, &start.mark); err != nil {
+			return start, err
+		}
+	}
+	start.skip = make(map[int64][][2]int64)
+	if len(st.Part) == 2 {
+		start.skip[st.Part[0]] = [][2]int64{{0, st.Part[1]}}
+	}
+	for _, d := range st.Done {
+		if len(d) == 3 {
+			start.skip[d[0]] = append(start.skip[d[0]], [2]int64{d[1], d[2]})
+			start.done = append(start.done, [3]int64(d))
+		}
+	}
+	start.audit.parse(st.Audit)
+	return start, s.overtaken(ctx, t, st.Safe, lowest)
+}
+
+// fresh begins behind start.safe, knowing of no window and no hole.
+func (s *Source) fresh(start starting, mode string, t *table) starting {
+	if mode == modeWindow {
+		start.mark = mark{lo: nothing, at: start.safe}
+	} else {
+		start.mark = mark{last: start.safe, at: beginning}
+	}
+	start.audit = audit{from: start.safe}
+	_ = t
+	return start
+}
+
+// offset is the public view of progress, which an earlier relay may have left.
+func (s *Source) offset(ctx context.Context) (int64, error) {
+	var readable bool
+	if err := s.pool.QueryRow(ctx, `SELECT coalesce(has_table_privilege(to_regclass('pgtrickle.relay_consumer_offsets'), 'SELECT'), false)`).Scan(&readable); err != nil || !readable {
+		return beginning, err
+	}
+	var id int64
+	err := s.pool.QueryRow(ctx, `SELECT last_change_id FROM pgtrickle.relay_consumer_offsets WHERE relay_group_id = $1 AND pipeline_id = $2`, s.cfg.Group, s.cfg.Pipeline).Scan(&id)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return beginning, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("read relay_consumer_offsets: %w", err)
+	}
+	return id, nil
+}
+
+// compare compares where a checkpoint was made with where we are. It returns the
+// checkpoint, a rebased one, or nil when the table's ids begin again.
+func (s *Source) compare(t *table, here origin, st *state) (*state, error) {
+	was := st.Of
+	foreign := ""
+	switch {
+	case was.System != "" && here.System != "" && was.System != here.System:
+		foreign = "server " + was.System + " and this is server " + here.System
+	case was.Database != here.Database:
+		foreign = "database " + strconv.FormatUint(uint64(was.Database), 10) + " and this is database " + strconv.FormatUint(uint64(here.Database), 10)
+	}
+	if foreign != "" {
+		if s.cfg.Settings.OnRestore != "rebase" {
+			return nil, relay.Fatal(fmt.Errorf("the checkpoint was made in %s: this is a restored or cloned copy, and a relay here may send to the original's receivers; "+
+				"disable the pipeline, or set on_restore to rebase, which goes on behind id %d and may repeat rows", foreign, st.Safe))
+		}
+		s.log.Warn("going on in another database than the checkpoint's", "checkpoint", foreign, "behind_id", st.Safe)
+		return &state{Safe: st.Safe}, nil
+	}
+	replaced := was.Table != here.Table
+	restarted := was.Sequence != here.Sequence && was.File != here.File && !t.partitioned
+	if replaced || restarted {
+		s.log.Error("the outbox table was created anew or truncated with its ids restarted: reading it from its beginning; "+
+			"receivers that remember message ids take new rows for repetitions where ids repeat",
+			"table", t.qualified(), "cure", fmt.Sprintf("ALTER SEQUENCE %s RESTART WITH %d", t.idOwner.name, st.Safe+1))
+		return nil, nil //nolint:nilnil // documented
+	}
+	return st, nil
+}
+
+// checkSnapshot refuses a checkpoint that knows transactions which this server
+// has not had yet.
+func (s *Source) checkSnapshot(ctx context.Context, m *mark) error {
+	var text string
+	if err := s.pool.QueryRow(ctx, `SELECT pg_current_snapshot()::text`).Scan(&text); err != nil {
+		return fmt.Errorf("take snapshot: %w", err)
+	}
+	now, err := parseSnapshot(text)
+	if err != nil {
+		return err
+	}
+	known := m.lo.xmax
+	if m.open {
+		known = max(known, m.hi.xmax)
+	}
+	if now.xmax >= known {
+		return nil
+	}
+	if s.cfg.Settings.OnRestore != "rebase" {
+		back := m.lo
+		if m.open {
+			back = m.hi
+		}
+		return relay.Fatal(fmt.Errorf("%w; disable the pipeline, or set on_restore to rebase, which may repeat rows", &errBackwards{from: back.text, to: text}))
+	}
+	s.log.Warn("the database's snapshot went backwards; reading from the last safe id", "checkpoint", m.lo.text, "now", text)
+	*m = mark{lo: nothing, at: s.floor()}
+	return nil
+}
+
+func (s *Source) floor() int64 {
+	if st := s.settler.Load(); st != nil {
+		return st.safe
+	}
+	if st, err := parseState(s.cfg.Checkpoint); err == nil && st != nil {
+		return st.Safe
+	}
+	return beginning
+}
+
+// overtaken notices that retention has deleted rows which were never delivered:
+// the ids behind a checkpoint are in the table or were never committed.
+func (s *Source) overtaken(ctx context.Context, t *table, safe int64, lowest *int64) error {
+	if safe == beginning || t.idOwner.oid == 0 {
+		return nil
+	}
+	next := safe + 1
+	switch {
+	case lowest != nil && *lowest > next:
+		// Ids between may be rolled back ones: it is an upper bound, and said so.
+		s.loud(t, next, *lowest-1)
+	case lowest == nil && t.idOwner.readable:
+		var last int64
+		if err := s.pool.QueryRow(ctx, `SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM `+t.idOwner.name).Scan(&last); err != nil {
+			return fmt.Errorf("read sequence %s: %w", t.idOwner.name, err)
+		}
+		if last >= next {
+			s.loud(t, next, last)
+		}
+	}
+	return nil
+}
+
+func (s *Source) loud(t *table, from, to int64) {
+	s.expired.Add(to - from + 1)
+	s.log.Error("rows were deleted from the outbox before they were delivered, unless their transactions were rolled back: retention has overtaken the checkpoint",
+		"table", t.qualified(), "from_id", from, "to_id", to, "ids", to-from+1)
+}
+
+// guard looks whether the table and the server are still those that the source
+// knows. Where they are not, it begins again behind the stored checkpoint.
+func (s *Source) guard(ctx context.Context, conn *pgx.Conn) error {
+	var table, file, seq uint32
+	var timeline string
+	var recovering bool
+	err := conn.QueryRow(ctx, `SELECT coalesce(to_regclass($1)::oid, 0::oid), coalesce(pg_relation_filenode(to_regclass($1)), 0::oid), coalesce(pg_relation_filenode($2::oid), 0::oid), pg_is_in_recovery()`,
+		s.table.qualified(), s.table.idOwner.oid).Scan(&table, &file, &seq, &recovering)
+	if err != nil {
+		s.failed = true
+		return fmt.Errorf("look at outbox %s: %w", s.table.qualified(), err)
+	}
+	if recovering {
+		return fmt.Errorf("read outbox %s: the server is a standby", s.table.qualified())
+	}
+	if s.origin.Timeline != "" {
+		if timeline, err = optional(ctx, conn, timelineSQL); err != nil {
+			s.failed = true
+			return fmt.Errorf("identify server: %w", err)
+		}
+	}
+	o := s.origin
+	same := table == o.Table && seq == o.Sequence && timeline == o.Timeline
+	if same && (file == o.File || s.table.partitioned) && !s.checked.IsZero() {
+		s.checked, s.failed = time.Now(), false
+		return nil
+	}
+	if same && !s.checked.IsZero() {
+		// Only the table's file is new: VACUUM FULL, or TRUNCATE without a restart
+		// of its ids. Neither moves the position.
+		s.origin.File = file
+		st := s.settler.Load()
+		st.mu.Lock()
+		st.origin.File = file
+		st.mu.Unlock()
+		s.checked, s.failed = time.Now(), false
+		return nil
+	}
+	s.log.Warn("the outbox table or the server has changed: going on behind the stored checkpoint", "table", s.table.qualified())
+	c, err := s.stored(ctx, conn)
+	if err != nil {
+		return err
+	}
+	if err := s.begin(ctx, c); err != nil {
+		return fmt.Errorf("open outbox %q again: %w", s.cfg.Outbox, err)
+	}
+	return nil
+}
+
+// stored is the checkpoint as the database has it now: after a failover it may be
+// an older one than ours.
+func (s *Source) stored(ctx context.Context, conn *pgx.Conn) (relay.Checkpoint, error) {
+	var c relay.Checkpoint
+	var raw []byte
+	err := conn.QueryRow(ctx, `SELECT checkpoint::text, last_id FROM pgtrickle.relay_cursors WHERE relay_group_id = $1 AND direction = 'forward' AND pipeline = $2`, s.cfg.Group, s.cfg.Pipeline).Scan(&raw, &c.LastID)
+	var pg *pgconn.PgError
+	switch {
+	case errors.Is(err, pgx.ErrNoRows), errors.As(err, &pg) && pg.Code == "42P01":
+		// Nothing is stored: all that is known is what was settled here.
+		return s.settler.Load().settle(nil), nil
+	case err != nil:
+		return c, fmt.Errorf("read checkpoint: %w", err)
+	}
+	c.State = raw
+	return c, nil
+}

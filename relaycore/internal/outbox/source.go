@@ -1,0 +1,309 @@
+package outbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// Source reads one outbox table. It implements [relay.Checkpointer] and
+// [relay.Lagger].
+type Source struct {
+	pool *pgxpool.Pool
+	cfg  Config
+	log  *slog.Logger
+
+	// Receive's side.
+	table     *table
+	origin    origin
+	strategy  strategy
+	builder   *builder
+	sess      session
+	ready     []relay.Message // received and not yet handed out
+	streaming *claimed        // a claim check that is being read
+	marks     readMarks       // of the read in hand
+	wantRows  int
+	claimRows int
+	lastRow   time.Time // when the last row was seen
+	checked   time.Time // when the guard last looked
+	failed    bool      // the last read ended in an error
+	watch     watch
+
+	settler atomic.Pointer[settler]
+	started atomic.Bool
+	expired atomic.Int64
+	lag     atomic.Pointer[lagPoint]
+}
+
+// strategy decides which rows come next.
+type strategy interface {
+	// read takes at most want rows and gives them to take in the order of
+	// delivery, until take declines; rows behind that are not counted as read.
+	read(ctx context.Context, db *session, want int, take taker) (readMarks, error)
+	position() mark
+}
+
+// taker takes one row; false means that it was the last.
+type taker func(v [][]byte, id int64) (bool, error)
+
+// readMarks are the positions inside and behind a read.
+type readMarks struct {
+	in, after mark
+	more      bool // there may be more at once
+}
+
+// rows of a first read, before it is known how large they are, and of any.
+const (
+	firstRows = 64
+	mostRows  = smallWindow
+)
+
+// Open finds the outbox, checks that it can be read without losing a row, and
+// returns a source that goes on behind cfg.Checkpoint.
+func Open(ctx context.Context, pool *pgxpool.Pool, cfg Config) (*Source, error) {
+	cfg.defaults()
+	s := &Source{pool: pool, cfg: cfg, log: cfg.Logger, wantRows: firstRows, claimRows: firstRows}
+	if err := s.begin(ctx, cfg.Checkpoint); err != nil {
+		return nil, fmt.Errorf("open outbox %q: %w", cfg.Outbox, err)
+	}
+	return s, nil
+}
+
+// begin resolves the table and goes on behind c, forgetting all that was read.
+func (s *Source) begin(ctx context.Context, c relay.Checkpoint) error {
+	t, err := resolve(ctx, s.pool, s.cfg.Outbox, s.cfg.Settings)
+	if err != nil {
+		return err
+	}
+	here, err := s.whereabouts(ctx, t)
+	if err != nil {
+		return err
+	}
+	mode, err := s.choose(ctx, t)
+	if err != nil {
+		return err
+	}
+	st, err := parseState(c)
+	if err != nil {
+		return err
+	}
+	start, err := s.startFrom(ctx, t, here, mode, st, c.LastID)
+	if err != nil {
+		return err
+	}
+	l := newLayout(t)
+	s.table, s.origin = t, here
+	s.sess = session{formats: l.formats(0), formatsHeader: l.formats(1)}
+	if mode == modeWindow {
+		s.strategy = newWindows(t, l, start.mark, start.safe)
+	} else {
+		s.strategy = newFence(t, l, start.mark)
+	}
+	typ := t.columns[t.payload].typ
+	s.builder = &builder{
+		table: t.name, stream: t.streamTable, source: t.qualified(), layout: l, plain: t.plain,
+		raw: typ != "json" && typ != "jsonb", skip: start.skip,
+	}
+	s.ready, s.streaming, s.failed = nil, nil, false
+	s.watch = watch{}
+	s.checked = time.Now()
+	s.settler.Store(&settler{mode: mode, origin: here, base: start.mark, part: start.part, safe: start.safe, done: start.done, counts: start.audit})
+	s.log.Debug("outbox opened", "table", t.qualified(), "strategy", mode, "settled_up_to", start.safe)
+	return nil
+}
+
+// Table returns the outbox table's qualified name.
+func (s *Source) Table() string { return s.table.schema + "." + s.table.name }
+
+// Strategy returns "window" or "fence".
+func (s *Source) Strategy() string { return s.settler.Load().mode }
+
+// KeyColumns returns the primary key of the stream table, nil where it is not
+// known.
+func (s *Source) KeyColumns() []string { return slices.Clone(s.table.keys) }
+
+// Receive implements [relay.Source].
+func (s *Source) Receive(ctx context.Context, limit int) ([]relay.Message, error) {
+	for {
+		if n := min(limit, len(s.ready)); n > 0 {
+			out := s.ready[:n:n]
+			s.ready = s.ready[n:]
+			return out, nil
+		}
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		more, err := s.poll(ctx)
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil, ctx.Err()
+			}
+			return nil, err
+		}
+		if len(s.ready) == 0 && !more {
+			if err := s.wait(ctx); err != nil {
+				return nil, err
+			}
+		}
+	}
+}
+
+// wait lets time pass that is a small part of the time since the last row, so
+// that a busy outbox is looked at every millisecond and a quiet one rarely.
+func (s *Source) wait(ctx context.Context) error {
+	pause := min(max(time.Since(s.lastRow)/8, time.Millisecond), s.cfg.PollInterval)
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-s.cfg.Wake:
+	case <-timer.C:
+	}
+	return nil
+}
+
+// poll reads once. It reports whether there may be more at once.
+func (s *Source) poll(ctx context.Context) (more bool, err error) {
+	c, err := s.pool.Acquire(ctx)
+	if err != nil {
+		return false, fmt.Errorf("read outbox %s: connect: %w", s.table.qualified(), err)
+	}
+	defer c.Release()
+	if s.failed || time.Since(s.checked) >= guardEvery {
+		if err := s.guard(ctx, c.Conn()); err != nil {
+			return false, err
+		}
+	}
+	s.sess.conn = c.Conn().PgConn()
+	more, err = s.readOnce(ctx)
+	if err != nil {
+		s.failed = true
+		err = s.explain(err)
+	}
+	return more, err
+}
+
+// readOnce reads one chunk: the next rows of the table, or the next deltas of a
+// claim check.
+func (s *Source) readOnce(ctx context.Context) (more bool, err error) {
+	b := s.builder
+	b.reset()
+	if s.streaming != nil {
+		before := *s.streaming
+		last, err := s.stream(ctx, &s.sess, s.streaming)
+		if err != nil {
+			*s.streaming = before
+			return false, err
+		}
+		if last {
+			s.streaming = nil
+		}
+		s.deliver(last)
+		return true, nil
+	}
+	rows := 0
+	start := s.strategy.position()
+	marks, err := s.strategy.read(ctx, &s.sess, s.wantRows, func(v [][]byte, id int64) (bool, error) {
+		rows++
+		return b.row(v, id) && b.bytes < s.cfg.ReadBytes, nil
+	})
+	if err != nil {
+		return false, err
+	}
+	st := s.settler.Load()
+	if rows == 0 {
+		s.moved(st, start, marks)
+		return marks.more, nil
+	}
+	s.lastRow = time.Now()
+	s.wantRows = min(clampRows(s.cfg.ReadBytes, b.bytes, rows), 4*s.wantRows)
+	s.marks = marks
+	if b.claim != nil {
+		s.streaming = b.claim
+		s.wantRows = firstRows
+	}
+	s.deliver(b.claim == nil)
+	return true, nil
+}
+
+// moved records a position that changed though there was no row.
+func (s *Source) moved(st *settler, start mark, marks readMarks) {
+	if start.open || start.lo.text != marks.after.lo.text || len(start.holes) != len(marks.after.holes) {
+		st.advance(marks.after)
+	}
+}
+
+// deliver hands the builder's chunk over; last says that its read ends with it.
+func (s *Source) deliver(last bool) {
+	msgs, slots := s.builder.finish()
+	for i := range slots {
+		if slots[i].end {
+			delete(s.builder.skip, slots[i].id)
+		}
+	}
+	s.settler.Load().add(&chunk{slots: slots, last: last, mark: s.marks.in, after: s.marks.after})
+	s.ready = msgs
+}
+
+// clampRows says how many rows fill budget, going by the last ones.
+func clampRows(budget, bytes, rows int) int {
+	each := max(bytes/max(rows, 1), 1)
+	return min(max(budget/each, 16), mostRows)
+}
+
+// Ack is not used: the engine calls Checkpoint.
+func (s *Source) Ack(context.Context, []relay.Message) error {
+	return relay.Fatal(errors.New("an outbox is acknowledged by its checkpoint"))
+}
+
+// Checkpoint implements [relay.Checkpointer]. batch may be empty: rows without
+// messages and windows without rows move the checkpoint too.
+func (s *Source) Checkpoint(batch []relay.Message) (relay.Checkpoint, error) {
+	return s.settler.Load().settle(batch), nil
+}
+
+// Close implements [relay.Source]. The pool is the caller's.
+func (s *Source) Close() error { return nil }
+
+// explain gives errors of the server the class and the cure that they have here.
+func (s *Source) explain(err error) error {
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) {
+		return fmt.Errorf("read outbox %s: %w", s.table.qualified(), err)
+	}
+	err = fmt.Errorf("read outbox %s: %w", s.table.qualified(), err)
+	switch pg.Code {
+	case "42501":
+		return relay.Fatal(fmt.Errorf("%w; GRANT SELECT ON %s TO pgtrickle_relay", err, s.table.qualified()))
+	case "42P01", "42703", "42P10", "0A000":
+		// Gone or changed: the guard looks again before the next read.
+		s.checked = time.Time{}
+	}
+	return err
+}
+
+// Overtaken returns the rows that retention is known to have deleted before they
+// were delivered, since this source was opened.
+func (s *Source) Overtaken() int64 { return s.expired.Load() }
+
+var (
+	_ relay.Checkpointer = (*Source)(nil)
+	_ relay.Lagger       = (*Source)(nil)
+)
+
+func minID(t *table) int64 {
+	if t.idOwner.oid != 0 && t.idOwner.increment > 0 {
+		return t.idOwner.start - 1
+	}
+	return math.MinInt64
+}

@@ -1,0 +1,243 @@
+package outbox
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// smallWindow is the number of rows up to which a window is fetched through the
+// index on xid and sorted; larger ones are read along the index on id.
+const smallWindow = 4096
+
+// windows reads by snapshots: a window is what a later snapshot sees and an
+// earlier one does not. See doc.go.
+type windows struct {
+	pos   mark
+	big   bool  // the open window is walked along the index on id
+	known bool  // big has been decided
+	floor int64 // no row of a window not yet opened lies at or below it
+
+	openSQL, sizeSQL, armsSQL, walkSQL string
+}
+
+// errBackwards says that the server has forgotten transactions that it had shown.
+type errBackwards struct{ from, to string }
+
+func (e *errBackwards) Error() string {
+	return fmt.Sprintf("the database's snapshot %s lies before the checkpoint's %s: it was restored, or a standby that lagged was promoted", e.to, e.from)
+}
+
+func newWindows(t *table, l *layout, pos mark, floor int64) *windows {
+	w := &windows{pos: pos, floor: floor}
+	id, xid, from := quote(t.id), quote(t.xid), t.qualified()
+	// Each range of xids is one index scan, whatever the statistics say: the limit
+	// keeps the planner from flattening the subquery, and the order asks for the
+	// index. A fixed list of ranges would be planned anew for each snapshot.
+	ranges := ` FROM unnest($1::xid8[], $2::xid8[]) AS arm(lo, hi) CROSS JOIN LATERAL (SELECT %s FROM ` + from +
+		` WHERE ` + xid + ` >= arm.lo AND ` + xid + ` <= arm.hi%s ORDER BY ` + xid + ` LIMIT ` + strconv.Itoa(smallWindow+1) + `) r`
+	now := ` AND ` + xid + ` < pg_snapshot_xmax(pg_current_snapshot()) AND ` + id + ` > $3::bigint`
+	in := ` AND pg_visible_in_snapshot(` + xid + `, $4::pg_snapshot) AND ` + id + ` > $3::bigint`
+	cols := l.list("")
+	w.openSQL = `WITH size AS MATERIALIZED (SELECT count(*) AS n` + fmt.Sprintf(ranges, "1", now) + `)
+SELECT ` + l.nulls() + `, pg_current_snapshot()::text || ' ' || n FROM size
+UNION ALL
+(SELECT r.*, NULL::text` + fmt.Sprintf(ranges, cols, now) + ` WHERE (SELECT n FROM size) BETWEEN 1 AND ` + strconv.Itoa(smallWindow) + ` ORDER BY c0 LIMIT $4::int)`
+	w.sizeSQL = `SELECT count(*)` + fmt.Sprintf(ranges, "1", in)
+	w.armsSQL = `SELECT r.*` + fmt.Sprintf(ranges, cols, in) + ` ORDER BY c0 LIMIT $5::int`
+	w.walkSQL = `SELECT ` + cols + ` FROM ` + from + ` WHERE ` + id + ` > $1::bigint AND pg_visible_in_snapshot(` + xid + `, $2::pg_snapshot) AND NOT pg_visible_in_snapshot(` + xid + `, $3::pg_snapshot) ORDER BY ` + id + ` LIMIT $4::int`
+	return w
+}
+
+// arms lists the ranges of xids that may hold rows which lo does not see: what
+// began after it, and each transaction that was running.
+func arms(lo *snapshot, hi uint64) (los, his string) {
+	var a, b strings.Builder
+	a.WriteByte('{')
+	b.WriteByte('{')
+	if list := lo.xipList(); list != "" {
+		a.WriteString(list)
+		a.WriteByte(',')
+		b.WriteString(list)
+		b.WriteByte(',')
+	}
+	a.WriteString(strconv.FormatUint(lo.xmax, 10))
+	b.WriteString(strconv.FormatUint(hi, 10))
+	a.WriteByte('}')
+	b.WriteByte('}')
+	return a.String(), b.String()
+}
+
+func (w *windows) position() mark { return w.pos }
+
+func (w *windows) read(ctx context.Context, db *session, want int, take taker) (readMarks, error) {
+	if !w.pos.open {
+		marks, done, err := w.open(ctx, db, want, take)
+		if done || err != nil {
+			return marks, err
+		}
+	}
+	if !w.known {
+		los, his := arms(&w.pos.lo, w.pos.hi.xmax-1)
+		var n int
+		err := db.query(ctx, w.sizeSQL, nil, []string{los, his, itoa(w.pos.at), w.pos.hi.text}, func(v [][]byte) (bool, error) {
+			n, _ = strconv.Atoi(string(v[0]))
+			return true, nil
+		})
+		if err != nil {
+			return readMarks{}, err
+		}
+		w.big, w.known = n > smallWindow, true
+	}
+	before := w.pos
+	last, rows, cut := before.at, 0, false
+	each := func(v [][]byte) (bool, error) {
+		id, err := parseID(v[0])
+		if err != nil {
+			return false, err
+		}
+		last = id
+		rows++
+		more, err := take(v, id)
+		if !more {
+			cut = true
+		}
+		return more, err
+	}
+	var err error
+	if w.big {
+		err = db.query(ctx, w.walkSQL, db.formats, []string{itoa(before.at), before.hi.text, before.lo.text, strconv.Itoa(want)}, each)
+	} else {
+		los, his := arms(&before.lo, before.hi.xmax-1)
+		err = db.query(ctx, w.armsSQL, db.formats, []string{los, his, itoa(before.at), before.hi.text, strconv.Itoa(want)}, each)
+	}
+	if err != nil {
+		return readMarks{}, err
+	}
+	w.step(last, rows < want && !cut)
+	return readMarks{in: before, after: w.pos, more: true}, nil
+}
+
+// step moves behind what a read has taken.
+func (w *windows) step(last int64, complete bool) {
+	if complete {
+		w.pos = mark{lo: w.pos.hi, at: beginning}
+		w.known = false
+		return
+	}
+	w.pos.at = last
+}
+
+// open takes a snapshot and reads what it sees and the position's does not. When
+// that is too much to sort, it leaves the window open and reports false.
+func (w *windows) open(ctx context.Context, db *session, want int, take taker) (readMarks, bool, error) {
+	before := w.pos
+	los, his := arms(&before.lo, math.MaxUint64)
+	last, rows, size, cut := before.at, 0, 0, false
+	var hi snapshot
+	err := db.query(ctx, w.openSQL, db.formatsHeader, []string{los, his, itoa(before.at), strconv.Itoa(want)}, func(v [][]byte) (bool, error) {
+		if head := v[len(v)-1]; head != nil {
+			text, n, _ := strings.Cut(string(head), " ")
+			size, _ = strconv.Atoi(n)
+			var err error
+			if hi, err = parseSnapshot(text); err != nil {
+				return false, err
+			}
+			if hi.xmax < before.lo.xmax {
+				return false, &errBackwards{from: before.lo.text, to: text}
+			}
+			return true, nil
+		}
+		if hi.text == "" {
+			return false, fmt.Errorf("rows of a window came before its snapshot")
+		}
+		id, err := parseID(v[0])
+		if err != nil {
+			return false, err
+		}
+		if rows > 0 && id <= last {
+			return false, fmt.Errorf("ids are not unique or not in order: %d after %d", id, last)
+		}
+		last = id
+		rows++
+		more, err := take(v[:len(v)-1], id)
+		if !more {
+			cut = true
+		}
+		return more, err
+	})
+	if err != nil {
+		return readMarks{}, true, err
+	}
+	w.pos.hi, w.pos.open = hi, true
+	if size > smallWindow {
+		w.big, w.known = true, true
+		w.pos.at = max(w.pos.at, w.floor)
+		return readMarks{}, false, nil
+	}
+	w.big, w.known = false, true
+	in := w.pos
+	w.step(last, rows < want && !cut)
+	return readMarks{in: in, after: w.pos, more: rows > 0}, true, nil
+}
+
+var _ strategy = (*windows)(nil)
+
+// session is one connection for the length of one read.
+type session struct {
+	conn                   *pgconn.PgConn
+	formats, formatsHeader []int16
+}
+
+// query runs one statement and gives each row to each until it declines; what
+// is left is then passed over, so that the connection can go on.
+func (db *session) query(ctx context.Context, sql string, formats []int16, args []string, each func(v [][]byte) (bool, error)) error {
+	params := make([][]byte, len(args))
+	for i := range args {
+		params[i] = []byte(args[i])
+	}
+	return drain(db.conn.ExecParams(ctx, sql, params, nil, nil, formats), each)
+}
+
+func drain(r *pgconn.ResultReader, each func(v [][]byte) (bool, error)) error {
+	var failure error
+	more := true
+	for r.NextRow() {
+		if more {
+			more, failure = each(r.Values())
+			more = more && failure == nil
+		}
+	}
+	if _, err := r.Close(); err != nil {
+		return err
+	}
+	return failure
+}
+
+func itoa(n int64) string { return strconv.FormatInt(n, 10) }
+
+func parseID(b []byte) (int64, error) {
+	var n int64
+	neg := false
+	for i, c := range b {
+		switch {
+		case c == '-' && i == 0:
+			neg = true
+		case '0' <= c && c <= '9':
+			n = n*10 - int64(c-'0') // negative, so that the least int64 fits
+		default:
+			return 0, fmt.Errorf("row id %q is not a number", b)
+		}
+	}
+	if len(b) == 0 {
+		return 0, fmt.Errorf("row has no id")
+	}
+	if !neg {
+		n = -n
+	}
+	return n, nil
+}
