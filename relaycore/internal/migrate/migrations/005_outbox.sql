@@ -26,37 +26,45 @@ BEGIN
 END $fn$;
 -- +end
 
--- +function pgtrickle._relay_outbox_table(text, name[]): the outbox that a user calls by its stream table or by its own name, null when there is none
+-- +function pgtrickle._relay_outbox_table(text, name[]): the outbox that a user calls by its own name or by its stream table, null when there is none
+-- An unqualified table is looked for in p_path, and everywhere when that is empty.
 CREATE OR REPLACE FUNCTION pgtrickle._relay_outbox_table(p_name text, p_path name[] DEFAULT '{}') RETURNS text
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
 DECLARE
     ident text[];
-    bare  text := p_name;
     found text[];
 BEGIN
+    SELECT ARRAY[c.outbox_table_name] INTO found FROM pgtrickle.pgt_outbox_config c WHERE c.outbox_table_name = p_name;
+    IF found IS NOT NULL THEN
+        RETURN found[1];
+    END IF;
     BEGIN
         ident := parse_ident(p_name);
     EXCEPTION WHEN invalid_parameter_value THEN
         ident := NULL; -- not SQL syntax: it can still be a name as it is
     END;
-    IF ident[1] = 'pgtrickle' THEN
-        bare := ident[2];
-    END IF;
     SELECT array_agg(c.outbox_table_name) INTO found FROM pgtrickle.pgt_outbox_config c
-        WHERE c.outbox_table_name IN (p_name, bare, CASE WHEN cardinality(ident) = 1 THEN ident[1] END);
-    IF found IS NULL AND to_regclass('pgtrickle.relay_outboxes') IS NOT NULL THEN
-        SELECT array_agg(o.outbox_table_name ORDER BY array_position(p_path, o.stream_schema::name)) INTO found
-            FROM pgtrickle.relay_outboxes o
-            WHERE p_name IN (o.stream_table, o.stream_schema || '.' || o.stream_table)
-               OR ident = ARRAY[o.stream_schema, o.stream_table] OR ident = ARRAY[o.stream_table];
-        -- Of several schemas the one that the caller's search path has first.
-        IF cardinality(found) > 1 AND (SELECT count(*) FROM pgtrickle.relay_outboxes o
-                WHERE o.outbox_table_name = ANY (found) AND o.stream_schema::name = ANY (p_path)) > 0 THEN
-            found := found[1:1];
-        END IF;
-    ELSIF found IS NULL THEN
+        WHERE p_name = 'pgtrickle.' || c.outbox_table_name OR ident IN (ARRAY[c.outbox_table_name], ARRAY['pgtrickle', c.outbox_table_name]);
+    IF found IS NULL AND to_regclass('pgtrickle.relay_outboxes') IS NULL THEN
         SELECT array_agg(c.outbox_table_name) INTO found FROM pgtrickle.pgt_outbox_config c
             WHERE c.stream_table_name IN (p_name, ident[cardinality(ident)], substr(p_name, strpos(p_name, '.') + 1));
+    ELSIF found IS NULL THEN
+        SELECT array_agg(o.outbox_table_name) INTO found
+            FROM pgtrickle.relay_outboxes o JOIN pgtrickle.pgt_outbox_config c USING (outbox_table_name)
+            WHERE o.stream_schema IS NULL AND (c.stream_table_name = p_name OR ident = ARRAY[c.stream_table_name]);
+    END IF;
+    IF found IS NULL AND to_regclass('pgtrickle.relay_outboxes') IS NOT NULL THEN
+        SELECT array_agg(t.outbox_table_name ORDER BY array_position(p_path, t.s::name)) INTO found FROM (
+            SELECT o.outbox_table_name, coalesce(n.nspname::text, o.stream_schema) AS s, coalesce(r.relname::text, o.stream_table) AS t
+            FROM pgtrickle.relay_outboxes o
+            LEFT JOIN pg_class r ON r.oid = pgtrickle._relay_stream_oid(o.outbox_table_name)
+            LEFT JOIN pg_namespace n ON n.oid = r.relnamespace
+            WHERE o.stream_schema IS NOT NULL) t
+            WHERE p_name = t.s || '.' || t.t OR ident = ARRAY[t.s, t.t]
+               OR ((p_name = t.t OR ident = ARRAY[t.t]) AND (p_path = '{}' OR t.s::name = ANY (p_path)));
+        IF p_path <> '{}' THEN
+            found := found[1:1];
+        END IF;
     END IF;
     IF cardinality(found) > 1 THEN
         RAISE EXCEPTION 'outbox "%" is ambiguous: it could be %', p_name, array_to_string(found, ', ')
@@ -178,31 +186,35 @@ END $fn$;
 -- both transition tables for each row, so equal numbers are the same row.
 --
 -- A row must look the same whoever writes it, for it may be a key: hence the SETs.
+--
+-- Virtual generated columns are left out: transition tables have nulls for them.
 
 -- +plain-function pgtrickle._relay_capture_source(text): the source of the trigger function of an outbox
 CREATE OR REPLACE FUNCTION pgtrickle._relay_capture_source(p_outbox text) RETURNS text
 LANGUAGE sql IMMUTABLE STRICT SET search_path = pg_catalog, pg_temp AS $fn$
     SELECT format($capture$
+DECLARE
+    hidden constant text[] := (SELECT array_agg(a.attname::text) FROM pg_attribute a WHERE a.attrelid = TG_RELID AND a.attgenerated = 'v');
 BEGIN
     IF TG_OP = 'INSERT' THEN
         INSERT INTO pgtrickle.%1$I (inserted_count, payload)
         SELECT count(*), jsonb_build_object('v', 1, 'inserted', jsonb_agg(r.j ORDER BY r.n), 'updated', '[]'::jsonb, 'deleted', '[]'::jsonb)
         FROM (SELECT s.j, row_number() OVER w AS n, sum(pg_column_size(s.j)) OVER w / 4194304 AS part
-              FROM (SELECT to_jsonb(t) AS j FROM new_rows t OFFSET 0) s WINDOW w AS (ROWS UNBOUNDED PRECEDING)) r
+              FROM (SELECT CASE WHEN hidden IS NULL THEN to_jsonb(t) ELSE to_jsonb(t) - hidden END AS j FROM new_rows t OFFSET 0) s WINDOW w AS (ROWS UNBOUNDED PRECEDING)) r
         GROUP BY r.part ORDER BY r.part;
     ELSIF TG_OP = 'UPDATE' THEN
         INSERT INTO pgtrickle.%1$I (inserted_count, deleted_count, payload)
         SELECT count(*), count(*), jsonb_build_object('v', 1, 'inserted', '[]'::jsonb, 'updated', jsonb_agg(r.j ORDER BY r.n), 'deleted', '[]'::jsonb)
         FROM (SELECT s.j, s.n, sum(pg_column_size(s.j)) OVER (ORDER BY s.n ROWS UNBOUNDED PRECEDING) / 4194304 AS part
               FROM (SELECT n, jsonb_build_object('old', o.j, 'new', w.j) AS j
-                    FROM (SELECT to_jsonb(t) AS j, row_number() OVER () AS n FROM old_rows t) o
-                    JOIN (SELECT to_jsonb(t) AS j, row_number() OVER () AS n FROM new_rows t) w USING (n)) s) r
+                    FROM (SELECT CASE WHEN hidden IS NULL THEN to_jsonb(t) ELSE to_jsonb(t) - hidden END AS j, row_number() OVER () AS n FROM old_rows t) o
+                    JOIN (SELECT CASE WHEN hidden IS NULL THEN to_jsonb(t) ELSE to_jsonb(t) - hidden END AS j, row_number() OVER () AS n FROM new_rows t) w USING (n)) s) r
         GROUP BY r.part ORDER BY r.part;
     ELSIF TG_OP = 'DELETE' THEN
         INSERT INTO pgtrickle.%1$I (deleted_count, payload)
         SELECT count(*), jsonb_build_object('v', 1, 'inserted', '[]'::jsonb, 'updated', '[]'::jsonb, 'deleted', jsonb_agg(r.j ORDER BY r.n))
         FROM (SELECT s.j, row_number() OVER w AS n, sum(pg_column_size(s.j)) OVER w / 4194304 AS part
-              FROM (SELECT to_jsonb(t) AS j FROM old_rows t OFFSET 0) s WINDOW w AS (ROWS UNBOUNDED PRECEDING)) r
+              FROM (SELECT CASE WHEN hidden IS NULL THEN to_jsonb(t) ELSE to_jsonb(t) - hidden END AS j FROM old_rows t OFFSET 0) s WINDOW w AS (ROWS UNBOUNDED PRECEDING)) r
         GROUP BY r.part ORDER BY r.part;
     ELSE
         PERFORM pgtrickle._relay_capture_truncate(TG_RELID, TG_ARGV[0], %1$L);
@@ -238,8 +250,9 @@ BEGIN
             INSERT INTO pgtrickle.%1$I (deleted_count, payload)
             SELECT count(*), jsonb_build_object('v', 1, 'inserted', '[]'::jsonb, 'updated', '[]'::jsonb, 'deleted', jsonb_agg(r.j ORDER BY r.n))
             FROM (SELECT s.j, row_number() OVER w AS n, sum(pg_column_size(s.j)) OVER w / 4194304 AS part
-                  FROM (SELECT to_jsonb(t) AS j FROM ONLY %2$s t OFFSET 0) s WINDOW w AS (ROWS UNBOUNDED PRECEDING)) r
-            GROUP BY r.part ORDER BY r.part$q$, p_outbox, part);
+                  FROM (SELECT to_jsonb(t) - $1 AS j FROM ONLY %2$s t OFFSET 0) s WINDOW w AS (ROWS UNBOUNDED PRECEDING)) r
+            GROUP BY r.part ORDER BY r.part$q$, p_outbox, part)
+            USING ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = part AND a.attgenerated = 'v');
     END LOOP;
 END $fn$;
 -- +end
@@ -290,8 +303,6 @@ DECLARE
     rel     regclass;
     definer name;
 BEGIN
-    SELECT p.proowner::regrole::text INTO definer FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
-        WHERE n.nspname = 'pgtrickle' AND p.proname = p_capture;
     SELECT r.rolname INTO definer FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace JOIN pg_roles r ON r.oid = p.proowner
         WHERE n.nspname = 'pgtrickle' AND p.proname = p_capture;
     FOR rel IN SELECT c FROM pgtrickle._relay_captured(t) c LOOP
@@ -306,7 +317,9 @@ BEGIN
             EXECUTE format('CREATE TRIGGER pgtrickle_outbox_delete AFTER DELETE ON %s
                 REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION pgtrickle.%I()', rel, p_capture);
         END IF;
-        EXECUTE format('DROP TRIGGER IF EXISTS pgtrickle_outbox_truncate ON %s', rel);
+        IF EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = rel AND g.tgname = 'pgtrickle_outbox_truncate') THEN
+            EXECUTE format('DROP TRIGGER pgtrickle_outbox_truncate ON %s', rel);
+        END IF;
         IF p_policy <> 'ignore' THEN
             EXECUTE format('CREATE TRIGGER pgtrickle_outbox_truncate BEFORE TRUNCATE ON %s
                 FOR EACH STATEMENT EXECUTE FUNCTION pgtrickle.%I(%L)', rel, p_capture, p_policy);
@@ -337,6 +350,11 @@ BEGIN
         RAISE EXCEPTION '% belongs to the relay itself', pgtrickle._relay_table_name(t) USING ERRCODE = 'wrong_object_type';
     ELSIF NOT pg_has_role(current_user, rel.relowner, 'USAGE') THEN
         RAISE EXCEPTION 'must be owner of table %', pgtrickle._relay_table_name(t) USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    IF EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid IN (SELECT pgtrickle._relay_captured(t))
+               AND NOT g.tgisinternal AND g.tgtype & 1 = 1 AND g.tgtype & 66 = 0) THEN -- AFTER … FOR EACH ROW
+        RAISE WARNING '% has AFTER ROW triggers: if one of them writes to the same table, its change is recorded before the one that fired it',
+            pgtrickle._relay_table_name(t) USING HINT = 'Change rows of the same table in a BEFORE trigger.';
     END IF;
     outbox := pgtrickle._relay_create_outbox(t, p_retention_hours);
     PERFORM pgtrickle._relay_attach(t, (SELECT o.capture_function FROM pgtrickle.relay_outboxes o WHERE o.outbox_table_name = outbox), 'delete');
@@ -528,11 +546,11 @@ BEGIN
 END $fn$;
 -- +end
 
--- +plain-function pgtrickle.outbox_status(text): what an outbox holds
-CREATE OR REPLACE FUNCTION pgtrickle.outbox_status(p_name text) RETURNS jsonb
+-- +plain-function pgtrickle._relay_outbox_status(text, name[]): outbox_status with the caller's search path
+CREATE OR REPLACE FUNCTION pgtrickle._relay_outbox_status(p_name text, p_path name[]) RETURNS jsonb
 LANGUAGE plpgsql STABLE SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
 DECLARE
-    outbox text := pgtrickle._relay_outbox_table(p_name);
+    outbox text := pgtrickle._relay_outbox_table(p_name, p_path);
     status jsonb;
 BEGIN
     IF outbox IS NULL THEN
@@ -542,6 +560,14 @@ BEGIN
             ''row_count'', count(*), ''oldest_row'', min(created_at), ''newest_row'', max(created_at)) FROM pgtrickle.%I', outbox)
         INTO status USING p_name, 'pgtrickle.' || outbox;
     RETURN status || (SELECT to_jsonb(c) FROM pgtrickle.pgt_outbox_config c WHERE c.outbox_table_name = outbox);
+END $fn$;
+-- +end
+
+-- +plain-function pgtrickle.outbox_status(text): what an outbox holds
+CREATE OR REPLACE FUNCTION pgtrickle.outbox_status(p_name text) RETURNS jsonb
+LANGUAGE plpgsql STABLE AS $fn$
+BEGIN
+    RETURN pgtrickle._relay_outbox_status(p_name, pg_catalog.current_schemas(false));
 END $fn$;
 -- +end
 
