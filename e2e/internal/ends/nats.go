@@ -37,7 +37,7 @@ func (e natsEnd) Sink() map[string]any {
 }
 
 func (e natsEnd) Source() map[string]any {
-	return map[string]any{"url": e.url, "stream": e.name, "consumer": "e2e"}
+	return map[string]any{"url": e.url, "stream": e.name, "consumer": "e2e", "ack_wait": "3s"}
 }
 
 func (e natsEnd) Arrived(ctx context.Context) (records []Record, err error) {

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -33,9 +34,32 @@ func newWebhook(ctx context.Context, _ Env) (End, error) {
 		return nil, err
 	}
 	e := &webhookEnd{addr: ln.Addr().String(), bind: free.Addr().String()}
-	e.server = &http.Server{Handler: e} //nolint:gosec // a test's own receiver needs no header timeout
-	go func() { _ = e.server.Serve(ln) }()
+	e.serve(ln)
 	return e, free.Close()
+}
+
+func (e *webhookEnd) serve(ln net.Listener) {
+	server := &http.Server{Handler: e} //nolint:gosec // a test's own receiver needs no header timeout
+	e.server = server
+	go func() { _ = server.Serve(ln) }() // until it is closed
+}
+
+// Restart breaks every connection, is away for a second, and comes back.
+func (e *webhookEnd) Restart(ctx context.Context) error {
+	if err := e.server.Close(); err != nil {
+		return err
+	}
+	select {
+	case <-time.After(time.Second):
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", e.addr)
+	if err != nil {
+		return err
+	}
+	e.serve(ln)
+	return nil
 }
 
 func (e *webhookEnd) ServeHTTP(w http.ResponseWriter, r *http.Request) {
