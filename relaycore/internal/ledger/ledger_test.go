@@ -1,0 +1,263 @@
+package ledger_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/engine"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/ledger"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/migrate"
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest/pgtest"
+)
+
+var orders = ledger.ID{Group: "default", Direction: relay.Forward, Pipeline: "orders"}
+
+// newDatabase returns a migrated database in which orders has epoch 1.
+func newDatabase(t *testing.T) *pgxpool.Pool {
+	t.Helper()
+	pool := pgtest.Pool(t)
+	conn, err := pool.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Release()
+	if err := migrate.Up(t.Context(), conn.Conn(), nil); err != nil {
+		t.Fatalf("migrate: %v", err)
+	}
+	setEpoch(t, pool, orders, 1)
+	return pool
+}
+
+// setEpoch does what acquiring the lease does.
+func setEpoch(t *testing.T, pool *pgxpool.Pool, id ledger.ID, epoch int64) {
+	t.Helper()
+	_, err := pool.Exec(t.Context(), `
+		INSERT INTO pgtrickle.relay_cursors (relay_group_id, direction, pipeline, epoch) VALUES ($1, $2, $3, $4)
+		ON CONFLICT (relay_group_id, direction, pipeline) DO UPDATE SET epoch = excluded.epoch`,
+		id.Group, id.Direction, id.Pipeline, epoch)
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func open(t *testing.T, pool *pgxpool.Pool, epoch int64) (*ledger.Ledger, engine.State) {
+	t.Helper()
+	l, state, err := ledger.Open(t.Context(), pool, orders, epoch, "owner")
+	if err != nil {
+		t.Fatalf("Open = %v", err)
+	}
+	return l, state
+}
+
+func TestCommitIsWhatTheNextOwnerFinds(t *testing.T) {
+	t.Parallel()
+	pool := newDatabase(t)
+	l, state := open(t, pool, 1)
+	if state.Position != "" || state.Checkpoint.State != nil || state.Clean {
+		t.Errorf("state of a new pipeline = %+v, want none", state)
+	}
+	l.SetSource("pgtrickle.outbox_orders")
+	for _, c := range []engine.Commit{
+		{Position: "p0"},
+		{Checkpoint: &relay.Checkpoint{State: json.RawMessage(`{"at":7}`), LastID: 7}, Position: "p1", Delivered: 7},
+		{Checkpoint: &relay.Checkpoint{State: json.RawMessage(`{"at":9}`), LastID: 5}, Delivered: 2, Skipped: 3},
+	} {
+		if err := l.Commit(t.Context(), c); err != nil {
+			t.Fatalf("Commit(%+v) = %v", c, err)
+		}
+	}
+	if err := l.SetStatus(t.Context(), ledger.StatusStopped, ""); err != nil {
+		t.Fatal(err)
+	}
+	setEpoch(t, pool, orders, 2)
+	_, state = open(t, pool, 2)
+	got := fmt.Sprintf("%s %d %s %s %v", state.Checkpoint.State, state.Checkpoint.LastID, state.Source, state.Position, state.Clean)
+	if want := `{"at": 9} 7 pgtrickle.outbox_orders p1 true`; got != want {
+		t.Errorf("state = %s, want %s (the id never falls)", got, want)
+	}
+	var last, delivered, skipped int64
+	err := pool.QueryRow(t.Context(), `SELECT o.last_change_id, c.delivered, c.skipped FROM pgtrickle.relay_consumer_offsets o, pgtrickle.relay_cursors c
+		WHERE o.relay_group_id = 'default' AND o.pipeline_id = 'orders'`).Scan(&last, &delivered, &skipped)
+	if err != nil || last != 7 || delivered != 9 || skipped != 3 {
+		t.Errorf("public offset %d, delivered %d, skipped %d, %v; want 7, 9, 3", last, delivered, skipped, err)
+	}
+}
+
+func TestAnOldOwnerMovesNothing(t *testing.T) {
+	t.Parallel()
+	pool := newDatabase(t)
+	old, _ := open(t, pool, 1)
+	setEpoch(t, pool, orders, 2)
+	for name, err := range map[string]error{
+		"checkpoint": old.Commit(t.Context(), engine.Commit{Checkpoint: &relay.Checkpoint{State: json.RawMessage(`{}`), LastID: 99}}),
+		"letters":    old.Commit(t.Context(), engine.Commit{Letters: []engine.Letter{refused(1, "k")}}),
+		"status":     old.SetStatus(t.Context(), ledger.StatusRunning, ""),
+	} {
+		if !errors.Is(err, engine.ErrFenced) {
+			t.Errorf("%s by an old owner = %v, want ErrFenced", name, err)
+		}
+	}
+	if _, _, err := ledger.Open(t.Context(), pool, orders, 1, "late"); !errors.Is(err, engine.ErrFenced) {
+		t.Errorf("Open under an old epoch = %v, want ErrFenced", err)
+	}
+	var moved int
+	err := pool.QueryRow(t.Context(), `SELECT (SELECT count(*) FROM pgtrickle.relay_dead_letters) + (SELECT sum(last_id) FROM pgtrickle.relay_cursors)
+		+ (SELECT count(*) FROM pgtrickle.relay_consumer_offsets)`).Scan(&moved)
+	if err != nil || moved != 0 {
+		t.Errorf("an old owner left %d traces, %v", moved, err)
+	}
+}
+
+func refused(n int, key string) engine.Letter {
+	m := relaytest.Message(n, key)
+	m.Before = []byte(`{"n":0}`)
+	m.Headers = []relay.Header{{Name: "traceparent", Value: "00-1"}, {Name: "odd", Value: "a\"b\x00c"}}
+	return engine.Letter{Message: m, Class: engine.ClassRefused, Reason: "too large \x00", Attempts: 1}
+}
+
+func parked(n int, key string) engine.Letter {
+	return engine.Letter{Message: relaytest.Message(n, key), Class: engine.ClassParked, Reason: "waits"}
+}
+
+func commit(t *testing.T, l *ledger.Ledger, c engine.Commit) {
+	t.Helper()
+	if err := l.Commit(t.Context(), c); err != nil {
+		t.Fatalf("Commit = %v", err)
+	}
+}
+
+func deliverable(t *testing.T, l *ledger.Ledger) (ids []string, letters []engine.Letter) {
+	t.Helper()
+	letters, err := l.Deliverable(t.Context(), 100)
+	if err != nil {
+		t.Fatalf("Deliverable = %v", err)
+	}
+	for i := range letters {
+		ids = append(ids, letters[i].Message.ID)
+	}
+	return ids, letters
+}
+
+func dlq(t *testing.T, pool *pgxpool.Pool, call string) {
+	t.Helper()
+	if _, err := pool.Exec(t.Context(), "SELECT pgtrickle."+call); err != nil {
+		t.Fatalf("%s: %v", call, err)
+	}
+}
+
+func TestLettersOfAKeyComeInOrder(t *testing.T) {
+	t.Parallel()
+	pool := newDatabase(t)
+	l, _ := open(t, pool, 1)
+	commit(t, l, engine.Commit{Letters: []engine.Letter{refused(1, "a"), refused(2, "b"), parked(3, "a"), parked(4, "b"), refused(5, "")}})
+	commit(t, l, engine.Commit{Letters: []engine.Letter{parked(6, "a"), refused(7, "")}})
+	if ids, _ := deliverable(t, l); len(ids) > 0 {
+		t.Errorf("deliverable before any retry: %v", ids)
+	}
+	keys, err := l.ParkedKeys(t.Context())
+	if err != nil || len(keys) != 2 {
+		t.Errorf("ParkedKeys = %v, %v; want a and b", keys, err)
+	}
+
+	dlq(t, pool, `relay_dlq_retry('orders', p_key => 'a')`)
+	ids, letters := deliverable(t, l)
+	if want := "[outbox_orders:1:0 outbox_orders:3:0 outbox_orders:6:0]"; fmt.Sprint(ids) != want {
+		t.Fatalf("deliverable after the retry of a = %v, want %s", ids, want)
+	}
+	m, sent := letters[0].Message, refused(1, "a").Message
+	if string(m.Row) != string(sent.Row) || string(m.Before) != string(sent.Before) || m.Op != sent.Op || m.OutboxID != 1 ||
+		m.StreamTable != "orders" || m.Time.IsZero() || fmt.Sprint(m.Headers) != "[{traceparent 00-1} {odd a\"b\uFFFDc}]" {
+		t.Errorf("letter came back as %+v, was %+v", m, sent)
+	}
+
+	// 1 is delivered; 3 is refused in turn and blocks 6.
+	dead := parked(3, "a")
+	dead.Class, dead.Reason, dead.Attempts = engine.ClassRefused, "too large", 1
+	commit(t, l, engine.Commit{Redriven: []int64{letters[0].ID}, Letters: []engine.Letter{dead, parked(6, "a")}})
+	if ids, _ := deliverable(t, l); len(ids) > 0 {
+		t.Errorf("deliverable behind a dead letter: %v", ids)
+	}
+
+	// Discarding the head sets the rest free.
+	dlq(t, pool, `relay_dlq_discard('orders', p_ids => ARRAY(SELECT id FROM pgtrickle.relay_dead_letters WHERE message_id = 'outbox_orders:3:0'))`)
+	if ids, _ := deliverable(t, l); fmt.Sprint(ids) != "[outbox_orders:6:0]" {
+		t.Errorf("deliverable after the discard of the head = %v, want the parked one behind it", ids)
+	}
+	// Letters without a key do not wait for each other.
+	dlq(t, pool, `relay_dlq_retry('orders', p_ids => ARRAY(SELECT id FROM pgtrickle.relay_dead_letters WHERE message_id = 'outbox_orders:7:0'))`)
+	if ids, _ := deliverable(t, l); fmt.Sprint(ids) != "[outbox_orders:6:0 outbox_orders:7:0]" {
+		t.Errorf("deliverable = %v, want 6 and 7", ids)
+	}
+}
+
+func TestALetterIsStoredOnce(t *testing.T) {
+	t.Parallel()
+	pool := newDatabase(t)
+	l, _ := open(t, pool, 1)
+	for range 3 {
+		commit(t, l, engine.Commit{Letters: []engine.Letter{refused(1, "a")}})
+	}
+	var rows, attempts int
+	err := pool.QueryRow(t.Context(), `SELECT count(*), max(attempts) FROM pgtrickle.relay_dead_letters`).Scan(&rows, &attempts)
+	if err != nil || rows != 1 || attempts != 3 {
+		t.Errorf("%d rows, %d attempts, %v; want 1 and 3", rows, attempts, err)
+	}
+}
+
+func TestReverseKeepsTheBrokersBytes(t *testing.T) {
+	t.Parallel()
+	pool := newDatabase(t)
+	id := ledger.ID{Group: "default", Direction: relay.Reverse, Pipeline: "in"}
+	setEpoch(t, pool, id, 1)
+	l, _, err := ledger.Open(t.Context(), pool, id, 1, "owner")
+	if err != nil {
+		t.Fatal(err)
+	}
+	bytes := []byte{0, 255, '<'}
+	commit(t, l, engine.Commit{Letters: []engine.Letter{{
+		Message: relay.Message{ID: "nats:S:1", Body: bytes, Row: bytes, Origin: "nats:S"}, Class: engine.ClassDecode, Reason: "not JSON",
+	}}})
+	dlq(t, pool, `relay_dlq_retry('in')`)
+	if _, letters := deliverable(t, l); len(letters) != 1 || string(letters[0].Message.Body) != string(bytes) || letters[0].Message.Row != nil {
+		t.Errorf("letters = %+v, want the broker's bytes as the body", letters)
+	}
+}
+
+// One commit is one round trip and one small row version.
+func TestCommitIsHOT(t *testing.T) {
+	t.Parallel()
+	pool := newDatabase(t)
+	l, _ := open(t, pool, 1)
+	for i := range 50 {
+		commit(t, l, engine.Commit{Checkpoint: &relay.Checkpoint{State: json.RawMessage(`{"window":"1:2:"}`), LastID: int64(i)}, Delivered: 1})
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	for {
+		var updates, hot int64
+		err := pool.QueryRow(ctx, `SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'relay_cursors'`).Scan(&updates, &hot)
+		if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+			t.Fatalf("read statistics: %v", err)
+		}
+		if updates >= 50 {
+			if hot*10 < updates*9 {
+				t.Errorf("%d of %d checkpoints were HOT updates, want nine in ten", hot, updates)
+			}
+			return
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatalf("statistics show %d updates, want 50", updates)
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
