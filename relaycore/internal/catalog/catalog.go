@@ -116,6 +116,9 @@ func (p *Pipeline) ownSubject(s *Settings, own json.RawMessage) error {
 	return nil
 }
 
+// Malformed reports whether no change of a secret could cure Err.
+func (p *Pipeline) Malformed() bool { return p.malformed != nil }
+
 // Explain rewrites the keys in an error of the backend's constructor into the
 // paths of the row.
 func (p *Pipeline) Explain(err error) error {

@@ -4,6 +4,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
 )
@@ -18,37 +19,45 @@ type Settings struct {
 
 // Common are the keys of both directions.
 type Common struct {
-	BatchSize         int                       `json:"batch_size" relay:"min=1" doc:"Messages one receive may return."`
-	PollInterval      relaycfg.Duration         `json:"poll_interval_ms" relay:"alias=poll_interval" doc:"Upper bound of the pause between two polls of an idle source."`
-	MaxInFlightBytes  relaycfg.Size             `json:"max_in_flight_bytes" relay:"min=1" doc:"Bytes that may be between source and sink."`
-	Headers           map[string]relay.Template `json:"headers" doc:"Headers added to every message; values are templates."`
-	OnError           string                    `json:"on_error" relay:"enum=park|skip|halt" doc:"What a permanent failure of one message does: park its key behind it, skip it, or halt the pipeline."`
-	RateLimitMessages int64                     `json:"rate_limit_messages" relay:"min=0" doc:"Messages a second at most; 0 is no limit."`
-	RateLimitBytes    relaycfg.Size             `json:"rate_limit_bytes" doc:"Bytes a second at most; 0 is no limit."`
-	RetentionHours    int64                     `json:"retention_hours" relay:"min=0" doc:"Accepted as pg_trickle stores it. Retention belongs to the outbox or inbox, not to the pipeline."`
+	BatchSize         int               `json:"batch_size" relay:"min=1" doc:"Messages one receive may return."`
+	PollInterval      relaycfg.Duration `json:"poll_interval_ms" relay:"alias=poll_interval" doc:"Upper bound of the pause between two polls of an idle source."`
+	MaxInFlightBytes  relaycfg.Size     `json:"max_in_flight_bytes" relay:"min=1" doc:"Bytes that may be between source and sink."`
+	Format            string            `json:"format" relay:"enum=envelope|payload|cloudevents|debezium" doc:"Shape of the bodies: as they are written, or as they arrive."`
+	OnError           string            `json:"on_error" relay:"enum=park|skip|halt" doc:"What a permanent failure of one message does: park its key behind it, skip it, or halt the pipeline."`
+	RateLimitMessages int64             `json:"rate_limit_messages" relay:"min=0" doc:"Messages a second at most; 0 is no limit."`
+	RateLimitBytes    relaycfg.Size     `json:"rate_limit_bytes" doc:"Bytes a second at most; 0 is no limit."`
+	RetentionHours    int64             `json:"retention_hours" relay:"min=0" doc:"Accepted as pg_trickle stores it. Retention belongs to the outbox or inbox, not to the pipeline."`
 }
 
 // Forward are the keys of a pipeline from an outbox to a broker.
 type Forward struct {
-	StreamTable     string         `json:"stream_table" relay:"required,alias=outbox" doc:"Stream table (schema.table), or the outbox table's own name."`
-	SubjectTemplate relay.Template `json:"subject_template" doc:"Destination of a message; a backend's own destination key goes before it."`
-	Format          string         `json:"format" relay:"enum=envelope|payload|cloudevents|debezium" doc:"Shape of the body."`
-	KeyField        string         `json:"key_field" relay:"alias=kafka_key_field" doc:"Field of the row by whose value messages are ordered and partitioned; the row's primary key when not set and known."`
-	KeyTemplate     relay.Template `json:"key_template" doc:"Ordering key as a template, in place of key_field."`
-	Group           string         `json:"group" doc:"Accepted as pg_trickle stores it. Checkpoints belong to --relay-group-id, so the value changes nothing."`
+	StreamTable     string                    `json:"stream_table" relay:"required,alias=outbox" doc:"Stream table (schema.table), or the outbox table's own name."`
+	SubjectTemplate relay.Template            `json:"subject_template" doc:"Destination of a message; a backend's own destination key goes before it."`
+	Headers         map[string]relay.Template `json:"headers" doc:"Headers added to every message; values are templates."`
+	KeyField        string                    `json:"key_field" relay:"alias=kafka_key_field" doc:"Field of the row by whose value messages are ordered and partitioned; the row's primary key when not set and known."`
+	KeyTemplate     relay.Template            `json:"key_template" doc:"Ordering key as a template, in place of key_field."`
+	outbox.Settings
+	Group string `json:"group" doc:"Accepted as pg_trickle stores it. Checkpoints belong to --relay-group-id, so the value changes nothing."`
 }
 
 // Reverse are the keys of a pipeline from a broker to an inbox.
 type Reverse struct {
-	InboxTable      string `json:"inbox_table" relay:"required,alias=inbox" doc:"Inbox table that messages are written to."`
-	InboxSchema     string `json:"inbox_schema" relay:"alias=schema" doc:"Schema of the inbox table."`
-	EventIDFrom     string `json:"event_id_from" doc:"Where the event id comes from: header:NAME, body:PATH, subject or key."`
-	EventTypeFrom   string `json:"event_type_from" doc:"Where the event type comes from: header:NAME, body:PATH, subject or key."`
-	AggregateIDFrom string `json:"aggregate_id_from" doc:"Where the aggregate id comes from: header:NAME, body:PATH, subject or key."`
-	SourceFrom      string `json:"source_from" doc:"Where the source column comes from: header:NAME, body:PATH, subject or key."`
-	MaxRetries      int64  `json:"max_retries" relay:"min=0" doc:"Accepted as pg_trickle stores it. It governs the inbox's processing, not the relay."`
-	Schedule        string `json:"schedule" doc:"Accepted as pg_trickle stores it. It governs the inbox's stream tables, not the relay."`
-	WithDeadLetter  bool   `json:"with_dead_letter" doc:"Accepted as pg_trickle stores it. It governs the inbox's views, not the relay."`
+	InboxTable        string `json:"inbox_table" relay:"required,alias=inbox" doc:"Inbox table that messages are written to."`
+	InboxSchema       string `json:"inbox_schema" relay:"alias=schema" doc:"Schema of the inbox table."`
+	EventIDFrom       string `json:"event_id_from" doc:"Where the event id comes from: header:NAME, body:PATH, subject or key."`
+	EventTypeFrom     string `json:"event_type_from" doc:"Where the event type comes from: header:NAME, body:PATH, subject or key."`
+	AggregateIDFrom   string `json:"aggregate_id_from" doc:"Where the aggregate id comes from: header:NAME, body:PATH, subject or key."`
+	SourceFrom        string `json:"source_from" doc:"Where the source column comes from: header:NAME, body:PATH, subject or key."`
+	IDColumn          string `json:"id_column" doc:"Column of the event's id; event_id unless the inbox's registration says otherwise."`
+	PayloadColumn     string `json:"payload_column" doc:"Column of the event itself; payload by default."`
+	EventTypeColumn   string `json:"event_type_column" doc:"Column of the event's type; event_type unless the inbox's registration says otherwise."`
+	SourceColumn      string `json:"source_column" doc:"Column of where the event came from; source by default."`
+	AggregateIDColumn string `json:"aggregate_id_column" doc:"Column of the key; aggregate_id by default."`
+	ReceivedAtColumn  string `json:"received_at_column" doc:"Column of the time of arrival; received_at unless the inbox's registration says otherwise."`
+	TraceIDColumn     string `json:"trace_id_column" doc:"Column of the trace id; trace_id by default."`
+	MaxRetries        int64  `json:"max_retries" relay:"min=0" doc:"Accepted as pg_trickle stores it. It governs the inbox's processing, not the relay."`
+	Schedule          string `json:"schedule" doc:"Accepted as pg_trickle stores it. It governs the inbox's stream tables, not the relay."`
+	WithDeadLetter    bool   `json:"with_dead_letter" doc:"Accepted as pg_trickle stores it. It governs the inbox's views, not the relay."`
 }
 
 type forwardSettings struct {
@@ -66,13 +75,14 @@ func defaultCommon() Common {
 		BatchSize:        1000,
 		PollInterval:     relaycfg.Duration(100 * time.Millisecond),
 		MaxInFlightBytes: 16 << 20,
+		Format:           "envelope",
 		OnError:          "park",
 	}
 }
 
 func defaultForward() forwardSettings {
 	subject, _ := relay.ParseTemplate("pgtrickle.{stream_table}.{op}")
-	return forwardSettings{defaultCommon(), Forward{SubjectTemplate: subject, Format: "envelope"}}
+	return forwardSettings{defaultCommon(), Forward{SubjectTemplate: subject, Settings: outbox.DefaultSettings()}}
 }
 
 func defaultReverse() reverseSettings {

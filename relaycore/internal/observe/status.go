@@ -1,0 +1,68 @@
+package observe
+
+import "time"
+
+// States of a pipeline.
+const (
+	StateRunning  = "running"
+	StateRetrying = "retrying" // it runs, and something it does fails for now
+	StateStarting = "starting"
+	StateStopping = "stopping" // it drains
+	StateBackoff  = "backoff"  // it stopped with an error and will be started again
+	StateFailed   = "failed"   // as backoff, but it needs an operator
+	StateInvalid  = "invalid"  // its configuration makes no sense
+	StateUnserved = "unserved" // no live instance has its backend
+	StateStandby  = "standby"  // another instance runs it
+	StateDisabled = "disabled"
+	StateWaiting  = "waiting" // it is to run here, and its lock is not free yet
+)
+
+// Health is the status of a process, as /health tells it.
+type Health struct {
+	Status         string           `json:"status"` // healthy or unhealthy
+	PipelinesOwned int              `json:"pipelines_owned"`
+	UptimeSeconds  int64            `json:"uptime_seconds"`
+	Reasons        []string         `json:"reasons,omitempty"`  // why it is unhealthy
+	Warnings       []string         `json:"warnings,omitempty"` // what is not this process's fault
+	Binary         string           `json:"binary"`
+	Version        string           `json:"version"`
+	Instance       string           `json:"instance"`
+	Group          string           `json:"group"`
+	Draining       bool             `json:"draining"`
+	Postgres       Connection       `json:"postgres"`
+	Listener       Connection       `json:"listener"`
+	Instances      []InstanceStatus `json:"instances"`
+	Pipelines      []PipelineStatus `json:"pipelines"`
+}
+
+// Connection says whether a connection stands, and if not why.
+type Connection struct {
+	Up    bool   `json:"up"`
+	Error string `json:"error,omitempty"`
+}
+
+// InstanceStatus is a live process of the group.
+type InstanceStatus struct {
+	ID       string    `json:"id"`
+	Binary   string    `json:"binary"`
+	Version  string    `json:"version"`
+	Hostname string    `json:"hostname"`
+	PID      int       `json:"pid"`
+	Backends []string  `json:"backends"`
+	Draining bool      `json:"draining"`
+	Started  time.Time `json:"started_at"`
+}
+
+// PipelineStatus is one pipeline as this process sees it.
+type PipelineStatus struct {
+	Name      string    `json:"name"`
+	Direction string    `json:"direction"`
+	Backend   string    `json:"backend"`
+	State     string    `json:"state"`
+	Owner     string    `json:"owner,omitempty"` // instance that should run it
+	Error     string    `json:"error,omitempty"`
+	Since     time.Time `json:"since"` // when it came into this state
+	Epoch     int64     `json:"epoch,omitempty"`
+	Guarantee string    `json:"guarantee,omitempty"`
+	Numbers   *Numbers  `json:"numbers,omitempty"`
+}

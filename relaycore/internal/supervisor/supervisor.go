@@ -1,0 +1,388 @@
+// Package supervisor runs the pipelines that this process should run.
+//
+// It compares three things: what is desired (the catalog), who should run it
+// (rendezvous over the live instances), and what is running here. Each pipeline
+// runs in a goroutine of its own that takes the lease, builds the two ends, runs
+// the engine and lets go; when it fails it backs off alone. A change of one row
+// drains and restarts that pipeline and no other.
+package supervisor
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/lease"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/observe"
+)
+
+// Keeper is the part of [lease.Keeper] that a supervisor uses.
+type Keeper interface {
+	Run(ctx context.Context)
+	Members() ([]lease.Instance, error)
+	Hold(ctx context.Context, key catalog.Key, fn func(context.Context, *lease.Lease) error) error
+	Drain(ctx context.Context) error
+}
+
+// Config is what a supervisor needs.
+type Config struct {
+	Self lease.Instance
+	// Load reads the catalog.
+	Load func(ctx context.Context) (catalog.Snapshot, error)
+	// Listen opens the connection on which notifications arrive.
+	Listen   func(ctx context.Context) (*pgx.Conn, error)
+	Interval time.Duration // between polls of the catalog
+	// Run runs a pipeline once, under its lease.
+	Run func(ctx context.Context, job *Job) error
+	// Letters counts the group's dead letters; may be nil.
+	Letters func(ctx context.Context) (map[catalog.Key]Letters, error)
+	// Report records a pipeline that cannot be started at all, for `status`; may be nil.
+	Report  func(ctx context.Context, key catalog.Key, reason string) error
+	Drain   time.Duration // how long a pipeline may take to drain
+	Metrics *observe.Metrics
+	Logger  *slog.Logger
+}
+
+// Letters are how many dead letters and parked messages a pipeline has.
+type Letters struct{ Dead, Parked int64 }
+
+// Supervisor runs pipelines. Make one with [New].
+type Supervisor struct {
+	cfg    Config
+	keeper Keeper
+	wake   chan struct{} // something may have changed
+	reload chan struct{} // the catalog should be read
+
+	mu        sync.Mutex // guards what Health reads
+	snapshot  catalog.Snapshot
+	loaded    bool
+	loadErr   error
+	listenErr error
+	listening bool
+	runners   map[catalog.Key]*runner
+	problems  map[catalog.Key]problem // pipelines that are ours and cannot be started
+	exited    []*runner
+	draining  bool
+	started   time.Time
+
+	unserved   map[catalog.Key]string
+	lettersDue atomic.Bool
+}
+
+// problem is a pipeline whose configuration makes no sense.
+type problem struct {
+	text  string
+	since time.Time
+}
+
+// New returns a supervisor. newKeeper is given the function that the keeper
+// must call when the members of the group change.
+func New(cfg Config, newKeeper func(changed func()) Keeper) *Supervisor {
+	s := &Supervisor{
+		cfg: cfg, wake: make(chan struct{}, 1), reload: make(chan struct{}, 1),
+		runners: make(map[catalog.Key]*runner), problems: make(map[catalog.Key]problem), started: time.Now(),
+		listenErr: errors.New("not connected yet"),
+	}
+	s.keeper = newKeeper(func() { poke(s.wake) })
+	return s
+}
+
+func poke(ch chan struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default: // it will look already
+	}
+}
+
+// Run runs pipelines until stop ends, then drains them and returns. When ctx
+// ends it abandons them.
+func (s *Supervisor) Run(ctx, stop context.Context) {
+	keeperCtx, closeKeeper := context.WithCancel(ctx)
+	watchCtx, stopWatching := context.WithCancel(ctx)
+	var background sync.WaitGroup
+	background.Go(func() { s.keeper.Run(keeperCtx) })
+	background.Go(func() { s.watch(watchCtx) })
+	background.Go(func() { s.loadAll(watchCtx) })
+	background.Go(func() { s.monitor(watchCtx) })
+
+	s.loop(ctx, stop)
+
+	stopWatching()
+	closeKeeper()
+	background.Wait()
+}
+
+func (s *Supervisor) loop(ctx, stop context.Context) {
+	for {
+		select {
+		case <-s.wake:
+			s.reconcile(ctx)
+		case <-stop.Done():
+			s.shutDown(ctx)
+			return
+		case <-ctx.Done():
+			s.shutDown(ctx)
+			return
+		}
+	}
+}
+
+// shutDown tells the others to take over, and drains what runs.
+func (s *Supervisor) shutDown(ctx context.Context) {
+	s.mu.Lock()
+	s.draining = true
+	var running []*runner
+	for _, r := range s.runners {
+		running = append(running, r)
+	}
+	s.mu.Unlock()
+	s.cfg.Logger.Info("draining", "pipelines", len(running))
+	tell, cancel := context.WithTimeout(ctx, time.Second)
+	if err := s.keeper.Drain(tell); err != nil && !errors.Is(err, lease.ErrNoSession) && ctx.Err() == nil {
+		s.cfg.Logger.Warn("tell the other instances to take over", "err", err)
+	}
+	cancel()
+	for _, r := range running {
+		r.drain()
+	}
+	for _, r := range running {
+		<-r.done
+	}
+}
+
+// watch turns notifications into pokes.
+func (s *Supervisor) watch(ctx context.Context) {
+	catalog.Watch(ctx, s.cfg.Listen, s.cfg.Interval, catalog.Events{
+		Changed: func() { poke(s.reload) },
+		DeadLetters: func(pipeline string) {
+			s.cfg.Metrics.Notifications.Add(1)
+			s.lettersDue.Store(true)
+			s.each(func(r *runner) {
+				if pipeline == "" || pipeline == r.pipeline.Name {
+					r.redrive()
+				}
+			})
+		},
+		Outbox: func(table string) {
+			s.cfg.Metrics.Notifications.Add(1)
+			s.each(func(r *runner) { r.wakeFor(table) })
+		},
+		Listening: s.setListening,
+	})
+}
+
+func (s *Supervisor) each(fn func(*runner)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, r := range s.runners {
+		fn(r)
+	}
+}
+
+func (s *Supervisor) setListening(err error) {
+	s.mu.Lock()
+	was, first := s.listening, s.listenErr
+	s.listening, s.listenErr = err == nil, err
+	s.mu.Unlock()
+	s.cfg.Metrics.ListenerUp.Store(err == nil)
+	switch {
+	case err == nil && !was:
+		s.cfg.Logger.Debug("listening for changes")
+	case err != nil && (was || first == nil || first.Error() != err.Error()) && s.started.Before(time.Now().Add(-time.Second)):
+		s.cfg.Logger.Warn("not listening for changes, polling instead", "err", err)
+	}
+}
+
+// loadAll reads the catalog whenever it is asked to.
+func (s *Supervisor) loadAll(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.reload:
+		}
+		loading, cancel := context.WithTimeout(ctx, 10*time.Second)
+		snapshot, err := s.cfg.Load(loading)
+		cancel()
+		if ctx.Err() != nil {
+			return
+		}
+		s.take(snapshot, err)
+	}
+}
+
+func (s *Supervisor) take(snapshot catalog.Snapshot, err error) {
+	s.mu.Lock()
+	failed := s.loadErr
+	s.loadErr = err
+	var changes catalog.Changes
+	first := !s.loaded
+	if err == nil {
+		changes = catalog.Diff(s.snapshot, snapshot)
+		s.snapshot, s.loaded = snapshot, true
+	}
+	s.mu.Unlock()
+	s.cfg.Metrics.CatalogUp.Store(err == nil)
+	if err != nil {
+		s.cfg.Metrics.ReloadErrors.Add(1)
+		if failed == nil || failed.Error() != err.Error() { // once for each change of state
+			s.cfg.Logger.Error("cannot read the pipelines, will retry", "err", err)
+		}
+		return
+	}
+	if failed != nil {
+		s.cfg.Logger.Info("pipelines can be read")
+	}
+	if first {
+		s.cfg.Logger.Info("pipelines loaded", "enabled", len(changes.Added), "total", len(snapshot))
+	} else if !changes.Empty() {
+		s.cfg.Metrics.Reloads.Add(1)
+		s.cfg.Logger.Info("pipelines changed", "added", names(changes.Added), "removed", names(changes.Removed), "changed", names(changes.Changed))
+	}
+	poke(s.wake)
+}
+
+func names(keys []catalog.Key) []string {
+	out := make([]string, len(keys))
+	for i, k := range keys {
+		out[i] = k.String()
+	}
+	return out
+}
+
+// reconcile starts and stops runners until what runs here is what should.
+func (s *Supervisor) reconcile(ctx context.Context) {
+	members, err := s.keeper.Members()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.bury()
+	s.cfg.Metrics.SessionUp.Store(err == nil)
+	s.cfg.Metrics.Instances.Store(int64(len(members)))
+	if err != nil || !s.loaded {
+		return // whoever runs has lost its lease already, and tries to get it back
+	}
+	wanted := make(map[catalog.Key]bool)
+	unserved := make(map[catalog.Key]string)
+	exists := make(map[catalog.Key]bool)
+	for _, p := range s.snapshot {
+		exists[p.Key] = true
+		if !p.Enabled {
+			s.unconcerned(p.Key)
+			continue
+		}
+		if !lease.Served(members, p.Backend) {
+			unserved[p.Key] = p.Backend
+		}
+		if s.decide(ctx, p, lease.Owner(members, p.Key, p.Backend) == s.cfg.Self.ID) {
+			wanted[p.Key] = true
+		}
+	}
+	for key, r := range s.runners {
+		if !wanted[key] {
+			r.drain()
+		}
+	}
+	for key := range s.problems {
+		if !exists[key] {
+			delete(s.problems, key)
+		}
+	}
+	s.cfg.Metrics.Keep(func(k catalog.Key) bool { return exists[k] || s.runners[k] != nil })
+	s.sayUnserved(unserved)
+}
+
+// decide sees to one enabled pipeline and reports whether it should run here.
+func (s *Supervisor) decide(ctx context.Context, p catalog.Pipeline, mine bool) bool {
+	r := s.runners[p.Key]
+	if !mine || !p.Linked {
+		s.unconcerned(p.Key)
+		return false
+	}
+	if p.Err != nil {
+		// A secret that cannot be read for a moment does not stop what runs.
+		if r != nil && bytes.Equal(r.pipeline.Stored, p.Stored) && !p.Malformed() {
+			return true
+		}
+		s.refuse(ctx, p)
+		return false
+	}
+	delete(s.problems, p.Key)
+	switch {
+	case r == nil:
+		s.start(ctx, p)
+	case r.pipeline.Revision != p.Revision:
+		r.drain() // its end wakes us, and then it is started anew
+	}
+	return true
+}
+
+// unconcerned forgets what was wrong with a pipeline that is not ours to run.
+func (s *Supervisor) unconcerned(key catalog.Key) {
+	delete(s.problems, key)
+	if s.runners[key] == nil {
+		s.cfg.Metrics.SetHealth(key, observe.HealthNone)
+	}
+}
+
+// refuse remembers and reports a configuration that makes no sense, once.
+func (s *Supervisor) refuse(ctx context.Context, p catalog.Pipeline) {
+	text := oneLine(p.Err)
+	s.cfg.Metrics.Pipeline(p.Key).SetHealth(observe.HealthBad)
+	if s.problems[p.Key].text == text {
+		return
+	}
+	s.problems[p.Key] = problem{text, time.Now()}
+	s.cfg.Logger.Error("pipeline cannot run: its configuration is wrong", "pipeline", p.Name, "direction", p.Direction, "err", text)
+	if s.cfg.Report != nil {
+		go func() {
+			ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+			defer cancel()
+			_ = s.cfg.Report(ctx, p.Key, text) // health and logs say it too
+		}()
+	}
+}
+
+func (s *Supervisor) sayUnserved(unserved map[catalog.Key]string) {
+	for key, backend := range unserved {
+		if !s.saidUnserved(key) {
+			s.cfg.Logger.Warn("no live instance of the group has the backend of a pipeline", "pipeline", key.Name, "direction", key.Direction, "backend", backend)
+		}
+	}
+	s.cfg.Metrics.Unserved(unserved)
+	s.unserved = unserved
+}
+
+func (s *Supervisor) saidUnserved(key catalog.Key) bool {
+	_, said := s.unserved[key]
+	return said
+}
+
+func (s *Supervisor) start(ctx context.Context, p catalog.Pipeline) {
+	r := newRunner(s, p)
+	s.runners[p.Key] = r
+	go func() {
+		r.run(ctx)
+		s.mu.Lock()
+		s.exited = append(s.exited, r)
+		s.mu.Unlock()
+		close(r.done)
+		poke(s.wake)
+	}()
+}
+
+// bury forgets the runners that have ended.
+func (s *Supervisor) bury() {
+	for _, r := range s.exited {
+		if s.runners[r.pipeline.Key] == r {
+			delete(s.runners, r.pipeline.Key)
+		}
+	}
+	s.exited = nil
+}
