@@ -6,7 +6,7 @@
 # Where a golang image can be had, the Dockerfile's own build stage compiles the
 # binary. Where not, the image is made of the binary in bin/ (built first, by
 # make) and this machine's CA certificates. RELAY_IMAGES=docker or bin overrides
-# the choice. VERSION names the tag; PREFIX the repository.
+# the choice. VERSION names a tag besides dev, PREFIX the repository.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -57,5 +57,6 @@ for binary in "$@"; do
 	docker) docker buildx build -q --load "${args[@]}" -t "$image" . >/dev/null ;;
 	bin) from_bin "$binary" "$image" ;;
 	esac
+	docker tag "$image" "$PREFIX/$binary:dev"
 	say "built $image"
 done

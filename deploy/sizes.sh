@@ -6,7 +6,7 @@
 #   deploy/sizes.sh --write   also write the table to docs/images.md
 set -euo pipefail
 cd "$(dirname "$0")/.."
-VERSION=${VERSION:-dev} PREFIX=${PREFIX:-pgtrickle-relay}
+PREFIX=${PREFIX:-pgtrickle-relay}
 
 mb() { awk -v n="$1" 'BEGIN { printf "%.1f", n / 1e6 }'; }
 
@@ -16,8 +16,8 @@ table() {
 	echo "|---|---|---|---|---|---|"
 	while read -r binary limit why; do
 		case $binary in "#"*) continue ;; esac
-		size=$(docker image inspect --format '{{.Size}}' "$PREFIX/$binary:$VERSION")
-		compressed=$(docker save "$PREFIX/$binary:$VERSION" | gzip -c | wc -c)
+		size=$(docker image inspect --format '{{.Size}}' "$PREFIX/$binary:dev")
+		compressed=$(docker save "$PREFIX/$binary:dev" | gzip -c | wc -c)
 		note=
 		if [ "$size" -gt $((limit * 1000000)) ]; then
 			note=" (over the limit)" failed=1

@@ -2,6 +2,7 @@
 # Builds the server images for the e2e tests from Debian packages and Maven
 # artifacts, for machines that cannot pull the official ones.
 #
+#   build.sh                build everything, unless official images can be pulled
 #   build.sh NAME...        build what is missing; print one image reference a line
 #   build.sh --ref NAME...  print the references, build nothing
 #   build.sh --list         the names
@@ -115,8 +116,24 @@ build() {
 	) 9>"$state/$1.lock"
 }
 
+# everything builds what does not depend on each other side by side.
+everything() {
+	local name pids=() pid
+	if [ "${RELAY_E2E_IMAGES:-auto}" != own ] && timeout 20 docker manifest inspect postgres:18.1 >/dev/null 2>&1; then
+		say "official images can be pulled; there is nothing to build"
+		return
+	fi
+	build base
+	for name in $names; do
+		build "$name" &
+		pids+=($!)
+	done
+	for pid in "${pids[@]}"; do wait "$pid"; done
+	say "all there"
+}
+
 case ${1:-} in
-"") echo "usage: build.sh [--ref] NAME..., of: $names" >&2; exit 2 ;;
+"") everything ;;
 --list) echo "$names" ;;
 --ref) shift; for name in "$@"; do ref "$name"; done ;;
 *) for name in "$@"; do build "$name" && ref "$name"; done ;;
