@@ -13,12 +13,10 @@ import (
 // fence reads in the order of ids and keeps every gap open until nobody can fill
 // it any more. See doc.go.
 type fence struct {
-	pos    mark
-	listed time.Time
-	cost   time.Duration
-	known  writers // of the last listing
+	pos   mark
+	locks locks
 
-	readSQL, listSQL string
+	readSQL string
 }
 
 // hole is a run of ids that no row was seen with.
@@ -27,33 +25,17 @@ type hole struct {
 	by     *writers // that could fill it; nil = none has been looked for yet
 }
 
-// writers is a set of transactions, shared by the holes that wait for it.
-type writers struct{ list []writer }
-
-type writer struct {
-	vxid     string
-	prepared bool
-}
-
-func (w *writers) has(vxid string) bool {
-	return slices.ContainsFunc(w.list, func(x writer) bool { return x.vxid == vxid })
-}
-
 // maxHoles bounds the holes that are kept open. Beyond it newer rows wait.
 const maxHoles = 20000
 
 func newFence(t *table, l *layout, pos mark) *fence {
 	id := quote(t.id)
-	oids := `ARRAY[` + strconv.FormatUint(uint64(t.oid), 10) + `]::oid[]`
-	if t.partitioned {
-		oids = `ARRAY(SELECT relid FROM pg_partition_tree(` + strconv.FormatUint(uint64(t.oid), 10) + `))::oid[]`
-	}
 	return &fence{
-		pos: pos,
+		pos:   pos,
+		locks: newLocks(t),
 		// One index scan a range, in the order of the ranges.
 		readSQL: `SELECT r.* FROM unnest($1::bigint[], $2::bigint[]) AS gap(lo, hi) CROSS JOIN LATERAL (SELECT ` + l.list("") + ` FROM ` + t.qualified() +
 			` WHERE ` + id + ` >= gap.lo AND ` + id + ` <= gap.hi ORDER BY ` + id + ` LIMIT $3::int) r LIMIT $3::int`,
-		listSQL: `SELECT virtualtransaction, pid IS NULL FROM pg_locks WHERE locktype = 'relation' AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND relation = ANY (` + oids + `) AND mode = 'RowExclusiveLock' AND granted`,
 	}
 }
 
@@ -106,35 +88,17 @@ func (f *fence) read(ctx context.Context, db *session, want int, take taker) (re
 	f.pos.at = beginning
 	in := f.pos
 	in.open, in.from, in.fill = true, from, fill
-	return readMarks{in: in, after: f.pos, more: len(ids) > 0}, nil
+	return readMarks{in: in, after: f.pos, secure: beginning, more: len(ids) > 0}, nil
 }
 
 // due limits the listings to a small part of the time.
-func (f *fence) due() bool { return time.Since(f.listed) >= 4*f.cost }
+func (f *fence) due() bool { return time.Since(f.locks.at) >= 4*f.locks.cost }
 
-// list takes the transactions that hold a writer's lock. A transaction that is
-// being prepared leaves the list under one name and enters it under another: so
-// who may have become a prepared one in the meantime is replaced by every
-// prepared one that is new.
+// list asks who could still fill the holes.
 func (f *fence) list(ctx context.Context, db *session) error {
-	begun := time.Now()
-	now := writers{}
-	err := db.query(ctx, f.listSQL, nil, nil, func(v [][]byte) (bool, error) {
-		if !now.has(string(v[0])) {
-			now.list = append(now.list, writer{string(v[0]), v[1][0] == 't'})
-		}
-		return true, nil
-	})
+	now, newlyPrepared, err := f.locks.list(ctx, db)
 	if err != nil {
 		return err
-	}
-	f.listed = time.Now()
-	f.cost = f.listed.Sub(begun)
-	var newlyPrepared []writer
-	for _, w := range now.list {
-		if w.prepared && !f.known.has(w.vxid) {
-			newlyPrepared = append(newlyPrepared, w)
-		}
 	}
 	f.pos.holes = slices.Clone(f.pos.holes) // marks share the old ones
 	var last, lastNext *writers
@@ -142,35 +106,16 @@ func (f *fence) list(ctx context.Context, db *session) error {
 		h := &f.pos.holes[i]
 		switch {
 		case h.by == nil:
-			h.by = &now
+			h.by = now
 		case h.by == last:
 			h.by = lastNext
 		default:
 			last = h.by
-			lastNext = remaining(h.by, &now, newlyPrepared)
+			lastNext = h.by.remaining(now, newlyPrepared)
 			h.by = lastNext
 		}
 	}
-	f.known = now
 	return nil
-}
-
-func remaining(was, now *writers, newlyPrepared []writer) *writers {
-	next, vanished := writers{}, false
-	for _, w := range was.list {
-		if now.has(w.vxid) {
-			next.list = append(next.list, w)
-		} else if !w.prepared {
-			vanished = true
-		}
-	}
-	if vanished {
-		next.list = append(next.list, newlyPrepared...)
-	}
-	if len(next.list) == len(was.list) && !vanished {
-		return was
-	}
-	return &next
 }
 
 // ranges lists what to read: the holes, then everything behind the last row.
@@ -287,7 +232,7 @@ func (f *fence) replay(ctx context.Context, db *session, want int, take taker) (
 	} else {
 		f.pos.open, f.pos.at, f.pos.from, f.pos.fill = false, beginning, 0, nil
 	}
-	return readMarks{in: in, after: f.pos, more: true}, nil
+	return readMarks{in: in, after: f.pos, secure: beginning, more: true}, nil
 }
 
 var _ strategy = (*fence)(nil)

@@ -58,7 +58,8 @@ type taker func(v [][]byte, id int64) (bool, error)
 // readMarks are the positions inside and behind a read.
 type readMarks struct {
 	in, after mark
-	more      bool // there may be more at once
+	secure    int64 // no row appears up to it once all of this is settled; beginning = not known
+	more      bool  // there may be more at once
 }
 
 // rows of a first read, before it is known how large they are, and of any.
@@ -241,6 +242,9 @@ func (s *Source) moved(st *settler, start mark, marks readMarks) {
 	if start.open || start.lo.text != marks.after.lo.text || len(start.holes) != len(marks.after.holes) {
 		st.advance(marks.after)
 	}
+	if marks.secure != beginning {
+		st.secure(marks.secure)
+	}
 }
 
 // deliver hands the builder's chunk over; last says that its read ends with it.
@@ -251,7 +255,11 @@ func (s *Source) deliver(last bool) {
 			delete(s.builder.skip, slots[i].id)
 		}
 	}
-	s.settler.Load().add(&chunk{slots: slots, last: last, mark: s.marks.in, after: s.marks.after})
+	st := s.settler.Load()
+	st.add(&chunk{slots: slots, last: last, mark: s.marks.in, after: s.marks.after})
+	if last && s.marks.secure != beginning {
+		st.secure(s.marks.secure)
+	}
 	s.ready = msgs
 }
 

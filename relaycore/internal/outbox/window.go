@@ -6,6 +6,7 @@ import (
 	"math"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
 )
@@ -18,11 +19,20 @@ const smallWindow = 4096
 // earlier one does not. See doc.go.
 type windows struct {
 	pos   mark
-	big   bool  // the open window is walked along the index on id
-	known bool  // big has been decided
-	floor int64 // no row of a window not yet opened lies at or below it
+	big   bool // the open window is walked along the index on id
+	known bool // big has been decided
 
-	openSQL, sizeSQL, armsSQL, walkSQL string
+	// What no later row can come before is not needed to read, but others want to
+	// know it: once all who held a lock when id seen was visible have ended, the
+	// next window has every row up to it.
+	locks   locks
+	bounded bool     // ids come from a sequence, so the above holds
+	seen    int64    // the highest id yet
+	wait    *writers // for whom to wait until ids up to waitFor are complete
+	waitFor int64
+	closing int64 // complete with the open window; beginning = nothing is
+
+	openSQL, sizeSQL, leastSQL, armsSQL, walkSQL string
 }
 
 // errBackwards says that the server has forgotten transactions that it had shown.
@@ -32,8 +42,8 @@ func (e *errBackwards) Error() string {
 	return fmt.Sprintf("the database's snapshot %s lies before the checkpoint's %s: it was restored, or a standby that lagged was promoted", e.to, e.from)
 }
 
-func newWindows(t *table, l *layout, pos mark, floor int64) *windows {
-	w := &windows{pos: pos, floor: floor}
+func newWindows(t *table, l *layout, pos mark, safe int64) *windows {
+	w := &windows{pos: pos, locks: newLocks(t), bounded: t.idOwner.oid != 0, seen: safe, waitFor: safe, closing: beginning}
 	id, xid, from := quote(t.id), quote(t.xid), t.qualified()
 	// Each range of xids is one index scan, whatever the statistics say: the limit
 	// keeps the planner from flattening the subquery, and the order asks for the
@@ -48,6 +58,8 @@ SELECT ` + l.nulls() + `, pg_current_snapshot()::text || ' ' || n FROM size
 UNION ALL
 (SELECT r.*, NULL::text` + fmt.Sprintf(ranges, cols, now) + ` WHERE (SELECT n FROM size) BETWEEN 1 AND ` + strconv.Itoa(smallWindow) + ` ORDER BY c0 LIMIT $4::int)`
 	w.sizeSQL = `SELECT count(*)` + fmt.Sprintf(ranges, "1", in)
+	// Adding zero keeps the planner from walking the index on id for the least.
+	w.leastSQL = `SELECT min(least) FROM unnest($1::xid8[], $2::xid8[]) AS arm(lo, hi) CROSS JOIN LATERAL (SELECT min(` + id + ` + 0::bigint) AS least FROM ` + from + ` WHERE ` + xid + ` >= arm.lo AND ` + xid + ` <= arm.hi) r`
 	w.armsSQL = `SELECT r.*` + fmt.Sprintf(ranges, cols, in) + ` ORDER BY c0 LIMIT $5::int`
 	w.walkSQL = `SELECT ` + cols + ` FROM ` + from + ` WHERE ` + id + ` > $1::bigint AND pg_visible_in_snapshot(` + xid + `, $2::pg_snapshot) AND NOT pg_visible_in_snapshot(` + xid + `, $3::pg_snapshot) ORDER BY ` + id + ` LIMIT $4::int`
 	return w
@@ -76,22 +88,18 @@ func (w *windows) position() mark { return w.pos }
 
 func (w *windows) read(ctx context.Context, db *session, want int, take taker) (readMarks, error) {
 	if !w.pos.open {
+		if err := w.bound(ctx, db); err != nil {
+			return readMarks{}, err
+		}
 		marks, done, err := w.open(ctx, db, want, take)
 		if done || err != nil {
 			return marks, err
 		}
 	}
 	if !w.known {
-		los, his := arms(&w.pos.lo, w.pos.hi.xmax-1)
-		var n int
-		err := db.query(ctx, w.sizeSQL, nil, []string{los, his, itoa(w.pos.at), w.pos.hi.text}, func(v [][]byte) (bool, error) {
-			n, _ = strconv.Atoi(string(v[0]))
-			return true, nil
-		})
-		if err != nil {
+		if err := w.measure(ctx, db); err != nil {
 			return readMarks{}, err
 		}
-		w.big, w.known = n > smallWindow, true
 	}
 	before := w.pos
 	last, rows, cut := before.at, 0, false
@@ -118,18 +126,72 @@ func (w *windows) read(ctx context.Context, db *session, want int, take taker) (
 	if err != nil {
 		return readMarks{}, err
 	}
-	w.step(last, rows < want && !cut)
-	return readMarks{in: before, after: w.pos, more: true}, nil
+	w.seen = max(w.seen, last)
+	marks := readMarks{in: before, more: true}
+	marks.secure = w.step(last, rows < want && !cut)
+	marks.after = w.pos
+	return marks, nil
 }
 
-// step moves behind what a read has taken.
-func (w *windows) step(last int64, complete bool) {
-	if complete {
-		w.pos = mark{lo: w.pos.hi, at: beginning}
-		w.known = false
-		return
+// boundEvery is how often locks are listed while rows come.
+const boundEvery = 500 * time.Millisecond
+
+// bound finds out, off the path of the rows, below which id nothing appears any
+// more. It comes before a window is opened, since only that one's snapshot shows
+// what those who have ended wrote.
+func (w *windows) bound(ctx context.Context, db *session) error {
+	if !w.bounded || (w.wait == nil && w.seen <= w.waitFor) || time.Since(w.locks.at) < boundEvery {
+		return nil
 	}
-	w.pos.at = last
+	now, newlyPrepared, err := w.locks.list(ctx, db)
+	if err != nil {
+		return err
+	}
+	if w.wait == nil {
+		w.wait, w.waitFor = now, w.seen
+	} else {
+		w.wait = w.wait.remaining(now, newlyPrepared)
+	}
+	if len(w.wait.list) == 0 {
+		w.wait, w.closing = nil, w.waitFor
+	}
+	return nil
+}
+
+// measure decides how to read an open window, and where its rows begin.
+func (w *windows) measure(ctx context.Context, db *session) error {
+	los, his := arms(&w.pos.lo, w.pos.hi.xmax-1)
+	n := 0
+	err := db.query(ctx, w.sizeSQL, nil, []string{los, his, itoa(w.pos.at), w.pos.hi.text}, func(v [][]byte) (bool, error) {
+		n, _ = strconv.Atoi(string(v[0]))
+		return true, nil
+	})
+	if err != nil {
+		return err
+	}
+	w.big, w.known = n > smallWindow, true
+	if !w.big || w.pos.at != beginning {
+		return nil
+	}
+	return db.query(ctx, w.leastSQL, nil, []string{los, his}, func(v [][]byte) (bool, error) {
+		least, err := parseID(v[0])
+		w.pos.at = least - 1
+		return true, err
+	})
+}
+
+// step moves behind what a read has taken. It returns the id up to which all is
+// now read, or beginning.
+func (w *windows) step(last int64, complete bool) int64 {
+	if !complete {
+		w.pos.at = last
+		return beginning
+	}
+	w.pos = mark{lo: w.pos.hi, at: beginning}
+	w.known = false
+	closed := w.closing
+	w.closing = beginning
+	return closed
 }
 
 // open takes a snapshot and reads what it sees and the position's does not. When
@@ -175,14 +237,15 @@ func (w *windows) open(ctx context.Context, db *session, want int, take taker) (
 	}
 	w.pos.hi, w.pos.open = hi, true
 	if size > smallWindow {
-		w.big, w.known = true, true
-		w.pos.at = max(w.pos.at, w.floor)
+		w.known = false // big, but where it begins is not known
 		return readMarks{}, false, nil
 	}
 	w.big, w.known = false, true
-	in := w.pos
-	w.step(last, rows < want && !cut)
-	return readMarks{in: in, after: w.pos, more: rows > 0}, true, nil
+	w.seen = max(w.seen, last)
+	marks := readMarks{in: w.pos, more: rows > 0}
+	marks.secure = w.step(last, rows < want && !cut)
+	marks.after = w.pos
+	return marks, true, nil
 }
 
 var _ strategy = (*windows)(nil)
