@@ -1,0 +1,265 @@
+package stdoutrelay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+)
+
+func event(n int, body string) relay.Message {
+	return relay.Message{
+		ID: fmt.Sprintf("outbox_orders:%d:0", n), Subject: "orders.insert", Key: "k", Op: "insert", OutboxID: int64(n),
+		Body: []byte(body), Time: time.Date(2026, 11, 22, 18, 0, 0, 0, time.UTC),
+	}
+}
+
+func TestLayouts(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		format, body, want string
+		permanent          bool
+	}{
+		"jsonl":                   {format: "jsonl", body: `{"a": 1}`, want: "{\"a\": 1}\n"},
+		"jsonl over several":      {format: "jsonl", body: "{\n \"a\": \"x\\ny\"\r\n}", want: "{\"a\":\"x\\ny\"}\n"},
+		"jsonl of something else": {format: "jsonl", body: "a\nb", permanent: true},
+		"json_pretty":             {format: "json_pretty", body: `{"a":[1]}`, want: "{\n  \"a\": [\n    1\n  ]\n}\n"},
+		"json_pretty of nothing":  {format: "json_pretty", body: `{`, permanent: true},
+		"csv": {format: "csv", body: `{"a":"x,y"}`,
+			want: csvHeader + `outbox_orders:1:0,orders.insert,insert,k,1,2026-11-22T18:00:00Z,"{""a"":""x,y""}"` + "\n"},
+		"csv over several": {format: "csv", body: "[\n1]", want: csvHeader + `outbox_orders:1:0,orders.insert,insert,k,1,2026-11-22T18:00:00Z,"[1]"` + "\n"},
+		"raw":              {format: "raw", body: "a\nb\x00", want: "a\nb\x00"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			path := filepath.Join(t.TempDir(), "out")
+			err := openFile(t, sinkConfig{Format: tc.format, Path: path}).Publish(t.Context(), []relay.Message{event(1, tc.body)})
+			if tc.permanent {
+				var partial *relay.BatchError
+				if !errors.As(err, &partial) || !relay.IsPermanent(partial.Failed[0]) {
+					t.Fatalf("Publish(%q) = %v, want a permanent error", tc.body, err)
+				}
+				return
+			}
+			got, _ := os.ReadFile(path)
+			if err != nil || string(got) != tc.want {
+				t.Fatalf("Publish(%q) = %v, wrote %q; want %q", tc.body, err, got, tc.want)
+			}
+		})
+	}
+}
+
+func TestTornEndIsCut(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct{ format, before, want string }{
+		"jsonl":               {"jsonl", "{\"a\":1}\n{\"b\":", "{\"a\":1}\n"},
+		"jsonl whole":         {"jsonl", "{\"a\":1}\n", "{\"a\":1}\n"},
+		"jsonl nothing whole": {"jsonl", "{\"b\":", ""},
+		"jsonl long":          {"jsonl", "{\"a\":1}\n\"" + strings.Repeat("x", 300_000), "{\"a\":1}\n"},
+		"csv":                 {"csv", csvHeader + "a,b", csvHeader},
+		"pretty":              {"json_pretty", "{\n  \"a\": 1\n}\n{\n  \"b\": {\n  }\n", "{\n  \"a\": 1\n}\n"},
+		"pretty scalar":       {"json_pretty", "1\n[\n  2,\n", "1\n"},
+		"pretty empty":        {"json_pretty", "{}\n{\n", "{}\n"},
+		"raw":                 {"raw", "abc", "abc"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			path := filepath.Join(t.TempDir(), "out")
+			if err := os.WriteFile(path, []byte(tc.before), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			openFile(t, sinkConfig{Format: tc.format, Path: path})
+			if got, _ := os.ReadFile(path); string(got) != tc.want {
+				t.Fatalf("after opening, the file is %.80q, want %q", got, tc.want)
+			}
+		})
+	}
+}
+
+func TestRotation(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "out")
+	s := openFile(t, sinkConfig{Format: "jsonl", Path: path, RotateBytes: 20, Keep: 2})
+	for n := range 10 {
+		if err := s.Publish(t.Context(), []relay.Message{event(n, fmt.Sprintf(`{"n":%d}`, n))}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for n, want := range []string{"{\"n\":8}\n{\"n\":9}\n", "{\"n\":6}\n{\"n\":7}\n", "{\"n\":4}\n{\"n\":5}\n"} {
+		if got, _ := os.ReadFile(rotated(path, n)); string(got) != want {
+			t.Errorf("%s holds %q, want %q", rotated(path, n), got, want)
+		}
+	}
+	if exists(rotated(path, 3)) {
+		t.Error("keep is 2, and a third rotated file is there")
+	}
+}
+
+func TestFileMovedAway(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "out")
+	s := openFile(t, sinkConfig{Format: "jsonl", Path: path})
+	for n := range 2 {
+		if err := s.Publish(t.Context(), []relay.Message{event(n, `{}`)}); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(path, fmt.Sprintf("%s.moved%d", path, n)); err != nil {
+			t.Fatalf("the file was not begun again: %v", err)
+		}
+	}
+}
+
+// Resume finds what was written after a position, through rotation.
+func TestResumeThroughRotation(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "out")
+	cfg := sinkConfig{Format: "jsonl", Path: path, RotateBytes: 60}
+	s := openFile(t, cfg)
+	var at string
+	for n := range 20 {
+		if n == 10 {
+			at, _ = s.Position(t.Context())
+		}
+		if err := s.Publish(t.Context(), []relay.Message{event(n, fmt.Sprintf(`{"dedup_key":"%d"}`, n))}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var got []string
+	if err := openFile(t, cfg).Resume(t.Context(), at, func(id string) { got = append(got, id) }); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"10", "11", "12", "13", "14", "15", "16", "17", "18", "19"}
+	if !slices.Equal(got, want) {
+		t.Errorf("Resume(%s) saw %v, want %v", at, got, want)
+	}
+}
+
+// A full disk leaves no partial line, and is no reason to give a message up.
+func TestDiskFull(t *testing.T) {
+	if os.Getenv("STDOUTRELAY_TEST_FULL") != "" {
+		diskFull(t)
+		return
+	}
+	// The limit on file sizes stands in for the disk's; it holds for a process.
+	cmd := exec.Command(os.Args[0], "-test.run=^TestDiskFull$")
+	cmd.Env = append(os.Environ(), "STDOUTRELAY_TEST_FULL="+filepath.Join(t.TempDir(), "out"))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+}
+
+func diskFull(t *testing.T) {
+	path := os.Getenv("STDOUTRELAY_TEST_FULL")
+	signal.Ignore(syscall.SIGXFSZ)
+	limit := func(n uint64) {
+		t.Helper()
+		if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &syscall.Rlimit{Cur: n, Max: 1 << 40}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := openFile(t, sinkConfig{Format: "jsonl", Path: path})
+	line := `{"n":"` + strings.Repeat("x", 90) + `"}`
+	if err := s.Publish(t.Context(), []relay.Message{event(1, line)}); err != nil {
+		t.Fatal(err)
+	}
+	batch := []relay.Message{event(2, line), event(3, line)}
+	limit(250)
+	for range 2 {
+		err := s.Publish(t.Context(), batch)
+		if err == nil || relay.IsPermanent(err) || relay.IsFatal(err) {
+			t.Fatalf("Publish to a full disk = %v, want a transient error", err)
+		}
+		if got, _ := os.ReadFile(path); string(got) != line+"\n" {
+			t.Fatalf("Publish to a full disk left %q", got)
+		}
+	}
+	limit(1 << 30)
+	if err := s.Publish(t.Context(), batch); err != nil {
+		t.Fatalf("Publish after there is room again = %v", err)
+	}
+	if got, _ := os.ReadFile(path); string(got) != strings.Repeat(line+"\n", 3) {
+		t.Fatalf("the file holds %q, want three lines", got)
+	}
+}
+
+// Standard output cannot be taken back: a line that was cut is completed.
+func TestStreamCompletesACutLine(t *testing.T) {
+	t.Parallel()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	s := &stream{writer: writer{format: "jsonl", layout: appendLine}, out: w, own: true}
+	line := `{"n":"` + strings.Repeat("x", 50_000) + `"}`
+	if err := w.SetWriteDeadline(time.Now().Add(50 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	batch := []relay.Message{event(1, line), event(2, line), event(3, line)}
+	var partial *relay.BatchError
+	if err := s.Publish(t.Context(), batch); !errors.As(err, &partial) || len(partial.Failed) != 2 || partial.Failed[0] != nil {
+		t.Fatalf("Publish to a full pipe = %v, want messages 1 and 2 failed", err)
+	}
+	_ = w.SetWriteDeadline(time.Time{})
+	all := make(chan []byte)
+	go func() {
+		b, _ := io.ReadAll(r)
+		all <- b
+	}()
+	if err := s.Publish(t.Context(), batch[1:]); err != nil {
+		t.Fatal(err)
+	}
+	_ = s.Close()
+	if got := string(<-all); got != strings.Repeat(line+"\n", 3) {
+		t.Errorf("%d bytes came out, want three lines, %d bytes", len(got), 3*(len(line)+1))
+	}
+}
+
+func TestErrors(t *testing.T) {
+	t.Parallel()
+	if _, err := newSink(sinkConfig{Format: "jsonl", Path: filepath.Join(t.TempDir(), "no", "dir")}, nil); !relay.IsFatal(err) {
+		t.Errorf("a path whose directory is missing = %v, want a fatal error", err)
+	}
+	if _, err := newSink(sinkConfig{Format: "jsonl", Path: t.TempDir()}, nil); err == nil {
+		t.Error("a directory as path = nil, want an error")
+	}
+	s, err := newSink(sinkConfig{Format: "jsonl", Path: "/dev/full"}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Publish(t.Context(), []relay.Message{event(1, "{}")}); err == nil || relay.IsFatal(err) || relay.IsPermanent(err) {
+		t.Errorf("Publish to /dev/full = %v, want a transient error", err)
+	}
+}
+
+func BenchmarkStdout(b *testing.B) {
+	for _, format := range []string{"jsonl", "csv"} {
+		b.Run(format, func(b *testing.B) {
+			s, err := newSink(sinkConfig{Format: format, Path: "/dev/null"}, nil)
+			if err != nil {
+				b.Fatal(err)
+			}
+			batch := make([]relay.Message, 1000)
+			for i := range batch {
+				batch[i] = event(i, `{"dedup_key":"outbox_orders:1:0","subject":"orders.insert","payload":{"id": 123456, "note": "`+strings.Repeat("x", 200)+`"},"op":"insert"}`)
+			}
+			b.ReportAllocs()
+			for n := 0; n < b.N; n += len(batch) {
+				if err := s.Publish(context.Background(), batch); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

@@ -1,0 +1,154 @@
+package stdoutrelay
+
+import (
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+)
+
+func ids(batch []relay.Message) (out []string) {
+	for i := range batch {
+		out = append(out, batch[i].ID)
+	}
+	return out
+}
+
+func receive(t *testing.T, s relay.Source, n int) (got []relay.Message) {
+	t.Helper()
+	for len(got) < n {
+		batch, err := s.Receive(withTimeout(t), n-len(got))
+		if err != nil {
+			t.Fatalf("Receive = %v after %d messages", err, len(got))
+		}
+		got = append(got, batch...)
+	}
+	return got
+}
+
+func TestFollowThroughRotation(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "in")
+	appendTo(t, path, []byte("1\n\n2\r\n"))
+	cfg := sourceConfig{Path: path, Follow: true, MaxLine: 100}
+	s := openTailed(t, cfg, relay.Checkpoint{})
+	first := receive(t, s, 2)
+	if got, want := ids(first), []string{"file:in:0", "file:in:3"}; !slices.Equal(got, want) {
+		t.Errorf("ids = %v, want %v", got, want)
+	}
+	if string(first[1].Body) != "2" {
+		t.Errorf("body = %q, want it without its line end", first[1].Body)
+	}
+	at, err := s.Checkpoint(first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	appendTo(t, path, []byte("3\n"))
+	// Two rotations while nobody reads.
+	for _, text := range []string{"4\n", "5\n"} {
+		if exists(path + ".1") {
+			_ = os.Rename(path+".1", path+".2")
+		}
+		if err := os.Rename(path, path+".1"); err != nil {
+			t.Fatal(err)
+		}
+		appendTo(t, path, []byte(text))
+	}
+	got := receive(t, openTailed(t, cfg, at), 3)
+	if want := []string{"file:in:6", "file:in:1:0", "file:in:2:0"}; !slices.Equal(ids(got), want) {
+		t.Errorf("after two rotations ids = %v, want %v", ids(got), want)
+	}
+	for i, want := range []string{"3", "4", "5"} {
+		if string(got[i].Body) != want {
+			t.Errorf("body %d = %q, want %q", i, got[i].Body, want)
+		}
+	}
+}
+
+func TestEmptiedInPlace(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "in")
+	appendTo(t, path, []byte("\"a long first line\"\n"))
+	s := openTailed(t, sourceConfig{Path: path, Follow: true, MaxLine: 100}, relay.Checkpoint{})
+	receive(t, s, 1)
+	if err := os.WriteFile(path, []byte("2\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := receive(t, s, 1); got[0].ID != "file:in:1:0" || string(got[0].Body) != "2" {
+		t.Errorf("received %s %q, want file:in:1:0 2", got[0].ID, got[0].Body)
+	}
+}
+
+func TestWithoutFollow(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "in")
+	appendTo(t, path, []byte("1\n2"))
+	s := openTailed(t, sourceConfig{Path: path, MaxLine: 100}, relay.Checkpoint{})
+	if got := receive(t, s, 2); string(got[1].Body) != "2" {
+		t.Errorf("the last line, which has no end, was received as %q", got[1].Body)
+	}
+}
+
+func TestUnfinishedLineIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "in")
+	appendTo(t, path, []byte("1\n{\"a\":"))
+	s := openTailed(t, sourceConfig{Path: path, Follow: true, MaxLine: 100}, relay.Checkpoint{})
+	receive(t, s, 1)
+	appendTo(t, path, []byte("2}\n"))
+	if got := receive(t, s, 1); string(got[0].Body) != `{"a":2}` || got[0].ID != "file:in:2" {
+		t.Errorf("received %s %q, want the line as a whole", got[0].ID, got[0].Body)
+	}
+}
+
+func TestLongLine(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "in")
+	long := strings.Repeat("x", 1_000_000)
+	appendTo(t, path, []byte(strings.Repeat("y", 100)+"\n"+long+"\n1\n"))
+	s := openTailed(t, sourceConfig{Path: path, Follow: true, MaxLine: 100}, relay.Checkpoint{})
+	got := receive(t, s, 3)
+	if got[0].Err != nil || len(got[0].Body) != 100 {
+		t.Errorf("a line of max_line: error %v, %d bytes", got[0].Err, len(got[0].Body))
+	}
+	if !relay.IsPermanent(got[1].Err) || string(got[1].Body) != long[:100] {
+		t.Errorf("a line beyond max_line: error %v, %d bytes; want a permanent one and its beginning", got[1].Err, len(got[1].Body))
+	}
+	if string(got[2].Body) != "1" {
+		t.Errorf("the line behind it = %q", got[2].Body)
+	}
+}
+
+func TestSourceErrors(t *testing.T) {
+	t.Parallel()
+	env := relay.Env{}
+	if _, err := newFile(sourceConfig{Path: filepath.Join(t.TempDir(), "in")}, env); !relay.IsFatal(err) {
+		t.Errorf("a missing file = %v, want a fatal error", err)
+	}
+	if _, err := newFile(sourceConfig{Path: t.TempDir()}, env); !relay.IsFatal(err) {
+		t.Errorf("a directory = %v, want a fatal error", err)
+	}
+}
+
+// A pipeline that is reloaded goes on with what it had not settled.
+func TestStdinReload(t *testing.T) {
+	t.Parallel()
+	r, w := io.Pipe()
+	go func() { _, _ = w.Write([]byte("1\n2\n3\n")) }()
+	in := newStdin(r)
+	first := in.open(sourceDefaults())
+	got := receive(t, first, 2)
+	_ = first.Ack(t.Context(), got[:1])
+	_ = first.Close()
+	second := receive(t, in.open(sourceDefaults()), 2)
+	if string(second[0].Body) != "2" || string(second[1].Body) != "3" {
+		t.Errorf("after a reload: %q, %q; want 2, 3", second[0].Body, second[1].Body)
+	}
+	if second[0].ID != got[1].ID {
+		t.Errorf("id = %s, was %s", second[0].ID, got[1].ID)
+	}
+}
