@@ -1,0 +1,26 @@
+package sqsrelay
+
+import "github.com/grove/pgtrickle-relay/relaycore/relay"
+
+// Backend returns the SQS backend.
+func Backend() relay.Backend {
+	return relay.Backend{
+		Name:         "sqs",
+		NewSink:      newSink,
+		NewSource:    newSource,
+		SinkConfig:   defaultSinkConfig(),
+		SourceConfig: defaultSourceConfig(),
+		SinkGuarantee: relay.Guarantee{
+			Delivery: "FIFO: effectively once; standard: at least once",
+			Dedup:    "FIFO: MessageDeduplicationId, for 5 minutes; standard: none, attribute dedup_key tells the receiver",
+			Order:    "FIFO: per message group; standard: none",
+			Weakest:  "FIFO: a retry more than 5 minutes after the first attempt",
+		},
+		SourceGuarantee: relay.Guarantee{
+			Delivery: "at least once; effectively once into an inbox",
+			Dedup:    "attribute dedup_key, else MessageDeduplicationId or MessageId",
+			Order:    "FIFO: per message group; standard: none",
+			Weakest:  "the queue's retention, or a redrive policy that counts receives",
+		},
+	}
+}

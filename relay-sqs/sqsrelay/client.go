@@ -1,0 +1,91 @@
+package sqsrelay
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"strconv"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
+	"github.com/aws/aws-sdk-go-v2/config"
+	"github.com/aws/aws-sdk-go-v2/credentials"
+	"github.com/aws/aws-sdk-go-v2/credentials/stscreds"
+	"github.com/aws/aws-sdk-go-v2/service/sqs"
+	"github.com/aws/aws-sdk-go-v2/service/sqs/types"
+	"github.com/aws/aws-sdk-go-v2/service/sts"
+)
+
+// queue is one queue and the client for it.
+type queue struct {
+	cfg    *connection
+	client *sqs.Client
+	http   *awshttp.BuildableClient
+	limit  int // bytes that a message may have
+}
+
+// maxRequest is what a message and what a request may have at most, in bytes.
+// It was 256 KiB until August 2025; queues from before keep a lower limit of
+// their own in MaximumMessageSize.
+const maxRequest = 1 << 20
+
+// maxEntries is what a batch request may have at most.
+const maxEntries = 10
+
+func openQueue(ctx context.Context, cfg *connection) (*queue, error) {
+	// The engine retries, and knows what may be sent again.
+	client := awshttp.NewBuildableClient().WithTransportOptions(func(t *http.Transport) {
+		t.MaxIdleConnsPerHost = 2*cfg.Concurrency + 2
+	})
+	options := []func(*config.LoadOptions) error{
+		config.WithHTTPClient(client),
+		config.WithRetryer(func() aws.Retryer { return aws.NopRetryer{} }),
+	}
+	if cfg.Region != "" {
+		options = append(options, config.WithRegion(cfg.Region))
+	}
+	if cfg.AccessKeyID != "" {
+		options = append(options, config.WithCredentialsProvider(credentials.NewStaticCredentialsProvider(
+			cfg.AccessKeyID, cfg.SecretAccessKey.Reveal(), cfg.SessionToken.Reveal())))
+	}
+	loaded, err := config.LoadDefaultConfig(ctx, options...)
+	if err != nil {
+		return nil, fmt.Errorf("load the AWS configuration: %w", err)
+	}
+	if cfg.RoleARN != "" {
+		loaded.Credentials = aws.NewCredentialsCache(stscreds.NewAssumeRoleProvider(
+			sts.NewFromConfig(loaded, func(o *sts.Options) { o.BaseEndpoint = endpoint(cfg) }), cfg.RoleARN,
+			func(o *stscreds.AssumeRoleOptions) { o.RoleSessionName = "pgtrickle-relay" }))
+	}
+	q := &queue{cfg: cfg, http: client, limit: maxRequest}
+	q.client = sqs.NewFromConfig(loaded, func(o *sqs.Options) { o.BaseEndpoint = endpoint(cfg) })
+	return q, q.look(ctx)
+}
+
+func endpoint(cfg *connection) *string {
+	if cfg.Endpoint == "" {
+		return nil
+	}
+	return &cfg.Endpoint
+}
+
+// look asks for the queue's limit, and so finds out whether the queue is there.
+func (q *queue) look(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, q.cfg.RequestTimeout.D())
+	defer cancel()
+	res, err := q.client.GetQueueAttributes(ctx, &sqs.GetQueueAttributesInput{
+		QueueUrl:       &q.cfg.QueueURL,
+		AttributeNames: []types.QueueAttributeName{types.QueueAttributeNameMaximumMessageSize},
+	})
+	if err != nil {
+		return q.classify(fmt.Errorf("look up queue %s: %w", q.cfg.QueueURL, err))
+	}
+	if n, err := strconv.Atoi(res.Attributes[string(types.QueueAttributeNameMaximumMessageSize)]); err == nil && n > 0 {
+		q.limit = n
+	}
+	return nil
+}
+
+func (q *queue) close() {
+	q.http.GetTransport().CloseIdleConnections()
+}

@@ -1,0 +1,117 @@
+package sqsrelay
+
+import (
+	"net/url"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
+)
+
+// connection holds the keys that sink and source share.
+type connection struct {
+	QueueURL        string            `json:"queue_url" relay:"required" doc:"The queue's URL; a name that ends in .fifo makes it a FIFO queue."`
+	Region          string            `json:"region" doc:"AWS region; that of queue_url when empty."`
+	Endpoint        string            `json:"endpoint" doc:"Server to talk to instead of AWS; that of queue_url when its host is not at amazonaws.com."`
+	AccessKeyID     string            `json:"access_key_id" doc:"Static credentials; the SDK's chain (environment, files, container, instance) when empty."`
+	SecretAccessKey relaycfg.Secret   `json:"secret_access_key" doc:"The secret of access_key_id."`
+	SessionToken    relaycfg.Secret   `json:"session_token" doc:"The session token, when access_key_id is a temporary one."`
+	RoleARN         string            `json:"role_arn" doc:"Role to assume with the credentials."`
+	RequestTimeout  relaycfg.Duration `json:"request_timeout" relay:"min=1000000" doc:"How long a request may take, the wait of a long poll not counted."`
+	Concurrency     int               `json:"concurrency" relay:"min=1" doc:"Requests at a time."`
+}
+
+func (c *connection) validate() error {
+	u, err := url.Parse(c.QueueURL)
+	if err != nil || u.Host == "" || path.Base(u.Path) == "/" || path.Base(u.Path) == "." {
+		return relaycfg.Errorf("queue_url", "%q is not the URL of a queue, such as https://sqs.eu-west-1.amazonaws.com/123456789012/orders", c.QueueURL)
+	}
+	switch {
+	case (c.AccessKeyID == "") != (c.SecretAccessKey == ""):
+		return relaycfg.Errorf("access_key_id", "access_key_id and secret_access_key belong together")
+	case c.SessionToken != "" && c.AccessKeyID == "":
+		return relaycfg.Errorf("session_token", "is of no use without access_key_id")
+	case c.Concurrency > 100:
+		return relaycfg.Errorf("concurrency", "is %d; must be at most 100", c.Concurrency)
+	}
+	host := u.Hostname()
+	aws := strings.HasSuffix(host, ".amazonaws.com") || strings.HasSuffix(host, ".amazonaws.com.cn")
+	if c.Endpoint == "" && !aws {
+		c.Endpoint = u.Scheme + "://" + u.Host
+	}
+	if c.Region == "" {
+		if parts := strings.Split(host, "."); aws && len(parts) > 3 && parts[0] == "sqs" {
+			c.Region = parts[1]
+		}
+	}
+	if c.Region == "" && c.Endpoint != "" {
+		c.Region = "us-east-1" // signed, and looked at by nobody
+	}
+	return nil
+}
+
+func (c *connection) queueName() string {
+	_, name, _ := cutLast(c.QueueURL, "/")
+	return name
+}
+
+func cutLast(s, sep string) (before, after string, found bool) {
+	if i := strings.LastIndex(s, sep); i >= 0 {
+		return s[:i], s[i+len(sep):], true
+	}
+	return "", s, false
+}
+
+func (c *connection) fifo() bool { return strings.HasSuffix(c.queueName(), ".fifo") }
+
+type sinkConfig struct {
+	connection
+	MessageGroupID relay.Template `json:"message_group_id" doc:"FIFO: the message group; the message's key when empty, and a group of its own for a message without key."`
+	BatchSameGroup bool           `json:"batch_same_group" doc:"FIFO: let one request hold several messages of a group, which is faster with few keys; should SQS then take a later one and not an earlier, the two change places."`
+}
+
+func defaultSinkConfig() sinkConfig {
+	return sinkConfig{connection: connection{Concurrency: 4, RequestTimeout: relaycfg.Duration(10 * time.Second)}}
+}
+
+// Validate is called by relaycfg.Decode.
+func (c *sinkConfig) Validate() error {
+	if err := c.validate(); err != nil {
+		return err
+	}
+	if !c.fifo() && !c.MessageGroupID.IsZero() {
+		return relaycfg.Errorf("message_group_id", "is for FIFO queues, whose names end in .fifo")
+	}
+	return nil
+}
+
+type sourceConfig struct {
+	connection
+	MaxMessages       int               `json:"max_messages" relay:"min=1" doc:"Messages to ask for in one request, at most 10."`
+	WaitTime          relaycfg.Duration `json:"wait_time_seconds" doc:"How long a request waits for a message while there is none, at most 20s."`
+	VisibilityTimeout relaycfg.Duration `json:"visibility_timeout" relay:"unit=s,min=1000000000" doc:"How long a received message stays hidden from others; extended for as long as the relay has it."`
+}
+
+func defaultSourceConfig() sourceConfig {
+	return sourceConfig{
+		connection:        connection{Concurrency: 2, RequestTimeout: relaycfg.Duration(10 * time.Second)},
+		MaxMessages:       10,
+		WaitTime:          relaycfg.Duration(20 * time.Second),
+		VisibilityTimeout: relaycfg.Duration(30 * time.Second),
+	}
+}
+
+// Validate is called by relaycfg.Decode.
+func (c *sourceConfig) Validate() error {
+	switch {
+	case c.MaxMessages > 10:
+		return relaycfg.Errorf("max_messages", "is %d; SQS gives at most 10", c.MaxMessages)
+	case c.WaitTime.D() > 20*time.Second || c.WaitTime.D()%time.Second != 0:
+		return relaycfg.Errorf("wait_time_seconds", "is %s; must be whole seconds, at most 20", c.WaitTime)
+	case c.VisibilityTimeout.D() > 12*time.Hour || c.VisibilityTimeout.D()%time.Second != 0:
+		return relaycfg.Errorf("visibility_timeout", "is %s; must be whole seconds, at most 12h", c.VisibilityTimeout)
+	}
+	return c.validate()
+}
