@@ -1,0 +1,219 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/nats-io/nats.go"
+)
+
+// latencyLine is the time from before the INSERT of a row to its arrival.
+type latencyLine struct {
+	Name   string  `json:"name"`
+	P50ms  float64 `json:"p50_ms"`
+	P99ms  float64 `json:"p99_ms"`
+	P999ms float64 `json:"p999_ms"`
+}
+
+// latency inserts 1,000 rows a second, one commit each, and measures the raw
+// INSERT and NOTIFY round trip, then the relay into NATS with and without a
+// notification by the writer.
+func (b *bench) latency(ctx context.Context, seconds int) ([]latencyLine, error) {
+	raw, err := b.rawLatency(ctx, seconds)
+	if err != nil {
+		return nil, err
+	}
+	lines := []latencyLine{quantiles("INSERT + NOTIFY to a listener", raw)}
+	for _, notify := range []bool{true, false} {
+		took, err := b.relayLatency(ctx, seconds, notify)
+		if err != nil {
+			return nil, err
+		}
+		name := "relay to NATS, writer notifies"
+		if !notify {
+			name = "relay to NATS, polling alone"
+		}
+		lines = append(lines, quantiles(name, took))
+	}
+	for _, l := range lines {
+		fmt.Fprintf(os.Stderr, "bench: %-32s p50 %.2f ms  p99 %.2f ms  p99.9 %.2f ms\n", l.Name, l.P50ms, l.P99ms, l.P999ms)
+	}
+	return lines, nil
+}
+
+func quantiles(name string, took []time.Duration) latencyLine {
+	slices.Sort(took)
+	at := func(q float64) float64 {
+		return float64(took[min(len(took)-1, int(q*float64(len(took))))].Microseconds()) / 1000
+	}
+	return latencyLine{Name: name, P50ms: at(0.5), P99ms: at(0.99), P999ms: at(0.999)}
+}
+
+// pulse calls do every millisecond, on time even after a slow call.
+func pulse(ctx context.Context, seconds int, do func(n int) error) error {
+	ticker := time.NewTicker(time.Millisecond)
+	defer ticker.Stop()
+	began := time.Now()
+	for n := range seconds * 1000 {
+		for time.Since(began) < time.Duration(n)*time.Millisecond {
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-ticker.C:
+			}
+		}
+		if err := do(n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// stopwatch holds when each row was begun and how long it took.
+type stopwatch struct {
+	mu    sync.Mutex
+	began []time.Time
+	took  []time.Duration
+}
+
+func (w *stopwatch) start() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.began = append(w.began, time.Now())
+	return len(w.began) - 1
+}
+
+func (w *stopwatch) arrived(n int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if n < len(w.began) {
+		w.took = append(w.took, time.Since(w.began[n]))
+	}
+}
+
+func (w *stopwatch) wait(ctx context.Context, n int) ([]time.Duration, error) {
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		w.mu.Lock()
+		took := slices.Clone(w.took)
+		w.mu.Unlock()
+		switch {
+		case len(took) >= n:
+			return took, nil
+		case time.Now().After(deadline):
+			return nil, fmt.Errorf("%d of %d rows arrived", len(took), n)
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func (b *bench) rawLatency(ctx context.Context, seconds int) ([]time.Duration, error) {
+	listener, err := pgx.Connect(ctx, b.url)
+	if err != nil {
+		return nil, err
+	}
+	defer listener.Close(context.WithoutCancel(ctx))
+	if _, err := listener.Exec(ctx, `LISTEN bench_raw`); err != nil {
+		return nil, err
+	}
+	var w stopwatch
+	go func() {
+		for {
+			n, err := listener.WaitForNotification(ctx)
+			if err != nil {
+				return
+			}
+			if i, err := strconv.Atoi(n.Payload); err == nil {
+				w.arrived(i)
+			}
+		}
+	}()
+	if _, err := b.pool.Exec(ctx, `CREATE TABLE bench_raw (id bigint PRIMARY KEY, body jsonb)`); err != nil {
+		return nil, err
+	}
+	writer, err := b.pool.Acquire(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer writer.Release()
+	err = pulse(ctx, seconds, func(int) error {
+		_, err := writer.Exec(ctx, `WITH i AS (INSERT INTO bench_raw SELECT $1, `+eventOf("$1::bigint")+`) SELECT pg_notify('bench_raw', $1::text)`, w.start())
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return w.wait(ctx, seconds*1000)
+}
+
+func eventOf(n string) string {
+	return `(SELECT ` + event + ` FROM (VALUES (` + n + `)) v(n))`
+}
+
+func (b *bench) relayLatency(ctx context.Context, seconds int, notify bool) ([]time.Duration, error) {
+	nc, js, stream, err := natsStream(b)
+	if err != nil {
+		return nil, err
+	}
+	defer nc.Close()
+	defer func() { _ = js.DeleteStream(stream) }()
+	var w stopwatch
+	_, err = nc.Subscribe(stream+".>", func(m *nats.Msg) {
+		if i, err := strconv.Atoi(m.Header.Get("n")); err == nil {
+			w.arrived(i)
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	name := b.name()
+	p, err := startRelay(ctx, b.url, name)
+	if err != nil {
+		return nil, err
+	}
+	defer p.stop()
+	if _, err := b.pool.Exec(ctx, `TRUNCATE pgtrickle.outbox_quiet`); err != nil {
+		return nil, err
+	}
+	err = b.enable(ctx, "set_relay_outbox", name, map[string]any{
+		"stream_table": "quiet", "sink_type": "nats", "nats_url": nc.ConnectedUrl(), "nats_stream": stream, "nats_subject": stream + ".{op}",
+		"headers": map[string]string{"n": "{row.id}"},
+	})
+	if err != nil {
+		return nil, err
+	}
+	time.Sleep(2 * time.Second) // owned and idle
+	sql := `WITH i AS (INSERT INTO pgtrickle.outbox_quiet (inserted_count, payload)
+		SELECT 1, jsonb_build_object('v', 1, 'inserted', jsonb_build_array(` + eventOf("$1::bigint") + `))) SELECT `
+	if notify {
+		sql += `pg_notify('pgtrickle_outbox_new', 'outbox_quiet')`
+	} else {
+		sql += `1`
+	}
+	writer, err := b.pool.Acquire(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer writer.Release()
+	err = pulse(ctx, seconds, func(int) error {
+		_, err := writer.Exec(ctx, sql, w.start())
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	took, err := w.wait(ctx, seconds*1000)
+	if err != nil {
+		return nil, fmt.Errorf("%w\n%s", err, p.log.String())
+	}
+	_, err = b.pool.Exec(ctx, `SELECT pgtrickle.delete_relay($1)`, name)
+	return took, err
+}

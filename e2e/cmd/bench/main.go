@@ -1,0 +1,91 @@
+// Bench measures the relay beside each broker's own client: the same messages
+// into the same server, in turn, in one run. It prints medians, and ratios that
+// are taken pair by pair, so that a machine whose speed drifts changes both sides.
+//
+// It takes its servers from the RELAY_TEST_ variables, as `make bench` sets
+// them, and the relay from bin/.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"syscall"
+)
+
+type options struct {
+	rows, pairs int
+	only        string
+	check       bool
+	json, table string
+	latency     int
+}
+
+func main() {
+	var o options
+	short := flag.Bool("short", false, "a few minutes: fewer rows, one pair less; what CI runs")
+	flag.IntVar(&o.rows, "rows", 300_000, "rows of a drain; slow brokers get a part of them")
+	flag.IntVar(&o.pairs, "pairs", 3, "pairs of runs, raw and relay in turn")
+	flag.StringVar(&o.only, "only", "", "comma-separated drains; empty means all")
+	flag.BoolVar(&o.check, "check", false, "fail when a median ratio is under its floor")
+	flag.StringVar(&o.json, "json", "", "write the results to this file as JSON")
+	flag.StringVar(&o.table, "table", "", "write the results to this file as Markdown")
+	flag.IntVar(&o.latency, "latency", 20, "seconds of the latency measurement at 1,000 rows a second; 0 leaves it out")
+	flag.Parse()
+	if *short {
+		o.rows, o.pairs, o.latency = 60_000, 2, 5
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, o, *short); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, o options, short bool) error {
+	var r report
+	var names []string
+	if o.only != "" {
+		names = strings.Split(o.only, ",")
+	}
+	wanted := func(name string) bool { return len(names) == 0 || slices.Contains(names, name) }
+
+	b, err := newBench(ctx, o.rows)
+	if err != nil {
+		return err
+	}
+	defer b.close()
+	for _, d := range drains() {
+		if !wanted(d.name) {
+			continue
+		}
+		line, err := b.drain(ctx, d, o.pairs)
+		if err != nil {
+			return fmt.Errorf("%s: %w", d.name, err)
+		}
+		r.Drains = append(r.Drains, line)
+		fmt.Fprintln(os.Stderr, line)
+	}
+	if o.latency > 0 && wanted("latency") {
+		if r.Latency, err = b.latency(ctx, o.latency); err != nil {
+			return fmt.Errorf("latency: %w", err)
+		}
+	}
+	if wanted("idle") {
+		if r.Idle, err = b.idle(ctx, 100, short); err != nil {
+			return fmt.Errorf("idle: %w", err)
+		}
+	}
+	if err := r.write(o); err != nil {
+		return err
+	}
+	if o.check {
+		return r.check(short)
+	}
+	return nil
+}

@@ -1,0 +1,82 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"runtime"
+	"strings"
+)
+
+type report struct {
+	Drains  []drainLine   `json:"drains"`
+	Latency []latencyLine `json:"latency"`
+	Idle    *idleLine     `json:"idle"`
+}
+
+func (r report) write(o options) error {
+	fmt.Print(r.markdown(o))
+	if o.json != "" {
+		raw, err := json.MarshalIndent(r, "", "  ")
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(o.json, append(raw, '\n'), 0o644); err != nil {
+			return err
+		}
+	}
+	if o.table != "" {
+		return os.WriteFile(o.table, []byte(r.markdown(o)), 0o644)
+	}
+	return nil
+}
+
+func (r report) markdown(o options) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "Made by `make bench`: %d cores, %s, %d pairs of runs, medians. Clients, servers and relay share the cores.\n\n", runtime.NumCPU(), runtime.Version(), o.pairs)
+	b.WriteString("| drain | rows | client alone, /s | relay, /s | ratio (least to most) | floor | relay CPU s per million | allocations per event | WAL B per event | RSS MiB |\n")
+	b.WriteString("|---|---|---|---|---|---|---|---|---|---|\n")
+	for _, d := range r.Drains {
+		fmt.Fprintf(&b, "| %s | %d | %.0f | %.0f | **%.2f** (%.2f to %.2f) | %.2f | %.1f | %.1f | %.0f | %.0f |\n",
+			d.Name, d.Rows, d.Raw, d.Relay, d.Ratio, d.Least, d.Most, d.Floor, d.CPU, d.Allocs, d.WAL, d.RSS)
+	}
+	b.WriteString("\nThe client alone is: ")
+	for i, d := range r.Drains {
+		if i > 0 {
+			b.WriteString("; ")
+		}
+		fmt.Fprintf(&b, "%s: %s", d.Name, d.Against)
+	}
+	b.WriteString(".\n")
+	if len(r.Latency) > 0 {
+		b.WriteString("\nLatency at 1,000 rows a second, from before the INSERT to the arrival:\n\n| what | p50 ms | p99 ms | p99.9 ms |\n|---|---|---|---|\n")
+		for _, l := range r.Latency {
+			fmt.Fprintf(&b, "| %s | %.2f | %.2f | %.2f |\n", l.Name, l.P50ms, l.P99ms, l.P999ms)
+		}
+	}
+	if r.Idle != nil {
+		fmt.Fprintf(&b, "\n%d idle pipelines: relay %.2f%% of a core, PostgreSQL %.2f%%.\n", r.Idle.Pipelines, 100*r.Idle.Relay, 100*r.Idle.Postgres)
+	}
+	return b.String()
+}
+
+// shortFloor is the part of a floor that a short run on a busy machine is held
+// to: it is there to catch a fall, not to measure.
+const shortFloor = 0.6
+
+func (r report) check(short bool) error {
+	var low []string
+	for _, d := range r.Drains {
+		floor := d.Floor
+		if short {
+			floor *= shortFloor
+		}
+		if d.Most < floor {
+			low = append(low, fmt.Sprintf("%s %.2f (floor %.2f)", d.Name, d.Ratio, floor))
+		}
+	}
+	if len(low) > 0 {
+		return fmt.Errorf("slower than it should be: %s", strings.Join(low, ", "))
+	}
+	return nil
+}
