@@ -71,7 +71,7 @@ func (o *outage) begin(err error) {
 		return
 	}
 	o.since = time.Now()
-	o.log.Warn("failing, will retry until it works", "step", o.step, "error", err)
+	o.log.Warn("failing, will retry until it works", "step", o.step, "err", err)
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.failing++

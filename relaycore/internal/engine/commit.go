@@ -143,7 +143,7 @@ func (c *committer) commit(ctx context.Context, open bool) error {
 	switch {
 	case c.sum.Checkpoint != nil:
 		if err := c.checkpointer.Committed(writing, *c.sum.Checkpoint); err != nil {
-			c.Logger.Warn("clean up behind the checkpoint", "error", err)
+			c.Logger.Warn("clean up behind the checkpoint", "err", err)
 		}
 	case len(c.sum.messages) > 0:
 		if err := c.ack(writing, c.sum.messages); err != nil {
@@ -199,7 +199,7 @@ func (c *committer) ack(ctx context.Context, batch []relay.Message) error {
 		}
 		c.Meter.SourceFailed()
 		if try == maxAckTries || errors.Is(err, context.Canceled) {
-			c.Logger.Warn("messages are stored but not acknowledged; the broker will deliver them again", "messages", len(batch), "error", err)
+			c.Logger.Warn("messages are stored but not acknowledged; the broker will deliver them again", "messages", len(batch), "err", err)
 			return nil
 		}
 		if err := sleep(ctx, wait.next(err)); err != nil {

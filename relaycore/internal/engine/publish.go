@@ -354,7 +354,7 @@ func (r *run) halted(m *relay.Message, why error) error {
 func (r *run) bury(m *relay.Message, class string, why error, parked map[string]bool, s *settlement) {
 	s.Letters = append(s.Letters, Letter{Message: *m, Class: class, Reason: why.Error(), Attempts: 1})
 	r.Meter.DeadLettered(1)
-	r.Logger.Error("message is dead-lettered", "message", m.ID, "key", m.Key, "class", class, "error", why)
+	r.Logger.Error("message is dead-lettered", "message", m.ID, "key", m.Key, "class", class, "err", why)
 	if m.Key != "" && r.OnError == OnErrorPark {
 		parked[m.Key] = true
 	}
