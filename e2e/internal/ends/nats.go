@@ -7,6 +7,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/grove/pgtrickle-relay/e2e/internal/brokers"
 )
 
 type natsEnd struct{ url, name string }
@@ -90,3 +92,21 @@ func (e natsEnd) Produce(ctx context.Context, records []Record) error {
 }
 
 func (natsEnd) Close() {}
+
+// CreateStream makes a stream of that name that takes all subjects below it.
+func CreateStream(ctx context.Context, url, name string) error {
+	_, err := newNATS(ctx, Env{Name: name, Server: &brokers.Server{URL: url}})
+	return err
+}
+
+// Count returns the number of messages in a stream.
+func Count(ctx context.Context, url, name string) (n uint64, err error) {
+	err = natsEnd{url, name}.with(func(js jetstream.JetStream) error {
+		stream, err := js.Stream(ctx, name)
+		if err == nil {
+			n = stream.CachedInfo().State.Msgs
+		}
+		return err
+	})
+	return n, err
+}

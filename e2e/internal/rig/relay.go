@@ -257,3 +257,12 @@ func (r *Relay) Log() string {
 	}
 	return strings.Join(kept[max(0, len(kept)-40):], "\n")
 }
+
+// HealthCheck returns what Docker makes of the image's own health check.
+func (r *Relay) HealthCheck(ctx context.Context) (string, error) {
+	out, err := exec.CommandContext(ctx, "docker", "inspect", "--format", "{{.State.Health.Status}}", r.container).CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("docker inspect: %w: %s", err, out)
+	}
+	return strings.TrimSpace(string(out)), nil
+}
