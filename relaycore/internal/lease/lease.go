@@ -255,7 +255,6 @@ func (k *Keeper) Hold(ctx context.Context, key catalog.Key, fn func(context.Cont
 }
 
 type request struct {
-	ctx  context.Context
 	fn   func(context.Context) error
 	done chan error
 }
@@ -340,7 +339,7 @@ func (s *session) lose(reason error) {
 
 // do has the session's goroutine run fn.
 func (s *session) do(ctx context.Context, fn func(context.Context) error) error {
-	r := request{ctx, fn, make(chan error, 1)}
+	r := request{fn, make(chan error, 1)}
 	select {
 	case s.requests <- r:
 	case <-s.ended:
@@ -356,6 +355,13 @@ func (s *session) do(ctx context.Context, fn func(context.Context) error) error 
 	}
 }
 
+// opContext bounds one statement by the trust. It does not end with ctx or with
+// whoever asked: a statement that is cut off takes the connection with it, and
+// that every lease of the process.
+func (s *session) opContext(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithDeadline(context.WithoutCancel(ctx), s.deadline())
+}
+
 // run owns the wire until ctx ends or the session is lost, and says why.
 func (s *session) run(ctx context.Context) error {
 	defer close(s.ended)
@@ -369,10 +375,8 @@ func (s *session) run(ctx context.Context) error {
 			return err
 		case r != nil:
 			asked := time.Now()
-			opCtx, cancel := context.WithDeadline(ctx, s.deadline())
-			stop := context.AfterFunc(r.ctx, cancel)
+			opCtx, cancel := s.opContext(ctx)
 			err := r.fn(opCtx)
-			stop()
 			cancel()
 			r.done <- err
 			if s.wire.Broken() {
@@ -393,11 +397,10 @@ func (s *session) run(ctx context.Context) error {
 }
 
 func (s *session) beat(ctx context.Context) error {
-	until := s.deadline()
-	if !time.Now().Before(until) { // stopped and continued
+	if !time.Now().Before(s.deadline()) { // stopped and continued
 		return fmt.Errorf("no beat for %s", s.cfg.Trust)
 	}
-	ctx, cancel := context.WithDeadline(ctx, until)
+	ctx, cancel := s.opContext(ctx)
 	defer cancel()
 	members, err := s.wire.Beat(ctx)
 	if err != nil {
