@@ -188,40 +188,91 @@ END $fn$;
 -- A row must look the same whoever writes it, for it may be a key: hence the SETs.
 --
 -- Virtual generated columns are left out: transition tables have nulls for them.
+-- Statements of one row take a short cut, which looks for such columns only when
+-- the row has nulls.
+
+-- +plain-function pgtrickle._relay_virtual_columns(oid): the virtual generated columns of a table
+CREATE OR REPLACE FUNCTION pgtrickle._relay_virtual_columns(t oid) RETURNS text[]
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = t AND a.attgenerated = 'v')
+$fn$;
+-- +end
 
 -- +plain-function pgtrickle._relay_capture_source(text): the source of the trigger function of an outbox
 CREATE OR REPLACE FUNCTION pgtrickle._relay_capture_source(p_outbox text) RETURNS text
 LANGUAGE sql IMMUTABLE STRICT SET search_path = pg_catalog, pg_temp AS $fn$
     SELECT format($capture$
 DECLARE
-    hidden constant text[] := (SELECT array_agg(a.attname::text) FROM pg_attribute a WHERE a.attrelid = TG_RELID AND a.attgenerated = 'v');
+    n      integer := 0;
+    j      jsonb;
+    before jsonb;
+    hidden text[];
+    none   constant jsonb := '[]';
 BEGIN
-    IF TG_OP = 'INSERT' THEN
+    IF TG_OP = 'TRUNCATE' THEN
+        PERFORM pgtrickle._relay_capture_truncate(TG_RELID, TG_ARGV[0], %1$L);
+        RETURN NULL;
+    ELSIF TG_OP = 'DELETE' THEN
+        FOR j IN SELECT to_jsonb(t) FROM old_rows t LIMIT 2 LOOP
+            n := n + 1;
+        END LOOP;
+    ELSE
+        FOR j IN SELECT to_jsonb(t) FROM new_rows t LIMIT 2 LOOP
+            n := n + 1;
+        END LOOP;
+    END IF;
+    IF n = 0 THEN
+        RETURN NULL;
+    ELSIF n > 1 OR j @? '$.* ? (@ == null)' THEN
+        hidden := pgtrickle._relay_virtual_columns(TG_RELID);
+    END IF;
+
+    IF TG_OP = 'INSERT' AND n = 1 THEN
+        INSERT INTO pgtrickle.%1$I (inserted_count, payload) VALUES (1, jsonb_build_object('v', 1,
+            'inserted', jsonb_build_array(j - coalesce(hidden, '{}')), 'updated', none, 'deleted', none));
+    ELSIF TG_OP = 'DELETE' AND n = 1 THEN
+        INSERT INTO pgtrickle.%1$I (deleted_count, payload) VALUES (1, jsonb_build_object('v', 1,
+            'inserted', none, 'updated', none, 'deleted', jsonb_build_array(j - coalesce(hidden, '{}'))));
+    ELSIF TG_OP = 'UPDATE' AND n = 1 THEN
+        SELECT to_jsonb(t) INTO before FROM old_rows t;
+        INSERT INTO pgtrickle.%1$I (inserted_count, deleted_count, payload) VALUES (1, 1, jsonb_build_object('v', 1,
+            'inserted', none, 'updated', jsonb_build_array(jsonb_build_object(
+                'old', before - coalesce(hidden, '{}'), 'new', j - coalesce(hidden, '{}'))), 'deleted', none));
+    ELSIF TG_OP = 'INSERT' THEN
         INSERT INTO pgtrickle.%1$I (inserted_count, payload)
-        SELECT count(*), jsonb_build_object('v', 1, 'inserted', jsonb_agg(r.j ORDER BY r.n), 'updated', '[]'::jsonb, 'deleted', '[]'::jsonb)
+        SELECT count(*), jsonb_build_object('v', 1, 'inserted', jsonb_agg(r.j ORDER BY r.n), 'updated', none, 'deleted', none)
         FROM (SELECT s.j, row_number() OVER w AS n, sum(pg_column_size(s.j)) OVER w / 4194304 AS part
-              FROM (SELECT CASE WHEN hidden IS NULL THEN to_jsonb(t) ELSE to_jsonb(t) - hidden END AS j FROM new_rows t OFFSET 0) s WINDOW w AS (ROWS UNBOUNDED PRECEDING)) r
-        GROUP BY r.part ORDER BY r.part;
-    ELSIF TG_OP = 'UPDATE' THEN
-        INSERT INTO pgtrickle.%1$I (inserted_count, deleted_count, payload)
-        SELECT count(*), count(*), jsonb_build_object('v', 1, 'inserted', '[]'::jsonb, 'updated', jsonb_agg(r.j ORDER BY r.n), 'deleted', '[]'::jsonb)
-        FROM (SELECT s.j, s.n, sum(pg_column_size(s.j)) OVER (ORDER BY s.n ROWS UNBOUNDED PRECEDING) / 4194304 AS part
-              FROM (SELECT n, jsonb_build_object('old', o.j, 'new', w.j) AS j
-                    FROM (SELECT CASE WHEN hidden IS NULL THEN to_jsonb(t) ELSE to_jsonb(t) - hidden END AS j, row_number() OVER () AS n FROM old_rows t) o
-                    JOIN (SELECT CASE WHEN hidden IS NULL THEN to_jsonb(t) ELSE to_jsonb(t) - hidden END AS j, row_number() OVER () AS n FROM new_rows t) w USING (n)) s) r
+              FROM (SELECT to_jsonb(t) - hidden AS j FROM new_rows t OFFSET 0) s WINDOW w AS (ROWS UNBOUNDED PRECEDING)) r
         GROUP BY r.part ORDER BY r.part;
     ELSIF TG_OP = 'DELETE' THEN
         INSERT INTO pgtrickle.%1$I (deleted_count, payload)
-        SELECT count(*), jsonb_build_object('v', 1, 'inserted', '[]'::jsonb, 'updated', '[]'::jsonb, 'deleted', jsonb_agg(r.j ORDER BY r.n))
+        SELECT count(*), jsonb_build_object('v', 1, 'inserted', none, 'updated', none, 'deleted', jsonb_agg(r.j ORDER BY r.n))
         FROM (SELECT s.j, row_number() OVER w AS n, sum(pg_column_size(s.j)) OVER w / 4194304 AS part
-              FROM (SELECT CASE WHEN hidden IS NULL THEN to_jsonb(t) ELSE to_jsonb(t) - hidden END AS j FROM old_rows t OFFSET 0) s WINDOW w AS (ROWS UNBOUNDED PRECEDING)) r
+              FROM (SELECT to_jsonb(t) - hidden AS j FROM old_rows t OFFSET 0) s WINDOW w AS (ROWS UNBOUNDED PRECEDING)) r
         GROUP BY r.part ORDER BY r.part;
     ELSE
-        PERFORM pgtrickle._relay_capture_truncate(TG_RELID, TG_ARGV[0], %1$L);
+        INSERT INTO pgtrickle.%1$I (inserted_count, deleted_count, payload)
+        SELECT count(*), count(*), jsonb_build_object('v', 1, 'inserted', none, 'updated', jsonb_agg(r.j ORDER BY r.n), 'deleted', none)
+        FROM (SELECT s.j, s.n, sum(pg_column_size(s.j)) OVER (ORDER BY s.n ROWS UNBOUNDED PRECEDING) / 4194304 AS part
+              FROM (SELECT o.n, jsonb_build_object('old', o.j - hidden, 'new', w.j - hidden) AS j
+                    FROM (SELECT to_jsonb(t) AS j, row_number() OVER () AS n FROM old_rows t) o
+                    JOIN (SELECT to_jsonb(t) AS j, row_number() OVER () AS n FROM new_rows t) w ON w.n = o.n) s) r
+        GROUP BY r.part ORDER BY r.part;
     END IF;
     RETURN NULL;
 END $capture$, p_outbox)
 $fn$;
+-- +end
+
+-- +plain-function pgtrickle._relay_write_capture(text, text): creates or replaces the trigger function of an outbox
+CREATE OR REPLACE FUNCTION pgtrickle._relay_write_capture(p_outbox text, p_capture text) RETURNS void
+LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+BEGIN
+    EXECUTE format('CREATE OR REPLACE FUNCTION pgtrickle.%I() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+        SET search_path = pgtrickle, pg_catalog, pg_temp SET TimeZone = ''UTC'' SET IntervalStyle = ''postgres''
+        SET bytea_output = ''hex'' SET extra_float_digits = 1 AS %L', p_capture, pgtrickle._relay_capture_source(p_outbox));
+    EXECUTE format('COMMENT ON FUNCTION pgtrickle.%I() IS %L', p_capture, 'pgtrickle-relay: writes outbox ' || p_outbox);
+END $fn$;
 -- +end
 
 -- A partitioned table is truncated with all its partitions, and the triggers of
@@ -252,7 +303,7 @@ BEGIN
             FROM (SELECT s.j, row_number() OVER w AS n, sum(pg_column_size(s.j)) OVER w / 4194304 AS part
                   FROM (SELECT to_jsonb(t) - $1 AS j FROM ONLY %2$s t OFFSET 0) s WINDOW w AS (ROWS UNBOUNDED PRECEDING)) r
             GROUP BY r.part ORDER BY r.part$q$, p_outbox, part)
-            USING ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = part AND a.attgenerated = 'v');
+            USING pgtrickle._relay_virtual_columns(part);
     END LOOP;
 END $fn$;
 -- +end
@@ -275,10 +326,7 @@ BEGIN
     END IF;
     outbox := pgtrickle._relay_new_outbox(rel.nspname, rel.relname, pgtrickle._relay_table_name(t), p_retention_hours, t);
     SELECT o.capture_function INTO capture FROM pgtrickle.relay_outboxes o WHERE o.outbox_table_name = outbox;
-    EXECUTE format('CREATE FUNCTION pgtrickle.%I() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
-        SET search_path = pgtrickle, pg_catalog, pg_temp SET TimeZone = ''UTC'' SET IntervalStyle = ''postgres''
-        SET bytea_output = ''hex'' SET extra_float_digits = 1 AS %L', capture, pgtrickle._relay_capture_source(outbox));
-    EXECUTE format('COMMENT ON FUNCTION pgtrickle.%I() IS %L', capture, 'pgtrickle-relay: writes the outbox of ' || pgtrickle._relay_table_name(t));
+    PERFORM pgtrickle._relay_write_capture(outbox, capture);
     -- Whoever may attach it may write the outbox: its owner only.
     EXECUTE format('REVOKE ALL ON FUNCTION pgtrickle.%I() FROM PUBLIC', capture);
     EXECUTE format('GRANT EXECUTE ON FUNCTION pgtrickle.%I() TO %s', capture, rel.relowner::regrole);

@@ -27,4 +27,18 @@ BEGIN
     END IF;
 END $do$;
 
+-- Outboxes that an older version made get the trigger function of this one.
+DO $do$
+DECLARE
+    o record;
+BEGIN
+    IF to_regclass('pgtrickle.relay_outboxes') IS NOT NULL THEN
+        FOR o IN SELECT outbox_table_name, capture_function FROM pgtrickle.relay_outboxes
+            WHERE to_regprocedure(format('pgtrickle.%I()', capture_function)) IS NOT NULL
+        LOOP
+            PERFORM pgtrickle._relay_write_capture(o.outbox_table_name, o.capture_function);
+        END LOOP;
+    END IF;
+END $do$;
+
 SELECT pgtrickle.relay_grant_access();
