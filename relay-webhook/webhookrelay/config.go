@@ -1,0 +1,180 @@
+package webhookrelay
+
+import (
+	"maps"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
+)
+
+const (
+	modeEvent = "event"
+	modeBatch = "batch"
+)
+
+type sinkConfig struct {
+	URL             relay.Template            `json:"url" relay:"required" doc:"Where to send to, http or https; variables may stand in the path and the query, where their values are escaped."`
+	Method          string                    `json:"method" relay:"enum=POST|PUT|PATCH" doc:"Method of the request."`
+	Headers         map[string]relay.Template `json:"headers" doc:"Further headers; their values take variables."`
+	Mode            string                    `json:"mode" relay:"enum=event|batch" doc:"One request per event, or one for many with a JSON array as its body."`
+	BatchMode       bool                      `json:"batch_mode" doc:"True says the same as mode batch."`
+	BatchMessages   int                       `json:"batch_messages" relay:"min=1" doc:"Most events in one request of mode batch."`
+	BatchBytes      relaycfg.Size             `json:"batch_bytes" relay:"min=1" doc:"Most bytes in the body of one request of mode batch; a larger event goes alone."`
+	Concurrency     int                       `json:"concurrency" relay:"min=1" doc:"Requests at a time in mode event; events of one key are sent one after the other."`
+	Timeout         relaycfg.Duration         `json:"timeout" relay:"min=1" doc:"Time for one request, until its answer has been read."`
+	RetryOnStatus   relaycfg.Ints             `json:"retry_on_status" doc:"Statuses of the answer that are tried again."`
+	SigningSecret   relaycfg.Secrets          `json:"signing_secret" doc:"Secrets that sign each request as Standard Webhooks has it; several, for rotation, give several signatures. whsec_ is followed by base64, anything else is taken as it is."`
+	AllowPrivate    bool                      `json:"allow_private" doc:"Send to loopback, private and other addresses that are not public."`
+	FollowRedirects bool                      `json:"follow_redirects" doc:"Follow an answer of 307 or 308; without it, and for any other 3xx, a redirect is a failure."`
+	TLSCA           string                    `json:"tls_ca" doc:"Path of a PEM file with the certificate authorities to trust, in place of the system's."`
+	TLSCert         string                    `json:"tls_cert" doc:"Path of a PEM file with the client's certificate."`
+	TLSKey          string                    `json:"tls_key" doc:"Path of a PEM file with the key of tls_cert."`
+
+	secrets [][]byte
+}
+
+func sinkDefaults() sinkConfig {
+	return sinkConfig{
+		Method:        "POST",
+		Mode:          modeEvent,
+		BatchMessages: 1000,
+		BatchBytes:    1 << 20,
+		Concurrency:   16,
+		Timeout:       relaycfg.Duration(10 * time.Second),
+		RetryOnStatus: relaycfg.Ints{408, 429, 500, 502, 503, 504},
+	}
+}
+
+// Validate checks what one key alone cannot say.
+func (c *sinkConfig) Validate() (err error) {
+	if err := checkURL(c.URL.String()); err != nil {
+		return err
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Headers)) {
+		switch {
+		case !validName(name):
+			return relaycfg.Errorf("headers."+name, "is not a valid name of a header")
+		case reservedHeader(name):
+			return relaycfg.Errorf("headers."+name, "is written by the relay or by HTTP itself; leave it out")
+		}
+	}
+	for _, status := range c.RetryOnStatus {
+		if status < 300 || status > 599 {
+			return relaycfg.Errorf("retry_on_status", "has %d; a status that can be tried again lies between 300 and 599", status)
+		}
+	}
+	if c.secrets, err = decodeSecrets("signing_secret", c.SigningSecret); err != nil {
+		return err
+	}
+	if (c.TLSCert == "") != (c.TLSKey == "") {
+		return relaycfg.Errorf("tls_cert", "goes together with tls_key: set both or none")
+	}
+	if c.BatchMode {
+		c.Mode = modeBatch
+	}
+	return nil
+}
+
+// checkURL wants scheme and host to be fixed, so that no row decides to whom
+// requests and their secrets go.
+func checkURL(text string) error {
+	scheme, rest, ok := strings.Cut(text, "://")
+	if !ok || (scheme != "http" && scheme != "https") {
+		return relaycfg.Errorf("url", "%s", "must begin with http:// or https://")
+	}
+	host := rest
+	if end := strings.IndexAny(rest, "/?#"); end >= 0 {
+		host = rest[:end]
+	}
+	if strings.ContainsAny(host, "{}") {
+		return relaycfg.Errorf("url", "%s", "has a variable in its host; variables may stand in the path and the query only")
+	}
+	u, err := url.Parse(scheme + "://" + host)
+	if err != nil || u.Hostname() == "" {
+		return relaycfg.Errorf("url", "%s", "has no valid host")
+	}
+	return nil
+}
+
+// The ways in which a request to the source can prove where it comes from.
+const (
+	authNone     = "none"
+	authBearer   = "bearer"
+	authHMAC     = "hmac"
+	authStandard = "standard-webhooks"
+	authGitHub   = "github"
+	authStripe   = "stripe"
+)
+
+type sourceConfig struct {
+	Bind            string            `json:"bind" relay:"alias=listen_addr" doc:"Address to listen on. Pipelines of one process share it."`
+	Path            string            `json:"path" doc:"Path that belongs to this pipeline."`
+	MaxBody         relaycfg.Size     `json:"max_body" relay:"min=1,alias=max_body_bytes" doc:"Largest body; a larger one is answered with 413."`
+	MaxPending      relaycfg.Size     `json:"max_pending" relay:"min=1" doc:"Bytes of bodies that may wait for the inbox; beyond it requests are answered with 429."`
+	Auth            string            `json:"auth" relay:"enum=none|bearer|hmac|standard-webhooks|github|stripe" doc:"How a request proves where it comes from."`
+	Secret          relaycfg.Secrets  `json:"secret" relay:"alias=auth_value" doc:"Secrets or tokens of auth; any of several will do."`
+	AuthHeader      string            `json:"auth_header" doc:"Header that carries the token of auth bearer."`
+	SignatureHeader string            `json:"signature_header" doc:"Header that carries the signature of auth hmac."`
+	Tolerance       relaycfg.Duration `json:"tolerance" relay:"min=1" doc:"How far a signed timestamp may be from our clock."`
+	OnMissingID     string            `json:"on_missing_id" relay:"enum=refuse|hash" doc:"What to do with an event that has no id: answer with 400, or make the hash of its body its id."`
+	SplitArrays     bool              `json:"split_arrays" doc:"Take a JSON array as a batch of events rather than as one event."`
+	AckTimeout      relaycfg.Duration `json:"ack_timeout" relay:"min=1" doc:"How long a request waits for the inbox before it is answered with 503."`
+	TLSCert         string            `json:"tls_cert" doc:"Path of a PEM file with the server's certificate; with it the listener speaks TLS and HTTP/2."`
+	TLSKey          string            `json:"tls_key" doc:"Path of a PEM file with the key of tls_cert."`
+	ClientCA        string            `json:"client_ca" doc:"Path of a PEM file with the certificate authorities of clients, which then must have a certificate."`
+
+	secrets [][]byte
+}
+
+func sourceDefaults() sourceConfig {
+	return sourceConfig{
+		Bind:            "0.0.0.0:8080",
+		Path:            "/events",
+		MaxBody:         1 << 20,
+		MaxPending:      16 << 20,
+		Auth:            authNone,
+		AuthHeader:      "Authorization",
+		SignatureHeader: "X-Webhook-Signature",
+		Tolerance:       relaycfg.Duration(5 * time.Minute),
+		OnMissingID:     "refuse",
+		SplitArrays:     true,
+		AckTimeout:      relaycfg.Duration(30 * time.Second),
+	}
+}
+
+// Validate checks what one key alone cannot say.
+func (c *sourceConfig) Validate() (err error) {
+	switch {
+	case !strings.HasPrefix(c.Path, "/") || strings.ContainsAny(c.Path, "?# "):
+		return relaycfg.Errorf("path", "is %q; must be a path that begins with /", c.Path)
+	case c.Auth == authNone && len(c.Secret) > 0:
+		return relaycfg.Errorf("secret", "has no effect with auth none; set auth")
+	case c.Auth != authNone && len(c.Secret) == 0:
+		return relaycfg.Errorf("secret", "is required with auth %s", c.Auth)
+	case (c.TLSCert == "") != (c.TLSKey == ""):
+		return relaycfg.Errorf("tls_cert", "goes together with tls_key: set both or none")
+	case c.ClientCA != "" && c.TLSCert == "":
+		return relaycfg.Errorf("client_ca", "needs tls_cert and tls_key: without TLS a client shows no certificate")
+	case c.MaxPending < c.MaxBody:
+		return relaycfg.Errorf("max_pending", "is %d bytes, less than max_body with %d: the largest body would never be taken", c.MaxPending, c.MaxBody)
+	case !validName(c.AuthHeader):
+		return relaycfg.Errorf("auth_header", "is not a valid name of a header")
+	case !validName(c.SignatureHeader):
+		return relaycfg.Errorf("signature_header", "is not a valid name of a header")
+	}
+	if c.Auth == authStandard {
+		c.secrets, err = decodeSecrets("secret", c.Secret)
+		return err
+	}
+	for _, s := range c.Secret {
+		if s == "" {
+			return relaycfg.Errorf("secret", "is empty")
+		}
+		c.secrets = append(c.secrets, []byte(s.Reveal()))
+	}
+	return nil
+}
