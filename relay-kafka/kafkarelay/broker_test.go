@@ -1,0 +1,178 @@
+package kafkarelay
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"fmt"
+	"math/big"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/segmentio/kafka-go"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
+)
+
+// broker is a Kafka of the test's own, which it may stop and start: plain on one
+// port, with TLS and passwords on another, with client certificates on a third.
+type broker struct {
+	plain, sasl, mutual string
+	ca, cert, key       string // files in PEM; the client's
+	dir, jars           string
+	cmd                 *exec.Cmd
+}
+
+// startBroker runs Kafka from the jars in RELAY_TEST_KAFKA_HOME.
+func startBroker(t *testing.T) *broker {
+	t.Helper()
+	b := &broker{jars: relaytest.Endpoint(t, "RELAY_TEST_KAFKA_HOME"), dir: t.TempDir()}
+	ports := freePorts(t, 4)
+	b.plain, b.sasl, b.mutual = ports[0], ports[1], ports[2]
+	server := b.certificates(t)
+	b.write(t, "server.properties", fmt.Sprintf(`
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@%[4]s
+controller.listener.names=CONTROLLER
+listeners=PLAIN://%[1]s,SASL://%[2]s,MUTUAL://%[3]s,CONTROLLER://%[4]s
+advertised.listeners=PLAIN://%[1]s,SASL://%[2]s,MUTUAL://%[3]s
+listener.security.protocol.map=PLAIN:PLAINTEXT,SASL:SASL_SSL,MUTUAL:SSL,CONTROLLER:PLAINTEXT
+inter.broker.listener.name=PLAIN
+sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512
+listener.name.sasl.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required user_alice="alice-secret";
+listener.name.sasl.scram-sha-256.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
+listener.name.sasl.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
+ssl.keystore.type=PEM
+ssl.keystore.location=%[5]s
+ssl.truststore.type=PEM
+ssl.truststore.location=%[6]s
+listener.name.mutual.ssl.client.auth=required
+authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+super.users=User:ANONYMOUS;User:alice
+log.dirs=%[7]s
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=1
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+group.initial.rebalance.delay.ms=0
+auto.create.topics.enable=false
+log.message.timestamp.after.max.ms=3600000
+`, ports[0], ports[1], ports[2], ports[3], server, b.ca, filepath.Join(b.dir, "data")))
+	id, err := b.java("kafka.tools.StorageTool", "random-uuid").Output()
+	if err != nil {
+		t.Fatalf("random-uuid: %v", err)
+	}
+	format := b.java("kafka.tools.StorageTool", "format", "-t", string(bytes.TrimSpace(id)), "-c", filepath.Join(b.dir, "server.properties"),
+		"--add-scram", "SCRAM-SHA-256=[name=alice,password=alice-secret]", "--add-scram", "SCRAM-SHA-512=[name=alice,password=alice-secret]",
+		"--add-scram", "SCRAM-SHA-256=[name=bob,password=bob-secret]")
+	if out, err := format.CombinedOutput(); err != nil {
+		t.Fatalf("format: %v\n%s", err, out)
+	}
+	b.start(t)
+	t.Cleanup(func() { b.stop() })
+	return b
+}
+
+func (b *broker) java(class string, args ...string) *exec.Cmd {
+	return exec.Command("java", append([]string{"-Xmx400m", "-cp", filepath.Join(b.jars, "*"), class}, args...)...) //nolint:gosec // a test's own
+}
+
+func (b *broker) start(t testing.TB) {
+	t.Helper()
+	b.cmd = b.java("kafka.Kafka", filepath.Join(b.dir, "server.properties"))
+	log, err := os.OpenFile(filepath.Join(b.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = log.Close() }()
+	b.cmd.Stdout, b.cmd.Stderr = log, log
+	if err := b.cmd.Start(); err != nil {
+		t.Fatalf("start Kafka: %v", err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), relaytest.Patience())
+	defer cancel()
+	for {
+		client := rawClient(b.plain)
+		_, err := client.Metadata(ctx, &kafka.MetadataRequest{})
+		if err == nil {
+			return
+		}
+		if ctx.Err() != nil {
+			text, _ := os.ReadFile(filepath.Join(b.dir, "log"))
+			t.Fatalf("Kafka does not answer: %v\n%s", err, text)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+// stop kills the broker, as a crash would.
+func (b *broker) stop() {
+	_ = b.cmd.Process.Kill()
+	_ = b.cmd.Wait()
+}
+
+func (b *broker) write(t testing.TB, name, text string) string {
+	t.Helper()
+	path := filepath.Join(b.dir, name)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// certificates makes an authority, the client's certificate, and the server's,
+// which is valid for the name "localhost" and not for the address 127.0.0.1. It
+// returns the server's key store.
+func (b *broker) certificates(t testing.TB) string {
+	t.Helper()
+	caKey, _ := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	authority := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "relaytest authority"}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign,
+	}
+	issue := func(template *x509.Certificate, key *ecdsa.PrivateKey) string {
+		der, err := x509.CreateCertificate(rand.Reader, template, authority, &key.PublicKey, caKey)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+	}
+	b.ca = b.write(t, "ca.pem", issue(authority, caKey))
+	leaf := func(name string) (cert, key string) {
+		k, _ := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		der, _ := x509.MarshalPKCS8PrivateKey(k)
+		return issue(&x509.Certificate{
+			SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, DNSNames: []string{"localhost"},
+			NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageDigitalSignature,
+			ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		}, k), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+	}
+	cert, key := leaf("alice")
+	b.cert, b.key = b.write(t, "client.pem", cert), b.write(t, "client.key", key)
+	cert, key = leaf("broker")
+	return b.write(t, "server.pem", key+cert)
+}
+
+func freePorts(t testing.TB, n int) []string {
+	t.Helper()
+	out := make([]string, n)
+	for i := range out {
+		l, err := net.Listen("tcp", "localhost:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = l.Close() }()
+		out[i] = fmt.Sprintf("localhost:%d", l.Addr().(*net.TCPAddr).Port)
+	}
+	return out
+}

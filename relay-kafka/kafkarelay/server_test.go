@@ -1,0 +1,182 @@
+package kafkarelay
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
+)
+
+// TestServer needs a broker that it may configure and kill.
+func TestServer(t *testing.T) {
+	b := startBroker(t)
+	t.Run("Login", func(t *testing.T) { testLogin(t, b) })
+	t.Run("Restart", func(t *testing.T) { testRestart(t, b) })
+}
+
+func testLogin(t *testing.T, b *broker) {
+	topic := newTopic(t, b.plain, 1)
+	secure := func(more map[string]any) map[string]any {
+		return with(`{}`, merge(map[string]any{"brokers": b.sasl, "topic": topic, "tls_ca": b.ca, "sasl_username": "alice", "sasl_password": "alice-secret"}, more))
+	}
+	for name, tc := range map[string]struct {
+		config    map[string]any
+		wantErr   string // "": it works
+		transient bool
+	}{
+		"PLAIN":               {config: secure(map[string]any{"sasl_mechanism": "PLAIN"})},
+		"SCRAM-SHA-256":       {config: secure(map[string]any{"sasl_mechanism": "SCRAM-SHA-256"})},
+		"SCRAM-SHA-512":       {config: secure(map[string]any{"sasl_mechanism": "SCRAM-SHA-512"})},
+		"wrong password":      {config: secure(map[string]any{"sasl_mechanism": "SCRAM-SHA-512", "sasl_password": "no"}), wantErr: "SASL Authentication Failed"},
+		"unknown authority":   {config: merge(secure(map[string]any{"sasl_mechanism": "PLAIN", "tls": true}), map[string]any{"tls_ca": nil}), wantErr: "unknown authority"},
+		"wrong server name":   {config: secure(map[string]any{"sasl_mechanism": "PLAIN", "tls_server_name": "kafka.example.org"}), wantErr: "certificate is valid for localhost"},
+		"not authorised":      {config: secure(map[string]any{"sasl_mechanism": "SCRAM-SHA-256", "sasl_username": "bob", "sasl_password": "bob-secret"}), wantErr: "Authorization Failed"},
+		"client certificate":  {config: map[string]any{"brokers": b.mutual, "topic": topic, "tls_ca": b.ca, "tls_cert": b.cert, "tls_key": b.key}, wantErr: "Authorization Failed"}, // let in, as CN=alice, who has no rights
+		"without certificate": {config: map[string]any{"brokers": b.mutual, "topic": topic, "tls_ca": b.ca}, wantErr: "", transient: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			raw, _ := json.Marshal(tc.config)
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			s, err := newSink(ctx, testEnv(), raw)
+			if err == nil {
+				defer func() { _ = s.Close() }()
+				err = s.Publish(ctx, []relay.Message{relaytest.Message(1, "k")})
+			}
+			if tc.transient {
+				if err == nil {
+					t.Fatal("open and publish = nil, want an error")
+				}
+				return
+			}
+			if tc.wantErr == "" {
+				if err != nil {
+					t.Fatalf("open and publish = %v, want nil", err)
+				}
+				src, err := newSource(ctx, testEnv(), mustJSON(merge(tc.config, map[string]any{"group_id": strings.ReplaceAll(name, " ", "-")})))
+				if err != nil {
+					t.Fatalf("open source = %v", err)
+				}
+				defer func() { _ = src.Close() }()
+				if got, err := src.Receive(ctx, 1); err != nil || got[0].ID != "outbox_orders:1:0" {
+					t.Fatalf("Receive = %v, %v", got, err)
+				}
+				return
+			}
+			if err == nil || !strings.Contains(err.Error(), tc.wantErr) || !relay.IsFatal(err) {
+				t.Fatalf("open and publish = %v (fatal %t), want a fatal error with %q", err, relay.IsFatal(err), tc.wantErr)
+			}
+		})
+	}
+}
+
+func mustJSON(v any) json.RawMessage {
+	raw, err := json.Marshal(v)
+	if err != nil {
+		panic(err)
+	}
+	return raw
+}
+
+func merge(maps ...map[string]any) map[string]any {
+	out := make(map[string]any)
+	for _, m := range maps {
+		for k, v := range m {
+			out[k] = v
+		}
+	}
+	return out
+}
+
+// testRestart kills the broker again and again while a sink publishes: every
+// message arrives once and in order, although it is often unknown whether the
+// broker had written a batch when it died.
+func testRestart(t *testing.T, b *broker) {
+	topic := newTopic(t, b.plain, 3)
+	s := openSink(t, map[string]any{"brokers": b.plain, "topic": topic})
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	done := make(chan error, 1)
+	const batches, size = 300, 200
+	published := make(chan int, batches)
+	go func() {
+		for n := range batches {
+			batch := make([]relay.Message, size)
+			for i := range batch {
+				batch[i] = relaytest.Message(n*size+i+1, fmt.Sprintf("k%d", i%20))
+			}
+			if err := publishAll(ctx, s, batch); err != nil {
+				done <- err
+				return
+			}
+			published <- n
+		}
+		done <- nil
+	}()
+	for kill := range 3 {
+		for range 60 {
+			select {
+			case <-published:
+			case err := <-done:
+				t.Fatalf("publishing ended before kill %d: %v", kill, err)
+			}
+		}
+		b.stop()
+		b.start(t)
+	}
+	if err := <-done; err != nil {
+		t.Fatalf("publish across restarts: %v", err)
+	}
+	checkOnce(t, readRaw(t, b.plain, topic, batches*size), batches*size)
+}
+
+// publishAll does as the engine does: it publishes again what is not confirmed.
+func publishAll(ctx context.Context, s relay.Sink, batch []relay.Message) error {
+	for len(batch) > 0 {
+		err := s.Publish(ctx, batch)
+		if ctx.Err() != nil {
+			return err
+		}
+		batch = unconfirmed(err, batch)
+		if err != nil {
+			_ = pause(ctx, 20*time.Millisecond)
+		}
+	}
+	return nil
+}
+
+// checkOnce checks that messages 1 to n of relaytest arrived once each, and each
+// key's in order.
+func checkOnce(t *testing.T, got []relay.Message, n int) {
+	t.Helper()
+	seen := make(map[string]int)
+	last := make(map[string]int)
+	for i := range got {
+		seen[got[i].ID]++
+		var number int
+		if _, err := fmt.Sscanf(got[i].ID, "outbox_orders:%d:0", &number); err != nil {
+			t.Fatalf("read ID %q", got[i].ID)
+		}
+		if number < last[got[i].Key] {
+			t.Errorf("key %s: message %d arrived after %d", got[i].Key, number, last[got[i].Key])
+		}
+		last[got[i].Key] = number
+	}
+	lost, twice := 0, 0
+	for i := range n {
+		switch c := seen[fmt.Sprintf("outbox_orders:%d:0", i+1)]; {
+		case c == 0:
+			lost++
+		case c > 1:
+			twice++
+		}
+	}
+	if lost > 0 || twice > 0 {
+		t.Errorf("of %d messages %d are lost and %d arrived more than once", n, lost, twice)
+	}
+}

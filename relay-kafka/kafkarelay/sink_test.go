@@ -1,0 +1,359 @@
+package kafkarelay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/segmentio/kafka-go"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
+)
+
+func unconfirmed(err error, batch []relay.Message) []relay.Message {
+	var partial *relay.BatchError
+	switch {
+	case err == nil:
+		return nil
+	case !errors.As(err, &partial):
+		return batch
+	}
+	var rest []relay.Message
+	for i := range batch {
+		if partial.Failed[i] != nil {
+			rest = append(rest, batch[i])
+		}
+	}
+	return rest
+}
+
+// Keys go where the Java client and kafka-go's Murmur2Balancer put them.
+func TestPartitionOf(t *testing.T) {
+	t.Parallel()
+	balancer := kafka.Murmur2Balancer{Consistent: true}
+	for n := range 200 {
+		key := strings.Repeat("ä東x", n%5) + fmt.Sprint(n)
+		for _, partitions := range [][]int{{0}, {0, 1, 2}, {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11}} {
+			want := balancer.Balance(kafka.Message{Key: []byte(key)}, partitions...)
+			if got := partitionOf(key, len(partitions)); got != want {
+				t.Errorf("partitionOf(%q, %d) = %d, want %d", key, len(partitions), got, want)
+			}
+		}
+	}
+}
+
+// A publish that is abandoned leaves batches of unknown fate behind. They are
+// not written twice.
+func TestAbandonedPublishIsNotRepeated(t *testing.T) {
+	brokers := relaytest.Endpoint(t, brokersEnv)
+	for name, idempotence := range map[string]bool{"numbered": true, "looked up": false} {
+		t.Run(name, func(t *testing.T) {
+			topic := newTopic(t, brokers, 4)
+			s := openSink(t, map[string]any{"brokers": brokers, "topic": topic, "idempotence": idempotence})
+			const rounds, size = 25, 400
+			abandoned := 0
+			for n := range rounds {
+				batch := make([]relay.Message, size)
+				for i := range batch {
+					batch[i] = relaytest.Message(n*size+i+1, fmt.Sprintf("k%d", i%20))
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), time.Duration(200+n*150)*time.Microsecond)
+				rest := unconfirmed(s.Publish(ctx, batch), batch)
+				cancel()
+				if len(rest) > 0 {
+					abandoned++
+				}
+				if err := publishAll(t.Context(), s, rest); err != nil {
+					t.Fatal(err)
+				}
+			}
+			t.Logf("%d of %d publishes were abandoned", abandoned, rounds)
+			checkOnce(t, readRaw(t, brokers, topic, rounds*size), rounds*size)
+		})
+	}
+}
+
+// Without a topic of its own the sink takes the subject for one, creates it, and
+// a successor finds messages in topics that the position does not have yet.
+func TestSubjectsAsTopics(t *testing.T) {
+	brokers := relaytest.Endpoint(t, brokersEnv)
+	prefix := newTopicName()
+	config := map[string]any{
+		"brokers": brokers, "create_topic": true, "partitions": 5, "replication_factor": 1, "max_message_bytes": "3MiB",
+	}
+	s := openSink(t, config).(*sink)
+	topics := []string{prefix + ".insert", prefix + ".update", prefix + ".delete"}
+	t.Cleanup(func() {
+		_, _ = rawClient(brokers).DeleteTopics(context.Background(), &kafka.DeleteTopicsRequest{Topics: topics})
+	})
+	position, err := s.Position(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var batch []relay.Message
+	for i := range 300 {
+		m := relaytest.Message(i+1, fmt.Sprintf("k%d", i/3%7))
+		m.Subject = topics[i%3] // a key in three topics, one after the other
+		if i == 250 {
+			m.Body = []byte(strings.Repeat("x", 2<<20))
+		}
+		batch = append(batch, m)
+	}
+	if err := s.Publish(t.Context(), batch); err != nil {
+		t.Fatalf("Publish = %v", err)
+	}
+	for i, topic := range topics {
+		if got := readRaw(t, brokers, topic, 100); len(got) != 100 || got[0].Subject != topic {
+			t.Errorf("topic %d holds %d messages, subject %q; want 100, %q", i, len(got), got[0].Subject, topic)
+		}
+		meta, err := rawClient(brokers).Metadata(t.Context(), &kafka.MetadataRequest{Topics: []string{topic}})
+		if err != nil || len(meta.Topics[0].Partitions) != 5 {
+			t.Errorf("topic %s has %d partitions, want 5", topic, len(meta.Topics[0].Partitions))
+		}
+	}
+	seen := make(map[string]bool)
+	if err := openSink(t, config).(*sink).Resume(t.Context(), position, func(id string) { seen[id] = true }); err != nil {
+		t.Fatal(err)
+	}
+	for i := range batch {
+		if !seen[batch[i].ID] {
+			t.Fatalf("Resume did not find %s, which lies in a topic that the position does not have", batch[i].ID)
+		}
+	}
+}
+
+func TestTopicTemplate(t *testing.T) {
+	brokers := relaytest.Endpoint(t, brokersEnv)
+	topic := newTopicName()
+	for _, suffix := range []string{"k0", "k1"} {
+		createTopic(t, brokers, topic+"."+suffix, 2)
+	}
+	s := openSink(t, map[string]any{"brokers": brokers, "topic": topic + ".{row.key}"})
+	batch := []relay.Message{relaytest.Message(1, "k0"), relaytest.Message(2, "k1"), relaytest.Message(3, "k0")}
+	batch[1].Row = []byte(`{"key":"not allowed!"}`)
+	err := s.Publish(t.Context(), batch)
+	var partial *relay.BatchError
+	if !errors.As(err, &partial) || len(partial.Failed) != 1 || !relay.IsPermanent(partial.Failed[1]) {
+		t.Fatalf("Publish with a topic name that Kafka refuses = %v, want message 1 alone refused for good", err)
+	}
+	if got := readRaw(t, brokers, topic+".k0", 2); got[0].Subject != "orders.insert" || got[0].Key != "k0" {
+		t.Errorf("read subject %q, key %q; want orders.insert, k0", got[0].Subject, got[0].Key)
+	}
+	if to, err := s.(relay.Router).Destination(&batch[0]); err != nil || to != topic+".k0" {
+		t.Errorf("Destination = %q, %v", to, err)
+	}
+	gone := relaytest.Message(4, "k2")
+	if err := s.Publish(t.Context(), []relay.Message{gone}); !relay.IsFatal(err) || !strings.Contains(err.Error(), "create_topic") {
+		t.Errorf("Publish to a missing topic = %v, want a fatal error that names create_topic", err)
+	}
+}
+
+func TestMissingTopic(t *testing.T) {
+	brokers := relaytest.Endpoint(t, brokersEnv)
+	config := mustJSON(map[string]any{"brokers": brokers, "topic": newTopicName()})
+	if _, err := newSink(t.Context(), testEnv(), config); !relay.IsFatal(err) {
+		t.Errorf("open a sink onto a missing topic = %v, want a fatal error", err)
+	}
+	if _, err := newSource(t.Context(), testEnv(), config); !relay.IsFatal(err) {
+		t.Errorf("open a source at a missing topic = %v, want a fatal error", err)
+	}
+}
+
+func TestMessageLimits(t *testing.T) {
+	brokers := relaytest.Endpoint(t, brokersEnv)
+	topic := newTopic(t, brokers, 1) // takes 2 MiB
+	for name, tc := range map[string]struct {
+		config string
+		body   int
+		refuse bool
+	}{
+		"own limit":             {`{"max_message_bytes":"10KiB"}`, 11 << 10, true},
+		"below own limit":       {`{"max_message_bytes":"10KiB"}`, 9 << 10, false},
+		"topic's limit":         {`{}`, 3 << 20, true},
+		"compressed it goes in": {`{"compression":"gzip"}`, 3 << 20, false},
+		"leader alone":          {`{"acks":"1","compression":"snappy","request_timeout":"5s"}`, 100, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := openSink(t, with(tc.config, map[string]any{"brokers": brokers, "topic": topic}))
+			batch := []relay.Message{relaytest.Message(1, "a"), relaytest.Message(2, "b"), relaytest.Message(3, "b"), relaytest.Message(4, "c")}
+			batch[1].Body = []byte(strings.Repeat("x", tc.body))
+			err := s.Publish(t.Context(), batch)
+			if !tc.refuse {
+				if err != nil {
+					t.Fatalf("Publish = %v", err)
+				}
+				return
+			}
+			var partial *relay.BatchError
+			if !errors.As(err, &partial) || len(partial.Failed) != 2 || !relay.IsPermanent(partial.Failed[1]) || !errors.Is(partial.Failed[2], relay.ErrHeldBack) {
+				t.Fatalf("Publish = %v, want message 1 refused for good and 2 held back", err)
+			}
+		})
+	}
+}
+
+func TestClassify(t *testing.T) {
+	t.Parallel()
+	for code, want := range map[kafka.Error]string{
+		kafka.MessageSizeTooLarge: "permanent", kafka.InvalidRecord: "permanent", kafka.InvalidTopic: "permanent",
+		kafka.TopicAuthorizationFailed: "fatal", kafka.SASLAuthenticationFailed: "fatal", kafka.UnsupportedSASLMechanism: "fatal", kafka.PolicyViolation: "fatal",
+		kafka.NotLeaderForPartition: "transient", kafka.RequestTimedOut: "transient", kafka.NotEnoughReplicas: "transient",
+		kafka.UnknownTopicOrPartition: "transient", kafka.KafkaStorageError: "transient", kafka.OutOfOrderSequenceNumber: "transient",
+	} {
+		err := classify(fmt.Errorf("write: %w", code))
+		got := "transient"
+		if relay.IsPermanent(err) {
+			got = "permanent"
+		} else if relay.IsFatal(err) {
+			got = "fatal"
+		}
+		if got != want {
+			t.Errorf("classify(%v) is %s, want %s", code, got, want)
+		}
+	}
+}
+
+func TestTracker(t *testing.T) {
+	t.Parallel()
+	var tr tracker
+	numbers := make([]int, 0, 6)
+	for _, offset := range []int64{10, 11, 14, 15, 16, 20} { // offsets have holes
+		numbers = append(numbers, tr.hand(offset))
+	}
+	for _, step := range []struct {
+		settle int
+		want   int64
+		open   int
+	}{{1, 0, 6}, {0, 12, 4}, {0, 12, 4}, {3, 12, 4}, {2, 16, 2}, {5, 16, 2}, {4, 21, 0}} {
+		tr.settle(numbers[step.settle])
+		if tr.position != step.want || tr.open() != step.open {
+			t.Errorf("after message %d: position %d, %d open; want %d, %d", step.settle, tr.position, tr.open(), step.want, step.open)
+		}
+	}
+	if n := tr.hand(30); n != 6 {
+		t.Errorf("hand = %d, want 6", n)
+	}
+}
+
+// Members come and go while messages are read: each message is handed out, and
+// what the position says is settled was settled.
+func TestRebalance(t *testing.T) {
+	brokers := relaytest.Endpoint(t, brokersEnv)
+	topic := newTopic(t, brokers, 4)
+	const n = 2000
+	records := make([]kafka.Message, n)
+	for i := range records {
+		m := relaytest.Message(i+1, fmt.Sprintf("k%d", i%40))
+		records[i] = rawRecord(&m)
+	}
+	writeRaw(t, brokers, topic, records...)
+	config := map[string]any{"brokers": brokers, "topic": topic, "group_id": topic, "session_timeout": "6s", "fetch_max_bytes": 4096, "fetch_max_wait": "100ms", "client_id": "rebalance"}
+	ctx, cancel := context.WithTimeout(t.Context(), relaytest.Patience())
+	defer cancel()
+	type delivery struct {
+		member int
+		ids    []string
+	}
+	deliveries := make(chan delivery)
+	member := func(id int, src relay.Source) {
+		for ctx.Err() == nil {
+			batch, err := src.Receive(ctx, 25)
+			if err != nil {
+				return
+			}
+			d := delivery{member: id}
+			for i := range batch {
+				d.ids = append(d.ids, batch[i].ID)
+			}
+			select {
+			case deliveries <- d:
+			case <-ctx.Done():
+				return
+			}
+			if err := src.Ack(ctx, batch); err != nil {
+				t.Errorf("Ack = %v", err)
+			}
+		}
+	}
+	first := openSource(t, config)
+	go member(1, first)
+	seen := make(map[string]int)
+	members := make(map[int]int)
+	joined, left := false, false
+	for len(seen) < n {
+		select {
+		case d := <-deliveries:
+			for _, id := range d.ids {
+				seen[id]++
+			}
+			members[d.member] += len(d.ids)
+		case <-ctx.Done():
+			t.Fatalf("%d of %d messages received (by member %v)", len(seen), n, members)
+		}
+		if len(seen) > 300 && !joined {
+			joined = true
+			go member(2, openSource(t, config))
+		}
+		if members[2] > 300 && !left {
+			left = true
+			go func() { _ = first.Close() }()
+		}
+	}
+	repeated := 0
+	for _, c := range seen {
+		repeated += c - 1
+	}
+	t.Logf("by member: %v; received again: %d", members, repeated)
+	if members[2] == 0 {
+		t.Error("the second member received nothing")
+	}
+}
+
+// "latest" begins behind what is there, and keeps to that place.
+func TestLatest(t *testing.T) {
+	brokers := relaytest.Endpoint(t, brokersEnv)
+	topic := newTopic(t, brokers, 1)
+	write := func(from, to int) {
+		var records []kafka.Message
+		for i := from; i <= to; i++ {
+			m := relaytest.Message(i, "k")
+			records = append(records, rawRecord(&m))
+		}
+		writeRaw(t, brokers, topic, records...)
+	}
+	write(1, 10)
+	config := map[string]any{"brokers": brokers, "topic": []string{topic}, "auto_offset_reset": "latest"}
+	src := openSource(t, config).(*source)
+	if group := src.cfg.group(testEnv()); group != "pgtrickle-relay.default.test" {
+		t.Errorf("group = %q", group)
+	}
+	_ = src.Close()
+	config["group_id"] = topic
+	src = openSource(t, config).(*source)
+	waitForPosition(t, brokers, topic, topic, 10)
+	_ = src.Close() // before it has received anything
+	write(11, 12)
+	got, err := openSource(t, config).Receive(t.Context(), 10)
+	if err != nil || len(got) == 0 || got[0].ID != "outbox_orders:11:0" {
+		t.Fatalf("Receive = %v, %v; want message 11 first", got, err)
+	}
+}
+
+func waitForPosition(t *testing.T, brokers, group, topic string, want int64) {
+	t.Helper()
+	deadline := time.Now().Add(relaytest.Patience())
+	for {
+		res, err := rawClient(brokers).OffsetFetch(t.Context(), &kafka.OffsetFetchRequest{GroupID: group, Topics: map[string][]int{topic: {0}}})
+		if err == nil && len(res.Topics[topic]) == 1 && res.Topics[topic][0].CommittedOffset == want {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the group's position never became %d: %+v, %v", want, res, err)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
