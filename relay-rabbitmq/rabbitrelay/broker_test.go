@@ -26,6 +26,7 @@ type proxy struct {
 
 	mu    sync.Mutex
 	conns map[net.Conn]bool
+	ice   sync.RWMutex // held while frozen
 }
 
 // newProxy returns the broker's URL by way of a proxy.
@@ -65,12 +66,33 @@ func (p *proxy) serve() {
 		p.mu.Unlock()
 		for _, pair := range [][2]net.Conn{{in, out}, {out, in}} {
 			go func() {
-				_, _ = io.Copy(pair[0], pair[1])
+				_, _ = io.Copy(pair[0], thawed{pair[1], &p.ice})
 				pair[0].Close()
 				pair[1].Close()
 			}()
 		}
 	}
+}
+
+// freeze lets nothing through until it is called with false.
+func (p *proxy) freeze(frozen bool) {
+	if frozen {
+		p.ice.Lock()
+	} else {
+		p.ice.Unlock()
+	}
+}
+
+type thawed struct {
+	io.Reader
+	ice *sync.RWMutex
+}
+
+func (r thawed) Read(b []byte) (int, error) {
+	n, err := r.Reader.Read(b)
+	r.ice.RLock()
+	defer r.ice.RUnlock()
+	return n, err
 }
 
 // cut breaks all connections.

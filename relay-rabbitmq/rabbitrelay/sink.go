@@ -260,6 +260,7 @@ func (b *publishing) prepare(m *relay.Message) (routing string, err error) {
 		return "", relay.Permanent(fmt.Errorf("id, op or content type of %.300s is longer than the %d bytes that AMQP allows", m.ID, shortString))
 	}
 	b.headers = m.WireHeaders(b.headers[:0])
+	b.headers = slices.DeleteFunc(b.headers, isContentType) // a property of its own
 	if m.Subject != "" {
 		b.headers = append(b.headers, relay.Header{Name: relay.HeaderSubject, Value: m.Subject})
 	}
@@ -275,6 +276,8 @@ func (b *publishing) prepare(m *relay.Message) (routing string, err error) {
 	}
 	return routing, nil
 }
+
+func isContentType(h relay.Header) bool { return h.Name == relay.HeaderContentType }
 
 // message makes the AMQP message. The table is the sink's own and is changed
 // only where it differs from the message before: the client has written it out
