@@ -1,6 +1,7 @@
 package natsrelay
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
@@ -28,8 +29,9 @@ type server struct {
 }
 
 // startServer runs the nats-server that RELAY_TEST_NATS_SERVER names or PATH
-// has. extra is configuration beside address and JetStream storage.
-func startServer(t testing.TB, extra string) *server {
+// has. extra is configuration beside address and JetStream storage, inJetStream
+// goes into the jetstream block.
+func startServer(t testing.TB, extra string, inJetStream ...string) *server {
 	t.Helper()
 	binary := os.Getenv("RELAY_TEST_NATS_SERVER")
 	if binary == "" {
@@ -49,7 +51,7 @@ func startServer(t testing.TB, extra string) *server {
 	_ = ln.Close()
 	dir := t.TempDir()
 	s := &server{url: "nats://" + addr, conf: filepath.Join(dir, "nats.conf")}
-	conf := fmt.Sprintf("listen: %q\njetstream { store_dir: %q }\n%s\n", addr, dir, extra)
+	conf := fmt.Sprintf("listen: %q\njetstream { store_dir: %q\n%s }\n%s\n", addr, dir, strings.Join(inJetStream, "\n"), extra)
 	if err := os.WriteFile(s.conf, []byte(conf), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +62,9 @@ func startServer(t testing.TB, extra string) *server {
 
 func (s *server) start(t testing.TB, binary string) {
 	t.Helper()
+	var output bytes.Buffer
 	s.cmd = exec.Command(binary, "-c", s.conf)
+	s.cmd.Stderr = &output
 	if err := s.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +76,8 @@ func (s *server) start(t testing.TB, binary string) {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("nats-server does not answer at %s: %v", addr, err)
+			s.kill()
+			t.Fatalf("nats-server does not answer at %s: %v\n%s", addr, err, output.Bytes())
 		}
 	}
 }
@@ -94,6 +99,15 @@ func (s *server) freeze(t testing.TB) {
 	t.Helper()
 	if err := s.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) { // it takes a moment
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", s.cmd.Process.Pid))
+		if err != nil || strings.Contains(string(stat), ") T ") {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("nats-server does not stop: %s", stat)
+		}
 	}
 }
 

@@ -1,0 +1,333 @@
+package natsrelay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
+)
+
+func messages(subject string, from, count, keys int) []relay.Message {
+	batch := make([]relay.Message, count)
+	for i := range batch {
+		batch[i] = relaytest.Message(from+i, fmt.Sprintf("k%d", (from+i)%keys))
+		batch[i].Subject = subject
+	}
+	return batch
+}
+
+// What reaches the far end, read with the plain client.
+func TestWire(t *testing.T) {
+	url := relaytest.Endpoint(t, "RELAY_TEST_NATS_URL")
+	_, js := connect(t, url)
+	stream, prefix := addStream(t, js, nil)
+	s := openSink(t, fmt.Sprintf(`{"url":%q,"stream":%q}`, url, stream))
+	m := messages(prefix+".orders.update", 5, 1, 1)[0]
+	m.Op, m.FullRefresh = relay.OpUpdate, true
+	m.Headers = []relay.Header{{Name: "traceparent", Value: "00-a-b-01"}, {Name: "X-Two", Value: "1"}, {Name: "X-Two", Value: "2"}, {Name: "nats-msg-id", Value: "not this"}}
+	plain := messages(prefix+".orders.insert", 6, 1, 1)[0]
+	plain.Key = ""
+	if err := s.Publish(testContext(t), []relay.Message{m, plain, m}); err != nil {
+		t.Fatal(err)
+	}
+	got := readRaw(t, js, stream, 2)
+	if len(got) != 2 {
+		t.Fatalf("the stream holds %d messages, want 2", len(got))
+	}
+	ctx := testContext(t)
+	st, err := js.Stream(ctx, stream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for seq, want := range map[uint64]nats.Header{
+		1: {
+			"Nats-Msg-Id": {m.ID}, "Pgtrickle-Op": {"update"}, "Pgtrickle-Outbox-Id": {"5"}, "Pgtrickle-Full-Refresh": {"true"},
+			"Pgtrickle-Key": {"k0"}, "Content-Type": {"application/json"}, "traceparent": {"00-a-b-01"}, "X-Two": {"1", "2"},
+		},
+		2: {"Nats-Msg-Id": {plain.ID}, "Pgtrickle-Op": {"insert"}, "Pgtrickle-Outbox-Id": {"6"}, "Content-Type": {"application/json"}},
+	} {
+		raw, err := st.GetMsg(ctx, seq)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if fmt.Sprint(raw.Header) != fmt.Sprint(want) {
+			t.Errorf("message %d has headers %v, want %v", seq, raw.Header, want)
+		}
+	}
+}
+
+func TestStreamOptions(t *testing.T) {
+	url := relaytest.Endpoint(t, "RELAY_TEST_NATS_URL")
+	_, js := connect(t, url)
+	name := fmt.Sprintf("CREATED%d", time.Now().UnixNano())
+	t.Cleanup(func() { _ = js.DeleteStream(context.Background(), name) })
+	_, err := newSink(testContext(t), testEnv(), fmt.Appendf(nil, `{"url":%q,"stream":%q}`, url, name))
+	if !relay.IsFatal(err) || !strings.Contains(err.Error(), "create_stream") {
+		t.Fatalf("a stream that does not exist = %v, want a fatal error that says what to do", err)
+	}
+	s := openSink(t, fmt.Sprintf(`{"url":%q,"stream":%q,"create_stream":true,"subject":"%s.{op}","duplicate_window":"90s"}`, url, name, name))
+	st, err := js.Stream(testContext(t), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := st.CachedInfo().Config
+	if fmt.Sprint(cfg.Subjects) != "["+name+".>]" || cfg.Duplicates != 90*time.Second || cfg.Replicas != 1 || cfg.Storage != jetstream.FileStorage {
+		t.Errorf("created stream with %+v", cfg)
+	}
+	if g := s.Guarantee(); !strings.Contains(g.Dedup, "1m30s") {
+		t.Errorf("Guarantee() = %+v, want the duplicate window of 1m30s", g)
+	}
+	// Without a stream it is found by subject.
+	found := openSink(t, fmt.Sprintf(`{"url":%q,"subject":"%s.{op}"}`, url, name))
+	if found.stream != name {
+		t.Errorf("stream found by subject = %q, want %q", found.stream, name)
+	}
+	lazily := openSink(t, fmt.Sprintf(`{"url":%q}`, url))
+	if err := lazily.Publish(testContext(t), messages(name+".insert", 1, 3, 1)); err != nil || lazily.stream != name {
+		t.Errorf("Publish without a stream = %v into %q, want %q", err, lazily.stream, name)
+	}
+	_, err = newSink(testContext(t), testEnv(), fmt.Appendf(nil, `{"url":%q,"subject":"nobody.takes.{op}"}`, url))
+	if !relay.IsFatal(err) {
+		t.Errorf("a subject that no stream takes = %v, want a fatal error", err)
+	}
+}
+
+// Each answer of the server, and its class.
+func TestErrorClasses(t *testing.T) {
+	url := relaytest.Endpoint(t, "RELAY_TEST_NATS_URL")
+	nc, js := connect(t, url)
+	const transient, permanent, fatal = "transient", "permanent", "fatal"
+	for name, tc := range map[string]struct {
+		stream func(*jetstream.StreamConfig)
+		broken func(t *testing.T, stream string) // after the sink has opened the stream
+		change func(m *relay.Message)            // the middle one of three, each of a key
+		want   string
+		stored int
+	}{
+		"beyond max_msg_size": {
+			stream: func(c *jetstream.StreamConfig) { c.MaxMsgSize = 1000 },
+			change: func(m *relay.Message) { m.Body = make([]byte, 1001) }, want: permanent, stored: 2,
+		},
+		"beyond max_payload":   {change: func(m *relay.Message) { m.Body = make([]byte, nc.MaxPayload()) }, want: permanent, stored: 2},
+		"not a subject":        {change: func(m *relay.Message) { m.Subject = "a b" }, want: permanent, stored: 2},
+		"wildcard as subject":  {change: func(m *relay.Message) { m.Subject += ".*" }, want: permanent, stored: 2},
+		"subject of no stream": {change: func(m *relay.Message) { m.Subject = "nobody.takes.this" }, want: fatal, stored: 1},
+		"header name with a colon": {
+			change: func(m *relay.Message) { m.Headers = []relay.Header{{Name: "a:b c", Value: "x"}} }, want: permanent, stored: 2,
+		},
+		"condition that fails": {
+			change: func(m *relay.Message) {
+				m.Headers = []relay.Header{{Name: "Nats-Expected-Stream", Value: "another"}}
+			}, want: permanent, stored: 2,
+		},
+		"stream is full": {
+			stream: func(c *jetstream.StreamConfig) { c.MaxMsgs, c.Discard = 1, jetstream.DiscardNew },
+			change: func(*relay.Message) {}, want: transient, stored: 1,
+		},
+		"stream was sealed": {
+			broken: func(t *testing.T, stream string) {
+				st, err := js.Stream(t.Context(), stream)
+				if err != nil {
+					t.Fatal(err)
+				}
+				cfg := st.CachedInfo().Config
+				cfg.Sealed = true
+				if _, err := js.UpdateStream(t.Context(), cfg); err != nil {
+					t.Fatal(err)
+				}
+			}, change: func(*relay.Message) {}, want: fatal,
+		},
+		"stream was deleted": {
+			broken: func(t *testing.T, stream string) {
+				if err := js.DeleteStream(t.Context(), stream); err != nil {
+					t.Fatal(err)
+				}
+			}, change: func(*relay.Message) {}, want: fatal,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			stream, prefix := addStream(t, js, tc.stream)
+			s := openSink(t, fmt.Sprintf(`{"url":%q,"stream":%q}`, url, stream))
+			if tc.broken != nil {
+				tc.broken(t, stream)
+			}
+			batch := messages(prefix+".a", 1, 3, 3)
+			tc.change(&batch[1])
+			err := s.Publish(testContext(t), batch)
+			first := err
+			var partial *relay.BatchError
+			if errors.As(err, &partial) {
+				if first = partial.Failed[1]; first == nil {
+					first = partial.Failed[0]
+				}
+			}
+			got := transient
+			switch {
+			case err == nil:
+				got = "none"
+			case relay.IsFatal(first):
+				got = fatal
+			case relay.IsPermanent(first):
+				got = permanent
+			}
+			if got != tc.want {
+				t.Errorf("Publish = %v, which is %s; want %s", first, got, tc.want)
+			}
+			t.Log(first)
+			if name == "stream was deleted" {
+				return
+			}
+			if n := len(readRaw(t, js, stream, tc.stored)); n != tc.stored {
+				t.Errorf("the stream holds %d messages, want %d", n, tc.stored)
+			}
+		})
+	}
+}
+
+// A message that a stream with room for the next one refuses is not overtaken.
+func TestFullStreamKeepsOrder(t *testing.T) {
+	url := relaytest.Endpoint(t, "RELAY_TEST_NATS_URL")
+	_, js := connect(t, url)
+	stream, prefix := addStream(t, js, func(c *jetstream.StreamConfig) { c.MaxBytes, c.Discard = 3000, jetstream.DiscardNew })
+	s := openSink(t, fmt.Sprintf(`{"url":%q,"stream":%q}`, url, stream))
+	batch := messages(prefix+".a", 1, 4, 1)
+	batch[1].Body = make([]byte, 5000) // never fits; the two behind it would
+	err := s.Publish(testContext(t), batch)
+	var partial *relay.BatchError
+	if !errors.As(err, &partial) || len(partial.Failed) != 3 || relay.IsPermanent(partial.Failed[1]) {
+		t.Fatalf("Publish = %v, want messages 1 to 3 failed, transiently", err)
+	}
+	if got := readRaw(t, js, stream, 1); len(got) != 1 {
+		t.Errorf("the stream holds %d messages, want the first alone", len(got))
+	}
+}
+
+// The server stops answering in the middle of a batch, and comes back after the
+// duplicate window has passed: what had been stored is not stored again.
+func TestDoubtBeyondDuplicateWindow(t *testing.T) {
+	srv := startServer(t, "")
+	_, js := connect(t, srv.url)
+	stream, prefix := addStream(t, js, func(c *jetstream.StreamConfig) { c.Duplicates = 100 * time.Millisecond })
+	s := openSink(t, fmt.Sprintf(`{"url":%q,"stream":%q,"ack_timeout":"300ms"}`, srv.url, stream))
+	first := messages(prefix+".a", 1, 5, 2)
+	if err := s.Publish(testContext(t), first); err != nil {
+		t.Fatal(err)
+	}
+	batch := messages(prefix+".a", 6, 20, 2)
+	srv.freeze(t)
+	err := s.Publish(testContext(t), batch)
+	if !errors.Is(err, errAckTimeout) {
+		t.Fatalf("Publish to a frozen server = %v, want a timeout", err)
+	}
+	srv.thaw()                          // it reads what we had sent
+	_ = readRaw(t, js, stream, 25)      // and stores it
+	time.Sleep(1200 * time.Millisecond) // the server forgets ids lazily
+	for rest := batch; len(rest) > 0; {
+		err := s.Publish(testContext(t), rest)
+		if err == nil {
+			break
+		}
+		t.Logf("Publish: %v", err)
+	}
+	if n := s.TakeDuplicates(); n != 20 {
+		t.Errorf("TakeDuplicates() = %d, want 20", n)
+	}
+	if got := readRaw(t, js, stream, 25); len(got) != 25 {
+		t.Errorf("the stream holds %d messages, want 25", len(got))
+	}
+}
+
+func TestPerKeyPipelining(t *testing.T) {
+	url := relaytest.Endpoint(t, "RELAY_TEST_NATS_URL")
+	_, js := connect(t, url)
+	stream, prefix := addStream(t, js, nil)
+	for _, mode := range []string{"full", "per_key", "auto"} {
+		s := openSink(t, fmt.Sprintf(`{"url":%q,"stream":%q,"pipelining":%q}`, url, stream, mode))
+		if want := mode == "per_key"; s.perKey != want {
+			t.Errorf("pipelining %s on a plain stream: one of a key in flight = %t, want %t", mode, s.perKey, want)
+		}
+		if err := s.Publish(testContext(t), messages(prefix+".a", 1, 200, 7)); err != nil {
+			t.Errorf("pipelining %s: Publish = %v", mode, err)
+		}
+	}
+	if got := readRaw(t, js, stream, 200); len(got) != 200 {
+		t.Errorf("the stream holds %d messages, want 200", len(got))
+	}
+}
+
+// A stream that is deleted and made anew is read back from its beginning.
+func TestResumeOfNewStream(t *testing.T) {
+	url := relaytest.Endpoint(t, "RELAY_TEST_NATS_URL")
+	_, js := connect(t, url)
+	stream, prefix := addStream(t, js, nil)
+	config := fmt.Sprintf(`{"url":%q,"stream":%q}`, url, stream)
+	s := openSink(t, config)
+	if err := s.Publish(testContext(t), messages(prefix+".a", 1, 30, 1)); err != nil {
+		t.Fatal(err)
+	}
+	at, err := s.Position(testContext(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	st, _ := js.Stream(testContext(t), stream)
+	cfg := st.CachedInfo().Config
+	_ = js.DeleteStream(testContext(t), stream)
+	if _, err := js.CreateStream(testContext(t), cfg); err != nil {
+		t.Fatal(err)
+	}
+	again := openSink(t, config)
+	if err := again.Publish(testContext(t), messages(prefix+".a", 31, 5, 1)); err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	if err := openSink(t, config).Resume(testContext(t), at, func(string) { n++ }); err != nil || n != 5 {
+		t.Errorf("Resume of a stream made anew saw %d, %v; want 5", n, err)
+	}
+}
+
+func TestAllocations(t *testing.T) {
+	url := relaytest.Endpoint(t, "RELAY_TEST_NATS_URL")
+	_, js := connect(t, url)
+	stream, prefix := addStream(t, js, nil)
+	s := openSink(t, fmt.Sprintf(`{"url":%q,"stream":%q}`, url, stream))
+	ctx := testContext(t)
+	batch := messages(prefix+".a", 1, 1000, 1)
+	if err := s.Publish(ctx, batch); err != nil {
+		t.Fatal(err)
+	}
+	// The client makes one for the header block it sends, and four for each
+	// confirmation: subject, message, data and its place in the subscription.
+	perMessage := testing.AllocsPerRun(10, func() {
+		if err := s.Publish(ctx, batch); err != nil {
+			t.Error(err)
+		}
+	}) / float64(len(batch))
+	if perMessage > 12 { // these are duplicates, which encoding/json reads
+		t.Errorf("%.1f allocations a message", perMessage)
+	}
+	next := 1001
+	fresh := make([][]relay.Message, 5)
+	for i := range fresh {
+		fresh[i] = messages(prefix+".a", next, 1000, 1)
+		next += 1000
+	}
+	i := 0
+	perMessage = testing.AllocsPerRun(len(fresh)-1, func() {
+		if err := s.Publish(ctx, fresh[i]); err != nil {
+			t.Error(err)
+		}
+		i++
+	}) / 1000
+	t.Logf("%.2f allocations a message", perMessage)
+	if perMessage > 5.5 {
+		t.Errorf("%.2f allocations a message, want 5", perMessage)
+	}
+}
