@@ -41,6 +41,13 @@ type Checkpointer interface {
 	Committed(ctx context.Context, c Checkpoint) error
 }
 
+// Mover is a [Checkpointer] whose checkpoint can move although no message has been
+// settled, for example over rows without messages.
+type Mover interface {
+	// Moved can be received from once Checkpoint(nil) has something new to store.
+	Moved() <-chan struct{}
+}
+
 // Checkpoint is what is safely delivered.
 type Checkpoint struct {
 	// State is the source's own, opaque to all others.

@@ -13,13 +13,21 @@ import (
 func (r *run) commitAll(ctx context.Context) error {
 	c := committer{run: r}
 	c.checkpointer, _ = r.Source.(relay.Checkpointer)
+	var moved <-chan struct{}
+	if m, ok := r.Source.(relay.Mover); ok {
+		moved = m.Moved()
+	}
 	var last time.Time
 	for {
-		s, ok := <-r.settled
-		if !ok {
-			return c.commit(ctx, false)
+		select {
+		case s, ok := <-r.settled:
+			if !ok {
+				return c.commit(ctx, false)
+			}
+			c.add(s)
+		case <-moved:
+			c.checkpoint(nil)
 		}
-		c.add(s)
 		open := c.addReady()
 		for open && !c.due(last) {
 			open = c.addUntil(last.Add(r.CommitEvery))
@@ -64,13 +72,17 @@ func (c *committer) add(s settlement) {
 	case c.checkpointer == nil:
 		c.sum.messages = append(c.sum.messages, s.messages...)
 	default:
-		at, err := c.checkpointer.Checkpoint(s.messages)
-		if err != nil {
-			c.err = err
-		} else {
-			c.sum.Checkpoint = &at
-		}
+		c.checkpoint(s.messages)
 	}
+}
+
+func (c *committer) checkpoint(batch []relay.Message) {
+	at, err := c.checkpointer.Checkpoint(batch)
+	if err != nil {
+		c.err = err
+		return
+	}
+	c.sum.Checkpoint = &at
 }
 
 // addReady takes up what is there, and reports whether more can come.
