@@ -191,7 +191,7 @@ $fn$;
 CREATE OR REPLACE FUNCTION pgtrickle._relay_unknown(p_path text, p_candidates text[]) RETURNS text
 LANGUAGE sql STABLE SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
     SELECT format('key "%s": unknown key; ', p_path)
-        || coalesce(format('did you mean "%s"?', pgtrickle._relay_nearest(p_path, p_candidates)),
+        || coalesce('did you mean "' || pgtrickle._relay_nearest(p_path, p_candidates) || '"?',
                     'valid keys are ' || array_to_string(ARRAY(SELECT unnest(p_candidates) ORDER BY 1), ', '))
 $fn$;
 -- +end
@@ -241,7 +241,7 @@ BEGIN
         problems := problems || format('key "%s": is "%s"; leave it out, or say "%s"',
             CASE WHEN p_config ? (near || '_type') THEN near || '_type' ELSE near || '.type' END, spelled, near_type[1]);
     END IF;
-    nested := jsonb_typeof(p_config -> far) = 'object';
+    nested := coalesce(jsonb_typeof(p_config -> far) = 'object', false);
     spelled := coalesce(nullif(p_config ->> (far || '_type'), ''), nullif(p_config -> far ->> 'type', ''));
     type_path := CASE WHEN p_config ->> (far || '_type') <> '' OR NOT nested THEN far || '_type' ELSE far || '.type' END;
     IF spelled IS NULL THEN
@@ -260,7 +260,7 @@ BEGIN
         candidate := pgtrickle._relay_nearest(spelled, ARRAY(
             SELECT unnest(t.backend || t.aliases) FROM pgtrickle.relay_backend_keys t WHERE t.direction = p_direction AND t.type = 'backend'));
         RETURN problems || (format('key "%s": unknown backend "%s"; ', type_path, spelled)
-            || coalesce(format('did you mean "%s"?', candidate), 'there are ' || (
+            || coalesce('did you mean "' || candidate || '"?', 'there are ' || (
                 SELECT string_agg(t.backend, ', ' ORDER BY t.backend) FROM pgtrickle.relay_backend_keys t
                 WHERE t.direction = p_direction AND t.type = 'backend')));
     END IF;

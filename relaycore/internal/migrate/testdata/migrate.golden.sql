@@ -1,0 +1,2426 @@
+-- The catalog of pgtrickle-relay, version 7.
+
+BEGIN;
+SELECT pg_advisory_xact_lock(7283460186294519713);
+SET LOCAL client_min_messages = warning;
+SET LOCAL search_path = pg_catalog, pg_temp;
+SET LOCAL check_function_bodies = on;
+
+-- Runs before every migration, on an empty database and on a migrated one.
+
+DO $do$
+BEGIN
+    IF to_regnamespace('pgtrickle') IS NULL THEN
+        CREATE SCHEMA pgtrickle;
+        COMMENT ON SCHEMA pgtrickle IS 'pgtrickle-relay: pipelines, outboxes and inboxes';
+    END IF;
+END $do$;
+
+-- The relay's role belongs to the whole cluster: another database may be making it now.
+DO $do$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'pgtrickle_relay') THEN
+        CREATE ROLE pgtrickle_relay NOLOGIN;
+    END IF;
+EXCEPTION
+    WHEN duplicate_object OR unique_violation THEN
+        NULL;
+    WHEN insufficient_privilege THEN
+        RAISE WARNING 'role pgtrickle_relay does not exist, and % may not create it', current_user
+            USING HINT = 'Let an administrator run CREATE ROLE pgtrickle_relay NOLOGIN, then migrate again; until then the relay needs the rights of ' || current_user || '.';
+END $do$;
+
+CREATE TABLE IF NOT EXISTS pgtrickle.relay_migrations (
+    version    integer     NOT NULL PRIMARY KEY,
+    name       text        NOT NULL,
+    checksum   text        NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- Whether an object is ours to create or to replace. Ours carry a comment that
+-- says so; what is there without one is pg_trickle's or the user's and is kept.
+-- p_plain asks for objects that exist only where pg_trickle does not own the outboxes.
+CREATE OR REPLACE FUNCTION pgtrickle._relay_claim(p_kind text, p_name text, p_plain boolean) RETURNS boolean
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $fn$
+DECLARE
+    mark    constant text := 'pgtrickle-relay:%';
+    outboxes oid := to_regclass('pgtrickle.pgt_outbox_config');
+    found   oid;
+BEGIN
+    IF p_plain AND (EXISTS (SELECT FROM pg_extension WHERE extname = 'pg_trickle')
+                    OR (outboxes IS NOT NULL AND obj_description(outboxes, 'pg_class') LIKE mark IS NOT TRUE)) THEN
+        RETURN false;
+    END IF;
+    IF p_kind = 'function' THEN
+        found := to_regprocedure(p_name);
+        RETURN found IS NULL OR coalesce(obj_description(found, 'pg_proc') LIKE mark, false);
+    ELSIF p_kind = 'trigger' THEN -- on a table of ours
+        RETURN coalesce(obj_description(to_regclass(p_name), 'pg_class') LIKE mark, false);
+    END IF;
+    RETURN to_regclass(p_name) IS NULL;
+END $fn$;
+COMMENT ON FUNCTION pgtrickle._relay_claim(text, text, boolean) IS 'pgtrickle-relay: whether migrate may create or replace an object';
+
+-- The catalog's tables. Where pg_trickle owns one of its own, that one is kept.
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('table', 'pgtrickle.relay_outbox_config', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE TABLE pgtrickle.relay_outbox_config (
+    name    text    NOT NULL PRIMARY KEY,
+    enabled boolean NOT NULL DEFAULT true,
+    config  jsonb   NOT NULL
+);
+$sql$;
+    COMMENT ON TABLE pgtrickle.relay_outbox_config IS 'pgtrickle-relay: forward pipelines, outbox to broker';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('table', 'pgtrickle.relay_inbox_config', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE TABLE pgtrickle.relay_inbox_config (
+    name    text    NOT NULL PRIMARY KEY,
+    enabled boolean NOT NULL DEFAULT true,
+    config  jsonb   NOT NULL
+);
+$sql$;
+    COMMENT ON TABLE pgtrickle.relay_inbox_config IS 'pgtrickle-relay: reverse pipelines, broker to inbox';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('table', 'pgtrickle.relay_consumer_offsets', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE TABLE pgtrickle.relay_consumer_offsets (
+    relay_group_id text        NOT NULL,
+    pipeline_id    text        NOT NULL,
+    last_change_id bigint      NOT NULL DEFAULT 0,
+    worker_id      text,
+    updated_at     timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (relay_group_id, pipeline_id)
+);
+$sql$;
+    COMMENT ON TABLE pgtrickle.relay_consumer_offsets IS 'pgtrickle-relay: public view of how far each forward pipeline is';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('table', 'pgtrickle.relay_instances', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE TABLE pgtrickle.relay_instances (
+    instance_id    text        NOT NULL PRIMARY KEY,
+    relay_group_id text        NOT NULL,
+    binary_name    text,
+    version        text,
+    backends       text[]      NOT NULL,
+    hostname       text,
+    pid            integer,
+    lock_key       bigint      NOT NULL,
+    draining       boolean     NOT NULL DEFAULT false,
+    started_at     timestamptz NOT NULL DEFAULT now()
+);
+$sql$;
+    COMMENT ON TABLE pgtrickle.relay_instances IS 'pgtrickle-relay: relay processes; lock_key is held as an advisory lock for as long as the process lives';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('table', 'pgtrickle.relay_cursors', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+-- Rewritten at every checkpoint: the free space in each page keeps the updates HOT.
+CREATE TABLE pgtrickle.relay_cursors (
+    relay_group_id    text        NOT NULL,
+    direction         text        NOT NULL CHECK (direction IN ('forward', 'reverse')),
+    pipeline          text        NOT NULL,
+    epoch             bigint      NOT NULL DEFAULT 0,
+    owner             text,
+    source            text,
+    checkpoint        jsonb,
+    last_id           bigint      NOT NULL DEFAULT 0,
+    sink_position     text,
+    delivered         bigint      NOT NULL DEFAULT 0,
+    skipped           bigint      NOT NULL DEFAULT 0,
+    dead_lettered     bigint      NOT NULL DEFAULT 0,
+    system_identifier text,
+    status            text        NOT NULL DEFAULT 'new',
+    error             text,
+    updated_at        timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (relay_group_id, direction, pipeline)
+) WITH (fillfactor = 50);
+$sql$;
+    COMMENT ON TABLE pgtrickle.relay_cursors IS 'pgtrickle-relay: checkpoint and lease epoch of each pipeline in each group';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('table', 'pgtrickle.relay_dead_letters', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE TABLE pgtrickle.relay_dead_letters (
+    id             bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    relay_group_id text        NOT NULL,
+    direction      text        NOT NULL CHECK (direction IN ('forward', 'reverse')),
+    pipeline       text        NOT NULL,
+    message_id     text        NOT NULL,
+    key            text        NOT NULL DEFAULT '',
+    subject        text,
+    op             text,
+    body           bytea       NOT NULL,
+    before         bytea,
+    content_type   text,
+    headers        jsonb       NOT NULL DEFAULT '[]',
+    stream_table   text,
+    outbox_id      bigint,
+    refresh_id     text,
+    full_refresh   boolean     NOT NULL DEFAULT false,
+    origin         text,
+    message_time   timestamptz,
+    error          text        NOT NULL,
+    class          text        NOT NULL,
+    attempts       integer     NOT NULL DEFAULT 1,
+    status         text        NOT NULL CHECK (status IN ('dead', 'parked', 'retry')),
+    created_at     timestamptz NOT NULL DEFAULT now(),
+    updated_at     timestamptz NOT NULL DEFAULT now(),
+    UNIQUE (relay_group_id, direction, pipeline, message_id)
+);
+$sql$;
+    COMMENT ON TABLE pgtrickle.relay_dead_letters IS 'pgtrickle-relay: messages that no retry can deliver, and those parked behind one of the same key';
+END $do$;
+
+CREATE INDEX IF NOT EXISTS relay_dead_letters_by_key
+    ON pgtrickle.relay_dead_letters (relay_group_id, direction, pipeline, key, id);
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('table', 'pgtrickle.relay_backend_keys', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE TABLE pgtrickle.relay_backend_keys (
+    backend       text    NOT NULL,
+    direction     text    NOT NULL CHECK (direction IN ('forward', 'reverse')),
+    key           text    NOT NULL,
+    type          text    NOT NULL,
+    required      boolean NOT NULL DEFAULT false,
+    aliases       text[]  NOT NULL DEFAULT '{}',
+    enum          text[]  NOT NULL DEFAULT '{}',
+    doc           text    NOT NULL DEFAULT '',
+    unit          text,
+    minimum       bigint,
+    default_value jsonb,
+    position      integer NOT NULL DEFAULT 0,
+    PRIMARY KEY (backend, direction, key)
+);
+$sql$;
+    COMMENT ON TABLE pgtrickle.relay_backend_keys IS 'pgtrickle-relay: what each backend accepts in a configuration; backend * holds the keys of every pipeline';
+END $do$;
+
+-- Outboxes and inboxes: the extension's own catalog where it is installed.
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('table', 'pgtrickle.pgt_outbox_config', true) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE TABLE pgtrickle.pgt_outbox_config (
+    stream_table_oid   oid         NOT NULL PRIMARY KEY,
+    stream_table_name  text        NOT NULL,
+    outbox_table_name  text        NOT NULL CONSTRAINT uq_outbox_table_name UNIQUE,
+    retention_hours    integer     NOT NULL DEFAULT 24,
+    created_at         timestamptz NOT NULL DEFAULT now(),
+    last_drained_at    timestamptz,
+    last_drained_count bigint      NOT NULL DEFAULT 0
+);
+CREATE INDEX idx_pgt_outbox_config_name ON pgtrickle.pgt_outbox_config (stream_table_name);
+$sql$;
+    COMMENT ON TABLE pgtrickle.pgt_outbox_config IS 'pgtrickle-relay: outboxes; stream_table_oid is the table''s oid';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('table', 'pgtrickle.relay_outboxes', true) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+-- Names and not oids, because a dump and restore changes oids.
+CREATE TABLE pgtrickle.relay_outboxes (
+    outbox_table_name text NOT NULL PRIMARY KEY,
+    stream_schema     text,
+    stream_table      text,
+    capture_function  text,
+    truncate_policy   text NOT NULL DEFAULT 'delete' CHECK (truncate_policy IN ('delete', 'refuse', 'ignore')),
+    granted_to        text
+);
+$sql$;
+    COMMENT ON TABLE pgtrickle.relay_outboxes IS 'pgtrickle-relay: what the extension''s catalog has no column for: where an outbox''s rows come from';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('table', 'pgtrickle.pgt_consumer_groups', true) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE TABLE pgtrickle.pgt_consumer_groups (
+    group_name        text NOT NULL PRIMARY KEY,
+    outbox_name       text NOT NULL,
+    auto_offset_reset text NOT NULL DEFAULT 'latest' CHECK (auto_offset_reset IN ('earliest', 'latest')),
+    created_at        timestamptz DEFAULT now()
+);
+CREATE INDEX idx_pgt_consumer_groups_outbox ON pgtrickle.pgt_consumer_groups (outbox_name);
+$sql$;
+    COMMENT ON TABLE pgtrickle.pgt_consumer_groups IS 'pgtrickle-relay: consumer groups of outboxes';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('table', 'pgtrickle.pgt_consumer_offsets', true) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE TABLE pgtrickle.pgt_consumer_offsets (
+    group_name        text        NOT NULL REFERENCES pgtrickle.pgt_consumer_groups ON DELETE CASCADE,
+    consumer_id       text        NOT NULL,
+    committed_offset  bigint      NOT NULL DEFAULT 0,
+    last_committed_at timestamptz,
+    last_heartbeat_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (group_name, consumer_id)
+);
+$sql$;
+    COMMENT ON TABLE pgtrickle.pgt_consumer_offsets IS 'pgtrickle-relay: offsets of consumers';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('table', 'pgtrickle.pgt_consumer_leases', true) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE TABLE pgtrickle.pgt_consumer_leases (
+    group_name    text        NOT NULL,
+    consumer_id   text        NOT NULL,
+    batch_start   bigint      NOT NULL,
+    batch_end     bigint      NOT NULL,
+    lease_expires timestamptz NOT NULL,
+    PRIMARY KEY (group_name, consumer_id),
+    FOREIGN KEY (group_name, consumer_id) REFERENCES pgtrickle.pgt_consumer_offsets ON DELETE CASCADE
+);
+$sql$;
+    COMMENT ON TABLE pgtrickle.pgt_consumer_leases IS 'pgtrickle-relay: batches that consumers hold';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('table', 'pgtrickle.pgt_inbox_config', true) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE TABLE pgtrickle.pgt_inbox_config (
+    inbox_name          text        NOT NULL PRIMARY KEY,
+    inbox_schema        text        NOT NULL DEFAULT 'pgtrickle',
+    max_retries         integer     NOT NULL DEFAULT 3,
+    schedule            text        NOT NULL DEFAULT '1s',
+    with_dead_letter    boolean     NOT NULL DEFAULT true,
+    with_stats          boolean     NOT NULL DEFAULT true,
+    retention_hours     integer     NOT NULL DEFAULT 72,
+    id_column           text        NOT NULL DEFAULT 'event_id',
+    processed_at_column text        NOT NULL DEFAULT 'processed_at',
+    retry_count_column  text        NOT NULL DEFAULT 'retry_count',
+    error_column        text        NOT NULL DEFAULT 'error',
+    received_at_column  text        NOT NULL DEFAULT 'received_at',
+    event_type_column   text        NOT NULL DEFAULT 'event_type',
+    is_managed          boolean     NOT NULL DEFAULT true,
+    created_at          timestamptz NOT NULL DEFAULT now()
+);
+$sql$;
+    COMMENT ON TABLE pgtrickle.pgt_inbox_config IS 'pgtrickle-relay: inboxes';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('table', 'pgtrickle.pgt_inbox_ordering_config', true) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE TABLE pgtrickle.pgt_inbox_ordering_config (
+    inbox_name       text        NOT NULL PRIMARY KEY REFERENCES pgtrickle.pgt_inbox_config ON DELETE CASCADE,
+    aggregate_id_col text        NOT NULL,
+    sequence_num_col text        NOT NULL,
+    created_at       timestamptz NOT NULL DEFAULT now()
+);
+$sql$;
+    COMMENT ON TABLE pgtrickle.pgt_inbox_ordering_config IS 'pgtrickle-relay: order of inboxes';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('table', 'pgtrickle.pgt_inbox_priority_config', true) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE TABLE pgtrickle.pgt_inbox_priority_config (
+    inbox_name   text        NOT NULL PRIMARY KEY REFERENCES pgtrickle.pgt_inbox_config ON DELETE CASCADE,
+    priority_col text        NOT NULL,
+    tiers        jsonb,
+    created_at   timestamptz NOT NULL DEFAULT now()
+);
+$sql$;
+    COMMENT ON TABLE pgtrickle.pgt_inbox_priority_config IS 'pgtrickle-relay: priorities of inboxes';
+END $do$;
+
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (1, 'tables', '4858d5d44392761c')
+    ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
+    WHERE relay_migrations.checksum <> excluded.checksum;
+
+-- What is wrong with a configuration, in the words and by the rules of package
+-- relaycfg and of the catalog's normaliser. The keys are those of the backends'
+-- Go structs, which migrate puts into relay_backend_keys.
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_distance(text, text)', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_distance(a text, b text) RETURNS integer
+LANGUAGE plpgsql IMMUTABLE STRICT SET search_path = pg_catalog, pg_temp AS $fn$
+DECLARE
+    before integer[];
+    prev   integer[] := ARRAY(SELECT generate_series(0, length(b)));
+    cur    integer[];
+    d      integer;
+BEGIN
+    FOR i IN 1..length(a) LOOP
+        cur := ARRAY[i];
+        FOR j IN 1..length(b) LOOP
+            d := least(cur[j] + 1, prev[j + 1] + 1,
+                       prev[j] + CASE WHEN substr(a, i, 1) = substr(b, j, 1) THEN 0 ELSE 1 END);
+            IF i > 1 AND j > 1 AND substr(a, i, 1) = substr(b, j - 1, 1) AND substr(a, i - 1, 1) = substr(b, j, 1) THEN
+                d := least(d, before[j - 1] + 1);
+            END IF;
+            cur[j + 1] := d;
+        END LOOP;
+        before := prev;
+        prev := cur;
+    END LOOP;
+    RETURN prev[length(b) + 1];
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_distance(text, text) IS 'pgtrickle-relay: insertions, deletions, substitutions and swaps of neighbours between two words';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_nearest(text, text[])', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_nearest(word text, candidates text[]) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+    SELECT c FROM (
+        SELECT c, n, pgtrickle._relay_distance(left(word, 100), c) AS d, greatest(2, length(word) / 3) AS far
+        FROM unnest(candidates) WITH ORDINALITY AS u(c, n)
+        WHERE abs(length(c) - length(word)) <= greatest(2, length(word) / 3)
+    ) near WHERE d <= far ORDER BY d, n LIMIT 1
+$fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_nearest(text, text[]) IS 'pgtrickle-relay: the candidate most like a word, null when none is like it';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_kind(jsonb)', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_kind(v jsonb) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT CASE jsonb_typeof(v)
+        WHEN 'object' THEN 'an object'
+        WHEN 'array' THEN 'a list'
+        WHEN 'string' THEN 'the string ' || v::text
+        ELSE 'the ' || jsonb_typeof(v) || ' ' || v::text
+    END
+$fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_kind(jsonb) IS 'pgtrickle-relay: a JSON value in words, for errors';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_template_problem(text)', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_template_problem(template text) RETURNS text
+LANGUAGE plpgsql IMMUTABLE STRICT SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    variables constant text[] := ARRAY['stream_table', 'op', 'outbox_id', 'refresh_id'];
+    rest text := regexp_replace(template, '\$\{(env|ENV|file):[^}]*\}', '', 'g');
+    open integer;
+    name text;
+    near text;
+BEGIN
+    LOOP
+        open := strpos(rest, '{');
+        EXIT WHEN open = 0;
+        IF substr(rest, open, 2) = '{{' THEN
+            rest := substr(rest, open + 2);
+            CONTINUE;
+        END IF;
+        rest := substr(rest, open);
+        IF strpos(rest, '}') = 0 THEN
+            RETURN format('template "%s": no closing brace for "%s"', template, rest);
+        END IF;
+        name := substr(rest, 2, strpos(rest, '}') - 2);
+        IF NOT name = ANY (variables) AND name !~ '^row\..' THEN
+            near := pgtrickle._relay_nearest(name, variables);
+            RETURN format('template "%s": unknown variable {%s}; ', template, name)
+                || CASE WHEN near IS NULL THEN 'there are {stream_table}, {op}, {outbox_id}, {refresh_id} and {row.FIELD}'
+                        ELSE format('did you mean {%s}?', near) END;
+        END IF;
+        rest := substr(rest, strpos(rest, '}') + 1);
+    END LOOP;
+    RETURN NULL;
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_template_problem(text) IS 'pgtrickle-relay: what is wrong with a template, null when nothing is';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_value_problem(pgtrickle.relay_backend_keys, text, jsonb)', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_value_problem(k pgtrickle.relay_backend_keys, spelled text, v jsonb) RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    kind   text := jsonb_typeof(v);
+    s      text := CASE WHEN jsonb_typeof(v) = 'string' THEN v #>> '{}' END;
+    wants  text := format('wants %s, not %s', k.type, pgtrickle._relay_kind(v));
+    near   text;
+    member record;
+BEGIN
+    -- What a reference stands for is known in the relay's process only.
+    IF kind = 'null' OR s ~ '\$\{(env|ENV|file):' THEN
+        RETURN NULL;
+    END IF;
+    CASE k.type
+    WHEN 'integer', 'number' THEN
+        IF kind <> 'number' OR (k.type = 'integer' AND (v #>> '{}')::numeric % 1 <> 0) THEN
+            RETURN wants;
+        END IF;
+    WHEN 'boolean' THEN
+        IF kind <> 'boolean' THEN
+            RETURN wants;
+        END IF;
+    WHEN 'duration' THEN
+        IF kind = 'number' AND coalesce(k.unit, '') = '' AND spelled !~ '_(ms|seconds)$' THEN
+            RETURN format('wants a duration with a unit, such as "%ss", not the number %s', v, v);
+        ELSIF kind = 'number' AND (v #>> '{}')::numeric < 0 THEN
+            RETURN format('is %s; must not be negative', v);
+        ELSIF kind <> 'number' AND coalesce(s !~ '^\+?(0|(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h))+)$', true) THEN
+            RETURN format('wants a duration such as "250ms" or "30s", not %s', pgtrickle._relay_kind(v));
+        END IF;
+    WHEN 'size' THEN
+        IF (kind = 'number' AND (v #>> '{}')::numeric < 0)
+           OR (kind <> 'number' AND coalesce(s !~* '^[0-9]+(\.[0-9]+)? *([kmg]i?b|b)?$', true)) THEN
+            RETURN format('wants a size such as 65536 or "64MiB", not %s', pgtrickle._relay_kind(v));
+        END IF;
+    WHEN 'list' THEN
+        IF jsonb_typeof(k.default_value -> 0) = 'number' THEN
+            IF kind NOT IN ('number', 'array') OR jsonb_path_exists(v, '$[*] ? (@.type() != "number")') THEN
+                RETURN wants;
+            END IF;
+        ELSIF kind NOT IN ('string', 'array') OR jsonb_path_exists(v, '$[*] ? (@.type() != "string")') THEN
+            RETURN wants;
+        END IF;
+    WHEN 'object' THEN
+        IF kind <> 'object' THEN
+            RETURN wants;
+        END IF;
+        FOR member IN SELECT key, value FROM jsonb_each(v) LOOP
+            IF jsonb_typeof(member.value) <> 'string' THEN
+                RETURN format('wants strings as values, but %s has %s', member.key, pgtrickle._relay_kind(member.value));
+            ELSIF k.backend = '*' AND pgtrickle._relay_template_problem(member.value #>> '{}') IS NOT NULL THEN
+                RETURN format('%s: %s', member.key, pgtrickle._relay_template_problem(member.value #>> '{}'));
+            END IF;
+        END LOOP;
+    WHEN 'secret' THEN
+        -- The value stays out of the error.
+        IF kind NOT IN ('string', 'array') OR jsonb_path_exists(v, '$[*] ? (@.type() != "string")') THEN
+            RETURN 'wants a string';
+        END IF;
+    ELSE
+        IF kind <> 'string' THEN
+            RETURN wants;
+        ELSIF k.type = 'template' AND pgtrickle._relay_template_problem(s) IS NOT NULL THEN
+            RETURN pgtrickle._relay_template_problem(s);
+        END IF;
+    END CASE;
+    IF k.minimum IS NOT NULL AND kind = 'number' AND (v #>> '{}')::numeric < k.minimum THEN
+        RETURN format('is %s; must be at least %s', v, k.minimum);
+    END IF;
+    IF cardinality(k.enum) > 0 AND s IS NOT NULL AND NOT s = ANY (k.enum) THEN
+        near := pgtrickle._relay_nearest(s, k.enum);
+        RETURN format('unknown value "%s"; ', s)
+            || CASE WHEN near IS NULL THEN 'must be one of ' || array_to_string(k.enum, ', ')
+                    ELSE format('did you mean "%s"?', near) END;
+    END IF;
+    RETURN NULL;
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_value_problem(pgtrickle.relay_backend_keys, text, jsonb) IS 'pgtrickle-relay: what is wrong with the value of a key, null when nothing is';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_find_key(text, text, text)', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_find_key(p_backend text, p_direction text, p_spelled text)
+RETURNS SETOF pgtrickle.relay_backend_keys
+LANGUAGE sql STABLE SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+    SELECT k.* FROM pgtrickle.relay_backend_keys k
+    WHERE k.backend = p_backend AND k.direction = p_direction AND k.type <> 'backend'
+      AND (p_spelled = k.key OR p_spelled = ANY (k.aliases)
+           OR (k.type = 'duration' AND p_spelled ~ '_(ms|seconds)$'
+               AND regexp_replace(p_spelled, '_(ms|seconds)$', '') = ANY (k.aliases || k.key)))
+    ORDER BY (p_spelled = k.key) DESC, k.position LIMIT 1
+$fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_find_key(text, text, text) IS 'pgtrickle-relay: the key that a configuration spells so, by its name, an alias, or either with a unit';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_key_names(text, text, text)', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_key_names(p_backend text, p_direction text, p_prefix text) RETURNS text[]
+LANGUAGE sql STABLE SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+    SELECT coalesce(array_agg(p_prefix || n ORDER BY k.position, u.i), '{}')
+    FROM pgtrickle.relay_backend_keys k, unnest(k.key || k.aliases) WITH ORDINALITY AS u(n, i)
+    WHERE k.backend = p_backend AND k.direction = p_direction AND k.type <> 'backend'
+$fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_key_names(text, text, text) IS 'pgtrickle-relay: names and aliases of a backend''s keys, each behind a prefix';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_unknown(text, text[])', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_unknown(p_path text, p_candidates text[]) RETURNS text
+LANGUAGE sql STABLE SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+    SELECT format('key "%s": unknown key; ', p_path)
+        || coalesce('did you mean "' || pgtrickle._relay_nearest(p_path, p_candidates) || '"?',
+                    'valid keys are ' || array_to_string(ARRAY(SELECT unnest(p_candidates) ORDER BY 1), ', '))
+$fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_unknown(text, text[]) IS 'pgtrickle-relay: the problem of a key that does not exist';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_config_problems(text, jsonb)', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_config_problems(p_direction text, p_config jsonb) RETURNS text[]
+LANGUAGE plpgsql STABLE SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    far       constant text := CASE p_direction WHEN 'forward' THEN 'sink' ELSE 'source' END;
+    near      constant text := CASE p_direction WHEN 'forward' THEN 'source' ELSE 'sink' END;
+    near_type constant text[] := CASE p_direction WHEN 'forward' THEN ARRAY['outbox'] ELSE ARRAY['pg-inbox', 'pg_inbox', 'inbox'] END;
+    problems  text[] := '{}';
+    spelled   text;                        -- the backend as the configuration says it
+    own       text;                        -- its own name
+    prefix    text;
+    type_path text;
+    item      record;
+    k         pgtrickle.relay_backend_keys;
+    rest      text;
+    other     text;
+    seen      jsonb := '{}';               -- "backend key" -> path
+    problem   text;
+    nested    boolean;
+    candidate text;
+BEGIN
+    IF p_config IS NULL OR jsonb_typeof(p_config) <> 'object' THEN
+        RETURN ARRAY['config is not a JSON object'];
+    END IF;
+    FOREACH candidate IN ARRAY ARRAY[far, near] LOOP
+        IF jsonb_typeof(p_config -> candidate) NOT IN ('object', 'null') THEN
+            problems := problems || format('key "%s": wants an object, not %s', candidate, pgtrickle._relay_kind(p_config -> candidate));
+        END IF;
+        FOREACH type_path IN ARRAY ARRAY[candidate || '_type', candidate || '.type'] LOOP
+            IF jsonb_typeof(p_config #> string_to_array(type_path, '.')) NOT IN ('string', 'null') THEN
+                problems := problems || format('key "%s": wants string, not %s', type_path,
+                                               pgtrickle._relay_kind(p_config #> string_to_array(type_path, '.')));
+            END IF;
+        END LOOP;
+    END LOOP;
+    IF problems <> '{}' THEN
+        RETURN problems;
+    END IF;
+
+    -- The near end is ours; the far end is a backend.
+    spelled := coalesce(nullif(p_config ->> (near || '_type'), ''), nullif(p_config -> near ->> 'type', ''));
+    IF NOT spelled = ANY (near_type) THEN
+        problems := problems || format('key "%s": is "%s"; leave it out, or say "%s"',
+            CASE WHEN p_config ? (near || '_type') THEN near || '_type' ELSE near || '.type' END, spelled, near_type[1]);
+    END IF;
+    nested := coalesce(jsonb_typeof(p_config -> far) = 'object', false);
+    spelled := coalesce(nullif(p_config ->> (far || '_type'), ''), nullif(p_config -> far ->> 'type', ''));
+    type_path := CASE WHEN p_config ->> (far || '_type') <> '' OR NOT nested THEN far || '_type' ELSE far || '.type' END;
+    IF spelled IS NULL THEN
+        RETURN problems || format('key "%s": is required; there are %s', type_path,
+            (SELECT string_agg(t.backend, ', ' ORDER BY t.backend) FROM pgtrickle.relay_backend_keys t WHERE t.direction = p_direction AND t.type = 'backend'));
+    END IF;
+    IF nullif(p_config -> far ->> 'type', '') <> spelled THEN
+        problems := problems || format('key "%s": is "%s", but %s.type is "%s"', type_path, spelled, far, p_config -> far ->> 'type');
+    END IF;
+    SELECT t.backend INTO own FROM pgtrickle.relay_backend_keys t
+        WHERE t.direction = p_direction AND t.type = 'backend' AND (t.backend = spelled OR spelled = ANY (t.aliases));
+    IF own IS NULL THEN
+        IF EXISTS (SELECT FROM pgtrickle.relay_backend_keys t WHERE t.type = 'backend' AND (t.backend = spelled OR spelled = ANY (t.aliases))) THEN
+            RETURN problems || format('key "%s": backend "%s" has no %s', type_path, spelled, far);
+        END IF;
+        candidate := pgtrickle._relay_nearest(spelled, ARRAY(
+            SELECT unnest(t.backend || t.aliases) FROM pgtrickle.relay_backend_keys t WHERE t.direction = p_direction AND t.type = 'backend'));
+        RETURN problems || (format('key "%s": unknown backend "%s"; ', type_path, spelled)
+            || coalesce('did you mean "' || candidate || '"?', 'there are ' || (
+                SELECT string_agg(t.backend, ', ' ORDER BY t.backend) FROM pgtrickle.relay_backend_keys t
+                WHERE t.direction = p_direction AND t.type = 'backend')));
+    END IF;
+    prefix := replace(own, '-', '_') || '_';
+
+    FOR item IN
+        SELECT 'top' AS at, e.key AS name, e.key AS path, e.value FROM jsonb_each(p_config) e
+            WHERE e.key NOT IN ('sink', 'source', 'sink_type', 'source_type')
+        UNION ALL SELECT 'far', e.key, far || '.' || e.key, e.value
+            FROM jsonb_each(CASE WHEN nested THEN p_config -> far ELSE '{}' END) e WHERE e.key <> 'type'
+        UNION ALL SELECT 'near', e.key, near || '.' || e.key, e.value
+            FROM jsonb_each(CASE WHEN jsonb_typeof(p_config -> near) = 'object' THEN p_config -> near ELSE '{}' END) e WHERE e.key <> 'type'
+        ORDER BY 3
+    LOOP
+        k := NULL;
+        other := NULL;
+        problem := NULL;
+        IF item.at = 'far' THEN            -- the backend's keys go before the common ones
+            SELECT f.* INTO k FROM pgtrickle._relay_find_key(own, p_direction, item.name) f;
+        END IF;
+        IF k.key IS NULL THEN
+            SELECT f.* INTO k FROM pgtrickle._relay_find_key('*', p_direction, item.name) f;
+        END IF;
+        IF k.key IS NULL AND item.at = 'top' THEN
+            FOREACH candidate IN ARRAY ARRAY[prefix, replace(spelled, '-', '_') || '_'] || ARRAY(
+                SELECT replace(a, '-', '_') || '_' FROM pgtrickle.relay_backend_keys t, unnest(t.aliases) a
+                WHERE t.backend = own AND t.direction = p_direction AND t.type = 'backend')
+            LOOP
+                rest := CASE WHEN starts_with(item.name, candidate) THEN substr(item.name, length(candidate) + 1) END;
+                IF rest <> '' THEN
+                    SELECT f.* INTO k FROM pgtrickle._relay_find_key(own, p_direction, rest) f;
+                    EXIT;
+                END IF;
+            END LOOP;
+            IF k.key IS NULL THEN          -- such as inbox_table of a pg-inbox sink
+                SELECT t.* INTO k FROM pgtrickle.relay_backend_keys t
+                    WHERE t.backend = own AND t.direction = p_direction AND t.type <> 'backend' AND item.name = ANY (t.aliases);
+            END IF;
+            IF k.key IS NULL THEN
+                SELECT t.backend INTO other FROM pgtrickle.relay_backend_keys t
+                    WHERE t.direction = p_direction AND t.type = 'backend' AND t.backend <> own
+                      AND starts_with(item.name, replace(t.backend, '-', '_') || '_');
+            END IF;
+        END IF;
+
+        IF other IS NOT NULL THEN
+            problem := format('key "%s": belongs to backend "%s", but %s_type is "%s"', item.path, other, far, spelled);
+        ELSIF k.key IS NULL THEN
+            problem := pgtrickle._relay_unknown(item.path, CASE item.at
+                WHEN 'top' THEN pgtrickle._relay_key_names('*', p_direction, '') || pgtrickle._relay_key_names(own, p_direction, prefix)
+                                || ARRAY[far, far || '_type']
+                WHEN 'far' THEN pgtrickle._relay_key_names(own, p_direction, far || '.') || pgtrickle._relay_key_names('*', p_direction, far || '.')
+                ELSE pgtrickle._relay_key_names('*', p_direction, near || '.') END);
+        ELSIF jsonb_typeof(item.value) = 'null' THEN
+            CONTINUE;
+        ELSIF seen ? (k.backend || ' ' || k.key) THEN
+            problem := format('key "%s": says the same as "%s"; keep one', item.path, seen ->> (k.backend || ' ' || k.key));
+        ELSE
+            seen := seen || jsonb_build_object(k.backend || ' ' || k.key, item.path);
+            problem := format('key "%s": ', item.path) || coalesce(
+                pgtrickle._relay_value_problem(k, item.name, item.value),
+                CASE WHEN k.required AND item.value IN ('""', '[]') THEN 'is required: ' || k.doc END);
+        END IF;
+        problems := problems || problem;
+    END LOOP;
+
+    FOR k IN SELECT t.* FROM pgtrickle.relay_backend_keys t
+        WHERE t.direction = p_direction AND t.backend IN ('*', own) AND t.required ORDER BY t.backend, t.position
+    LOOP
+        IF NOT seen ? (k.backend || ' ' || k.key) THEN
+            problems := problems || format('key "%s": is required: %s', CASE
+                WHEN k.backend = '*' THEN k.key
+                WHEN nested THEN far || '.' || k.key
+                ELSE prefix || k.key END, k.doc);
+        END IF;
+    END LOOP;
+    IF spelled = 'file' AND NOT seen ? (own || ' path') THEN
+        problems := problems || format('key "%s": is required when %s_type is "file"', CASE WHEN nested THEN far || '.' ELSE prefix END || 'path', far);
+    END IF;
+    RETURN array_remove(problems, NULL);
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_config_problems(text, jsonb) IS 'pgtrickle-relay: everything that is wrong with a configuration';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_check_config(text, text, jsonb)', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_check_config(p_direction text, p_name text, p_config jsonb) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    problems text[];
+BEGIN
+    IF coalesce(p_name, '') = '' THEN
+        RAISE EXCEPTION 'relay.invalid_config: pipeline name must not be empty';
+    END IF;
+    problems := pgtrickle._relay_config_problems(p_direction, p_config);
+    IF problems <> '{}' THEN
+        RAISE EXCEPTION 'relay.invalid_config: %', array_to_string(problems, '; ')
+            USING HINT = 'SELECT key, type, required, doc FROM pgtrickle.relay_backend_keys lists what each backend accepts.';
+    END IF;
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_check_config(text, text, jsonb) IS 'pgtrickle-relay: refuses a pipeline whose configuration is wrong';
+END $do$;
+
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (2, 'validation', '0600cd226cba97f0')
+    ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
+    WHERE relay_migrations.checksum <> excluded.checksum;
+
+-- Pipelines: the extension's functions with its signatures and error texts, and
+-- the documented form set_relay_outbox('name', config => '{…}').
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle.relay_config_notify()', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle.relay_config_notify() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    changed record;
+BEGIN
+    IF TG_OP = 'DELETE' THEN
+        changed := OLD;
+    ELSE
+        changed := NEW;
+    END IF;
+    PERFORM pg_notify('pgtrickle_relay_config', json_build_object(
+        'direction', TG_TABLE_NAME, 'event', TG_OP, 'name', changed.name, 'enabled', changed.enabled)::text);
+    RETURN changed;
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle.relay_config_notify() IS 'pgtrickle-relay: tells running relays that a pipeline has changed';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('trigger', 'pgtrickle.relay_outbox_config', false) THEN
+        RETURN;
+    END IF;
+    DROP TRIGGER IF EXISTS relay_outbox_config_notify ON pgtrickle.relay_outbox_config;
+    EXECUTE $sql$
+CREATE TRIGGER relay_outbox_config_notify AFTER INSERT OR UPDATE OR DELETE ON pgtrickle.relay_outbox_config
+    FOR EACH ROW EXECUTE FUNCTION pgtrickle.relay_config_notify();
+$sql$;
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('trigger', 'pgtrickle.relay_inbox_config', false) THEN
+        RETURN;
+    END IF;
+    DROP TRIGGER IF EXISTS relay_inbox_config_notify ON pgtrickle.relay_inbox_config;
+    EXECUTE $sql$
+CREATE TRIGGER relay_inbox_config_notify AFTER INSERT OR UPDATE OR DELETE ON pgtrickle.relay_inbox_config
+    FOR EACH ROW EXECUTE FUNCTION pgtrickle.relay_config_notify();
+$sql$;
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle.set_relay_outbox(text, text, text, jsonb, integer, boolean)', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle.set_relay_outbox(
+    p_name text, p_outbox text, p_group text, p_sink jsonb, p_retention_hours integer DEFAULT 24, p_enabled boolean DEFAULT true
+) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+#variable_conflict use_column
+DECLARE
+    stored jsonb;
+BEGIN
+    IF coalesce(p_sink ->> 'type', '') = '' THEN
+        RAISE EXCEPTION 'relay.invalid_config: sink JSONB must contain a "type" key. Got: %', p_sink;
+    END IF;
+    IF coalesce(p_outbox, '') = '' THEN
+        RAISE EXCEPTION 'relay.invalid_config: outbox name must not be empty';
+    END IF;
+    stored := jsonb_build_object(
+        'source_type', 'outbox',
+        'source', jsonb_build_object('outbox', p_outbox, 'group', p_group, 'retention_hours', p_retention_hours),
+        'sink_type', p_sink ->> 'type',
+        'sink', p_sink);
+    PERFORM pgtrickle._relay_check_config('forward', p_name, stored - 'sink_type');
+    INSERT INTO pgtrickle.relay_outbox_config (name, enabled, config) VALUES (p_name, p_enabled, stored)
+        ON CONFLICT (name) DO UPDATE SET enabled = excluded.enabled, config = excluded.config;
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle.set_relay_outbox(text, text, text, jsonb, integer, boolean) IS 'pgtrickle-relay: creates or replaces a forward pipeline';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle.set_relay_inbox(text, text, jsonb, integer, text, boolean, integer, boolean)', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle.set_relay_inbox(
+    p_name text, p_inbox text, p_source jsonb, p_max_retries integer DEFAULT 3, p_schedule text DEFAULT '1s',
+    p_with_dead_letter boolean DEFAULT true, p_retention_hours integer DEFAULT 24, p_enabled boolean DEFAULT true
+) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+#variable_conflict use_column
+DECLARE
+    stored jsonb;
+BEGIN
+    IF coalesce(p_source ->> 'type', '') = '' THEN
+        RAISE EXCEPTION 'relay.invalid_config: source JSONB must contain a "type" key. Got: %', p_source;
+    END IF;
+    IF coalesce(p_inbox, '') = '' THEN
+        RAISE EXCEPTION 'relay.invalid_config: inbox name must not be empty';
+    END IF;
+    stored := jsonb_build_object(
+        'source_type', p_source ->> 'type',
+        'source', p_source,
+        'sink_type', 'pg-inbox',
+        'sink', jsonb_build_object('inbox', p_inbox, 'max_retries', p_max_retries, 'schedule', p_schedule,
+                                   'with_dead_letter', p_with_dead_letter, 'retention_hours', p_retention_hours));
+    PERFORM pgtrickle._relay_check_config('reverse', p_name, stored - 'source_type');
+    INSERT INTO pgtrickle.relay_inbox_config (name, enabled, config) VALUES (p_name, p_enabled, stored)
+        ON CONFLICT (name) DO UPDATE SET enabled = excluded.enabled, config = excluded.config;
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle.set_relay_inbox(text, text, jsonb, integer, text, boolean, integer, boolean) IS 'pgtrickle-relay: creates or replaces a reverse pipeline';
+END $do$;
+
+-- A new pipeline waits for enable_relay; an existing one keeps its state.
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle.set_relay_outbox(text, jsonb)', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle.set_relay_outbox(p_name text, config jsonb) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+#variable_conflict use_column
+BEGIN
+    PERFORM pgtrickle._relay_check_config('forward', p_name, set_relay_outbox.config);
+    INSERT INTO pgtrickle.relay_outbox_config (name, enabled, config) VALUES (p_name, false, set_relay_outbox.config)
+        ON CONFLICT (name) DO UPDATE SET config = excluded.config;
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle.set_relay_outbox(text, jsonb) IS 'pgtrickle-relay: creates or replaces a forward pipeline; a new one is disabled';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle.set_relay_inbox(text, jsonb)', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle.set_relay_inbox(p_name text, config jsonb) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+#variable_conflict use_column
+BEGIN
+    PERFORM pgtrickle._relay_check_config('reverse', p_name, set_relay_inbox.config);
+    INSERT INTO pgtrickle.relay_inbox_config (name, enabled, config) VALUES (p_name, false, set_relay_inbox.config)
+        ON CONFLICT (name) DO UPDATE SET config = excluded.config;
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle.set_relay_inbox(text, jsonb) IS 'pgtrickle-relay: creates or replaces a reverse pipeline; a new one is disabled';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_set_enabled(text, boolean)', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_set_enabled(p_name text, p_enabled boolean) RETURNS void
+LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    forward bigint;
+    reverse bigint;
+BEGIN
+    UPDATE pgtrickle.relay_outbox_config SET enabled = p_enabled WHERE name = p_name;
+    GET DIAGNOSTICS forward = ROW_COUNT;
+    UPDATE pgtrickle.relay_inbox_config SET enabled = p_enabled WHERE name = p_name;
+    GET DIAGNOSTICS reverse = ROW_COUNT;
+    IF forward + reverse = 0 THEN
+        RAISE EXCEPTION 'relay: pipeline "%" not found', p_name USING ERRCODE = 'no_data_found';
+    END IF;
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_set_enabled(text, boolean) IS 'pgtrickle-relay: enables or disables the pipelines of a name';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle.enable_relay(text)', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle.enable_relay(p_name text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+BEGIN
+    PERFORM pgtrickle._relay_set_enabled(p_name, true);
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle.enable_relay(text) IS 'pgtrickle-relay: starts the pipelines of a name';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle.disable_relay(text)', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle.disable_relay(p_name text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+BEGIN
+    PERFORM pgtrickle._relay_set_enabled(p_name, false);
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle.disable_relay(text) IS 'pgtrickle-relay: stops the pipelines of a name';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle.delete_relay(text)', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle.delete_relay(p_name text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    forward bigint;
+    reverse bigint;
+BEGIN
+    DELETE FROM pgtrickle.relay_outbox_config WHERE name = p_name;
+    GET DIAGNOSTICS forward = ROW_COUNT;
+    DELETE FROM pgtrickle.relay_inbox_config WHERE name = p_name;
+    GET DIAGNOSTICS reverse = ROW_COUNT;
+    IF forward + reverse = 0 THEN
+        RAISE EXCEPTION 'relay: pipeline "%" not found', p_name USING ERRCODE = 'no_data_found';
+    END IF;
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle.delete_relay(text) IS 'pgtrickle-relay: deletes the pipelines of a name; their checkpoints stay';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle.get_relay_config(text)', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle.get_relay_config(p_name text)
+RETURNS TABLE (name text, direction text, enabled boolean, config jsonb)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT c.name, 'forward'::text, c.enabled, c.config FROM pgtrickle.relay_outbox_config c WHERE c.name = p_name
+        UNION ALL
+        SELECT c.name, 'reverse'::text, c.enabled, c.config FROM pgtrickle.relay_inbox_config c WHERE c.name = p_name;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'relay: pipeline "%" not found', p_name USING ERRCODE = 'no_data_found';
+    END IF;
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle.get_relay_config(text) IS 'pgtrickle-relay: the pipelines of a name, one for each direction';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle.list_relay_configs()', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle.list_relay_configs()
+RETURNS TABLE (name text, direction text, enabled boolean, config jsonb)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT c.name, 'forward'::text, c.enabled, c.config FROM pgtrickle.relay_outbox_config c
+        UNION ALL
+        SELECT c.name, 'reverse'::text, c.enabled, c.config FROM pgtrickle.relay_inbox_config c
+        ORDER BY 1, 2;
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle.list_relay_configs() IS 'pgtrickle-relay: all pipelines, by name';
+END $do$;
+
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (3, 'pipelines', 'c489ccef2c68b64f')
+    ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
+    WHERE relay_migrations.checksum <> excluded.checksum;
+
+-- Dead letters: what cannot be delivered, and what waits behind it. A running
+-- relay learns of a retry or discard on channel pgtrickle_relay_dlq.
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_dlq_match(pgtrickle.relay_dead_letters, text, text, bigint[], text, text, timestamptz, timestamptz, text)', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_dlq_match(
+    l pgtrickle.relay_dead_letters, p_pipeline text, p_direction text, p_ids bigint[], p_key text, p_class text,
+    p_before timestamptz, p_after timestamptz, p_group text
+) RETURNS boolean
+LANGUAGE sql STABLE AS $fn$
+    SELECT (p_pipeline IS NULL OR l.pipeline = p_pipeline)
+       AND (p_direction IS NULL OR l.direction = p_direction)
+       AND (p_ids IS NULL OR l.id = ANY (p_ids))
+       AND (p_key IS NULL OR l.key = p_key)
+       AND (p_class IS NULL OR l.class = p_class)
+       AND (p_before IS NULL OR l.created_at < p_before)
+       AND (p_after IS NULL OR l.created_at >= p_after)
+       AND (p_group IS NULL OR l.relay_group_id = p_group)
+$fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_dlq_match(pgtrickle.relay_dead_letters, text, text, bigint[], text, text, timestamptz, timestamptz, text) IS 'pgtrickle-relay: whether a dead letter passes the filters; a null filter passes all';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle.relay_dlq_list(text, text, bigint[], text, text, timestamptz, timestamptz, text)', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle.relay_dlq_list(
+    p_pipeline text DEFAULT NULL, p_direction text DEFAULT NULL, p_ids bigint[] DEFAULT NULL, p_key text DEFAULT NULL,
+    p_class text DEFAULT NULL, p_before timestamptz DEFAULT NULL, p_after timestamptz DEFAULT NULL, p_group text DEFAULT NULL
+) RETURNS TABLE (
+    id bigint, relay_group_id text, direction text, pipeline text, message_id text, key text, subject text, op text,
+    status text, class text, error text, attempts integer, size bigint, body bytea, headers jsonb, stream_table text, outbox_id bigint,
+    origin text, message_time timestamptz, created_at timestamptz, updated_at timestamptz
+)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+    SELECT l.id, l.relay_group_id, l.direction, l.pipeline, l.message_id, l.key, l.subject, l.op,
+           l.status, l.class, l.error, l.attempts, octet_length(l.body)::bigint, l.body, l.headers, l.stream_table, l.outbox_id,
+           l.origin, l.message_time, l.created_at, l.updated_at
+    FROM pgtrickle.relay_dead_letters l
+    WHERE pgtrickle._relay_dlq_match(l, p_pipeline, p_direction, p_ids, p_key, p_class, p_before, p_after, p_group)
+    ORDER BY l.id
+$fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle.relay_dlq_list(text, text, bigint[], text, text, timestamptz, timestamptz, text) IS 'pgtrickle-relay: dead and parked messages, oldest first';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle.relay_dlq_retry(text, text, bigint[], text, text, timestamptz, timestamptz, text)', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle.relay_dlq_retry(
+    p_pipeline text, p_direction text DEFAULT NULL, p_ids bigint[] DEFAULT NULL, p_key text DEFAULT NULL,
+    p_class text DEFAULT NULL, p_before timestamptz DEFAULT NULL, p_after timestamptz DEFAULT NULL, p_group text DEFAULT NULL
+) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    n bigint;
+BEGIN
+    IF p_pipeline IS NULL THEN
+        RAISE EXCEPTION 'relay: name the pipeline whose dead letters to retry';
+    END IF;
+    UPDATE pgtrickle.relay_dead_letters l SET status = 'retry', updated_at = now()
+        WHERE l.status = 'dead'
+          AND pgtrickle._relay_dlq_match(l, p_pipeline, p_direction, p_ids, p_key, p_class, p_before, p_after, p_group);
+    GET DIAGNOSTICS n = ROW_COUNT;
+    IF n > 0 THEN
+        PERFORM pg_notify('pgtrickle_relay_dlq', p_pipeline);
+    END IF;
+    RETURN n;
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle.relay_dlq_retry(text, text, bigint[], text, text, timestamptz, timestamptz, text) IS 'pgtrickle-relay: delivers dead letters again, and then what is parked behind them; returns how many';
+END $do$;
+
+-- Parked messages did nothing wrong: they are discarded only when asked for by id.
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle.relay_dlq_discard(text, text, bigint[], text, text, timestamptz, timestamptz, text)', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle.relay_dlq_discard(
+    p_pipeline text, p_direction text DEFAULT NULL, p_ids bigint[] DEFAULT NULL, p_key text DEFAULT NULL,
+    p_class text DEFAULT NULL, p_before timestamptz DEFAULT NULL, p_after timestamptz DEFAULT NULL, p_group text DEFAULT NULL
+) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    n bigint;
+BEGIN
+    IF p_pipeline IS NULL THEN
+        RAISE EXCEPTION 'relay: name the pipeline whose dead letters to discard';
+    END IF;
+    DELETE FROM pgtrickle.relay_dead_letters l
+        WHERE (l.status = 'dead' OR p_ids IS NOT NULL)
+          AND pgtrickle._relay_dlq_match(l, p_pipeline, p_direction, p_ids, p_key, p_class, p_before, p_after, p_group);
+    GET DIAGNOSTICS n = ROW_COUNT;
+    IF n > 0 THEN
+        PERFORM pg_notify('pgtrickle_relay_dlq', p_pipeline);
+    END IF;
+    RETURN n;
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle.relay_dlq_discard(text, text, bigint[], text, text, timestamptz, timestamptz, text) IS 'pgtrickle-relay: drops dead letters, so that what is parked behind them is delivered; returns how many';
+END $do$;
+
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (4, 'dead_letters', '3d15666e83920486')
+    ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
+    WHERE relay_migrations.checksum <> excluded.checksum;
+
+-- Outboxes on plain tables.
+--
+-- What a caller does to its own table it does with its own rights: the functions
+-- that create and drop triggers run as the caller, so that PostgreSQL itself asks
+-- who may. Only what belongs to us is made by SECURITY DEFINER functions, and
+-- these ask for themselves whether the caller owns the table.
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_caller()', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_caller() RETURNS name
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT coalesce(nullif(current_setting('role', true), 'none'), session_user::text)::name
+$fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_caller() IS 'pgtrickle-relay: the role that called the SECURITY DEFINER function which calls this one';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_name(text, text)', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_name(base text, suffix text) RETURNS text
+LANGUAGE plpgsql IMMUTABLE STRICT SET search_path = pg_catalog, pg_temp AS $fn$
+DECLARE
+    room constant integer := 63 - octet_length(suffix);
+    cut  text := left(base, room);
+BEGIN
+    WHILE octet_length(cut) > room LOOP
+        cut := left(cut, -1);
+    END LOOP;
+    RETURN cut || suffix;
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_name(text, text) IS 'pgtrickle-relay: base and suffix as one identifier of at most 63 bytes';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_outbox_table(text, name[])', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+-- An unqualified table is looked for in p_path, and everywhere when that is empty.
+CREATE OR REPLACE FUNCTION pgtrickle._relay_outbox_table(p_name text, p_path name[] DEFAULT '{}') RETURNS text
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    ident text[];
+    found text[];
+BEGIN
+    SELECT ARRAY[c.outbox_table_name] INTO found FROM pgtrickle.pgt_outbox_config c WHERE c.outbox_table_name = p_name;
+    IF found IS NOT NULL THEN
+        RETURN found[1];
+    END IF;
+    BEGIN
+        ident := parse_ident(p_name);
+    EXCEPTION WHEN invalid_parameter_value THEN
+        ident := NULL; -- not SQL syntax: it can still be a name as it is
+    END;
+    SELECT array_agg(c.outbox_table_name) INTO found FROM pgtrickle.pgt_outbox_config c
+        WHERE p_name = 'pgtrickle.' || c.outbox_table_name OR ident IN (ARRAY[c.outbox_table_name], ARRAY['pgtrickle', c.outbox_table_name]);
+    IF found IS NULL AND to_regclass('pgtrickle.relay_outboxes') IS NULL THEN
+        SELECT array_agg(c.outbox_table_name) INTO found FROM pgtrickle.pgt_outbox_config c
+            WHERE c.stream_table_name IN (p_name, ident[cardinality(ident)], substr(p_name, strpos(p_name, '.') + 1));
+    ELSIF found IS NULL THEN
+        SELECT array_agg(o.outbox_table_name) INTO found
+            FROM pgtrickle.relay_outboxes o JOIN pgtrickle.pgt_outbox_config c USING (outbox_table_name)
+            WHERE o.stream_schema IS NULL AND (c.stream_table_name = p_name OR ident = ARRAY[c.stream_table_name]);
+    END IF;
+    IF found IS NULL AND to_regclass('pgtrickle.relay_outboxes') IS NOT NULL THEN
+        SELECT array_agg(t.outbox_table_name ORDER BY array_position(p_path, t.s::name)) INTO found FROM (
+            SELECT o.outbox_table_name, coalesce(n.nspname::text, o.stream_schema) AS s, coalesce(r.relname::text, o.stream_table) AS t
+            FROM pgtrickle.relay_outboxes o
+            LEFT JOIN pg_class r ON r.oid = pgtrickle._relay_stream_oid(o.outbox_table_name)
+            LEFT JOIN pg_namespace n ON n.oid = r.relnamespace
+            WHERE o.stream_schema IS NOT NULL) t
+            WHERE p_name = t.s || '.' || t.t OR ident = ARRAY[t.s, t.t]
+               OR ((p_name = t.t OR ident = ARRAY[t.t]) AND (p_path = '{}' OR t.s::name = ANY (p_path)));
+        IF p_path <> '{}' THEN
+            found := found[1:1];
+        END IF;
+    END IF;
+    IF cardinality(found) > 1 THEN
+        RAISE EXCEPTION 'outbox "%" is ambiguous: it could be %', p_name, array_to_string(found, ', ')
+            USING ERRCODE = 'ambiguous_alias', HINT = 'Name the table with its schema, or the outbox table.';
+    END IF;
+    RETURN found[1];
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_outbox_table(text, name[]) IS 'pgtrickle-relay: the outbox that a user calls by its own name or by its stream table, null when there is none';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_resolve(text, name[])', true) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_resolve(p_name text, p_path name[]) RETURNS regclass
+LANGUAGE plpgsql STABLE SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    ident text[];
+    found oid;
+BEGIN
+    BEGIN
+        ident := parse_ident(p_name);
+    EXCEPTION WHEN invalid_parameter_value THEN
+        ident := NULL;
+    END;
+    SELECT c.oid INTO found
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')
+          AND (ident = ARRAY[n.nspname::text, c.relname::text]
+               OR p_name = n.nspname || '.' || c.relname
+               OR ((ident = ARRAY[c.relname::text] OR p_name = c.relname) AND n.nspname = ANY (p_path)))
+        ORDER BY ident = ARRAY[n.nspname::text, c.relname::text] DESC,
+                 (ident = ARRAY[c.relname::text] AND n.nspname = ANY (p_path)) DESC,
+                 array_position(p_path, n.nspname)
+        LIMIT 1;
+    IF found IS NULL THEN
+        RAISE EXCEPTION 'stream table not found: %', p_name
+            USING ERRCODE = 'undefined_table', HINT = 'Name an existing table as schema.table.';
+    END IF;
+    RETURN found;
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_resolve(text, name[]) IS 'pgtrickle-relay: the table that a user calls so, by SQL syntax or as it is';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_table_name(regclass)', true) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_table_name(t regclass) RETURNS text
+LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT n.nspname || '.' || c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = t
+$fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_table_name(regclass) IS 'pgtrickle-relay: a table''s name as schema.table, unquoted';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_stream_oid(text)', true) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_stream_oid(p_outbox text) RETURNS regclass
+LANGUAGE sql STABLE STRICT SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+    SELECT coalesce(
+        -- A table that was renamed is known by its triggers, one that was restored by its name.
+        (SELECT t.tgrelid FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid JOIN pg_namespace n ON n.oid = p.pronamespace
+            WHERE n.nspname = 'pgtrickle' AND p.proname = o.capture_function
+              AND NOT EXISTS (SELECT FROM pg_inherits i JOIN pg_trigger t2 ON t2.tgrelid = i.inhparent
+                              WHERE i.inhrelid = t.tgrelid AND t2.tgfoid = t.tgfoid)
+            ORDER BY t.tgrelid LIMIT 1),
+        to_regclass(format('%I.%I', o.stream_schema, o.stream_table)))::regclass
+    FROM pgtrickle.relay_outboxes o WHERE o.outbox_table_name = p_outbox AND o.stream_table IS NOT NULL
+$fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_stream_oid(text) IS 'pgtrickle-relay: the oid of the table of an outbox, null when it is gone or never was';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_new_outbox(text, text, text, integer, oid)', true) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_new_outbox(
+    p_stream_schema text, p_stream_table text, p_label text, p_retention_hours integer, p_oid oid
+) RETURNS text
+LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    outbox  text := pgtrickle._relay_name('outbox_' || p_stream_table, '');
+    capture text;
+BEGIN
+    IF coalesce(p_retention_hours, 0) <= 0 THEN
+        RAISE EXCEPTION 'retention_hours must be a positive number of hours, not %', coalesce(p_retention_hours::text, 'null')
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF EXISTS (SELECT FROM pgtrickle.pgt_outbox_config c WHERE c.outbox_table_name = outbox)
+       OR to_regclass(format('pgtrickle.%I', outbox)) IS NOT NULL THEN
+        outbox := pgtrickle._relay_name('outbox_' || p_stream_table, '_' || left(md5(p_label), 7));
+        IF to_regclass(format('pgtrickle.%I', outbox)) IS NOT NULL THEN
+            RAISE EXCEPTION 'pgtrickle.% exists already', outbox USING ERRCODE = 'duplicate_table';
+        END IF;
+    END IF;
+    EXECUTE format('CREATE TABLE pgtrickle.%I (
+        id             bigint      GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY,
+        pgt_id         uuid        NOT NULL DEFAULT gen_random_uuid(),
+        refresh_id     uuid,
+        created_at     timestamptz NOT NULL DEFAULT now(),
+        inserted_count bigint      NOT NULL DEFAULT 0,
+        deleted_count  bigint      NOT NULL DEFAULT 0,
+        is_claim_check boolean     NOT NULL DEFAULT false,
+        payload        jsonb,
+        xid            xid8        NOT NULL DEFAULT pg_current_xact_id())', outbox);
+    EXECUTE format('CREATE INDEX %I ON pgtrickle.%I (xid, id)', pgtrickle._relay_name(outbox, '_xid_idx'), outbox);
+    EXECUTE format('COMMENT ON TABLE pgtrickle.%I IS %L', outbox, 'pgtrickle-relay: outbox of ' || p_label);
+    IF p_stream_schema IS NOT NULL THEN
+        capture := pgtrickle._relay_name(outbox, '_capture');
+        IF to_regprocedure(format('pgtrickle.%I()', capture)) IS NOT NULL THEN
+            capture := pgtrickle._relay_name(outbox, '_capture_' || left(md5(p_label), 7));
+        END IF;
+    END IF;
+    -- A restored database has other oids: an entry may hold the oid of what is now another table.
+    UPDATE pgtrickle.pgt_outbox_config c
+        SET stream_table_oid = coalesce(pgtrickle._relay_stream_oid(c.outbox_table_name),
+                                        to_regclass(format('pgtrickle.%I', c.outbox_table_name)))
+        WHERE c.stream_table_oid = p_oid;
+    INSERT INTO pgtrickle.pgt_outbox_config (stream_table_oid, stream_table_name, outbox_table_name, retention_hours)
+        VALUES (coalesce(p_oid, to_regclass(format('pgtrickle.%I', outbox))), p_stream_table, outbox, p_retention_hours);
+    INSERT INTO pgtrickle.relay_outboxes (outbox_table_name, stream_schema, stream_table, capture_function)
+        VALUES (outbox, p_stream_schema, CASE WHEN p_stream_schema IS NOT NULL THEN p_stream_table END, capture);
+    PERFORM pgtrickle.relay_grant_access();
+    RETURN outbox;
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_new_outbox(text, text, text, integer, oid) IS 'pgtrickle-relay: creates an outbox table and registers it; returns its name';
+END $do$;
+
+-- One statement of the user makes one outbox row, or, when its rows come to more
+-- than 4 MiB, several in the same order: a jsonb holds 256 MiB at most, and whoever
+-- reads the outbox holds a row in memory.
+--
+-- Rows are numbered in the order in which PostgreSQL stored them. An update adds to
+-- both transition tables for each row, so equal numbers are the same row.
+--
+-- A row must look the same whoever writes it, for it may be a key: hence the SETs.
+--
+-- Virtual generated columns are left out: transition tables have nulls for them.
+-- Statements of one row take a short cut, which looks for such columns only when
+-- the row has nulls.
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_virtual_columns(oid)', true) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_virtual_columns(t oid) RETURNS text[]
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = t AND a.attgenerated = 'v')
+$fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_virtual_columns(oid) IS 'pgtrickle-relay: the virtual generated columns of a table';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_capture_source(text)', true) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_capture_source(p_outbox text) RETURNS text
+LANGUAGE sql IMMUTABLE STRICT SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT format($capture$
+DECLARE
+    n      integer := 0;
+    j      jsonb;
+    before jsonb;
+    hidden text[];
+    none   constant jsonb := '[]';
+BEGIN
+    IF TG_OP = 'TRUNCATE' THEN
+        PERFORM pgtrickle._relay_capture_truncate(TG_RELID, TG_ARGV[0], %1$L);
+        RETURN NULL;
+    ELSIF TG_OP = 'DELETE' THEN
+        FOR j IN SELECT to_jsonb(t) FROM old_rows t LIMIT 2 LOOP
+            n := n + 1;
+        END LOOP;
+    ELSE
+        FOR j IN SELECT to_jsonb(t) FROM new_rows t LIMIT 2 LOOP
+            n := n + 1;
+        END LOOP;
+    END IF;
+    IF n = 0 THEN
+        RETURN NULL;
+    ELSIF n > 1 OR j @? '$.* ? (@ == null)' THEN
+        hidden := pgtrickle._relay_virtual_columns(TG_RELID);
+    END IF;
+
+    IF TG_OP = 'INSERT' AND n = 1 THEN
+        INSERT INTO pgtrickle.%1$I (inserted_count, payload) VALUES (1, jsonb_build_object('v', 1,
+            'inserted', jsonb_build_array(j - coalesce(hidden, '{}')), 'updated', none, 'deleted', none));
+    ELSIF TG_OP = 'DELETE' AND n = 1 THEN
+        INSERT INTO pgtrickle.%1$I (deleted_count, payload) VALUES (1, jsonb_build_object('v', 1,
+            'inserted', none, 'updated', none, 'deleted', jsonb_build_array(j - coalesce(hidden, '{}'))));
+    ELSIF TG_OP = 'UPDATE' AND n = 1 THEN
+        SELECT to_jsonb(t) INTO before FROM old_rows t;
+        INSERT INTO pgtrickle.%1$I (inserted_count, deleted_count, payload) VALUES (1, 1, jsonb_build_object('v', 1,
+            'inserted', none, 'updated', jsonb_build_array(jsonb_build_object(
+                'old', before - coalesce(hidden, '{}'), 'new', j - coalesce(hidden, '{}'))), 'deleted', none));
+    ELSIF TG_OP = 'INSERT' THEN
+        INSERT INTO pgtrickle.%1$I (inserted_count, payload)
+        SELECT count(*), jsonb_build_object('v', 1, 'inserted', jsonb_agg(r.j ORDER BY r.n), 'updated', none, 'deleted', none)
+        FROM (SELECT s.j, row_number() OVER w AS n, sum(pg_column_size(s.j)) OVER w / 4194304 AS part
+              FROM (SELECT to_jsonb(t) - hidden AS j FROM new_rows t OFFSET 0) s WINDOW w AS (ROWS UNBOUNDED PRECEDING)) r
+        GROUP BY r.part ORDER BY r.part;
+    ELSIF TG_OP = 'DELETE' THEN
+        INSERT INTO pgtrickle.%1$I (deleted_count, payload)
+        SELECT count(*), jsonb_build_object('v', 1, 'inserted', none, 'updated', none, 'deleted', jsonb_agg(r.j ORDER BY r.n))
+        FROM (SELECT s.j, row_number() OVER w AS n, sum(pg_column_size(s.j)) OVER w / 4194304 AS part
+              FROM (SELECT to_jsonb(t) - hidden AS j FROM old_rows t OFFSET 0) s WINDOW w AS (ROWS UNBOUNDED PRECEDING)) r
+        GROUP BY r.part ORDER BY r.part;
+    ELSE
+        INSERT INTO pgtrickle.%1$I (inserted_count, deleted_count, payload)
+        SELECT count(*), count(*), jsonb_build_object('v', 1, 'inserted', none, 'updated', jsonb_agg(r.j ORDER BY r.n), 'deleted', none)
+        FROM (SELECT s.j, s.n, sum(pg_column_size(s.j)) OVER (ORDER BY s.n ROWS UNBOUNDED PRECEDING) / 4194304 AS part
+              FROM (SELECT o.n, jsonb_build_object('old', o.j - hidden, 'new', w.j - hidden) AS j
+                    FROM (SELECT to_jsonb(t) AS j, row_number() OVER () AS n FROM old_rows t) o
+                    JOIN (SELECT to_jsonb(t) AS j, row_number() OVER () AS n FROM new_rows t) w ON w.n = o.n) s) r
+        GROUP BY r.part ORDER BY r.part;
+    END IF;
+    RETURN NULL;
+END $capture$, p_outbox)
+$fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_capture_source(text) IS 'pgtrickle-relay: the source of the trigger function of an outbox';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_write_capture(text, text)', true) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_write_capture(p_outbox text, p_capture text) RETURNS void
+LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+BEGIN
+    EXECUTE format('CREATE OR REPLACE FUNCTION pgtrickle.%I() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+        SET search_path = pgtrickle, pg_catalog, pg_temp SET TimeZone = ''UTC'' SET IntervalStyle = ''postgres''
+        SET bytea_output = ''hex'' SET extra_float_digits = 1 AS %L', p_capture, pgtrickle._relay_capture_source(p_outbox));
+    EXECUTE format('COMMENT ON FUNCTION pgtrickle.%I() IS %L', p_capture, 'pgtrickle-relay: writes outbox ' || p_outbox);
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_write_capture(text, text) IS 'pgtrickle-relay: creates or replaces the trigger function of an outbox';
+END $do$;
+
+-- A partitioned table is truncated with all its partitions, and the triggers of
+-- these run as well: a partition that has none is captured here.
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_capture_truncate(oid, text, text)', true) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_capture_truncate(p_table oid, p_policy text, p_outbox text) RETURNS void
+LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp SET row_security = off AS $fn$
+DECLARE
+    part regclass;
+BEGIN
+    IF p_policy = 'refuse' THEN
+        RAISE EXCEPTION 'TRUNCATE of % is refused: its outbox pgtrickle.% records every change', pgtrickle._relay_table_name(p_table), p_outbox
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+                  HINT = 'Use DELETE, or allow TRUNCATE with SELECT pgtrickle.outbox_truncate_policy(table, ''delete'').';
+    END IF;
+    FOR part IN
+        SELECT c.oid FROM pg_class c WHERE c.oid = p_table AND c.relkind = 'r'
+        UNION ALL
+        SELECT pt.relid FROM pg_partition_tree(p_table) pt
+            WHERE pt.isleaf AND pt.relid <> p_table
+              AND NOT EXISTS (SELECT FROM pg_trigger g JOIN pg_trigger own ON own.tgfoid = g.tgfoid AND own.tgname = g.tgname
+                              WHERE g.tgrelid = pt.relid AND own.tgrelid = p_table AND g.tgname = 'pgtrickle_outbox_truncate')
+    LOOP
+        EXECUTE format($q$
+            INSERT INTO pgtrickle.%1$I (deleted_count, payload)
+            SELECT count(*), jsonb_build_object('v', 1, 'inserted', '[]'::jsonb, 'updated', '[]'::jsonb, 'deleted', jsonb_agg(r.j ORDER BY r.n))
+            FROM (SELECT s.j, row_number() OVER w AS n, sum(pg_column_size(s.j)) OVER w / 4194304 AS part
+                  FROM (SELECT to_jsonb(t) - $1 AS j FROM ONLY %2$s t OFFSET 0) s WINDOW w AS (ROWS UNBOUNDED PRECEDING)) r
+            GROUP BY r.part ORDER BY r.part$q$, p_outbox, part)
+            USING pgtrickle._relay_virtual_columns(part);
+    END LOOP;
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_capture_truncate(oid, text, text) IS 'pgtrickle-relay: what TRUNCATE of a table with an outbox does';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_create_outbox(regclass, integer)', true) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_create_outbox(t regclass, p_retention_hours integer) RETURNS text
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    rel     record;
+    outbox  text;
+    capture text;
+BEGIN
+    SELECT c.relname, c.relowner, n.nspname INTO rel FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = t;
+    IF NOT pg_has_role(pgtrickle._relay_caller(), rel.relowner, 'USAGE') THEN
+        RAISE EXCEPTION 'must be owner of table %', pgtrickle._relay_table_name(t) USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    LOCK TABLE pgtrickle.pgt_outbox_config IN SHARE ROW EXCLUSIVE MODE;
+    IF EXISTS (SELECT FROM pgtrickle.relay_outboxes o WHERE pgtrickle._relay_stream_oid(o.outbox_table_name) = t) THEN
+        RAISE EXCEPTION 'outbox already enabled for stream table: %', pgtrickle._relay_table_name(t) USING ERRCODE = 'duplicate_object';
+    END IF;
+    outbox := pgtrickle._relay_new_outbox(rel.nspname, rel.relname, pgtrickle._relay_table_name(t), p_retention_hours, t);
+    SELECT o.capture_function INTO capture FROM pgtrickle.relay_outboxes o WHERE o.outbox_table_name = outbox;
+    PERFORM pgtrickle._relay_write_capture(outbox, capture);
+    -- Whoever may attach it may write the outbox: its owner only.
+    EXECUTE format('REVOKE ALL ON FUNCTION pgtrickle.%I() FROM PUBLIC', capture);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION pgtrickle.%I() TO %s', capture, rel.relowner::regrole);
+    EXECUTE format('GRANT SELECT ON pgtrickle.%I TO %s', outbox, rel.relowner::regrole);
+    RETURN outbox;
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_create_outbox(regclass, integer) IS 'pgtrickle-relay: makes the outbox of a table that the caller owns; returns its name';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_captured(regclass)', true) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_captured(t regclass) RETURNS SETOF regclass
+LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT t
+    UNION
+    SELECT pt.relid FROM pg_partition_tree(t) pt JOIN pg_class c ON c.oid = pt.relid WHERE c.relkind IN ('r', 'p')
+$fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_captured(regclass) IS 'pgtrickle-relay: a table and the partitions whose direct writes are captured with it';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_attach(regclass, text, text)', true) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_attach(t regclass, p_capture text, p_policy text) RETURNS void
+LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    rel     regclass;
+    definer name;
+BEGIN
+    SELECT r.rolname INTO definer FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace JOIN pg_roles r ON r.oid = p.proowner
+        WHERE n.nspname = 'pgtrickle' AND p.proname = p_capture;
+    FOR rel IN SELECT c FROM pgtrickle._relay_captured(t) c LOOP
+        -- A partition can have an outbox of its own.
+        CONTINUE WHEN EXISTS (SELECT FROM pg_trigger g JOIN pg_proc p ON p.oid = g.tgfoid
+                              WHERE g.tgrelid = rel AND g.tgname LIKE 'pgtrickle\_outbox\_%' AND p.proname <> p_capture);
+        IF NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = rel AND g.tgname = 'pgtrickle_outbox_insert') THEN
+            EXECUTE format('CREATE TRIGGER pgtrickle_outbox_insert AFTER INSERT ON %s
+                REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION pgtrickle.%I()', rel, p_capture);
+            EXECUTE format('CREATE TRIGGER pgtrickle_outbox_update AFTER UPDATE ON %s
+                REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION pgtrickle.%I()', rel, p_capture);
+            EXECUTE format('CREATE TRIGGER pgtrickle_outbox_delete AFTER DELETE ON %s
+                REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION pgtrickle.%I()', rel, p_capture);
+        END IF;
+        IF EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = rel AND g.tgname = 'pgtrickle_outbox_truncate') THEN
+            EXECUTE format('DROP TRIGGER pgtrickle_outbox_truncate ON %s', rel);
+        END IF;
+        IF p_policy <> 'ignore' THEN
+            EXECUTE format('CREATE TRIGGER pgtrickle_outbox_truncate BEFORE TRUNCATE ON %s
+                FOR EACH STATEMENT EXECUTE FUNCTION pgtrickle.%I(%L)', rel, p_capture, p_policy);
+        END IF;
+        -- The rows that TRUNCATE deletes are read from the table itself.
+        IF p_policy = 'delete' AND NOT has_table_privilege(definer, rel, 'SELECT') THEN
+            EXECUTE format('GRANT SELECT ON %s TO %I', rel, definer);
+        END IF;
+    END LOOP;
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_attach(regclass, text, text) IS 'pgtrickle-relay: puts the triggers on a table and its partitions, where they are not yet, with the caller''s rights';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_enable_outbox(text, name[], integer)', true) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_enable_outbox(p_name text, p_path name[], p_retention_hours integer) RETURNS void
+LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    t      regclass := pgtrickle._relay_resolve(p_name, p_path);
+    rel    record;
+    outbox text;
+BEGIN
+    SELECT c.relkind, c.relpersistence, c.relowner, n.nspname, c.relname INTO rel
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = t;
+    IF rel.relkind NOT IN ('r', 'p') THEN
+        RAISE EXCEPTION '% is not a table: only tables have changes to record', pgtrickle._relay_table_name(t) USING ERRCODE = 'wrong_object_type';
+    ELSIF rel.relpersistence = 't' THEN
+        RAISE EXCEPTION '% is a temporary table: no relay can outlive it', pgtrickle._relay_table_name(t) USING ERRCODE = 'wrong_object_type';
+    ELSIF rel.nspname = 'pgtrickle' THEN
+        RAISE EXCEPTION '% belongs to the relay itself', pgtrickle._relay_table_name(t) USING ERRCODE = 'wrong_object_type';
+    ELSIF NOT pg_has_role(current_user, rel.relowner, 'USAGE') THEN
+        RAISE EXCEPTION 'must be owner of table %', pgtrickle._relay_table_name(t) USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    IF EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid IN (SELECT pgtrickle._relay_captured(t))
+               AND NOT g.tgisinternal AND g.tgtype & 1 = 1 AND g.tgtype & 66 = 0) THEN -- AFTER … FOR EACH ROW
+        RAISE WARNING '% has AFTER ROW triggers: if one of them writes to the same table, its change is recorded before the one that fired it',
+            pgtrickle._relay_table_name(t) USING HINT = 'Change rows of the same table in a BEFORE trigger.';
+    END IF;
+    outbox := pgtrickle._relay_create_outbox(t, p_retention_hours);
+    PERFORM pgtrickle._relay_attach(t, (SELECT o.capture_function FROM pgtrickle.relay_outboxes o WHERE o.outbox_table_name = outbox), 'delete');
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_enable_outbox(text, name[], integer) IS 'pgtrickle-relay: enable_outbox with the caller''s search path';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle.enable_outbox(text, integer)', true) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+-- Runs with the caller's search path, and so names nothing without its schema.
+CREATE OR REPLACE FUNCTION pgtrickle.enable_outbox(p_name text, p_retention_hours integer DEFAULT 24) RETURNS void
+LANGUAGE plpgsql AS $fn$
+BEGIN
+    PERFORM pgtrickle._relay_enable_outbox(p_name, pg_catalog.current_schemas(false), p_retention_hours);
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle.enable_outbox(text, integer) IS 'pgtrickle-relay: records every change of a table in an outbox';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_drop_outbox(text)', true) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_drop_outbox(p_outbox text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    o       pgtrickle.relay_outboxes;
+    t       regclass;
+    allowed oid;
+BEGIN
+    SELECT r.* INTO o FROM pgtrickle.relay_outboxes r WHERE r.outbox_table_name = p_outbox FOR UPDATE;
+    t := pgtrickle._relay_stream_oid(p_outbox);
+    SELECT coalesce((SELECT c.relowner FROM pg_class c WHERE c.oid = t),
+                    (SELECT n.nspowner FROM pg_namespace n WHERE n.nspname = 'pgtrickle')) INTO allowed;
+    IF NOT pg_has_role(pgtrickle._relay_caller(), allowed, 'USAGE') THEN
+        RAISE EXCEPTION 'must be owner of the table of outbox %', p_outbox USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    EXECUTE format('DROP TABLE IF EXISTS pgtrickle.%I', p_outbox);
+    IF o.capture_function IS NOT NULL THEN
+        EXECUTE format('DROP FUNCTION IF EXISTS pgtrickle.%I()', o.capture_function);
+    END IF;
+    DELETE FROM pgtrickle.pgt_outbox_config c WHERE c.outbox_table_name = p_outbox;
+    DELETE FROM pgtrickle.relay_outboxes r WHERE r.outbox_table_name = p_outbox;
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_drop_outbox(text) IS 'pgtrickle-relay: drops an outbox whose table the caller owns';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_disable_outbox(text, name[], boolean)', true) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_disable_outbox(p_name text, p_path name[], p_if_exists boolean) RETURNS void
+LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    outbox text := pgtrickle._relay_outbox_table(p_name, p_path);
+    t      regclass;
+    g      record;
+BEGIN
+    IF outbox IS NULL THEN
+        IF p_if_exists THEN
+            RETURN;
+        END IF;
+        RAISE EXCEPTION 'outbox not enabled for stream table: %', p_name USING ERRCODE = 'undefined_object';
+    END IF;
+    t := pgtrickle._relay_stream_oid(outbox);
+    IF t IS NOT NULL AND NOT pg_has_role(current_user, (SELECT c.relowner FROM pg_class c WHERE c.oid = t), 'USAGE') THEN
+        RAISE EXCEPTION 'must be owner of table %', pgtrickle._relay_table_name(t) USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    FOR g IN
+        SELECT tg.tgname, tg.tgrelid::regclass AS rel
+        FROM pg_trigger tg JOIN pg_proc p ON p.oid = tg.tgfoid JOIN pg_namespace n ON n.oid = p.pronamespace
+        JOIN pgtrickle.relay_outboxes o ON o.capture_function = p.proname
+        WHERE n.nspname = 'pgtrickle' AND o.outbox_table_name = outbox
+    LOOP
+        EXECUTE format('DROP TRIGGER %I ON %s', g.tgname, g.rel);
+    END LOOP;
+    PERFORM pgtrickle._relay_drop_outbox(outbox);
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_disable_outbox(text, name[], boolean) IS 'pgtrickle-relay: disable_outbox with the caller''s search path';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle.disable_outbox(text, boolean)', true) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle.disable_outbox(p_name text, p_if_exists boolean DEFAULT false) RETURNS void
+LANGUAGE plpgsql AS $fn$
+BEGIN
+    PERFORM pgtrickle._relay_disable_outbox(p_name, pg_catalog.current_schemas(false), p_if_exists);
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle.disable_outbox(text, boolean) IS 'pgtrickle-relay: stops recording the changes of a table and drops what is recorded';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_reattach(text, name[], text)', true) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_reattach(p_name text, p_path name[], p_policy text) RETURNS void
+LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    outbox text := pgtrickle._relay_outbox_table(p_name, p_path);
+    t      regclass := pgtrickle._relay_stream_oid(outbox);
+BEGIN
+    IF t IS NULL THEN
+        RAISE EXCEPTION 'outbox not enabled for stream table: %', p_name USING ERRCODE = 'undefined_object';
+    END IF;
+    PERFORM pgtrickle._relay_set_truncate_policy(outbox, p_policy);
+    PERFORM pgtrickle._relay_attach(t, o.capture_function, o.truncate_policy)
+        FROM pgtrickle.relay_outboxes o WHERE o.outbox_table_name = outbox;
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_reattach(text, name[], text) IS 'pgtrickle-relay: puts missing triggers on new partitions, with the same or a new policy';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_set_truncate_policy(text, text)', true) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_set_truncate_policy(p_outbox text, p_policy text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+BEGIN
+    IF NOT pg_has_role(pgtrickle._relay_caller(),
+                       (SELECT c.relowner FROM pg_class c WHERE c.oid = pgtrickle._relay_stream_oid(p_outbox)), 'USAGE') THEN
+        RAISE EXCEPTION 'must be owner of the table of outbox %', p_outbox USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    IF p_policy IS NOT NULL AND p_policy NOT IN ('delete', 'refuse', 'ignore') THEN
+        RAISE EXCEPTION 'unknown TRUNCATE policy "%": must be delete, refuse or ignore', p_policy USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    UPDATE pgtrickle.relay_outboxes SET truncate_policy = p_policy WHERE outbox_table_name = p_outbox AND p_policy IS NOT NULL;
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_set_truncate_policy(text, text) IS 'pgtrickle-relay: remembers the policy of an outbox whose table the caller owns';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle.outbox_truncate_policy(text, text)', true) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle.outbox_truncate_policy(p_name text, p_policy text) RETURNS void
+LANGUAGE plpgsql AS $fn$
+BEGIN
+    PERFORM pgtrickle._relay_reattach(p_name, pg_catalog.current_schemas(false), p_policy);
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle.outbox_truncate_policy(text, text) IS 'pgtrickle-relay: what TRUNCATE does: delete, refuse or ignore';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle.outbox_attach_partitions(text)', true) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle.outbox_attach_partitions(p_name text) RETURNS void
+LANGUAGE plpgsql AS $fn$
+BEGIN
+    PERFORM pgtrickle._relay_reattach(p_name, pg_catalog.current_schemas(false), NULL);
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle.outbox_attach_partitions(text) IS 'pgtrickle-relay: captures direct writes to partitions that were added after enable_outbox';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle.create_outbox(text, integer)', true) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle.create_outbox(p_name text, p_retention_hours integer DEFAULT 24) RETURNS text
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+BEGIN
+    IF coalesce(p_name, '') = '' THEN
+        RAISE EXCEPTION 'outbox name must not be empty' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    LOCK TABLE pgtrickle.pgt_outbox_config IN SHARE ROW EXCLUSIVE MODE;
+    IF pgtrickle._relay_outbox_table(p_name) IS NOT NULL THEN
+        RAISE EXCEPTION 'outbox already enabled for stream table: %', p_name USING ERRCODE = 'duplicate_object';
+    END IF;
+    RETURN pgtrickle._relay_new_outbox(NULL, p_name, p_name, p_retention_hours, NULL);
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle.create_outbox(text, integer) IS 'pgtrickle-relay: makes an outbox for events that an application writes with outbox_publish; returns its table''s name';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle.outbox_grant_publish(text, text)', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle.outbox_grant_publish(p_outbox text, p_role text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    outbox text := pgtrickle._relay_outbox_table(p_outbox);
+BEGIN
+    IF outbox IS NULL THEN
+        RAISE EXCEPTION 'outbox not enabled for stream table: %', p_outbox USING ERRCODE = 'undefined_object';
+    END IF;
+    EXECUTE format('GRANT USAGE ON SCHEMA pgtrickle TO %I', p_role);
+    -- Not id and not xid: these say in which order readers see the rows.
+    EXECUTE format('GRANT SELECT (id), INSERT (refresh_id, inserted_count, deleted_count, payload) ON pgtrickle.%I TO %I', outbox, p_role);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION pgtrickle.outbox_publish(text, jsonb, text, jsonb, uuid) TO %I', p_role);
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle.outbox_grant_publish(text, text) IS 'pgtrickle-relay: lets a role write events with outbox_publish';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle.outbox_publish(text, jsonb, text, jsonb, uuid)', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle.outbox_publish(
+    p_outbox text, p_payload jsonb, p_op text DEFAULT 'insert', p_old jsonb DEFAULT NULL, p_refresh_id uuid DEFAULT NULL
+) RETURNS bigint
+LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    outbox text := pgtrickle._relay_outbox_table(p_outbox);
+    events jsonb := CASE jsonb_typeof(p_payload) WHEN 'array' THEN p_payload ELSE jsonb_build_array(p_payload) END;
+    n      bigint;
+    id     bigint;
+BEGIN
+    IF outbox IS NULL THEN
+        RAISE EXCEPTION 'outbox not enabled for stream table: %', p_outbox
+            USING ERRCODE = 'undefined_object', HINT = 'Make one with SELECT pgtrickle.create_outbox(name).';
+    ELSIF p_op IS NULL OR p_op NOT IN ('insert', 'update', 'delete') THEN
+        RAISE EXCEPTION 'unknown operation "%": must be insert, update or delete', p_op USING ERRCODE = 'invalid_parameter_value';
+    ELSIF p_payload IS NULL OR jsonb_path_exists(events, '$[*] ? (@.type() != "object")') THEN
+        RAISE EXCEPTION 'the payload must be a JSON object or a list of objects' USING ERRCODE = 'invalid_parameter_value';
+    ELSIF p_old IS NOT NULL AND (p_op <> 'update' OR jsonb_typeof(p_payload) <> 'object' OR jsonb_typeof(p_old) <> 'object') THEN
+        RAISE EXCEPTION 'the old row belongs to an update of one row' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    n := jsonb_array_length(events);
+    EXECUTE format('INSERT INTO pgtrickle.%I (refresh_id, inserted_count, deleted_count, payload) VALUES ($1, $2, $3, $4) RETURNING id', outbox)
+        INTO id USING p_refresh_id,
+            CASE p_op WHEN 'delete' THEN 0 ELSE n END,
+            CASE p_op WHEN 'insert' THEN 0 ELSE n END,
+            jsonb_build_object('v', 1,
+                'inserted', CASE p_op WHEN 'insert' THEN events ELSE '[]' END,
+                'updated', CASE p_op WHEN 'update' THEN (
+                    SELECT coalesce(jsonb_agg(jsonb_build_object('old', p_old, 'new', e.j) ORDER BY e.n), '[]')
+                    FROM jsonb_array_elements(events) WITH ORDINALITY AS e(j, n)) ELSE '[]' END,
+                'deleted', CASE p_op WHEN 'delete' THEN events ELSE '[]' END);
+    RETURN id;
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle.outbox_publish(text, jsonb, text, jsonb, uuid) IS 'pgtrickle-relay: writes one event, or a list of events, to an outbox with the caller''s rights; returns the id of the outbox row';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_outbox_status(text, name[])', true) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_outbox_status(p_name text, p_path name[]) RETURNS jsonb
+LANGUAGE plpgsql STABLE SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    outbox text := pgtrickle._relay_outbox_table(p_name, p_path);
+    status jsonb;
+BEGIN
+    IF outbox IS NULL THEN
+        RETURN jsonb_build_object('enabled', false, 'stream_table', p_name);
+    END IF;
+    EXECUTE format('SELECT jsonb_build_object(''enabled'', true, ''stream_table'', $1, ''outbox_table'', $2,
+            ''row_count'', count(*), ''oldest_row'', min(created_at), ''newest_row'', max(created_at)) FROM pgtrickle.%I', outbox)
+        INTO status USING p_name, 'pgtrickle.' || outbox;
+    RETURN status || (SELECT to_jsonb(c) FROM pgtrickle.pgt_outbox_config c WHERE c.outbox_table_name = outbox);
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_outbox_status(text, name[]) IS 'pgtrickle-relay: outbox_status with the caller''s search path';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle.outbox_status(text)', true) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle.outbox_status(p_name text) RETURNS jsonb
+LANGUAGE plpgsql STABLE AS $fn$
+BEGIN
+    RETURN pgtrickle._relay_outbox_status(p_name, pg_catalog.current_schemas(false));
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle.outbox_status(text) IS 'pgtrickle-relay: what an outbox holds';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle.outbox_rows_consumed(text, bigint)', true) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle.outbox_rows_consumed(p_stream_table text, p_outbox_id bigint) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    outbox text := pgtrickle._relay_outbox_table(p_stream_table);
+    delta  text;
+    n      bigint := 0;
+BEGIN
+    IF outbox IS NULL THEN
+        RAISE EXCEPTION 'outbox not enabled for stream table: %', p_stream_table USING ERRCODE = 'undefined_object';
+    END IF;
+    SELECT 'outbox_delta_rows_' || left(c.stream_table_name, 48) INTO delta FROM pgtrickle.pgt_outbox_config c WHERE c.outbox_table_name = outbox;
+    IF to_regclass(format('pgtrickle.%I', delta)) IS NOT NULL THEN
+        EXECUTE format('DELETE FROM pgtrickle.%I WHERE outbox_id <= $1', delta) USING p_outbox_id;
+        GET DIAGNOSTICS n = ROW_COUNT;
+    END IF;
+    UPDATE pgtrickle.pgt_outbox_config SET last_drained_at = now(), last_drained_count = n WHERE outbox_table_name = outbox;
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle.outbox_rows_consumed(text, bigint) IS 'pgtrickle-relay: forgets the claim-check rows up to an outbox row, which every consumer must have delivered';
+END $do$;
+
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (5, 'outbox', '5cfa47126e442eb1')
+    ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
+    WHERE relay_migrations.checksum <> excluded.checksum;
+
+-- Inboxes. They belong to whoever creates them, in a schema of their choice.
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_register_inbox(pgtrickle.pgt_inbox_config)', true) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_register_inbox(inbox pgtrickle.pgt_inbox_config) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+BEGIN
+    IF pg_has_role(pgtrickle._relay_caller(),
+            (SELECT c.relowner FROM pg_class c WHERE c.oid = to_regclass(format('%I.%I', inbox.inbox_schema, inbox.inbox_name))), 'USAGE') IS NOT TRUE THEN
+        RAISE EXCEPTION 'must be owner of table %.%', inbox.inbox_schema, inbox.inbox_name USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    INSERT INTO pgtrickle.pgt_inbox_config SELECT inbox.*;
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_register_inbox(pgtrickle.pgt_inbox_config) IS 'pgtrickle-relay: registers an inbox whose table the caller owns';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_unregister_inbox(text)', true) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_unregister_inbox(p_name text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    allowed oid;
+BEGIN
+    SELECT coalesce((SELECT c.relowner FROM pg_class c WHERE c.oid = to_regclass(format('%I.%I', i.inbox_schema, i.inbox_name))),
+                    (SELECT n.nspowner FROM pg_namespace n WHERE n.nspname = 'pgtrickle')) INTO allowed
+        FROM pgtrickle.pgt_inbox_config i WHERE i.inbox_name = p_name;
+    IF NOT pg_has_role(pgtrickle._relay_caller(), allowed, 'USAGE') THEN
+        RAISE EXCEPTION 'must be owner of inbox %', p_name USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    DELETE FROM pgtrickle.pgt_inbox_config WHERE inbox_name = p_name;
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_unregister_inbox(text) IS 'pgtrickle-relay: forgets an inbox whose table the caller owns';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle.create_inbox(text, text, integer, text, boolean, boolean, integer)', true) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle.create_inbox(
+    p_name text, p_schema text DEFAULT 'pgtrickle', p_max_retries integer DEFAULT 3, p_schedule text DEFAULT '1s',
+    with_dead_letter boolean DEFAULT true, with_stats boolean DEFAULT true, p_retention_hours integer DEFAULT 72
+) RETURNS void
+LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+#variable_conflict use_column
+DECLARE
+    inbox pgtrickle.pgt_inbox_config;
+BEGIN
+    IF coalesce(p_name, '') = '' THEN
+        RAISE EXCEPTION 'inbox name must not be empty' USING ERRCODE = 'invalid_parameter_value';
+    ELSIF octet_length(p_name) > 55 THEN
+        RAISE EXCEPTION 'inbox name "%" is too long: 55 bytes leave room for the names of its views', p_name USING ERRCODE = 'name_too_long';
+    ELSIF EXISTS (SELECT FROM pgtrickle.pgt_inbox_config i WHERE i.inbox_name = p_name) THEN
+        RAISE EXCEPTION 'inbox already exists: %', p_name USING ERRCODE = 'duplicate_object';
+    ELSIF p_max_retries IS NULL OR p_max_retries < 0 THEN
+        RAISE EXCEPTION 'max_retries must not be negative' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    EXECUTE format('CREATE TABLE IF NOT EXISTS %1$I.%2$I (
+        event_id     text        NOT NULL PRIMARY KEY,
+        event_type   text,
+        source       text,
+        aggregate_id text,
+        payload      jsonb,
+        received_at  timestamptz NOT NULL DEFAULT now(),
+        processed_at timestamptz,
+        error        text,
+        retry_count  integer     NOT NULL DEFAULT 0,
+        trace_id     text)', p_schema, p_name);
+    EXECUTE format('CREATE INDEX IF NOT EXISTS %3$I ON %1$I.%2$I (received_at) WHERE processed_at IS NULL',
+        p_schema, p_name, pgtrickle._relay_name(p_name, '_pending_idx'));
+    EXECUTE format('CREATE VIEW %1$I.%3$I AS SELECT * FROM %1$I.%2$I WHERE processed_at IS NULL AND retry_count < %4$s',
+        p_schema, p_name, p_name || '_pending', p_max_retries);
+    IF create_inbox.with_dead_letter THEN
+        EXECUTE format('CREATE VIEW %1$I.%3$I AS SELECT * FROM %1$I.%2$I WHERE processed_at IS NULL AND retry_count >= %4$s',
+            p_schema, p_name, p_name || '_dlq', p_max_retries);
+    END IF;
+    IF create_inbox.with_stats THEN
+        EXECUTE format('CREATE VIEW %1$I.%3$I AS SELECT event_type, count(*) AS message_count,
+                count(*) FILTER (WHERE processed_at IS NOT NULL) AS processed_count,
+                count(*) FILTER (WHERE processed_at IS NULL AND retry_count >= %4$s) AS dlq_count
+            FROM %1$I.%2$I GROUP BY event_type', p_schema, p_name, p_name || '_stats', p_max_retries);
+    END IF;
+    inbox := ROW(p_name, p_schema, p_max_retries, coalesce(p_schedule, '1s'), coalesce(create_inbox.with_dead_letter, false),
+                 coalesce(create_inbox.with_stats, false), coalesce(p_retention_hours, 72),
+                 'event_id', 'processed_at', 'retry_count', 'error', 'received_at', 'event_type', true, now());
+    PERFORM pgtrickle._relay_register_inbox(inbox);
+    PERFORM pgtrickle._relay_grant_inbox(p_schema, p_name);
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle.create_inbox(text, text, integer, text, boolean, boolean, integer) IS 'pgtrickle-relay: makes an inbox table with views of what is pending and what has failed';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_inbox(text)', true) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_inbox(p_name text) RETURNS pgtrickle.pgt_inbox_config
+LANGUAGE plpgsql STABLE SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    inbox pgtrickle.pgt_inbox_config;
+BEGIN
+    SELECT i.* INTO inbox FROM pgtrickle.pgt_inbox_config i WHERE i.inbox_name = p_name;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'inbox not found: %', p_name USING ERRCODE = 'undefined_object';
+    END IF;
+    RETURN inbox;
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_inbox(text) IS 'pgtrickle-relay: the registration of an inbox';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle.drop_inbox(text, boolean, boolean)', true) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle.drop_inbox(p_name text, p_if_exists boolean DEFAULT false, p_cascade boolean DEFAULT false) RETURNS void
+LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    inbox  pgtrickle.pgt_inbox_config;
+    suffix text;
+BEGIN
+    IF p_if_exists AND NOT EXISTS (SELECT FROM pgtrickle.pgt_inbox_config i WHERE i.inbox_name = p_name) THEN
+        RETURN;
+    END IF;
+    inbox := pgtrickle._relay_inbox(p_name);
+    PERFORM pgtrickle._relay_unregister_inbox(p_name);
+    FOREACH suffix IN ARRAY ARRAY['_pending', '_dlq', '_stats'] LOOP
+        EXECUTE format('DROP VIEW IF EXISTS %I.%I', inbox.inbox_schema, p_name || suffix);
+    END LOOP;
+    IF p_cascade THEN
+        EXECUTE format('DROP TABLE IF EXISTS %I.%I', inbox.inbox_schema, p_name);
+    END IF;
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle.drop_inbox(text, boolean, boolean) IS 'pgtrickle-relay: drops an inbox''s views and registration, and with p_cascade its table';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle.inbox_health(text)', true) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle.inbox_health(p_name text) RETURNS jsonb
+LANGUAGE plpgsql STABLE SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    inbox  pgtrickle.pgt_inbox_config := pgtrickle._relay_inbox(p_name);
+    health jsonb;
+BEGIN
+    EXECUTE format('SELECT jsonb_build_object(
+            ''inbox_name'', $1, ''inbox_schema'', $2,
+            ''status'', CASE WHEN count(*) FILTER (WHERE %3$I IS NULL AND %4$I >= $3) > 0 THEN ''WARNING'' ELSE ''OK'' END,
+            ''total_messages'', count(*),
+            ''pending_messages'', count(*) FILTER (WHERE %3$I IS NULL AND %4$I < $3),
+            ''dlq_messages'', count(*) FILTER (WHERE %3$I IS NULL AND %4$I >= $3),
+            ''processed_messages'', count(*) FILTER (WHERE %3$I IS NOT NULL),
+            ''max_retries'', $3, ''retention_hours'', $4) FROM %1$I.%2$I',
+            inbox.inbox_schema, p_name, inbox.processed_at_column, inbox.retry_count_column)
+        INTO health USING p_name, inbox.inbox_schema, inbox.max_retries, inbox.retention_hours;
+    RETURN health;
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle.inbox_health(text) IS 'pgtrickle-relay: numbers of an inbox''s messages';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle.inbox_status(text)', true) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle.inbox_status(p_name text DEFAULT NULL)
+RETURNS TABLE (inbox_name text, inbox_schema text, max_retries integer, schedule text, with_dead_letter boolean, with_stats boolean, created_at timestamptz)
+LANGUAGE sql STABLE SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+    SELECT i.inbox_name, i.inbox_schema, i.max_retries, i.schedule, i.with_dead_letter, i.with_stats, i.created_at
+    FROM pgtrickle.pgt_inbox_config i WHERE p_name IS NULL OR i.inbox_name = p_name ORDER BY i.inbox_name
+$fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle.inbox_status(text) IS 'pgtrickle-relay: inboxes and their settings';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle.replay_inbox_messages(text, text[])', true) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle.replay_inbox_messages(p_name text, p_event_ids text[]) RETURNS bigint
+LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    inbox pgtrickle.pgt_inbox_config := pgtrickle._relay_inbox(p_name);
+    n     bigint;
+BEGIN
+    EXECUTE format('UPDATE %I.%I SET %I = NULL, %I = 0, %I = NULL WHERE %I = ANY ($1)',
+        inbox.inbox_schema, p_name, inbox.processed_at_column, inbox.retry_count_column, inbox.error_column, inbox.id_column)
+        USING p_event_ids;
+    GET DIAGNOSTICS n = ROW_COUNT;
+    RETURN n;
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle.replay_inbox_messages(text, text[]) IS 'pgtrickle-relay: makes messages pending again; returns how many';
+END $do$;
+
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (6, 'inbox', '67610a1fb853a554')
+    ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
+    WHERE relay_migrations.checksum <> excluded.checksum;
+
+-- What the role pgtrickle_relay may do: what a relay does, and nothing more.
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_grant(text, text, oid)', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_grant(p_privileges text, p_kind text, p_object oid) RETURNS text
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $fn$
+DECLARE
+    missing text[];
+    object  text := CASE p_kind
+        WHEN 'FUNCTION' THEN p_object::regprocedure::text
+        WHEN 'SCHEMA' THEN p_object::regnamespace::text
+        ELSE p_object::regclass::text END;
+    statement text;
+BEGIN
+    SELECT array_agg(p) INTO missing FROM unnest(string_to_array(p_privileges, ', ')) p
+    WHERE NOT CASE p_kind
+        WHEN 'FUNCTION' THEN has_function_privilege('pgtrickle_relay', p_object, p)
+        WHEN 'SCHEMA' THEN has_schema_privilege('pgtrickle_relay', p_object, p)
+        ELSE has_table_privilege('pgtrickle_relay', p_object, p) END;
+    IF missing IS NULL THEN
+        RETURN NULL;
+    END IF;
+    statement := format('GRANT %s ON %s %s TO pgtrickle_relay', array_to_string(missing, ', '), p_kind, object);
+    BEGIN
+        EXECUTE statement;
+    EXCEPTION WHEN insufficient_privilege THEN
+        RETURN statement;
+    END;
+    RETURN CASE WHEN CASE p_kind
+        WHEN 'FUNCTION' THEN has_function_privilege('pgtrickle_relay', p_object, missing[1])
+        WHEN 'SCHEMA' THEN has_schema_privilege('pgtrickle_relay', p_object, missing[1])
+        ELSE has_table_privilege('pgtrickle_relay', p_object, missing[1]) END THEN NULL ELSE statement END;
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_grant(text, text, oid) IS 'pgtrickle-relay: grants privileges on a relation to the relay''s role, as far as the caller may; returns what could not be granted';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_grant_inbox(text, text)', true) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_grant_inbox(p_schema text, p_table text) RETURNS void
+LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    refused text;
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'pgtrickle_relay') THEN
+        RETURN;
+    END IF;
+    FOREACH refused IN ARRAY ARRAY[
+        pgtrickle._relay_grant('USAGE', 'SCHEMA', to_regnamespace(quote_ident(p_schema))),
+        pgtrickle._relay_grant('SELECT, INSERT', 'TABLE', to_regclass(format('%I.%I', p_schema, p_table)))]
+    LOOP
+        IF refused IS NOT NULL THEN
+            RAISE WARNING 'the relay cannot write inbox %.% yet', p_schema, p_table USING HINT = 'Let the owner run: ' || refused;
+        END IF;
+    END LOOP;
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_grant_inbox(text, text) IS 'pgtrickle-relay: lets the relay write an inbox of the caller';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle.relay_grant_access()', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle.relay_grant_access() RETURNS SETOF text
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $fn$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'pgtrickle_relay') THEN
+        RETURN NEXT 'CREATE ROLE pgtrickle_relay NOLOGIN';
+        RETURN;
+    END IF;
+    RETURN QUERY SELECT s FROM (
+        SELECT pgtrickle._relay_grant('USAGE', 'SCHEMA', to_regnamespace('pgtrickle'))
+        UNION ALL
+        SELECT pgtrickle._relay_grant(g.privileges, 'TABLE', to_regclass('pgtrickle.' || g.name)) FROM (VALUES
+            ('relay_migrations', 'SELECT'), ('relay_backend_keys', 'SELECT'),
+            ('relay_outbox_config', 'SELECT'), ('relay_inbox_config', 'SELECT'),
+            ('relay_consumer_offsets', 'SELECT, INSERT, UPDATE'),
+            ('relay_instances', 'SELECT, INSERT, UPDATE, DELETE'),
+            ('relay_cursors', 'SELECT, INSERT, UPDATE, DELETE'),
+            ('relay_dead_letters', 'SELECT, INSERT, UPDATE, DELETE'),
+            ('relay_outboxes', 'SELECT'), ('pgt_outbox_config', 'SELECT'), ('pgt_inbox_config', 'SELECT'),
+            ('pgt_consumer_groups', 'SELECT'), ('pgt_consumer_offsets', 'SELECT')) g(name, privileges)
+            WHERE to_regclass('pgtrickle.' || g.name) IS NOT NULL
+        UNION ALL
+        SELECT pgtrickle._relay_grant('EXECUTE', 'FUNCTION', p.oid) FROM pg_proc p
+            WHERE p.pronamespace = to_regnamespace('pgtrickle')
+              AND p.proname IN ('list_relay_configs', 'get_relay_config', 'outbox_rows_consumed', 'outbox_status', 'inbox_health', 'inbox_status',
+                                'relay_dlq_list', 'relay_dlq_retry', 'relay_dlq_discard', '_relay_outbox_table', '_relay_stream_oid', '_relay_outbox_status')
+    ) AS a(s) WHERE s IS NOT NULL;
+    -- Retention is the relay's work on outboxes that we made, and pg_trickle's on its own.
+    IF to_regclass('pgtrickle.pgt_outbox_config') IS NOT NULL THEN
+        RETURN QUERY SELECT s FROM (
+            SELECT pgtrickle._relay_grant(
+                CASE WHEN obj_description(o.oid, 'pg_class') LIKE 'pgtrickle-relay:%' THEN 'SELECT, DELETE' ELSE 'SELECT' END, 'TABLE', o.oid)
+                FROM pgtrickle.pgt_outbox_config c, to_regclass(format('pgtrickle.%I', c.outbox_table_name)) o(oid) WHERE o.oid IS NOT NULL
+            UNION ALL
+            SELECT pgtrickle._relay_grant('SELECT', 'TABLE', c.oid) FROM pg_class c
+                WHERE c.relnamespace = to_regnamespace('pgtrickle') AND c.relkind IN ('r', 'p') AND c.relname LIKE 'outbox\_delta\_rows\_%'
+        ) AS a(s) WHERE s IS NOT NULL;
+    END IF;
+    IF to_regclass('pgtrickle.pgt_inbox_config') IS NOT NULL THEN
+        RETURN QUERY SELECT s FROM (
+            SELECT pgtrickle._relay_grant('USAGE', 'SCHEMA', to_regnamespace(quote_ident(i.inbox_schema)))
+                FROM (SELECT DISTINCT inbox_schema FROM pgtrickle.pgt_inbox_config) i WHERE to_regnamespace(quote_ident(i.inbox_schema)) IS NOT NULL
+            UNION ALL
+            SELECT pgtrickle._relay_grant('SELECT, INSERT', 'TABLE', t.oid)
+                FROM pgtrickle.pgt_inbox_config i, to_regclass(format('%I.%I', i.inbox_schema, i.inbox_name)) t(oid) WHERE t.oid IS NOT NULL
+        ) AS a(s) WHERE s IS NOT NULL;
+    END IF;
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle.relay_grant_access() IS 'pgtrickle-relay: gives the role pgtrickle_relay what a relay needs on everything that exists now; returns the statements that someone with more rights must run';
+END $do$;
+
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (7, 'access', 'd8b182f8a881c8a1')
+    ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
+    WHERE relay_migrations.checksum <> excluded.checksum;
+
