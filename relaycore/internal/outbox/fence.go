@@ -26,7 +26,7 @@ type hole struct {
 }
 
 // maxHoles bounds the holes that are kept open. Beyond it newer rows wait.
-const maxHoles = 20000
+const maxHoles = 50000
 
 func newFence(t *table, l *layout, pos mark) *fence {
 	id := quote(t.id)
@@ -102,11 +102,13 @@ func (f *fence) list(ctx context.Context, db *session) error {
 	}
 	f.pos.holes = slices.Clone(f.pos.holes) // marks share the old ones
 	var last, lastNext *writers
+	fresh := now
 	for i := range f.pos.holes {
 		h := &f.pos.holes[i]
 		switch {
-		case h.by == nil:
-			h.by = now
+		case h.by == nil: // holes ascend, so fewer and fewer come into question
+			fresh = fresh.beyond(h.lo)
+			h.by = fresh
 		case h.by == last:
 			h.by = lastNext
 		default:

@@ -131,12 +131,13 @@ func checkSequence(t *table, order string) error {
 
 // starting is where a source begins.
 type starting struct {
-	mark  mark
-	safe  int64
-	part  [2]int64
-	done  [][3]int64
-	skip  map[int64][][2]int64
-	audit audit
+	mark    mark
+	safe    int64
+	part    [2]int64
+	done    [][3]int64
+	skip    map[int64][][2]int64
+	audit   audit
+	expired int64
 }
 
 // startFrom turns a checkpoint into a position in this table, in this database.
@@ -155,18 +156,19 @@ func (s *Source) startFrom(ctx context.Context, t *table, here origin, mode stri
 			return start, err
 		}
 		start.safe = max(start.safe, offset, lastID)
-		return s.fresh(start, mode, t), s.overtaken(ctx, t, max(offset, lastID), lowest)
+		start.expired, err = s.overtaken(ctx, t, max(offset, lastID), lowest)
+		return fresh(start, mode), err
 	}
 	var err error
 	if st, err = s.compare(t, here, st); err != nil {
 		return start, err
 	}
 	if st == nil { // the table's ids begin again
-		return s.fresh(start, mode, t), nil
+		return fresh(start, mode), nil
 	}
 	start.safe = st.Safe
 	if st.V == 0 || st.Mode != mode { // rebased, or read by the other strategy until now
-		return s.fresh(start, mode, t), nil
+		return fresh(start, mode), nil
 	}
 	if start.mark, err = st.mark(); err != nil {
 		return start, err
@@ -187,18 +189,19 @@ func (s *Source) startFrom(ctx context.Context, t *table, here origin, mode stri
 		}
 	}
 	start.audit.parse(st.Audit)
-	return start, s.overtaken(ctx, t, st.Safe, lowest)
+	gone, err := s.overtaken(ctx, t, st.Safe, lowest)
+	start.expired = st.Expired + gone
+	return start, err
 }
 
 // fresh begins behind start.safe, knowing of no window and no hole.
-func (s *Source) fresh(start starting, mode string, t *table) starting {
+func fresh(start starting, mode string) starting {
 	if mode == modeWindow {
 		start.mark = mark{lo: nothing, at: start.safe}
 	} else {
 		start.mark = mark{last: start.safe, at: beginning}
 	}
 	start.audit = audit{from: start.safe}
-	_ = t
 	return start
 }
 
@@ -291,31 +294,25 @@ func (s *Source) floor() int64 {
 
 // overtaken notices that retention has deleted rows which were never delivered:
 // the ids behind a checkpoint are in the table or were never committed.
-func (s *Source) overtaken(ctx context.Context, t *table, safe int64, lowest *int64) error {
+func (s *Source) overtaken(ctx context.Context, t *table, safe int64, lowest *int64) (int64, error) {
 	if safe == beginning || t.idOwner.oid == 0 {
-		return nil
+		return 0, nil
 	}
-	next := safe + 1
+	next, last := safe+1, safe
 	switch {
-	case lowest != nil && *lowest > next:
-		// Ids between may be rolled back ones: it is an upper bound, and said so.
-		s.loud(t, next, *lowest-1)
-	case lowest == nil && t.idOwner.readable:
-		var last int64
+	case lowest != nil:
+		last = *lowest - 1
+	case t.idOwner.readable:
 		if err := s.pool.QueryRow(ctx, `SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM `+t.idOwner.name).Scan(&last); err != nil {
-			return fmt.Errorf("read sequence %s: %w", t.idOwner.name, err)
-		}
-		if last >= next {
-			s.loud(t, next, last)
+			return 0, fmt.Errorf("read sequence %s: %w", t.idOwner.name, err)
 		}
 	}
-	return nil
-}
-
-func (s *Source) loud(t *table, from, to int64) {
-	s.expired.Add(to - from + 1)
-	s.log.Error("rows were deleted from the outbox before they were delivered, unless their transactions were rolled back: retention has overtaken the checkpoint",
-		"table", t.qualified(), "from_id", from, "to_id", to, "ids", to-from+1)
+	if last < next {
+		return 0, nil
+	}
+	s.log.Error("ids behind the checkpoint are gone from the outbox: if they were not rolled back, retention deleted rows that had not been delivered",
+		"table", t.qualified(), "from_id", next, "to_id", last, "ids", last-next+1)
+	return last - next + 1, nil
 }
 
 // guard looks whether the table and the server are still those that the source

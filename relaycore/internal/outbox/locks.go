@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"context"
+	"math"
 	"slices"
 	"strconv"
 	"time"
@@ -13,6 +14,7 @@ import (
 // later snapshot shows what it wrote, or has not taken an id yet.
 type locks struct {
 	sql   string
+	last  string // reads the sequence, where that is allowed
 	at    time.Time
 	cost  time.Duration
 	known *writers // of the last listing
@@ -24,6 +26,8 @@ type writers struct{ list []writer }
 type writer struct {
 	vxid     string
 	prepared bool
+	idle     string // since when it has been idle in its transaction, "" where it is not, or that is not to be seen
+	upTo     int64  // it has taken no id beyond this one
 }
 
 func newLocks(t *table) locks {
@@ -33,9 +37,14 @@ func newLocks(t *table) locks {
 		// Whoever writes to a partition by its own name locks only that.
 		oids = `ARRAY(SELECT relid FROM pg_partition_tree(` + oid + `))::oid[]`
 	}
-	return locks{known: &writers{}, sql: `SELECT virtualtransaction, pid IS NULL FROM pg_locks
-		WHERE locktype = 'relation' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-		AND relation = ANY (` + oids + `) AND mode = 'RowExclusiveLock' AND granted`}
+	l := locks{known: &writers{}, sql: `SELECT l.virtualtransaction, l.pid IS NULL, CASE WHEN a.state LIKE 'idle in transaction%' THEN a.pid || ' ' || a.state_change::text END
+		FROM pg_locks l LEFT JOIN pg_stat_get_activity(NULL) a ON a.pid = l.pid
+		WHERE l.locktype = 'relation' AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+		AND l.relation = ANY (` + oids + `) AND l.mode = 'RowExclusiveLock' AND l.granted`}
+	if t.idOwner.readable {
+		l.last = `SELECT last_value FROM ` + t.idOwner.name
+	}
+	return l
 }
 
 // list returns who holds the lock now, and which prepared transactions among
@@ -45,11 +54,14 @@ func (l *locks) list(ctx context.Context, db *session) (now *writers, newlyPrepa
 	now = &writers{}
 	err = db.query(ctx, l.sql, nil, nil, func(v [][]byte) (bool, error) {
 		if !now.has(string(v[0])) {
-			now.list = append(now.list, writer{string(v[0]), v[1][0] == 't'})
+			now.list = append(now.list, writer{vxid: string(v[0]), prepared: v[1][0] == 't', idle: string(v[2]), upTo: math.MaxInt64})
 		}
 		return true, nil
 	})
 	if err != nil {
+		return nil, nil, err
+	}
+	if err := l.limit(ctx, db, now); err != nil {
 		return nil, nil, err
 	}
 	l.at = time.Now()
@@ -83,6 +95,53 @@ func (w *writers) remaining(now *writers, newlyPrepared []writer) *writers {
 		next.list = append(next.list, newlyPrepared...)
 	} else if len(next.list) == len(w.list) {
 		return w
+	}
+	return next
+}
+
+// limit says how far the ids of those can reach who cannot have taken one since
+// an earlier listing: prepared transactions, and sessions that have been idle
+// from then to now. The sequence is read behind the list, so that what they have
+// taken is below it. Without this a session that idles in its transaction would
+// keep every gap open that came after it.
+func (l *locks) limit(ctx context.Context, db *session, now *writers) error {
+	if l.last == "" || !slices.ContainsFunc(now.list, func(w writer) bool { return w.prepared || w.idle != "" }) {
+		return nil
+	}
+	var last int64
+	err := db.query(ctx, l.last, nil, nil, func(v [][]byte) (bool, error) {
+		var err error
+		last, err = parseID(v[0])
+		return true, err
+	})
+	if err != nil {
+		return err
+	}
+	for i := range now.list {
+		w := &now.list[i]
+		if !w.prepared && w.idle == "" {
+			continue
+		}
+		w.upTo = last
+		for _, was := range l.known.list {
+			if was.vxid == w.vxid && was.prepared == w.prepared && was.idle == w.idle {
+				w.upTo = was.upTo
+			}
+		}
+	}
+	return nil
+}
+
+// beyond returns who may have taken an id from lo on.
+func (w *writers) beyond(lo int64) *writers {
+	if !slices.ContainsFunc(w.list, func(x writer) bool { return x.upTo < lo }) {
+		return w
+	}
+	next := &writers{}
+	for _, x := range w.list {
+		if x.upTo >= lo {
+			next.list = append(next.list, x)
+		}
 	}
 	return next
 }

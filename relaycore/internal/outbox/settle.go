@@ -36,19 +36,21 @@ const maxDone = 1000
 type settler struct {
 	mode   string
 	origin origin
+	moved  chan struct{} // see relay.Mover
 
-	mu     sync.Mutex
-	chunks []*chunk // in order of delivery
-	base   mark     // everything before chunks
-	inside bool     // a read is settled in part:
-	at     int64    // its rows up to this one
-	part   [2]int64 // row, and how many of its messages are settled
-	ahead  int      // settled messages behind the first that is not
-	safe   int64    // no row appears at or below it any more
-	safeAt []safety
-	counts audit
-	buf    []byte
-	done   [][3]int64 // of the checkpoint with which it began, not yet passed
+	mu      sync.Mutex
+	chunks  []*chunk // in order of delivery
+	base    mark     // everything before chunks
+	inside  bool     // a read is settled in part:
+	at      int64    // its rows up to this one
+	part    [2]int64 // row, and how many of its messages are settled
+	ahead   int      // settled messages behind the first that is not
+	safe    int64    // no row appears at or below it any more
+	safeAt  []safety
+	counts  audit
+	expired int64
+	buf     []byte
+	done    [][3]int64 // of the checkpoint with which it began, not yet passed
 }
 
 // safety says that once every row up to a position is settled, all rows up to
@@ -96,7 +98,19 @@ func (s *settler) secure(id int64) {
 		s.safeAt = append(s.safeAt, safety{id, s.chunks[n-1]})
 		return
 	}
-	s.safe = max(s.safe, id)
+	s.raise(id)
+}
+
+// raise moves safe, and says so, since nobody may come to ask.
+func (s *settler) raise(id int64) {
+	if id <= s.safe {
+		return
+	}
+	s.safe = id
+	select {
+	case s.moved <- struct{}{}:
+	default:
+	}
 }
 
 // settle marks messages as settled and returns the checkpoint.
@@ -110,6 +124,10 @@ func (s *settler) settle(batch []relay.Message) relay.Checkpoint {
 		}
 	}
 	s.pass()
+	select {
+	case <-s.moved: // the caller is about to know
+	default:
+	}
 	return s.checkpoint()
 }
 
@@ -134,7 +152,7 @@ func (s *settler) pass() {
 		s.chunks[0] = nil
 		s.chunks = s.chunks[1:]
 		for len(s.safeAt) > 0 && s.safeAt[0].chunk == c {
-			s.safe = max(s.safe, s.safeAt[0].id)
+			s.raise(s.safeAt[0].id)
 			s.safeAt = s.safeAt[1:]
 		}
 	}
@@ -161,7 +179,7 @@ func (s *settler) move(m mark) {
 	s.base = m
 	s.part = [2]int64{}
 	if s.mode == modeFence {
-		s.safe = max(s.safe, m.complete())
+		s.raise(m.complete())
 	}
 }
 
@@ -182,6 +200,10 @@ func (s *settler) checkpoint() relay.Checkpoint {
 	b = append(b, `,"safe":`...)
 	b = strconv.AppendInt(b, s.safe, 10)
 	b = s.counts.appendJSON(b)
+	if s.expired > 0 {
+		b = append(b, `,"expired":`...)
+		b = strconv.AppendInt(b, s.expired, 10)
+	}
 	b = append(b, '}')
 	s.buf = b
 	return relay.Checkpoint{State: slices.Clone(b), LastID: max(s.safe, 0)}

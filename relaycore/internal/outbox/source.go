@@ -39,9 +39,14 @@ type Source struct {
 	watch     watch
 
 	settler atomic.Pointer[settler]
-	started atomic.Bool
-	expired atomic.Int64
+	shape   atomic.Pointer[table] // as table, for others than Receive
 	lag     atomic.Pointer[lagPoint]
+	claimed atomic.Int64  // highest claim check received
+	signal  chan struct{} // see relay.Mover
+
+	// Committed's side.
+	consumed   int64
+	consumedAt time.Time
 }
 
 // strategy decides which rows come next.
@@ -72,7 +77,7 @@ const (
 // returns a source that goes on behind cfg.Checkpoint.
 func Open(ctx context.Context, pool *pgxpool.Pool, cfg Config) (*Source, error) {
 	cfg.defaults()
-	s := &Source{pool: pool, cfg: cfg, log: cfg.Logger, wantRows: firstRows, claimRows: firstRows}
+	s := &Source{pool: pool, cfg: cfg, log: cfg.Logger, wantRows: firstRows, claimRows: firstRows, signal: make(chan struct{}, 1)}
 	if err := s.begin(ctx, cfg.Checkpoint); err != nil {
 		return nil, fmt.Errorf("open outbox %q: %w", cfg.Outbox, err)
 	}
@@ -117,7 +122,11 @@ func (s *Source) begin(ctx context.Context, c relay.Checkpoint) error {
 	s.ready, s.streaming, s.failed = nil, nil, false
 	s.watch = watch{}
 	s.checked = time.Now()
-	s.settler.Store(&settler{mode: mode, origin: here, base: start.mark, part: start.part, safe: start.safe, done: start.done, counts: start.audit})
+	s.shape.Store(t)
+	s.lag.Store(&lagPoint{mode, start.mark})
+	set := &settler{mode: mode, origin: here, moved: s.signal, base: start.mark, part: start.part, safe: start.safe, done: start.done, counts: start.audit, expired: start.expired}
+	set.counts.on = t.idOwner.oid != 0
+	s.settler.Store(set)
 	s.log.Debug("outbox opened", "table", t.qualified(), "strategy", mode, "settled_up_to", start.safe)
 	return nil
 }
@@ -187,6 +196,7 @@ func (s *Source) poll(ctx context.Context) (more bool, err error) {
 	}
 	s.sess.conn = c.Conn().PgConn()
 	more, err = s.readOnce(ctx)
+	s.lag.Store(&lagPoint{s.settler.Load().mode, s.strategy.position()})
 	if err != nil {
 		s.failed = true
 		err = s.explain(err)
@@ -223,7 +233,7 @@ func (s *Source) readOnce(ctx context.Context) (more bool, err error) {
 	}
 	st := s.settler.Load()
 	if rows == 0 {
-		s.moved(st, start, marks)
+		s.record(st, start, marks)
 		return marks.more, nil
 	}
 	s.lastRow = time.Now()
@@ -231,14 +241,15 @@ func (s *Source) readOnce(ctx context.Context) (more bool, err error) {
 	s.marks = marks
 	if b.claim != nil {
 		s.streaming = b.claim
+		s.claimed.Store(max(s.claimed.Load(), b.claim.id))
 		s.wantRows = firstRows
 	}
 	s.deliver(b.claim == nil)
 	return true, nil
 }
 
-// moved records a position that changed though there was no row.
-func (s *Source) moved(st *settler, start mark, marks readMarks) {
+// record keeps a position that changed though there was no row.
+func (s *Source) record(st *settler, start mark, marks readMarks) {
 	if start.open || start.lo.text != marks.after.lo.text || len(start.holes) != len(marks.after.holes) {
 		st.advance(marks.after)
 	}
@@ -300,13 +311,22 @@ func (s *Source) explain(err error) error {
 	return err
 }
 
-// Overtaken returns the rows that retention is known to have deleted before they
-// were delivered, since this source was opened.
-func (s *Source) Overtaken() int64 { return s.expired.Load() }
+// Overtaken returns the number of ids that were gone before they could be
+// delivered, deleted by retention or rolled back, over the checkpoint's life.
+func (s *Source) Overtaken() int64 {
+	st := s.settler.Load()
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.expired
+}
+
+// Moved implements [relay.Mover].
+func (s *Source) Moved() <-chan struct{} { return s.signal }
 
 var (
 	_ relay.Checkpointer = (*Source)(nil)
 	_ relay.Lagger       = (*Source)(nil)
+	_ relay.Mover        = (*Source)(nil)
 )
 
 func minID(t *table) int64 {

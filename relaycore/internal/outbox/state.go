@@ -59,6 +59,8 @@ type state struct {
 	// Safe is the id below which no row can appear any more.
 	Safe  int64   `json:"safe"`
 	Audit []int64 `json:"audit,omitempty"`
+	// Expired counts ids that were gone before they could be delivered.
+	Expired int64 `json:"expired,omitempty"`
 }
 
 // openRead says which rows of a fence's read are settled: those up to id At. The

@@ -30,6 +30,7 @@ type windows struct {
 	seen    int64    // the highest id yet
 	wait    *writers // for whom to wait until ids up to waitFor are complete
 	waitFor int64
+	idle    bool  // the last window had no rows
 	closing int64 // complete with the open window; beginning = nothing is
 
 	openSQL, sizeSQL, leastSQL, armsSQL, walkSQL string
@@ -133,14 +134,21 @@ func (w *windows) read(ctx context.Context, db *session, want int, take taker) (
 	return marks, nil
 }
 
-// boundEvery is how often locks are listed while rows come.
-const boundEvery = 500 * time.Millisecond
+// How often locks are listed while rows come, and when none has come.
+const (
+	boundEvery = 500 * time.Millisecond
+	boundIdle  = 50 * time.Millisecond
+)
 
 // bound finds out, off the path of the rows, below which id nothing appears any
 // more. It comes before a window is opened, since only that one's snapshot shows
 // what those who have ended wrote.
 func (w *windows) bound(ctx context.Context, db *session) error {
-	if !w.bounded || (w.wait == nil && w.seen <= w.waitFor) || time.Since(w.locks.at) < boundEvery {
+	pause := boundEvery
+	if w.idle {
+		pause = boundIdle
+	}
+	if !w.bounded || (w.wait == nil && w.seen <= w.waitFor) || time.Since(w.locks.at) < pause {
 		return nil
 	}
 	now, newlyPrepared, err := w.locks.list(ctx, db)
@@ -242,6 +250,7 @@ func (w *windows) open(ctx context.Context, db *session, want int, take taker) (
 	}
 	w.big, w.known = false, true
 	w.seen = max(w.seen, last)
+	w.idle = rows == 0
 	marks := readMarks{in: w.pos, more: rows > 0}
 	marks.secure = w.step(last, rows < want && !cut)
 	marks.after = w.pos

@@ -1,0 +1,161 @@
+package outbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// Reader is someone who reads an outbox, and the id up to which he has all.
+type Reader struct {
+	Name   string
+	Group  string
+	LastID int64
+}
+
+func (r Reader) String() string {
+	return fmt.Sprintf("%s in group %s at %d", r.Name, r.Group, r.LastID)
+}
+
+// Readers lists everyone who reads the outbox called outbox: the pipelines of all
+// groups, disabled ones too, those that have never run, which are at the
+// beginning, and the members of the extension's consumer groups. table is the
+// outbox's qualified name.
+func Readers(ctx context.Context, q Querier, outbox string) (table string, readers []Reader, err error) {
+	t, err := locate(ctx, q, outbox)
+	if err != nil {
+		return "", nil, err
+	}
+	table = t.schema + "." + t.name
+	cursors := make(map[string][]Reader)
+	add := func(sql string, to func(Reader)) error {
+		rows, err := q.Query(ctx, sql)
+		if err != nil {
+			return ignoreMissing(err)
+		}
+		var r Reader
+		var source *string
+		_, err = pgx.ForEachRow(rows, []any{&r.Name, &r.Group, &r.LastID, &source}, func() error {
+			if source == nil || *source == table {
+				to(r)
+			}
+			return nil
+		})
+		return ignoreMissing(err)
+	}
+	known := func(r Reader) { cursors[r.Name] = append(cursors[r.Name], r) }
+	if err := add(`SELECT pipeline, relay_group_id, last_id, source FROM pgtrickle.relay_cursors WHERE direction = 'forward'`, known); err != nil {
+		return table, nil, fmt.Errorf("read cursors: %w", err)
+	}
+	if err := add(`SELECT o.pipeline_id, o.relay_group_id, o.last_change_id, NULL FROM pgtrickle.relay_consumer_offsets o
+		WHERE NOT EXISTS (SELECT FROM pgtrickle.relay_cursors c WHERE c.relay_group_id = o.relay_group_id AND c.pipeline = o.pipeline_id AND c.direction = 'forward')`, known); err != nil {
+		return table, nil, fmt.Errorf("read consumer offsets: %w", err)
+	}
+	pipelines, err := forwardPipelines(ctx, q)
+	if err != nil {
+		return table, nil, err
+	}
+	for name, stream := range pipelines {
+		other, err := locate(ctx, q, stream)
+		if err != nil {
+			if relay.IsFatal(err) {
+				continue // its outbox does not exist, so it is not this one
+			}
+			return table, nil, err
+		}
+		if other.schema != t.schema || other.name != t.name {
+			continue
+		}
+		if len(cursors[name]) == 0 {
+			readers = append(readers, Reader{Name: name, Group: "any"})
+		}
+		readers = append(readers, cursors[name]...)
+	}
+	err = add(fmt.Sprintf(`SELECT 'consumer ' || o.consumer_id, g.group_name, o.committed_offset, NULL FROM pgtrickle.pgt_consumer_groups g
+		JOIN pgtrickle.pgt_consumer_offsets o USING (group_name) WHERE g.outbox_name = %s`, literal(t.name)), func(r Reader) { readers = append(readers, r) })
+	if err != nil {
+		return table, nil, fmt.Errorf("read consumer groups: %w", err)
+	}
+	return table, readers, nil
+}
+
+// forwardPipelines returns the stream table of every forward pipeline.
+func forwardPipelines(ctx context.Context, q Querier) (map[string]string, error) {
+	rows, err := q.Query(ctx, `SELECT name, coalesce(config->>'stream_table', config->'source'->>'stream_table', config->'source'->>'outbox', config->>'source_outbox', config->>'outbox', '')
+		FROM pgtrickle.list_relay_configs() WHERE direction = 'forward'`)
+	if err != nil {
+		return nil, fmt.Errorf("list pipelines: %w", err)
+	}
+	found := make(map[string]string)
+	var name, stream string
+	_, err = pgx.ForEachRow(rows, []any{&name, &stream}, func() error {
+		if stream != "" {
+			found[name] = stream
+		}
+		return nil
+	})
+	if err = ignoreMissing(err); err != nil {
+		return nil, fmt.Errorf("list pipelines: %w", err)
+	}
+	return found, nil
+}
+
+// Querier is what a pool, a connection and a transaction have in common.
+type Querier = querier
+
+// ignoreMissing passes over tables and functions that this database does not have.
+func ignoreMissing(err error) error {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) && (pg.Code == "42P01" || pg.Code == "42883" || pg.Code == "3F000" || pg.Code == "42501") {
+		return nil
+	}
+	return err
+}
+
+func literal(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" }
+
+// consumeEvery is how often claim-check rows are given up, at most.
+const consumeEvery = 5 * time.Second
+
+// Committed implements [relay.Checkpointer]. It tells the extension which
+// claim-check rows nobody needs any more; these are shared by all readers, so the
+// slowest one decides.
+func (s *Source) Committed(ctx context.Context, c relay.Checkpoint) error {
+	t := s.shape.Load()
+	claimed := s.claimed.Load()
+	if t.delta.name == "" || claimed <= s.consumed || c.LastID <= s.consumed || time.Since(s.consumedAt) < consumeEvery {
+		return nil
+	}
+	s.consumedAt = time.Now()
+	_, readers, err := Readers(ctx, s.pool, s.cfg.Outbox)
+	if err != nil {
+		return fmt.Errorf("find the slowest reader of %s: %w", t.qualified(), err)
+	}
+	upTo := c.LastID
+	for _, r := range readers {
+		if r.Name == s.cfg.Pipeline && r.Group == s.cfg.Group {
+			continue // its cursor may be older than c
+		}
+		upTo = min(upTo, r.LastID)
+	}
+	if upTo <= s.consumed {
+		return nil
+	}
+	_, err = s.pool.Exec(ctx, `SELECT pgtrickle.outbox_rows_consumed($1, $2)`, t.streamTable, upTo)
+	if err != nil {
+		if ignoreMissing(err) == nil {
+			s.consumed = 1<<63 - 1 // there is no such function, or it is not for us
+			s.log.Warn("claim-check rows are not given up", "err", err)
+			return nil
+		}
+		return fmt.Errorf("give up claim-check rows of %s up to %d: %w", t.qualified(), upTo, err)
+	}
+	s.consumed = upTo
+	return nil
+}
