@@ -9,7 +9,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -167,8 +166,7 @@ type letter struct {
 }
 
 func runLetters(ctx context.Context, p *program, args []string) error {
-	words := slices.DeleteFunc(slices.Clone(p.args), func(s string) bool { return s != "list" && s != "retry" && s != "discard" })
-	action := words[0]
+	action := strings.TrimPrefix(p.command, "dlq ")
 	filters, filtered, err := p.opts.letterFilters(args)
 	if err != nil {
 		return err

@@ -117,7 +117,7 @@ func (p *program) parse() (command, []string, error) {
 		p.help(p.stdout, cmd)
 		return command{}, nil, flag.ErrHelp
 	case err != nil:
-		return command{}, nil, p.flagError(fs, cmd, err)
+		return command{}, nil, p.flagError(cmd, err)
 	}
 	return cmd, positional, p.opts.validate()
 }
@@ -161,6 +161,9 @@ func (p *program) split() (cmd command, flags, positional []string, err error) {
 			}
 			flags = append(flags, arg)
 			name, _, hasValue := strings.Cut(strings.TrimLeft(arg, "-"), "=")
+			if _, known := takesValue[name]; !known && name != "h" && name != "help" {
+				return command{}, nil, nil, unknownFlag(p.name, name, slices.Sorted(maps.Keys(takesValue)))
+			}
 			if takesValue[name] && !hasValue && i+1 < len(p.args) {
 				i++
 				flags = append(flags, p.args[i])
@@ -335,27 +338,23 @@ func parseJSONFile(text string) ([]setting, error) {
 	return settings, nil
 }
 
-// flagError adds the nearest flag to what package flag says.
-func (p *program) flagError(fs *flag.FlagSet, cmd command, err error) error {
-	const undefined = "flag provided but not defined: -"
+// flagError says what package flag and the file's parser say, shorter.
+func (p *program) flagError(cmd command, err error) error {
 	msg := strings.TrimPrefix(err.Error(), "error parsing commandline arguments: ")
-	_, name, isUndefined := strings.Cut(msg, undefined)
-	if !isUndefined {
-		if p.opts.configFile != "" && strings.Contains(msg, "config file") {
-			return fmt.Errorf("%s: %s", p.opts.configFile, strings.TrimPrefix(msg, "error parsing config file: "))
-		}
-		return errors.New(msg)
+	if _, name, undefined := strings.Cut(msg, "flag provided but not defined: -"); undefined {
+		return fmt.Errorf("%s: --%s is a flag of another command; see %s %s -h", cmd.name, name, p.name, cmd.name)
 	}
-	var names []string
-	fs.VisitAll(func(f *flag.Flag) { names = append(names, f.Name) })
-	what := p.name
-	if cmd.name != "run" {
-		what += " " + cmd.name
+	if p.opts.configFile != "" && strings.Contains(msg, "config file") {
+		return fmt.Errorf("%s: %s", p.opts.configFile, strings.TrimPrefix(msg, "error parsing config file: "))
 	}
-	if near := relaycfg.Nearest(name, names); near != "" {
-		return fmt.Errorf("%s: unknown flag --%s; did you mean --%s?", what, name, near)
+	return errors.New(msg)
+}
+
+func unknownFlag(program, name string, known []string) error {
+	if near := relaycfg.Nearest(name, known); near != "" {
+		return fmt.Errorf("unknown flag --%s; did you mean --%s?", name, near)
 	}
-	return fmt.Errorf("%s: unknown flag --%s; see %s -h", what, name, what)
+	return fmt.Errorf("unknown flag --%s; see %s -h", name, program)
 }
 
 func (o *options) validate() error {

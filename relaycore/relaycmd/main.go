@@ -40,6 +40,7 @@ type program struct {
 
 	registry *relay.Registry
 	opts     options
+	command  string
 }
 
 // errSilent ends the program with status 1 when all has been said.
@@ -73,6 +74,7 @@ func (p *program) run(ctx context.Context) (err error) {
 			return err
 		}
 	}
+	p.command = cmd.name
 	return cmd.run(ctx, p, positional)
 }
 

@@ -146,16 +146,23 @@ func (p *pipeline) openReverse(ctx context.Context) error {
 		return buf
 	}
 	// The inbox first: a source may begin to take messages as soon as it is open.
-	in, err := inbox.Open(ctx, p.Pool, inboxConfig(s, p.job.Pipeline.Name))
-	if err != nil {
+	if err := p.openInbox(ctx); err != nil {
 		return err
 	}
-	p.sink = in
 	env := p.env()
 	env.Subject = relay.Template{}
 	if p.source, err = p.resolved.Backend.NewSource(ctx, env, p.resolved.Config); err != nil {
 		return fmt.Errorf("open %s source: %w", p.resolved.Backend.Name, err)
 	}
+	return nil
+}
+
+func (p *pipeline) openInbox(ctx context.Context) error {
+	in, err := inbox.Open(ctx, p.Pool, inboxConfig(p.resolved.Settings, p.job.Pipeline.Name))
+	if err != nil {
+		return err
+	}
+	p.sink = in
 	return nil
 }
 
