@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -46,7 +45,7 @@ func newReceiver(t testing.TB, batches bool) *receiver {
 			r.keep(req.Header, body)
 		}
 	}))
-	t.Cleanup(r.server.Close)
+	t.Cleanup(func() { r.server.Close() })
 	return r
 }
 
@@ -59,19 +58,30 @@ func (r *receiver) keep(h http.Header, body []byte) {
 	r.got = append(r.got, m)
 }
 
-// keepBatch takes {"n":N,…} rows, whose ids the suite makes from N.
+// keepBatch takes an array of envelopes.
 func (r *receiver) keepBatch(body []byte) {
-	var rows []json.RawMessage
-	_ = json.Unmarshal(body, &rows)
-	for _, row := range rows {
-		var v struct{ N *int }
-		_ = json.Unmarshal(row, &v)
-		id := "?"
-		if v.N != nil {
-			id = fmt.Sprintf("outbox_orders:%d:0", *v.N)
-		}
-		r.got = append(r.got, relay.Message{ID: id, Body: row})
+	var events []struct {
+		DedupKey string          `json:"dedup_key"`
+		Payload  json.RawMessage `json:"payload"`
 	}
+	_ = json.Unmarshal(body, &events)
+	for _, e := range events {
+		r.got = append(r.got, relay.Message{ID: e.DedupKey, Body: e.Payload})
+	}
+}
+
+// restart closes the server with all its connections and opens it again.
+func (r *receiver) restart(t testing.TB) {
+	t.Helper()
+	addr, handler := r.server.Listener.Addr().String(), r.server.Config.Handler
+	r.server.CloseClientConnections()
+	r.server.Close()
+	ln, err := net.Listen("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.server = &httptest.Server{Listener: ln, Config: &http.Server{Handler: handler, ReadHeaderTimeout: time.Minute}}
+	r.server.Start()
 }
 
 func (r *receiver) read(t testing.TB, n int) []relay.Message {
@@ -101,13 +111,15 @@ func (r *receiver) read(t testing.TB, n int) []relay.Message {
 }
 
 func TestSink(t *testing.T) {
+	var r *receiver
 	relaytest.TestSink(t, relaytest.SinkHarness{
-		Refuse: func(_ testing.TB, m *relay.Message) { m.Body = []byte(`"refuse-me"`) },
+		Restart: func(t testing.TB) { r.restart(t) },
+		Refuse:  func(_ testing.TB, m *relay.Message) { m.Body = []byte(`"refuse-me"`) },
 		New: func(t testing.TB) relaytest.SinkCase {
-			r := newReceiver(t, false)
+			r = newReceiver(t, false)
 			return relaytest.SinkCase{
 				Open: func(t testing.TB) relay.Sink { return openSink(t, r.server.URL, nil) },
-				Read: r.read,
+				Read: func(t testing.TB, n int) []relay.Message { return r.read(t, n) },
 			}
 		},
 	})
@@ -115,16 +127,18 @@ func TestSink(t *testing.T) {
 
 // In mode batch the ids travel in the bodies, as they do in an envelope.
 func TestSinkBatch(t *testing.T) {
+	var r *receiver
 	relaytest.TestSink(t, relaytest.SinkHarness{
 		NoHeaders: true, JSONOnly: true, UTF8Only: true,
-		Refuse: func(_ testing.TB, m *relay.Message) { m.Body = []byte(`"refuse-me"`) },
+		Restart: func(t testing.TB) { r.restart(t) },
+		Refuse:  func(_ testing.TB, m *relay.Message) { m.Body = []byte(`"refuse-me"`) },
 		New: func(t testing.TB) relaytest.SinkCase {
-			r := newReceiver(t, true)
+			r = newReceiver(t, true)
 			return relaytest.SinkCase{
 				Open: func(t testing.TB) relay.Sink {
 					return enveloped{openSink(t, r.server.URL, map[string]any{"mode": "batch", "batch_messages": 50})}
 				},
-				Read: r.read,
+				Read: func(t testing.TB, n int) []relay.Message { return r.read(t, n) },
 			}
 		},
 	})
