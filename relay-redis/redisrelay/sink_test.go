@@ -1,0 +1,449 @@
+package redisrelay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
+)
+
+func messages(from, count int) []relay.Message {
+	batch := make([]relay.Message, count)
+	for i := range batch {
+		batch[i] = relaytest.Message(from+i, fmt.Sprint("k", (from+i)%5))
+	}
+	return batch
+}
+
+func ids(t testing.TB, raw redis.Cmdable, stream string) (got []string) {
+	t.Helper()
+	entries, err := raw.XRange(context.Background(), stream, "-", "+").Result()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, x := range entries {
+		id, _ := x.Values["dedup_key"].(string)
+		got = append(got, id)
+	}
+	return got
+}
+
+func TestSinkWritesEverything(t *testing.T) {
+	url := relaytest.Endpoint(t, "RELAY_TEST_REDIS_URL")
+	raw, name := rawClient(t, url), uniqueName(t)
+	t.Cleanup(func() { raw.Del(context.Background(), name+":eu") })
+	s := mustSink(t, testEnv(t), fmt.Sprintf(`{"url":%q,"stream":%q}`, url, name+":{row.region}"))
+	m := relaytest.Message(7, "k")
+	m.Subject, m.Row, m.FullRefresh = "pgtrickle.orders.insert", []byte(`{"region":"eu"}`), true
+	m.Headers = []relay.Header{{Name: "traceparent", Value: "00-1-2-01"}, {Name: "Payload", Value: "mine"}}
+	if err := s.Publish(t.Context(), []relay.Message{m}); err != nil {
+		t.Fatal(err)
+	}
+	entries := raw.XRange(t.Context(), name+":eu", "-", "+").Val()
+	want := map[string]any{
+		"dedup_key": m.ID, "subject": m.Subject, "op": "insert", "payload": string(m.Body), "pgtrickle-outbox-id": "7", "pgtrickle-full-refresh": "true",
+		"pgtrickle-key": "k", "content-type": "application/json", "traceparent": "00-1-2-01", "header:payload": "mine",
+	}
+	if len(entries) != 1 || fmt.Sprint(entries[0].Values) != fmt.Sprint(want) {
+		t.Errorf("stream holds %v, want %v", entries, want)
+	}
+	m.Row = []byte(`{}`)
+	if err := s.Publish(t.Context(), []relay.Message{m}); err == nil || !strings.Contains(err.Error(), "region") {
+		t.Errorf("Publish of a row without the template's field = %v", err)
+	}
+}
+
+func TestSinkTrims(t *testing.T) {
+	url := relaytest.Endpoint(t, "RELAY_TEST_REDIS_URL")
+	raw := rawClient(t, url)
+	old := fmt.Sprintf("%d-0", time.Now().Add(-2*time.Hour).UnixMilli())
+	for name, tc := range map[string]struct {
+		config string
+		kept   func(entries int64) bool
+	}{
+		"nothing":   {`"resume":true`, func(n int64) bool { return n == 5000 }},
+		"maxlen":    {`"maxlen":500`, func(n int64) bool { return n >= 500 && n < 1000 }},
+		"minid age": {`"minid":"1h"`, func(n int64) bool { return n >= 3000 && n < 3500 }},
+		"minid":     {fmt.Sprintf(`"minid":"%d"`, time.Now().Add(-time.Hour).UnixMilli()), func(n int64) bool { return n >= 3000 && n < 3500 }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			stream := uniqueName(t)
+			t.Cleanup(func() { raw.Del(context.Background(), stream) })
+			pipe := raw.Pipeline()
+			for i := range 2000 {
+				pipe.XAdd(t.Context(), &redis.XAddArgs{Stream: stream, ID: strings.TrimSuffix(old, "0") + fmt.Sprint(i+1), Values: []string{"a", "b"}})
+			}
+			if _, err := pipe.Exec(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			s := mustSink(t, testEnv(t), fmt.Sprintf(`{"url":%q,"stream":%q,%s}`, url, stream, tc.config))
+			if err := s.Publish(t.Context(), messages(1, 3000)); err != nil {
+				t.Fatal(err)
+			}
+			if n := raw.XLen(t.Context(), stream).Val(); !tc.kept(n) {
+				t.Errorf("stream has %d entries", n)
+			}
+		})
+	}
+}
+
+// What a batch meets in the server is met by all of it: nothing is added.
+func TestSinkErrorClasses(t *testing.T) {
+	for name, tc := range map[string]struct {
+		args  []string
+		spoil func(t *testing.T, c *redis.Client)
+		cure  func(c *redis.Client)
+		code  string
+		fatal bool
+	}{
+		"OOM": {
+			spoil: func(_ *testing.T, c *redis.Client) { c.ConfigSet(context.Background(), "maxmemory", "1") },
+			cure:  func(c *redis.Client) { c.ConfigSet(context.Background(), "maxmemory", "0") },
+			code:  "OOM",
+		},
+		"READONLY": {
+			spoil: func(_ *testing.T, c *redis.Client) { c.ReplicaOf(context.Background(), "127.0.0.1", "1") },
+			cure:  func(c *redis.Client) { c.ReplicaOf(context.Background(), "no", "one") },
+			code:  "READONLY",
+		},
+		"NOREPLICAS": {
+			spoil: func(_ *testing.T, c *redis.Client) { c.ConfigSet(context.Background(), "min-replicas-to-write", "1") },
+			cure:  func(c *redis.Client) { c.ConfigSet(context.Background(), "min-replicas-to-write", "0") },
+			code:  "NOREPLICAS",
+		},
+		"NOPERM": {
+			spoil: func(t *testing.T, c *redis.Client) {
+				if err := c.Do(context.Background(), "acl", "setuser", "default", "-xadd").Err(); err != nil {
+					t.Fatal(err)
+				}
+			},
+			cure: func(c *redis.Client) { c.Do(context.Background(), "acl", "setuser", "default", "+xadd") },
+			code: "NOPERM", fatal: true,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			srv := startServer(t, tc.args...)
+			raw := srv.client(t)
+			s := mustSink(t, testEnv(t), fmt.Sprintf(`{"url":%q}`, srv.url()))
+			if err := s.Publish(t.Context(), messages(1, 10)); err != nil {
+				t.Fatal(err)
+			}
+			tc.spoil(t, raw)
+			err := s.Publish(t.Context(), messages(11, 10))
+			var partial *relay.BatchError
+			if !errors.As(err, &partial) || len(partial.Failed) != 10 || !strings.Contains(err.Error(), tc.code) {
+				t.Fatalf("Publish = %v, want %s for all ten", err, tc.code)
+			}
+			for i, err := range partial.Failed {
+				if relay.IsFatal(err) != tc.fatal || relay.IsPermanent(err) {
+					t.Errorf("message %d = %v (fatal %t), want fatal %t", i, err, relay.IsFatal(err), tc.fatal)
+				}
+			}
+			tc.cure(raw)
+			if err := s.Publish(t.Context(), messages(11, 10)); err != nil {
+				t.Fatalf("Publish once it is cured = %v", err)
+			}
+			if got := ids(t, raw, "pgtrickle:orders"); len(got) != 20 {
+				t.Errorf("stream has %d entries, want 20", len(got))
+			}
+		})
+	}
+}
+
+func TestSinkWrongType(t *testing.T) {
+	url := relaytest.Endpoint(t, "RELAY_TEST_REDIS_URL")
+	raw, name := rawClient(t, url), uniqueName(t)
+	t.Cleanup(func() { raw.Del(context.Background(), name+":insert", name+":update") })
+	raw.Set(t.Context(), name+":update", "a string", 0)
+	for _, resume := range []bool{true, false} {
+		s := mustSink(t, testEnv(t), fmt.Sprintf(`{"url":%q,"stream":%q,"resume":%t}`, url, name+":{op}", resume))
+		batch := messages(1, 10)
+		batch[4].Op = relay.OpUpdate
+		err := s.Publish(t.Context(), batch)
+		if err == nil || !strings.Contains(err.Error(), "WRONGTYPE") || relay.IsPermanent(err) {
+			t.Fatalf("Publish to a key that is no stream = %v", err)
+		}
+		var partial *relay.BatchError
+		switch {
+		case resume && (!relay.IsFatal(err) || raw.Exists(t.Context(), name+":insert").Val() != 0):
+			t.Errorf("Publish = %v and has added entries; want a fatal error before anything is added", err)
+		case !resume && (!errors.As(err, &partial) || !relay.IsFatal(partial.Failed[4]) || partial.Failed[9] == nil || partial.Failed[3] != nil):
+			t.Errorf("Publish = %v, want a fatal error for the fifth message and the key held back", err)
+		}
+	}
+}
+
+func TestSinkStartErrors(t *testing.T) {
+	srv := newServer(t, "--requirepass", "secret")
+	srv.opaque = true
+	srv.start(t)
+	for name, tc := range map[string]struct {
+		config string
+		fatal  bool
+		text   string
+	}{
+		"no password":    {fmt.Sprintf(`{"url":%q}`, srv.url()), true, "NOAUTH"},
+		"wrong password": {fmt.Sprintf(`{"url":%q,"password":"wrong"}`, srv.url()), true, "WRONGPASS"},
+		"right password": {fmt.Sprintf(`{"url":%q,"username":"default","password":"secret"}`, srv.url()), false, ""},
+		"nobody there":   {`{"url":"redis://127.0.0.1:1"}`, false, "connection refused"},
+		"no such file":   {fmt.Sprintf(`{"url":%q,"tls_ca":"/no/such/file"}`, srv.url()), true, "tls_ca"},
+		"no such db":     {fmt.Sprintf(`{"url":"redis://:secret@%s/99"}`, srv.addr), true, "DB index"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, err := Backend().NewSink(t.Context(), testEnv(t), []byte(tc.config))
+			if err == nil {
+				_ = s.Close()
+			}
+			if (tc.text == "") != (err == nil) || err != nil && (!strings.Contains(err.Error(), tc.text) || relay.IsFatal(err) != tc.fatal) {
+				t.Fatalf("NewSink = %v (fatal %t), want %q (fatal %t)", err, relay.IsFatal(err), tc.text, tc.fatal)
+			}
+		})
+	}
+}
+
+func TestSinkTimeout(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0") // accepts, and says nothing
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	began := time.Now()
+	_, err = Backend().NewSink(t.Context(), testEnv(t), fmt.Appendf(nil, `{"url":"redis://%s","timeout":"200ms"}`, listener.Addr()))
+	if err == nil || relay.IsFatal(err) || time.Since(began) > 5*time.Second {
+		t.Errorf("NewSink at a silent server = %v after %s, want a transient error after 200ms", err, time.Since(began))
+	}
+}
+
+// loser is a proxy that can lose the server's answers.
+type loser struct {
+	net.Listener
+	mu   sync.Mutex
+	lose bool
+}
+
+func newLoser(t testing.TB, target string) *loser {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &loser{Listener: listener}
+	t.Cleanup(func() { listener.Close() })
+	go func() {
+		for {
+			in, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			out, err := net.Dial("tcp", target)
+			if err != nil {
+				in.Close()
+				continue
+			}
+			go func() { _, _ = io.Copy(out, in); out.Close() }()
+			go func() {
+				defer in.Close()
+				buf := make([]byte, 1<<16)
+				for {
+					n, err := out.Read(buf)
+					l.mu.Lock()
+					lose := l.lose
+					l.mu.Unlock()
+					if err != nil || lose {
+						return
+					}
+					if _, err := in.Write(buf[:n]); err != nil {
+						return
+					}
+				}
+			}()
+		}
+	}()
+	return l
+}
+
+func (l *loser) losing(lose bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.lose = lose
+}
+
+// A transaction whose answer was lost is not carried out twice.
+func TestSinkLostReply(t *testing.T) {
+	srv := startServer(t)
+	raw, l := srv.client(t), newLoser(t, srv.addr)
+	for _, resume := range []bool{true, false} {
+		stream := uniqueName(t)
+		s := mustSink(t, testEnv(t), fmt.Sprintf(`{"url":"redis://%s","stream":%q,"resume":%t}`, l.Addr(), stream, resume))
+		if err := s.Publish(t.Context(), messages(1, 5)); err != nil {
+			t.Fatal(err)
+		}
+		l.losing(true)
+		if err := s.Publish(t.Context(), messages(6, 5)); err == nil || relay.IsFatal(err) {
+			t.Fatalf("Publish without an answer = %v, want a transient error", err)
+		}
+		l.losing(false)
+		eventually(t, "the batch without an answer is added", func() bool { return len(ids(t, raw, stream)) == 10 })
+		if err := s.Publish(t.Context(), messages(6, 10)); err != nil {
+			t.Fatal(err)
+		}
+		want := 15
+		if !resume {
+			want = 20 // without looking it cannot know
+		}
+		if got := ids(t, raw, stream); len(got) != want {
+			t.Errorf("resume=%t: the stream has %d entries, want %d", resume, len(got), want)
+		}
+	}
+}
+
+// Streams that the predecessor began after its last checkpoint are found too.
+func TestSinkResumesUnlistedStreams(t *testing.T) {
+	url := relaytest.Endpoint(t, "RELAY_TEST_REDIS_URL")
+	raw := rawClient(t, url)
+	for _, template := range []string{":{op}", ":{row.n}"} {
+		name := uniqueName(t)
+		t.Cleanup(func() {
+			for _, key := range raw.Keys(context.Background(), name+"*").Val() {
+				raw.Del(context.Background(), key)
+			}
+		})
+		open := func() *sink {
+			return mustSink(t, testEnv(t), fmt.Sprintf(`{"url":%q,"stream":%q}`, url, name+template)).(*sink)
+		}
+		s := open()
+		batch := messages(1, 9)
+		if err := s.Publish(t.Context(), batch[:3]); err != nil {
+			t.Fatal(err)
+		}
+		position, err := s.Position(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := 3; i < 9; i++ {
+			batch[i].Op = relay.OpDelete
+		}
+		if err := s.Publish(t.Context(), batch[3:]); err != nil {
+			t.Fatal(err)
+		}
+		seen := map[string]bool{}
+		if err := open().Resume(t.Context(), position, func(id string) { seen[id] = true }); err != nil {
+			t.Fatal(err)
+		}
+		for i := 3; i < 9; i++ {
+			if !seen[batch[i].ID] {
+				t.Errorf("template %s: %s was not found again", template, batch[i].ID)
+			}
+		}
+	}
+}
+
+func TestSinkWaitsForReplicas(t *testing.T) {
+	master := startServer(t, "--repl-diskless-sync-delay", "0")
+	s := mustSink(t, testEnv(t), fmt.Sprintf(`{"url":%q,"wait_replicas":1,"wait_timeout":"100ms"}`, master.url()))
+	if err := s.Publish(t.Context(), messages(1, 5)); err == nil || !strings.Contains(err.Error(), "0 of 1 replicas") || relay.IsFatal(err) {
+		t.Fatalf("Publish without a replica = %v, want a transient error", err)
+	}
+	replica := startServer(t, "--replicaof", "127.0.0.1 "+master.port())
+	eventually(t, "the replica follows", func() bool {
+		return s.Publish(context.Background(), messages(1, 5)) == nil
+	})
+	rc := replica.client(t)
+	if got := ids(t, rc, "pgtrickle:orders"); len(got) < 5 {
+		t.Errorf("the replica has %d entries of a confirmed batch, want 5", len(got))
+	}
+}
+
+func TestSinkOnCluster(t *testing.T) {
+	srv := startServer(t, "--cluster-enabled", "yes", "--cluster-announce-ip", "127.0.0.1")
+	raw := srv.client(t)
+	if err := raw.ClusterAddSlotsRange(t.Context(), 0, 16383).Err(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the cluster is up", func() bool {
+		return strings.Contains(raw.ClusterInfo(context.Background()).Val(), "cluster_state:ok")
+	})
+	url := "redis+cluster://" + srv.addr
+	s := mustSink(t, testEnv(t), fmt.Sprintf(`{"url":%q,"stream":"s:{op}"}`, url)).(*sink)
+	first, err := s.Position(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	batch := messages(1, 200)
+	for i := range batch {
+		batch[i].Op = []string{relay.OpInsert, relay.OpUpdate, relay.OpDelete}[i%3]
+	}
+	if err := s.Publish(t.Context(), batch); err != nil {
+		t.Fatal(err)
+	}
+	total := 0
+	for _, op := range []string{"insert", "update", "delete"} {
+		got := ids(t, raw, "s:"+op)
+		total += len(got)
+		for i := 1; i < len(got); i++ {
+			if number(got[i]) < number(got[i-1]) {
+				t.Errorf("stream s:%s: %s stands behind %s", op, got[i], got[i-1])
+			}
+		}
+	}
+	if total != 200 {
+		t.Errorf("the streams have %d entries, want 200", total)
+	}
+	seen := 0
+	again := mustSink(t, testEnv(t), fmt.Sprintf(`{"url":%q,"stream":"s:{op}"}`, url)).(*sink)
+	if err := again.Resume(t.Context(), first, func(string) { seen++ }); err != nil || seen != 200 {
+		t.Errorf("Resume found %d, %v; want 200", seen, err)
+	}
+	src := mustSource(t, testEnv(t), fmt.Sprintf(`{"url":%q,"stream":"s:insert"}`, url))
+	if got := receive(t, src, 67); src.Ack(t.Context(), got) != nil {
+		t.Error("cannot acknowledge on a cluster")
+	}
+	// A cluster that is down passes.
+	raw.ClusterDelSlotsRange(t.Context(), 0, 16383)
+	if err := s.Publish(t.Context(), messages(500, 5)); err == nil || relay.IsFatal(err) || relay.IsPermanent(err) {
+		t.Errorf("Publish to a cluster that is down = %v, want a transient error", err)
+	}
+}
+
+func number(id string) (n int) {
+	_, _ = fmt.Sscanf(id, "outbox_orders:%d:0", &n)
+	return n
+}
+
+func TestSinkBySentinel(t *testing.T) {
+	master := startServer(t)
+	watch := newServer(t)
+	watch.opaque = true
+	conf := watch.dir + "/sentinel.conf"
+	writeFile(t, conf, fmt.Sprintf("port %s\nbind 127.0.0.1\ndir %s\nsentinel monitor mymaster 127.0.0.1 %s 1\n", watch.port(), watch.dir, master.port()))
+	watch.run(t, conf, "--sentinel")
+	s := mustSink(t, testEnv(t), fmt.Sprintf(`{"url":"redis+sentinel://127.0.0.1:1,%s/mymaster/0"}`, watch.addr))
+	if err := s.Publish(t.Context(), messages(1, 5)); err != nil {
+		t.Fatal(err)
+	}
+	if got := ids(t, master.client(t), "pgtrickle:orders"); len(got) != 5 {
+		t.Errorf("the master has %d entries, want 5", len(got))
+	}
+}
+
+func TestSinkDestination(t *testing.T) {
+	url := relaytest.Endpoint(t, "RELAY_TEST_REDIS_URL")
+	s := mustSink(t, testEnv(t), fmt.Sprintf(`{"url":%q}`, url)).(*sink)
+	m := relaytest.Message(1, "")
+	if got, err := s.Destination(&m); err != nil || got != "pgtrickle:orders" {
+		t.Errorf("Destination() = %q, %v; want pgtrickle:orders", got, err)
+	}
+	if n, _ := s.Limits(); n != transactionMessages {
+		t.Errorf("Limits() = %d", n)
+	}
+}
