@@ -7,16 +7,20 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
 )
 
 // A pipeline may name a backend that the binary which migrates does not have, so
-// every binary brings the keys of them all.
+// every binary brings the keys of them all. Backend [Common] holds those that
+// every pipeline has.
 //
 //go:embed backends.json
 var known []byte
+
+// Common is the name under which the keys of every pipeline go: Sink has those
+// of forward pipelines, Source those of reverse ones.
+const Common = "*"
 
 // Backend is what a backend accepts in a configuration.
 type Backend struct {
@@ -60,6 +64,17 @@ func Known(linked []Backend) ([]Backend, error) {
 	return all, nil
 }
 
+// Describe returns the content of backends.json for backends: what a binary that
+// has them all knows.
+func Describe(backends []Backend) ([]byte, error) {
+	all, err := Known(backends)
+	if err != nil {
+		return nil, err
+	}
+	text, err := json.MarshalIndent(all, "", "\t")
+	return append(text, '\n'), err
+}
+
 // keyRow is a row of relay_backend_keys.
 type keyRow struct {
 	Backend   string          `json:"backend"`
@@ -82,8 +97,7 @@ func keysSQL(linked []Backend) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	rows := keyRows("*", relay.Forward, catalog.Keys(relay.Forward))
-	rows = append(rows, keyRows("*", relay.Reverse, catalog.Keys(relay.Reverse))...)
+	var rows []keyRow
 	for _, b := range backends {
 		for _, end := range []struct {
 			exists    bool
@@ -93,8 +107,10 @@ func keysSQL(linked []Backend) (string, error) {
 			if !end.exists {
 				continue
 			}
-			rows = append(rows, keyRow{Backend: b.Name, Direction: end.direction, Key: "type", Type: "backend",
-				Aliases: orEmpty(b.Aliases), Enum: []string{}, Doc: "The backend."})
+			if b.Name != Common {
+				rows = append(rows, keyRow{Backend: b.Name, Direction: end.direction, Key: "type", Type: "backend",
+					Aliases: orEmpty(b.Aliases), Enum: []string{}, Doc: "The backend."})
+			}
 			rows = append(rows, keyRows(b.Name, end.direction, end.keys)...)
 		}
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/migrate"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
@@ -311,16 +312,37 @@ func TestLinkedBackendReplacesKnown(t *testing.T) {
 
 func newSink(context.Context, relay.Env, json.RawMessage) (relay.Sink, error) { return nil, nil }
 
-// TestKnownBackends keeps the embedded list usable: eight backends, each key with
-// a type that the SQL validation knows.
+// TestKnownBackends keeps the embedded list true to the settings of every
+// pipeline, and each key's type one that the SQL validation knows.
 func TestKnownBackends(t *testing.T) {
 	t.Parallel()
+	common := migrate.Backend{
+		Name: migrate.Common, HasSink: true, HasSource: true,
+		Sink: catalog.Keys(relay.Forward), Source: catalog.Keys(relay.Reverse),
+	}
+	got, err := migrate.Describe([]migrate.Backend{common})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if *update {
+		if err := os.WriteFile("backends.json", got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile("backends.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(got) != string(want) {
+		t.Errorf("backends.json is not true to catalog.Keys; run the test with -update")
+	}
+
 	backends, err := migrate.Known(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(backends) != 8 {
-		t.Errorf("%d backends; want 8", len(backends))
+	if len(backends) != 9 {
+		t.Errorf("%d entries; want %s and eight backends", len(backends), migrate.Common)
 	}
 	types := "string integer number boolean duration size list object template secret"
 	for _, b := range backends {

@@ -1,0 +1,352 @@
+package migrate_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// payloads returns what an outbox holds, in order, without the empty lists.
+func payloads(t testing.TB, pool *pgxpool.Pool, outbox string) string {
+	t.Helper()
+	return strings.Join(query(t, pool, fmt.Sprintf(`
+		SELECT (SELECT jsonb_object_agg(key, value) FROM jsonb_each(payload - 'v') WHERE value <> '[]')::text
+		FROM pgtrickle.%s WHERE payload ->> 'v' = '1' ORDER BY id`, pgx.Identifier{outbox}.Sanitize())), "\n")
+}
+
+func TestCapture(t *testing.T) {
+	t.Parallel()
+	pool := migrated(t)
+	for name, tc := range map[string]struct{ table, setup, writes, want string }{
+		"one row": {"a", `CREATE TABLE a (id int PRIMARY KEY, v text)`,
+			`INSERT INTO a VALUES (1, 'x'); UPDATE a SET v = 'y'; DELETE FROM a`,
+			`{"inserted": [{"v": "x", "id": 1}]}
+{"updated": [{"new": {"v": "y", "id": 1}, "old": {"v": "x", "id": 1}}]}
+{"deleted": [{"v": "y", "id": 1}]}`},
+		"many rows of one statement": {"b", `CREATE TABLE b (id int)`,
+			`INSERT INTO b VALUES (1), (2); UPDATE b SET id = id + 1; DELETE FROM b`,
+			`{"inserted": [{"id": 1}, {"id": 2}]}
+{"updated": [{"new": {"id": 2}, "old": {"id": 1}}, {"new": {"id": 3}, "old": {"id": 2}}]}
+{"deleted": [{"id": 2}, {"id": 3}]}`},
+		"statements without rows": {"c", `CREATE TABLE c (id int)`, `INSERT INTO c SELECT 1 WHERE false; UPDATE c SET id = 1; DELETE FROM c; TRUNCATE c`, ``},
+		"truncate": {"d", `CREATE TABLE d (id int)`, `INSERT INTO d VALUES (1), (2); TRUNCATE d`,
+			`{"inserted": [{"id": 1}, {"id": 2}]}
+{"deleted": [{"id": 1}, {"id": 2}]}`},
+		"upsert": {"e", `CREATE TABLE e (id int PRIMARY KEY, n int)`, `INSERT INTO e VALUES (1, 1); INSERT INTO e VALUES (1, 2), (2, 2) ON CONFLICT (id) DO UPDATE SET n = excluded.n`,
+			`{"inserted": [{"n": 1, "id": 1}]}
+{"updated": [{"new": {"n": 2, "id": 1}, "old": {"n": 1, "id": 1}}]}
+{"inserted": [{"n": 2, "id": 2}]}`},
+		"stored generated column": {"f", `CREATE TABLE f (id int, g int GENERATED ALWAYS AS (id * 2) STORED)`, `INSERT INTO f VALUES (2)`, `{"inserted": [{"g": 4, "id": 2}]}`},
+		"columns come and go": {"g", `CREATE TABLE g (id int, old text)`, `INSERT INTO g VALUES (1); ALTER TABLE g DROP COLUMN old; ALTER TABLE g ADD new int DEFAULT 5; INSERT INTO g VALUES (2)`,
+			`{"inserted": [{"id": 1, "old": null}]}
+{"inserted": [{"id": 2, "new": 5}]}`},
+		"foreign key cascade": {"h", `CREATE TABLE parent (id int PRIMARY KEY); CREATE TABLE h (id int REFERENCES parent ON DELETE CASCADE); INSERT INTO parent VALUES (1)`,
+			`INSERT INTO h VALUES (1); DELETE FROM parent`, `{"inserted": [{"id": 1}]}
+{"deleted": [{"id": 1}]}`},
+		"partitions": {"p", `CREATE TABLE p (k int, id int) PARTITION BY LIST (k); CREATE TABLE p1 PARTITION OF p FOR VALUES IN (1); CREATE TABLE p2 (id int, k int); ALTER TABLE p ATTACH PARTITION p2 FOR VALUES IN (2)`,
+			`INSERT INTO p VALUES (1, 1), (2, 2); INSERT INTO p2 VALUES (3, 2); UPDATE p SET k = 2 WHERE id = 1; CREATE TABLE p3 PARTITION OF p FOR VALUES IN (3); INSERT INTO p VALUES (3, 4); DELETE FROM p WHERE k = 2; TRUNCATE p; SELECT pgtrickle.outbox_attach_partitions('public.p'); INSERT INTO p3 VALUES (3, 5); TRUNCATE p`,
+			`{"inserted": [{"k": 1, "id": 1}, {"k": 2, "id": 2}]}
+{"inserted": [{"k": 2, "id": 3}]}
+{"updated": [{"new": {"k": 2, "id": 1}, "old": {"k": 1, "id": 1}}]}
+{"inserted": [{"k": 3, "id": 4}]}
+{"deleted": [{"k": 2, "id": 2}, {"k": 2, "id": 3}, {"k": 2, "id": 1}]}
+{"deleted": [{"k": 3, "id": 4}]}
+{"inserted": [{"k": 3, "id": 5}]}
+{"deleted": [{"k": 3, "id": 5}]}`},
+		"the same bytes whoever writes": {"s", `CREATE TABLE s (at timestamptz, i interval, b bytea, f float8)`,
+			`SET TimeZone = 'Asia/Tokyo'; SET IntervalStyle = 'iso_8601'; SET bytea_output = 'escape'; SET extra_float_digits = -10; INSERT INTO s VALUES ('2024-01-01 00:00+00', '1 day', '\x00', 1.0/3); RESET ALL`,
+			`{"inserted": [{"b": "\\x00", "f": 0.3333333333333333, "i": "1 day", "at": "2024-01-01T00:00:00+00:00"}]}`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			run(t, pool, tc.setup)
+			run(t, pool, `SELECT pgtrickle.enable_outbox($1)`, "public."+tc.table)
+			run(t, pool, tc.writes)
+			if got := payloads(t, pool, "outbox_"+tc.table); got != tc.want {
+				t.Errorf("%s records\n%s\nwant\n%s", tc.writes, got, tc.want)
+			}
+		})
+	}
+}
+
+func TestVirtualColumnsAreLeftOut(t *testing.T) {
+	t.Parallel()
+	pool := migrated(t)
+	if one(t, pool, `SELECT (current_setting('server_version_num')::int < 180000)::text`) == "true" {
+		t.Skip("virtual generated columns came with PostgreSQL 18")
+	}
+	run(t, pool, `CREATE TABLE t (id int, v int GENERATED ALWAYS AS (id * 2) VIRTUAL)`)
+	run(t, pool, `SELECT pgtrickle.enable_outbox('t')`)
+	run(t, pool, `INSERT INTO t VALUES (1); INSERT INTO t VALUES (2), (3); UPDATE t SET id = 9 WHERE id = 1; TRUNCATE t`)
+	want := `{"inserted": [{"id": 1}]}
+{"inserted": [{"id": 2}, {"id": 3}]}
+{"updated": [{"new": {"id": 9}, "old": {"id": 1}}]}
+{"deleted": [{"id": 2}, {"id": 3}, {"id": 9}]}`
+	if got := payloads(t, pool, "outbox_t"); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}
+
+// TestLargeStatement writes 12 MiB by one statement: the rows arrive in order, in
+// outbox rows of bounded size, and counts say how many.
+func TestLargeStatement(t *testing.T) {
+	t.Parallel()
+	pool := migrated(t)
+	run(t, pool, `CREATE TABLE t (id int, v text)`)
+	run(t, pool, `SELECT pgtrickle.enable_outbox('t')`)
+	run(t, pool, `INSERT INTO t SELECT g, repeat('x', 1024) FROM generate_series(1, 12000) g`)
+	run(t, pool, `UPDATE t SET id = -id`)
+	run(t, pool, `DELETE FROM t`)
+	got := one(t, pool, `
+		SELECT format('%s %s %s', sum(inserted_count), sum(deleted_count), count(*) BETWEEN 12 AND 15 AND max(octet_length(payload::text)) < 5000000)
+		FROM pgtrickle.outbox_t`)
+	if got != "24000 24000 t" {
+		t.Errorf("inserted, deleted, bounded = %s; want 24000 24000 t", got)
+	}
+	unordered := one(t, pool, `
+		SELECT count(*)::text FROM (
+			SELECT abs((e.j ->> 'id')::int) - lag(abs((e.j ->> 'id')::int)) OVER (ORDER BY o.id, e.n) AS step
+			FROM pgtrickle.outbox_t o, jsonb_array_elements(o.payload -> 'inserted') WITH ORDINALITY AS e(j, n)) s WHERE step <> 1`)
+	mispaired := one(t, pool, `
+		SELECT count(*)::text FROM pgtrickle.outbox_t o, jsonb_array_elements(o.payload -> 'updated') u
+		WHERE (u -> 'old' ->> 'id')::int <> -(u -> 'new' ->> 'id')::int`)
+	if unordered != "0" || mispaired != "0" {
+		t.Errorf("%s rows out of order, %s updates with another row's old values; want none", unordered, mispaired)
+	}
+}
+
+func TestOutboxNames(t *testing.T) {
+	t.Parallel()
+	pool := migrated(t)
+	run(t, pool, `CREATE SCHEMA "Other Schema"; CREATE TABLE orders (id int); CREATE TABLE "Other Schema".orders (id int)`)
+	run(t, pool, `SELECT pgtrickle.enable_outbox('orders')`)
+	run(t, pool, `SELECT pgtrickle.enable_outbox('"Other Schema".orders')`)
+	run(t, pool, `INSERT INTO orders VALUES (1); INSERT INTO "Other Schema".orders VALUES (2)`)
+	other := one(t, pool, `SELECT pgtrickle.outbox_status('Other Schema.orders') ->> 'outbox_table_name'`)
+	if got := payloads(t, pool, "outbox_orders") + payloads(t, pool, other); got != `{"inserted": [{"id": 1}]}{"inserted": [{"id": 2}]}` {
+		t.Errorf("tables of the same name in two schemas record %s", got)
+	}
+	run(t, pool, `ALTER TABLE orders RENAME TO sales`)
+	run(t, pool, `INSERT INTO sales VALUES (3)`)
+	if got := one(t, pool, `SELECT pgtrickle.outbox_status('public.sales') ->> 'row_count'`); got != "2" {
+		t.Errorf("a renamed table's outbox has %s rows; want 2", got)
+	}
+	run(t, pool, `SELECT pgtrickle.disable_outbox('sales')`)
+	refused(t, pool, "42704", "outbox not enabled for stream table: orders", `SELECT pgtrickle.disable_outbox('orders')`)
+
+	long := strings.Repeat("ä", 31) // 62 bytes
+	for _, name := range []string{`"; DROP TABLE pgtrickle.relay_cursors; --`, `'); DROP TABLE pgtrickle.relay_cursors; --`, `a"b'c\d`, `$capture$`, `%s%1$I`, "Näme mit Raum", "select", "x.y", long, long + "x"} {
+		run(t, pool, `CREATE TABLE `+pgx.Identifier{name}.Sanitize()+` ("odd ""col" int PRIMARY KEY)`)
+		qualified := pgx.Identifier{"public", name}.Sanitize()
+		run(t, pool, `SELECT pgtrickle.enable_outbox($1)`, qualified)
+		run(t, pool, `INSERT INTO `+qualified+` VALUES (1); UPDATE `+qualified+` SET "odd ""col" = 2; TRUNCATE `+qualified)
+		outbox := one(t, pool, `SELECT pgtrickle.outbox_status($1) ->> 'outbox_table_name'`, qualified)
+		if got := one(t, pool, `SELECT pgtrickle.outbox_status($1) ->> 'row_count'`, outbox); got != "3" || len(outbox) > 63 {
+			t.Errorf("outbox %q of table %q has %s rows; want 3", outbox, name, got)
+		}
+		run(t, pool, `SELECT pgtrickle.disable_outbox($1)`, "public."+name)
+	}
+	if got := one(t, pool, `SELECT string_agg(relname, ' ') FROM pg_class WHERE relnamespace = 'pgtrickle'::regnamespace AND relkind = 'r' AND relname LIKE 'outbox%'`); got != other {
+		t.Errorf("left behind: %s; want %s only", got, other)
+	}
+	if got := query(t, pool, `SELECT proname::text FROM pg_proc WHERE proname LIKE '%capture' AND proname LIKE 'outbox%'`); len(got) != 1 {
+		t.Errorf("trigger functions left behind: %q; want one", got)
+	}
+}
+
+func TestOutboxErrors(t *testing.T) {
+	t.Parallel()
+	pool := migrated(t)
+	run(t, pool, `CREATE TABLE t (id int); CREATE VIEW v AS SELECT * FROM t; SELECT pgtrickle.enable_outbox('t', 48); SELECT pgtrickle.create_outbox('events')`)
+	for _, tc := range []struct{ code, want, sql string }{
+		{"42710", "outbox already enabled for stream table: public.t", `SELECT pgtrickle.enable_outbox('public.t')`},
+		{"42P01", "stream table not found: nope", `SELECT pgtrickle.enable_outbox('nope')`},
+		{"42P01", "stream table not found: a b; c", `SELECT pgtrickle.enable_outbox('a b; c')`},
+		{"42809", "public.v is not a table", `SELECT pgtrickle.enable_outbox('v')`},
+		{"42809", "pgtrickle.outbox_t belongs to the relay itself", `SELECT pgtrickle.enable_outbox('pgtrickle.outbox_t')`},
+		{"42704", "outbox not enabled for stream table: nope", `SELECT pgtrickle.disable_outbox('nope')`},
+		{"42704", "outbox not enabled for stream table: nope", `SELECT pgtrickle.outbox_rows_consumed('nope', 1)`},
+		{"42704", "outbox not enabled for stream table: nope", `SELECT pgtrickle.outbox_publish('nope', '{}')`},
+		{"42710", "outbox already enabled for stream table: events", `SELECT pgtrickle.create_outbox('events')`},
+		{"22023", `unknown operation "upsert"`, `SELECT pgtrickle.outbox_publish('events', '{}', 'upsert')`},
+		{"22023", `must be a JSON object or a list of objects`, `SELECT pgtrickle.outbox_publish('events', '[1]')`},
+		{"22023", `must be a JSON object or a list of objects`, `SELECT pgtrickle.outbox_publish('events', NULL)`},
+		{"22023", `the old row belongs to an update of one row`, `SELECT pgtrickle.outbox_publish('events', '{}', 'insert', '{}')`},
+		{"22023", `unknown TRUNCATE policy "x"`, `SELECT pgtrickle.outbox_truncate_policy('t', 'x')`},
+		{"22023", `retention_hours must be a positive number of hours, not 0`, `CREATE TABLE r (id int); SELECT pgtrickle.enable_outbox('r', 0)`},
+	} {
+		refused(t, pool, tc.code, tc.want, tc.sql)
+	}
+	run(t, pool, `SELECT pgtrickle.disable_outbox('nope', p_if_exists => true)`)
+	if got := one(t, pool, `SELECT pgtrickle.outbox_status('nope')::text`); got != `{"enabled": false, "stream_table": "nope"}` {
+		t.Errorf("outbox_status of nothing = %s", got)
+	}
+
+	run(t, pool, `INSERT INTO t VALUES (1); SELECT pgtrickle.outbox_truncate_policy('t', 'refuse')`)
+	refused(t, pool, "55000", "TRUNCATE of public.t is refused", `TRUNCATE t`)
+	run(t, pool, `SELECT pgtrickle.outbox_truncate_policy('t', 'ignore'); TRUNCATE t`)
+	if got := one(t, pool, `SELECT count(*)::text FROM pgtrickle.outbox_t`); got != "1" {
+		t.Errorf("TRUNCATE under policy ignore recorded %s rows; want only the insert", got)
+	}
+}
+
+func TestPublish(t *testing.T) {
+	t.Parallel()
+	pool := migrated(t)
+	run(t, pool, `SELECT pgtrickle.create_outbox('events')`)
+	run(t, pool, `SELECT pgtrickle.outbox_publish('events', '{"a":1}')`)
+	run(t, pool, `SELECT pgtrickle.outbox_publish('events', '[{"a":1},{"a":2}]', 'delete')`)
+	run(t, pool, `SELECT pgtrickle.outbox_publish('outbox_events', '{"a":2}', 'update', '{"a":1}', '1f0b0000-0000-0000-0000-000000000000')`)
+	want := `{"inserted": [{"a": 1}]}
+{"deleted": [{"a": 1}, {"a": 2}]}
+{"updated": [{"new": {"a": 2}, "old": {"a": 1}}]}`
+	if got := payloads(t, pool, "outbox_events"); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+	if got := one(t, pool, `SELECT string_agg(format('%s/%s', inserted_count, deleted_count), ' ' ORDER BY id) FROM pgtrickle.outbox_events`); got != "1/0 0/2 1/1" {
+		t.Errorf("counts are %s; want 1/0 0/2 1/1", got)
+	}
+}
+
+// TestPrivileges tries what a stranger and what a table's owner may do.
+func TestPrivileges(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	pool := migrated(t)
+	db := one(t, pool, `SELECT current_database()::text`)
+	owner, stranger := db+"_app", db+"_mallory"
+	for _, role := range []string{owner, stranger} {
+		run(t, pool, `CREATE ROLE `+role)
+		t.Cleanup(func() { run(t, pool, `DROP OWNED BY `+role+`; DROP ROLE `+role) })
+	}
+	run(t, pool, `CREATE SCHEMA app AUTHORIZATION `+owner)
+	run(t, pool, `GRANT CREATE, USAGE ON SCHEMA public TO `+stranger)
+	as := func(role, sql string) error {
+		return pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+			if _, err := tx.Exec(ctx, `SET LOCAL ROLE `+role); err != nil {
+				return err
+			}
+			_, err := tx.Exec(ctx, sql)
+			return err
+		})
+	}
+	may := func(role, sql string) {
+		t.Helper()
+		if err := as(role, sql); err != nil {
+			t.Errorf("%s may not %s: %v", role, sql, err)
+		}
+	}
+	mayNot := func(role, sql string) {
+		t.Helper()
+		if err := as(role, sql); err == nil {
+			t.Errorf("%s may %s", role, sql)
+		}
+	}
+	may(owner, `CREATE TABLE app.t (id int); SELECT pgtrickle.enable_outbox('app.t')`)
+	may(owner, `INSERT INTO app.t VALUES (1); TRUNCATE app.t`)
+	may(owner, `SELECT pgtrickle.outbox_status('app.t')`)
+	may(owner, `SELECT pgtrickle.create_inbox('box', 'app'); SELECT pgtrickle.inbox_health('box')`)
+	mayNot(owner, `INSERT INTO pgtrickle.outbox_t (payload) VALUES ('{}')`)
+	mayNot(owner, `SELECT pgtrickle.outbox_publish('app.t', '{}')`)
+	mayNot(owner, `SELECT pgtrickle.create_inbox('box2')`) // no CREATE on schema pgtrickle
+
+	run(t, pool, `GRANT USAGE ON SCHEMA app TO `+stranger+`; GRANT INSERT, TRUNCATE ON app.t TO `+stranger)
+	may(stranger, `INSERT INTO app.t VALUES (2)`) // recorded without rights on the outbox
+	for _, sql := range []string{
+		`SELECT * FROM pgtrickle.outbox_t`,
+		`SELECT pgtrickle.outbox_status('app.t')`,
+		`SELECT pgtrickle.disable_outbox('app.t')`,
+		`SELECT pgtrickle._relay_drop_outbox('outbox_t')`,
+		`SELECT pgtrickle._relay_create_outbox('app.t', 24)`,
+		`SELECT pgtrickle._relay_set_truncate_policy('outbox_t', 'ignore')`,
+		`SELECT pgtrickle.outbox_truncate_policy('app.t', 'ignore')`,
+		`SELECT pgtrickle.outbox_publish('app.t', '{}')`,
+		`SELECT pgtrickle.outbox_rows_consumed('app.t', 1)`,
+		`SELECT pgtrickle.create_outbox('mine')`,
+		`SELECT pgtrickle.drop_inbox('box')`,
+		`SELECT pgtrickle._relay_unregister_inbox('box')`,
+		`SELECT pgtrickle.replay_inbox_messages('box', '{}')`,
+		`SELECT pgtrickle.set_relay_outbox('p', config => '{}')`,
+		`SELECT pgtrickle.enable_relay('p')`,
+		`SELECT * FROM pgtrickle.list_relay_configs()`,
+		`SELECT * FROM pgtrickle.relay_dlq_list()`,
+		`SELECT pgtrickle.relay_grant_access()`,
+		`SELECT pgtrickle._relay_capture_truncate('app.t'::regclass, 'delete', 'outbox_t')`,
+		`SELECT pgtrickle._relay_write_capture('outbox_t', 'outbox_t_capture')`,
+		// A trigger of its own on the capture function would forge events.
+		`CREATE TABLE public.forge (id int); CREATE TRIGGER x AFTER INSERT ON public.forge REFERENCING NEW TABLE AS new_rows
+			FOR EACH STATEMENT EXECUTE FUNCTION pgtrickle.outbox_t_capture()`,
+		// Functions of its own must not be called in place of ours.
+		`CREATE FUNCTION public.to_jsonb(record) RETURNS jsonb LANGUAGE sql AS $$ SELECT '{}'::jsonb $$; SET LOCAL search_path = public, pg_catalog; SELECT pgtrickle.disable_outbox('app.t')`,
+	} {
+		mayNot(stranger, sql)
+	}
+	run(t, pool, `SELECT pgtrickle.outbox_grant_publish('app.t', $1)`, stranger)
+	may(stranger, `SELECT pgtrickle.outbox_publish('app.t', '{"id":3}')`)
+	mayNot(stranger, `INSERT INTO pgtrickle.outbox_t (id, payload) VALUES (1, '{}')`)
+	mayNot(stranger, `INSERT INTO pgtrickle.outbox_t (xid, payload) VALUES ('3', '{}')`)
+	may(owner, `SELECT pgtrickle.drop_inbox('box', p_cascade => true)`)
+	may(owner, `SELECT pgtrickle.disable_outbox('app.t')`)
+}
+
+func TestInbox(t *testing.T) {
+	t.Parallel()
+	pool := migrated(t)
+	run(t, pool, `CREATE SCHEMA app; SELECT pgtrickle.create_inbox('Odd "inbox"', 'app', 2, with_stats => false, p_retention_hours => 5)`)
+	run(t, pool, `INSERT INTO app."Odd ""inbox""" (event_id, retry_count, processed_at) VALUES ('new', 0, NULL), ('failed', 2, NULL), ('done', 0, now())`)
+	if got := one(t, pool, `SELECT pgtrickle.inbox_health('Odd "inbox"')::text`); got !=
+		`{"status": "WARNING", "inbox_name": "Odd \"inbox\"", "max_retries": 2, "dlq_messages": 1, "inbox_schema": "app", "total_messages": 3, "retention_hours": 5, "pending_messages": 1, "processed_messages": 1}` {
+		t.Errorf("inbox_health = %s", got)
+	}
+	if got := one(t, pool, `SELECT string_agg(event_id, ' ') FROM app."Odd ""inbox""_dlq"`); got != "failed" {
+		t.Errorf("the dlq view shows %s; want failed", got)
+	}
+	if got := one(t, pool, `SELECT pgtrickle.replay_inbox_messages('Odd "inbox"', '{failed,done,none}')::text`); got != "2" {
+		t.Errorf("replayed %s; want 2", got)
+	}
+	if got := one(t, pool, `SELECT count(*)::text FROM app."Odd ""inbox""_pending"`); got != "3" {
+		t.Errorf("%s are pending after the replay; want 3", got)
+	}
+	if got := one(t, pool, `SELECT format('%s %s %s %s', inbox_name, inbox_schema, with_dead_letter, with_stats) FROM pgtrickle.inbox_status()`); got != `Odd "inbox" app t f` {
+		t.Errorf("inbox_status = %s", got)
+	}
+	refused(t, pool, "42710", `inbox already exists: Odd "inbox"`, `SELECT pgtrickle.create_inbox('Odd "inbox"')`)
+	refused(t, pool, "42704", `inbox not found: nope`, `SELECT pgtrickle.drop_inbox('nope')`)
+	refused(t, pool, "42704", `inbox not found: nope`, `SELECT pgtrickle.inbox_health('nope')`)
+	refused(t, pool, "42622", `is too long`, `SELECT pgtrickle.create_inbox($1)`, strings.Repeat("x", 56))
+	run(t, pool, `SELECT pgtrickle.drop_inbox('nope', p_if_exists => true)`)
+	run(t, pool, `SELECT pgtrickle.drop_inbox('Odd "inbox"')`)
+	if got := one(t, pool, `SELECT count(*)::text FROM app."Odd ""inbox"""`); got != "3" {
+		t.Errorf("drop_inbox without p_cascade left %s rows; want 3", got)
+	}
+	run(t, pool, `SELECT pgtrickle.create_inbox('Odd "inbox"', 'app')`) // over the table that stayed
+	run(t, pool, `SELECT pgtrickle.drop_inbox('Odd "inbox"', p_cascade => true)`)
+}
+
+// TestPlans checks that the reads on hot paths use their indexes.
+func TestPlans(t *testing.T) {
+	t.Parallel()
+	pool := migrated(t)
+	run(t, pool, `SELECT pgtrickle.create_outbox('events')`)
+	run(t, pool, `INSERT INTO pgtrickle.outbox_events (payload) SELECT '{}' FROM generate_series(1, 20000)`)
+	run(t, pool, `INSERT INTO pgtrickle.relay_dead_letters (relay_group_id, direction, pipeline, message_id, key, body, error, class, status)
+		SELECT 'g', 'forward', 'p' || g % 50, g::text, (g % 100)::text, 'x', 'e', 'refused', 'dead' FROM generate_series(1, 20000) g`)
+	run(t, pool, `SELECT pgtrickle.create_inbox('box')`)
+	run(t, pool, `INSERT INTO pgtrickle.box (event_id, processed_at) SELECT g, CASE WHEN g % 1000 > 0 THEN now() END FROM generate_series(1, 20000) g`)
+	run(t, pool, `ANALYZE`)
+	for _, tc := range []struct{ sql, index string }{
+		{`SELECT * FROM pgtrickle.outbox_events WHERE id > 19000 ORDER BY id LIMIT 100`, "outbox_events_pkey"},
+		{`SELECT id FROM pgtrickle.outbox_events WHERE xid >= '999999999' ORDER BY id`, "outbox_events_xid_idx"},
+		{`SELECT * FROM pgtrickle.relay_dead_letters WHERE relay_group_id = 'g' AND direction = 'forward' AND pipeline = 'p1' AND key = '1' ORDER BY id`, "relay_dead_letters_by_key"},
+		{`SELECT * FROM pgtrickle.relay_dead_letters WHERE relay_group_id = 'g' AND direction = 'forward' AND pipeline = 'p1' AND message_id = '51'`, "relay_dead_letters"},
+		{`SELECT * FROM pgtrickle.box_pending ORDER BY received_at`, "box_pending_idx"},
+	} {
+		plan := strings.Join(query(t, pool, `EXPLAIN (COSTS OFF) `+tc.sql), "\n")
+		if !strings.Contains(plan, tc.index) || strings.Contains(plan, "Seq Scan") {
+			t.Errorf("%s does not use %s:\n%s", tc.sql, tc.index, plan)
+		}
+	}
+}
