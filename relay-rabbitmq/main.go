@@ -1,0 +1,10 @@
+// Relay-rabbitmq moves messages between PostgreSQL outbox and inbox tables and
+// RabbitMQ.
+package main
+
+import (
+	"github.com/grove/pgtrickle-relay/relay-rabbitmq/rabbitrelay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaycmd"
+)
+
+func main() { relaycmd.Main("relay-rabbitmq", rabbitrelay.Backend()) }
