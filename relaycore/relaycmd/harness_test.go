@@ -1,0 +1,315 @@
+package relaycmd
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/migrate"
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest/pgtest"
+)
+
+// asBinary makes the test binary behave as a relay, so that tests can start,
+// stop and kill real processes.
+const asBinary = "RELAYCMD_TEST_AS_BINARY"
+
+func TestMain(m *testing.M) {
+	if name := os.Getenv(asBinary); name != "" {
+		os.Exit(run(context.Background(), &program{
+			name: name, backends: []relay.Backend{spoolBackend()}, args: os.Args[1:], environ: os.Environ(), stdout: os.Stdout, stderr: os.Stderr,
+		}))
+	}
+	os.Exit(m.Run())
+}
+
+// spoolConfig is that of a backend whose far end is a file: one JSON line for
+// each message.
+type spoolConfig struct {
+	Path  string            `json:"path" relay:"required" doc:"File."`
+	Delay relaycfg.Duration `json:"delay" doc:"How long a publish takes."`
+	Token relaycfg.Secret   `json:"token" doc:"Anything."`
+}
+
+func spoolBackend() relay.Backend {
+	return relay.Backend{
+		Name: "spool", SinkConfig: spoolConfig{}, SourceConfig: spoolConfig{},
+		SinkGuarantee: relay.Guarantee{Delivery: "at least once", Dedup: "none", Order: "total", Weakest: "the file"},
+		NewSink: func(_ context.Context, _ relay.Env, raw json.RawMessage) (relay.Sink, error) {
+			var c spoolConfig
+			if err := relaycfg.Decode(raw, &c); err != nil {
+				return nil, err
+			}
+			f, err := os.OpenFile(c.Path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
+			if err != nil {
+				return nil, relay.Fatal(err)
+			}
+			return &spoolSink{f, c.Delay.D()}, nil
+		},
+		NewSource: func(_ context.Context, _ relay.Env, raw json.RawMessage) (relay.Source, error) {
+			var c spoolConfig
+			if err := relaycfg.Decode(raw, &c); err != nil {
+				return nil, err
+			}
+			f, err := os.Open(c.Path)
+			if err != nil {
+				return nil, relay.Fatal(err)
+			}
+			return &spoolSource{f: f, r: bufio.NewReader(f)}, nil
+		},
+	}
+}
+
+type spoolSink struct {
+	f     *os.File
+	delay time.Duration
+}
+
+func (s *spoolSink) Publish(ctx context.Context, batch []relay.Message) error {
+	var b bytes.Buffer
+	for i := range batch {
+		b.WriteString(batch[i].ID + "\n")
+	}
+	timer := time.NewTimer(s.delay)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	_, err := s.f.Write(b.Bytes())
+	return err
+}
+
+func (s *spoolSink) Close() error { return s.f.Close() }
+
+type spoolSource struct {
+	f *os.File
+	r *bufio.Reader
+	n int
+}
+
+func (s *spoolSource) Receive(ctx context.Context, _ int) ([]relay.Message, error) {
+	for {
+		line, err := s.r.ReadBytes('\n')
+		if err == nil {
+			s.n++
+			return []relay.Message{{ID: fmt.Sprintf("line:%d", s.n), Body: bytes.TrimSpace(line), Origin: "spool"}}, nil
+		}
+		if !errors.Is(err, io.EOF) {
+			return nil, err
+		}
+		timer := time.NewTimer(10 * time.Millisecond)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil, ctx.Err()
+		case <-timer.C:
+		}
+	}
+}
+
+func (s *spoolSource) Ack(context.Context, []relay.Message) error { return nil }
+func (s *spoolSource) Close() error                               { return s.f.Close() }
+
+// world is a database with a catalog and a directory for spools.
+type world struct {
+	url  string
+	pool *pgxpool.Pool
+	dir  string
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	url := pgtest.URL(t)
+	w := &world{url: url, pool: pgtest.Open(t, url), dir: t.TempDir()}
+	if err := migrate.Up(t.Context(), w.pool, migrate.Specs([]relay.Backend{spoolBackend()})); err != nil {
+		t.Fatal(err)
+	}
+	w.exec(t, `CREATE TABLE orders (id int PRIMARY KEY, note text)`)
+	w.exec(t, `SELECT pgtrickle.enable_outbox('public.orders')`)
+	return w
+}
+
+func (w *world) exec(t *testing.T, sql string, args ...any) {
+	t.Helper()
+	if _, err := w.pool.Exec(t.Context(), sql, args...); err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+}
+
+func (w *world) insert(t *testing.T, from, to int) {
+	t.Helper()
+	w.exec(t, `INSERT INTO orders SELECT g, 'x' FROM generate_series($1::int, $2::int) g`, from, to)
+}
+
+func (w *world) spool(name string) string { return filepath.Join(w.dir, name) }
+
+// pipeline creates an enabled forward pipeline into the spool of its name.
+func (w *world) pipeline(t *testing.T, name, more string) {
+	t.Helper()
+	w.exec(t, `SELECT pgtrickle.set_relay_outbox($1, config => ($2::jsonb || $3::jsonb))`, name,
+		fmt.Sprintf(`{"stream_table":"public.orders","sink_type":"spool","spool_path":%q}`, w.spool(name)), "{"+more+"}")
+	w.exec(t, `SELECT pgtrickle.enable_relay($1)`, name)
+}
+
+// raw puts a configuration into the catalog past all checks, as the extension's
+// own functions would.
+func (w *world) raw(t *testing.T, name, config string) {
+	t.Helper()
+	w.exec(t, `INSERT INTO pgtrickle.relay_outbox_config (name, config) VALUES ($1, $2::jsonb)
+		ON CONFLICT (name) DO UPDATE SET config = excluded.config`, name, config)
+}
+
+func lines(path string) []string {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil
+	}
+	return strings.Fields(string(b))
+}
+
+// process is a relay that runs.
+type process struct {
+	cmd  *exec.Cmd
+	addr string
+	log  *syncBuffer
+	out  *syncBuffer
+	done chan struct{}
+	err  error
+}
+
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *syncBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *syncBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+func freeAddr(t *testing.T) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	return ln.Addr().String()
+}
+
+func startRelay(t *testing.T, url string, args ...string) *process {
+	t.Helper()
+	p := &process{addr: freeAddr(t), log: new(syncBuffer), out: new(syncBuffer), done: make(chan struct{})}
+	p.cmd = exec.Command(os.Args[0], append([]string{"--postgres-url", url, "--metrics-addr", p.addr}, args...)...)
+	p.cmd.Env = append(os.Environ(), asBinary+"=test-relay")
+	p.cmd.Stdout, p.cmd.Stderr = p.out, p.log
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		p.err = p.cmd.Wait()
+		close(p.done)
+	}()
+	t.Cleanup(func() {
+		_ = p.cmd.Process.Kill()
+		<-p.done
+		if t.Failed() {
+			t.Logf("log of process %d:\n%s", p.cmd.Process.Pid, p.log)
+		}
+	})
+	return p
+}
+
+func (p *process) signal(t *testing.T, s syscall.Signal) {
+	t.Helper()
+	if err := p.cmd.Process.Signal(s); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// exit waits for the process and returns its status.
+func (p *process) exit(t *testing.T) int {
+	t.Helper()
+	select {
+	case <-p.done:
+	case <-time.After(20 * time.Second):
+		t.Fatal("the process has not ended within 20s")
+	}
+	return p.cmd.ProcessState.ExitCode()
+}
+
+func (p *process) get(path string) (int, string) {
+	resp, err := http.Get("http://" + p.addr + path) //nolint:noctx // a test
+	if err != nil {
+		return 0, err.Error()
+	}
+	defer resp.Body.Close()
+	body, _ := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(body)
+}
+
+func (p *process) owned() int {
+	var h struct {
+		Owned int `json:"pipelines_owned"`
+	}
+	_, body := p.get("/health")
+	_ = json.Unmarshal([]byte(body), &h)
+	return h.Owned
+}
+
+// command runs the binary to its end.
+func runBinary(t *testing.T, env []string, args ...string) (stdout, stderr string, code int) {
+	t.Helper()
+	cmd := exec.Command(os.Args[0], args...)
+	cmd.Env = append(append(os.Environ(), asBinary+"=test-relay"), env...)
+	var out, errOut bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	return out.String(), errOut.String(), cmd.ProcessState.ExitCode()
+}
+
+func eventually(t *testing.T, what string, within time.Duration, ok func() bool) time.Duration {
+	t.Helper()
+	began := time.Now()
+	for !ok() {
+		if time.Since(began) > within {
+			t.Fatalf("%s: not within %s", what, within)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	return time.Since(began)
+}
+
+func count(path string) func(n int) func() bool {
+	return func(n int) func() bool { return func() bool { return len(lines(path)) >= n } }
+}
