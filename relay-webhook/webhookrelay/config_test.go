@@ -1,0 +1,135 @@
+package webhookrelay
+
+import (
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
+)
+
+func TestSinkConfig(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		raw     string
+		check   func(*sinkConfig) bool
+		wantErr string
+	}{
+		"defaults": {raw: `{"url":"https://h/x"}`, check: func(c *sinkConfig) bool {
+			return c.Concurrency == 16 && c.Timeout.D() == 10*time.Second && c.Method == "POST" && c.Mode == modeEvent && len(c.RetryOnStatus) == 6
+		}},
+		"timeout_ms":         {raw: `{"url":"https://h","timeout_ms":1500}`, check: func(c *sinkConfig) bool { return c.Timeout.D() == 1500*time.Millisecond }},
+		"batch mode":         {raw: `{"url":"https://h","batch_mode":true}`, check: func(c *sinkConfig) bool { return c.Mode == modeBatch }},
+		"secrets":            {raw: `{"url":"https://h","signing_secret":["whsec_YWI=","c"]}`, check: func(c *sinkConfig) bool { return string(c.secrets[0]) == "ab" && string(c.secrets[1]) == "c" }},
+		"variables":          {raw: `{"url":"https://h/{op}?id={row.id}"}`, check: func(c *sinkConfig) bool { return !c.URL.Fixed() }},
+		"no url":             {raw: `{}`, wantErr: `key "url": is required`},
+		"other scheme":       {raw: `{"url":"ftp://h/x"}`, wantErr: `must begin with http:// or https://`},
+		"variable in host":   {raw: `{"url":"https://{row.host}/x"}`, wantErr: "has a variable in its host"},
+		"variable for host":  {raw: `{"url":"https://h{row.x}"}`, wantErr: "has a variable in its host"},
+		"no host":            {raw: `{"url":"https:///x"}`, wantErr: "no valid host"},
+		"bad header":         {raw: `{"url":"https://h","headers":{"a b":"c"}}`, wantErr: `key "headers.a b": is not a valid name`},
+		"reserved header":    {raw: `{"url":"https://h","headers":{"webhook-id":"c"}}`, wantErr: "is written by the relay"},
+		"method":             {raw: `{"url":"https://h","method":"GET"}`, wantErr: `unknown value "GET"`},
+		"mode":               {raw: `{"url":"https://h","mode":"batches"}`, wantErr: `did you mean "batch"?`},
+		"retry on success":   {raw: `{"url":"https://h","retry_on_status":[200]}`, wantErr: "between 300 and 599"},
+		"broken secret":      {raw: `{"url":"https://h","signing_secret":"whsec_!"}`, wantErr: "is not base64"},
+		"empty secret":       {raw: `{"url":"https://h","signing_secret":"whsec_"}`, wantErr: "is empty"},
+		"key without cert":   {raw: `{"url":"https://h","tls_key":"x"}`, wantErr: "set both or none"},
+		"unknown key":        {raw: `{"url":"https://h","retry_on_statuses":[500]}`, wantErr: `did you mean "retry_on_status"?`},
+		"missing authority":  {raw: `{"url":"https://h","tls_ca":"/nowhere.pem"}`, wantErr: `key "tls_ca"`},
+		"missing client key": {raw: `{"url":"https://h","tls_cert":"/nowhere.pem","tls_key":"/nowhere.key"}`, wantErr: `key "tls_cert"`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cfg := sinkDefaults()
+			err := relaycfg.Decode([]byte(tc.raw), &cfg)
+			if err == nil {
+				_, err = clientTLS(cfg.TLSCA, cfg.TLSCert, cfg.TLSKey)
+			}
+			checkConfig(t, tc.raw, err, tc.wantErr)
+			if err == nil && !tc.check(&cfg) {
+				t.Errorf("Decode(%s) = %+v", tc.raw, cfg)
+			}
+		})
+	}
+}
+
+func checkConfig(t *testing.T, raw string, err error, want string) {
+	t.Helper()
+	switch {
+	case want == "" && err != nil:
+		t.Errorf("Decode(%s) = %v", raw, err)
+	case want != "" && (err == nil || !strings.Contains(err.Error(), want)):
+		t.Errorf("Decode(%s) = %v, want an error with %q", raw, err, want)
+	}
+}
+
+func TestSourceConfig(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		raw     string
+		check   func(*sourceConfig) bool
+		wantErr string
+	}{
+		"defaults": {raw: `{}`, check: func(c *sourceConfig) bool {
+			return c.Bind == "0.0.0.0:8080" && c.Path == "/events" && c.MaxBody == 1<<20 && c.Auth == authNone
+		}},
+		"aliases":          {raw: `{"listen_addr":":1","max_body_bytes":5,"auth":"bearer","auth_value":"s"}`, check: func(c *sourceConfig) bool { return c.Bind == ":1" && c.MaxBody == 5 && string(c.secrets[0]) == "s" }},
+		"standard":         {raw: `{"auth":"standard-webhooks","secret":"whsec_YWI="}`, check: func(c *sourceConfig) bool { return string(c.secrets[0]) == "ab" }},
+		"as it is":         {raw: `{"auth":"hmac","secret":"whsec_YWI="}`, check: func(c *sourceConfig) bool { return string(c.secrets[0]) == "whsec_YWI=" }},
+		"path":             {raw: `{"path":"events"}`, wantErr: "must be a path that begins with /"},
+		"no secret":        {raw: `{"auth":"hmac"}`, wantErr: "is required with auth hmac"},
+		"empty secret":     {raw: `{"auth":"hmac","secret":["a",""]}`, wantErr: "is empty"},
+		"secret unused":    {raw: `{"secret":"x"}`, wantErr: "has no effect with auth none"},
+		"auth":             {raw: `{"auth":"strip","secret":"x"}`, wantErr: `did you mean "stripe"?`},
+		"client_ca, plain": {raw: `{"client_ca":"x"}`, wantErr: "needs tls_cert"},
+		"key without cert": {raw: `{"tls_key":"x"}`, wantErr: "set both or none"},
+		"no room":          {raw: `{"max_pending":100}`, wantErr: "less than max_body"},
+		"auth_header":      {raw: `{"auth_header":"a b"}`, wantErr: "not a valid name"},
+		"signature_header": {raw: `{"signature_header":""}`, wantErr: "not a valid name"},
+		"on_missing_id":    {raw: `{"on_missing_id":"random"}`, wantErr: "must be one of refuse, hash"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cfg := sourceDefaults()
+			err := relaycfg.Decode([]byte(tc.raw), &cfg)
+			checkConfig(t, tc.raw, err, tc.wantErr)
+			if err == nil && !tc.check(&cfg) {
+				t.Errorf("Decode(%s) = %+v", tc.raw, cfg)
+			}
+		})
+	}
+}
+
+func TestListenErrors(t *testing.T) {
+	t.Parallel()
+	for bind, want := range map[string]string{"nonsense": "missing port", "127.0.0.1:99999": "invalid port"} {
+		_, err := tryOpenSource(t, Backend(), map[string]any{"bind": bind})
+		if !relay.IsFatal(err) || !strings.Contains(err.Error(), want) {
+			t.Errorf("NewSource on %s = %v, want a fatal error with %q", bind, err, want)
+		}
+	}
+}
+
+// The reference in doc.go has every key, in the sink's and the source's part.
+func TestEveryKeyIsDocumented(t *testing.T) {
+	t.Parallel()
+	doc, err := os.ReadFile("doc.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sinkDoc, sourceDoc, ok := strings.Cut(string(doc), "# Keys of the source")
+	if !ok {
+		t.Fatal("doc.go has no keys of the source")
+	}
+	for part, keys := range map[string][]relaycfg.Key{sinkDoc: relaycfg.Keys(sinkDefaults()), sourceDoc: relaycfg.Keys(sourceDefaults())} {
+		for _, k := range keys {
+			if !regexp.MustCompile(`(?m)^//\t` + k.Name + ` `).MatchString(part) {
+				t.Errorf("doc.go does not mention key %q", k.Name)
+			}
+		}
+	}
+}
