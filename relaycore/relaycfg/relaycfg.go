@@ -158,6 +158,10 @@ func set(field reflect.Value, key Key, unit string, raw json.RawMessage) error {
 		}
 		return nil
 	}
+	// A number or a boolean out of ${env:NAME} is a string by the time it is here.
+	if bare, ok := unquoted(field, raw); ok {
+		raw = bare
+	}
 	if err := json.Unmarshal(raw, field.Addr().Interface()); err != nil {
 		var typeErr *json.UnmarshalTypeError
 		if errors.As(err, &typeErr) {
@@ -175,6 +179,21 @@ func set(field reflect.Value, key Key, unit string, raw json.RawMessage) error {
 		return fmt.Errorf("is %d; must be at least %d", field.Int(), *key.Min)
 	}
 	return nil
+}
+
+// unquoted returns the number or boolean that the string raw holds, if that is
+// what field wants.
+func unquoted(field reflect.Value, raw json.RawMessage) (json.RawMessage, bool) {
+	if _, custom := field.Addr().Interface().(json.Unmarshaler); custom || len(raw) < 3 || raw[0] != '"' {
+		return nil, false
+	}
+	bare := raw[1 : len(raw)-1]
+	switch field.Kind() {
+	case reflect.Bool, reflect.Int, reflect.Int64, reflect.Float64:
+		return bare, json.Valid(bare)
+	default:
+		return nil, false
+	}
 }
 
 func kindOf(raw json.RawMessage) string {

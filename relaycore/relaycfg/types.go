@@ -31,8 +31,11 @@ func (d *Duration) parse(raw []byte, unit string) error {
 		if err := json.Unmarshal(raw, &s); err != nil {
 			return err
 		}
-		if v, err := time.ParseDuration(s); err == nil {
+		if v, err := time.ParseDuration(s); err == nil && s != "0" {
 			return d.store(v)
+		}
+		if _, err := strconv.ParseFloat(s, 64); err == nil && unit != "" {
+			return d.parse([]byte(s), unit) // a number out of ${env:NAME}
 		}
 		return fmt.Errorf(`wants a duration such as "250ms" or "30s", not %q`, s)
 	}
