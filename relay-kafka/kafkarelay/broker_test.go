@@ -84,7 +84,7 @@ log.message.timestamp.after.max.ms=3600000
 }
 
 func (b *broker) java(class string, args ...string) *exec.Cmd {
-	return exec.Command("java", append([]string{"-Xmx400m", "-cp", filepath.Join(b.jars, "*"), class}, args...)...) //nolint:gosec // a test's own
+	return exec.Command("java", append([]string{"-Xmx400m", "-XX:TieredStopAtLevel=1", "-Xshare:auto", "-cp", filepath.Join(b.jars, "*"), class}, args...)...) //nolint:gosec // a test's own
 }
 
 func (b *broker) start(t testing.TB) {
@@ -99,7 +99,7 @@ func (b *broker) start(t testing.TB) {
 	if err := b.cmd.Start(); err != nil {
 		t.Fatalf("start Kafka: %v", err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), relaytest.Patience())
+	ctx, cancel := context.WithTimeout(t.Context(), 2*relaytest.Patience()) // a JVM on a busy machine
 	defer cancel()
 	for {
 		client := rawClient(b.plain)

@@ -244,7 +244,7 @@ func TestTracker(t *testing.T) {
 func TestRebalance(t *testing.T) {
 	brokers := relaytest.Endpoint(t, brokersEnv)
 	topic := newTopic(t, brokers, 4)
-	const n = 2000
+	const n = 4000
 	records := make([]kafka.Message, n)
 	for i := range records {
 		m := relaytest.Message(i+1, fmt.Sprintf("k%d", i%40))
@@ -298,7 +298,7 @@ func TestRebalance(t *testing.T) {
 			joined = true
 			go member(2, openSource(t, config))
 		}
-		if members[2] > 300 && !left {
+		if members[2] > 100 && !left {
 			left = true
 			go func() { _ = first.Close() }()
 		}

@@ -1,0 +1,112 @@
+package kafkarelay
+
+import (
+	"os"
+	"reflect"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
+)
+
+func TestSinkConfig(t *testing.T) {
+	t.Parallel()
+	template := func(text string) relay.Template {
+		tmpl, err := relay.ParseTemplate(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return tmpl
+	}
+	with := func(change func(*sinkConfig)) sinkConfig {
+		c := defaultSinkConfig()
+		c.Brokers = relaycfg.List{"a:1"}
+		change(&c)
+		return c
+	}
+	for name, tc := range map[string]struct {
+		raw     string
+		want    sinkConfig
+		wantErr string
+	}{
+		"defaults stay":   {raw: `{"brokers":"a:1"}`, want: with(func(*sinkConfig) {})},
+		"list of brokers": {raw: `{"brokers":["a:1","b:2"]}`, want: with(func(c *sinkConfig) { c.Brokers = relaycfg.List{"a:1", "b:2"} })},
+		"comma list":      {raw: `{"bootstrap_servers":"a:1, b:2"}`, want: with(func(c *sinkConfig) { c.Brokers = relaycfg.List{"a:1", "b:2"} })},
+		"topic":           {raw: `{"brokers":"a:1","topic":"x.{op}"}`, want: with(func(c *sinkConfig) { c.Topic = template("x.{op}") })},
+		"topic's alias":   {raw: `{"brokers":"a:1","topic_template":"x"}`, want: with(func(c *sinkConfig) { c.Topic = template("x") })},
+		"acks 1":          {raw: `{"brokers":"a:1","acks":"1"}`, want: with(func(c *sinkConfig) { c.Acks, c.Idempotence = "1", false })},
+		"not numbered":    {raw: `{"brokers":"a:1","idempotence":false}`, want: with(func(c *sinkConfig) { c.Idempotence = false })},
+		"created topics": {raw: `{"brokers":"a:1","create_topic":true,"partitions":6,"replication_factor":3,"max_message_bytes":"2MiB"}`, want: with(func(c *sinkConfig) {
+			c.CreateTopic, c.Partitions, c.ReplicationFactor, c.MaxMessageBytes = true, 6, 3, 2<<20
+		})},
+		"acks 0":              {raw: `{"brokers":"a:1","acks":"0"}`, wantErr: `key "acks": unknown value "0"`},
+		"compression":         {raw: `{"brokers":"a:1","compression":"zst"}`, wantErr: `did you mean "zstd"?`},
+		"no brokers":          {raw: `{}`, wantErr: `key "brokers": is required`},
+		"broker without port": {raw: `{"brokers":"a"}`, wantErr: `key "brokers": "a" is not host:port`},
+		"broker as URL":       {raw: `{"brokers":"kafka://a:1"}`, wantErr: `is not host:port`},
+		"unknown key":         {raw: `{"brokers":"a:1","topics":"x"}`, wantErr: `key "topics": unknown key; did you mean "topic"?`},
+		"password alone":      {raw: `{"brokers":"a:1","sasl_password":"x"}`, wantErr: `key "sasl_mechanism": is required`},
+		"mechanism alone":     {raw: `{"brokers":"a:1","sasl_mechanism":"PLAIN"}`, wantErr: `key "sasl_username": is required`},
+		"no password":         {raw: `{"brokers":"a:1","sasl_mechanism":"PLAIN","sasl_username":"u"}`, wantErr: `key "sasl_password": is required`},
+		"mechanism":           {raw: `{"brokers":"a:1","sasl_mechanism":"SCRAM-SHA-255"}`, wantErr: `did you mean "SCRAM-SHA-256"?`},
+		"certificate alone":   {raw: `{"brokers":"a:1","tls_cert":"x"}`, wantErr: `tls_cert and tls_key belong together`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			got := defaultSinkConfig()
+			err := relaycfg.Decode([]byte(tc.raw), &got)
+			if tc.wantErr != "" {
+				if err == nil || !strings.Contains(err.Error(), tc.wantErr) {
+					t.Fatalf("Decode(%s) = %v, want error with %q", tc.raw, err, tc.wantErr)
+				}
+				return
+			}
+			if err != nil || !reflect.DeepEqual(got, tc.want) {
+				t.Fatalf("Decode(%s) = %+v, %v; want %+v", tc.raw, got, err, tc.want)
+			}
+		})
+	}
+}
+
+func TestSourceConfig(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct{ raw, wantErr string }{
+		"least":         {raw: `{"brokers":"a:1","topic":"x"}`},
+		"most":          {raw: `{"brokers":"a:1","topics":"x,y","group_id":"g","auto_offset_reset":"latest","session_timeout":"6s","fetch_max_bytes":"1MiB","fetch_max_wait_ms":100,"isolation_level":"read_uncommitted"}`},
+		"no topic":      {raw: `{"brokers":"a:1"}`, wantErr: `key "topic": is required`},
+		"offset reset":  {raw: `{"brokers":"a:1","topic":"x","auto_offset_reset":"lates"}`, wantErr: `did you mean "latest"?`},
+		"fetch size":    {raw: `{"brokers":"a:1","topic":"x","fetch_max_bytes":"2GiB"}`, wantErr: `must be at most 1 GiB`},
+		"sink's key":    {raw: `{"brokers":"a:1","topic":"x","acks":"all"}`, wantErr: `key "acks": unknown key`},
+		"no time limit": {raw: `{"brokers":"a:1","topic":"x","session_timeout":"0s"}`, wantErr: `key "session_timeout": is 0s; must be at least`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			got := defaultSourceConfig()
+			err := relaycfg.Decode([]byte(tc.raw), &got)
+			if (tc.wantErr == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), tc.wantErr) {
+				t.Fatalf("Decode(%s) = %v, want error with %q", tc.raw, err, tc.wantErr)
+			}
+		})
+	}
+}
+
+// The package's documentation names every key and no other.
+func TestDocNamesEveryKey(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("doc.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, cfg := range []any{defaultSinkConfig(), defaultSourceConfig()} {
+		for _, key := range relaycfg.Keys(cfg) {
+			if !regexp.MustCompile(`(?m)^//\t(\w+, )?` + key.Name + `\b`).Match(text) {
+				t.Errorf("doc.go does not list the key %q", key.Name)
+			}
+			if key.Doc == "" {
+				t.Errorf("key %q has no doc", key.Name)
+			}
+		}
+	}
+}
