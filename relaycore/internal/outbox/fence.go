@@ -30,9 +30,11 @@ const maxHoles = 50000
 
 func newFence(t *table, l *layout, pos mark) *fence {
 	id := quote(t.id)
+	locks := newLocks(t)
+	locks.known = &writers{list: pos.idle}
 	return &fence{
 		pos:   pos,
-		locks: newLocks(t),
+		locks: locks,
 		// One index scan a range, in the order of the ranges.
 		readSQL: `SELECT r.* FROM unnest($1::bigint[], $2::bigint[]) AS gap(lo, hi) CROSS JOIN LATERAL (SELECT ` + l.list("") + ` FROM ` + t.qualified() +
 			` WHERE ` + id + ` >= gap.lo AND ` + id + ` <= gap.hi ORDER BY ` + id + ` LIMIT $3::int) r LIMIT $3::int`,
@@ -101,6 +103,7 @@ func (f *fence) list(ctx context.Context, db *session) error {
 		return err
 	}
 	f.pos.holes = slices.Clone(f.pos.holes) // marks share the old ones
+	f.pos.idle = now.resting()
 	var last, lastNext *writers
 	fresh := now
 	for i := range f.pos.holes {

@@ -145,3 +145,15 @@ func (w *writers) beyond(lo int64) *writers {
 	}
 	return next
 }
+
+// resting returns those whose ids are bounded. They are part of the checkpoint, so
+// that a reader which is often restarted knows them too.
+func (w *writers) resting() []writer {
+	var list []writer
+	for _, x := range w.list {
+		if x.upTo != math.MaxInt64 && len(list) < 200 {
+			list = append(list, x)
+		}
+	}
+	return list
+}

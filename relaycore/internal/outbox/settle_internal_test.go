@@ -25,7 +25,7 @@ func TestMarksSurviveTheirJSON(t *testing.T) {
 		"closed window":    {modeWindow, mark{lo: snap("10:20:11,15"), at: beginning}},
 		"open window":      {modeWindow, mark{lo: snap("10:20:11,15"), hi: snap("20:30:"), open: true, at: 7}},
 		"no holes":         {modeFence, mark{last: 12, at: beginning}},
-		"holes":            {modeFence, mark{last: 100, at: beginning, holes: []hole{{lo: 5, hi: 9}, {lo: 11, hi: 11}, {lo: 50, hi: 70}}}},
+		"holes":            {modeFence, mark{last: 100, at: beginning, holes: []hole{{lo: 5, hi: 9}, {lo: 11, hi: 11}, {lo: 50, hi: 70}}, idle: []writer{{vxid: "3/4", idle: "12 2026", upTo: 7}, {vxid: "-1/746", prepared: true, upTo: 9}}}},
 		"open read":        {modeFence, mark{last: 100, holes: []hole{{lo: 50, hi: 70}}, open: true, at: 30, from: 40, fill: []int64{31, 39}}},
 		"before the first": {modeFence, mark{last: math.MinInt64, at: beginning}},
 	} {

@@ -48,6 +48,8 @@ type state struct {
 	Last     int64   `json:"last,omitempty"`
 	HoleFrom int64   `json:"from,omitempty"`
 	Holes    []int64 `json:"holes,omitempty"`
+	// Idle has transactions that take no more ids: name, since when, highest id.
+	Idle [][3]string `json:"idle,omitempty"`
 	// Open is a read of which not every row is settled.
 	Open *openRead `json:"open,omitempty"`
 
@@ -90,6 +92,7 @@ type mark struct {
 	lo, hi snapshot // windows
 	last   int64    // fence
 	holes  []hole
+	idle   []writer
 
 	open bool
 	at   int64 // rows of the open window or read up to this id are settled
@@ -130,6 +133,7 @@ func (m *mark) appendJSON(b []byte, mode string) []byte {
 			end = h.hi + 1
 		}
 		b = append(b, ']')
+		b = m.appendIdle(b)
 	}
 	if m.open {
 		b = append(b, `,"open":{"at":`...)
@@ -148,6 +152,24 @@ func (m *mark) appendJSON(b []byte, mode string) []byte {
 			b = append(b, ']')
 		}
 		b = append(b, '}')
+	}
+	return b
+}
+
+func (m *mark) appendIdle(b []byte) []byte {
+	sep := `,"idle":[["`
+	for _, w := range m.idle {
+		b = append(b, sep...)
+		b = append(b, w.vxid...)
+		b = append(b, `","`...)
+		b = append(b, w.idle...)
+		b = append(b, `","`...)
+		b = strconv.AppendInt(b, w.upTo, 10)
+		b = append(b, `"]`...)
+		sep = `,["`
+	}
+	if sep == `,["` {
+		b = append(b, ']')
 	}
 	return b
 }
@@ -178,6 +200,13 @@ func (st *state) mark() (mark, error) {
 		hi := lo + st.Holes[i+1] - 1
 		m.holes = append(m.holes, hole{lo: lo, hi: hi})
 		end = hi + 1
+	}
+	for _, w := range st.Idle {
+		upTo, err := strconv.ParseInt(w[2], 10, 64)
+		if err != nil {
+			return m, relay.Fatal(fmt.Errorf("checkpoint: %w", err))
+		}
+		m.idle = append(m.idle, writer{vxid: w[0], idle: w[1], prepared: w[1] == "", upTo: upTo})
 	}
 	if st.Open != nil {
 		m.open, m.at, m.from, m.fill = true, st.Open.At, st.Open.From, st.Open.Fill

@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"strconv"
@@ -265,14 +266,46 @@ type session struct {
 	formats, formatsHeader []int16
 }
 
-// query runs one statement and gives each row to each until it declines; what
-// is left is then passed over, so that the connection can go on.
+// tuneSQL makes the planner read by an index in its order, whatever it thinks of
+// the number of rows: a bitmap or a sort would go through a whole backlog for each
+// read of it. It holds for one transaction.
+const tuneSQL = `SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true), set_config('jit', 'off', true), set_config('max_parallel_workers_per_gather', '0', true)`
+
+// query runs one statement, in one round trip and a transaction of its own, and
+// gives each row to each until it declines; what is left is then passed over, so
+// that the connection can go on.
 func (db *session) query(ctx context.Context, sql string, formats []int16, args []string, each func(v [][]byte) (bool, error)) error {
 	params := make([][]byte, len(args))
 	for i := range args {
 		params[i] = []byte(args[i])
 	}
-	return drain(db.conn.ExecParams(ctx, sql, params, nil, nil, formats), each)
+	p := db.conn.StartPipeline(ctx)
+	p.SendQueryParams(tuneSQL, nil, nil, nil, nil)
+	p.SendQueryParams(sql, params, nil, nil, formats)
+	if err := p.Sync(); err != nil {
+		return errors.Join(err, p.Close())
+	}
+	var failure error
+	for n := 0; failure == nil; n++ {
+		result, err := p.GetResults()
+		if err != nil {
+			failure = err
+			break
+		}
+		r, ok := result.(*pgconn.ResultReader)
+		if !ok {
+			break // both are done
+		}
+		if n == 0 {
+			_, failure = r.Close()
+		} else {
+			failure = drain(r, each)
+		}
+	}
+	if err := p.Close(); failure == nil {
+		return err
+	}
+	return failure
 }
 
 func drain(r *pgconn.ResultReader, each func(v [][]byte) (bool, error)) error {
