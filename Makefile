@@ -56,8 +56,8 @@ chaos: build servers ## kills, restarts and cuts at random while writers write; 
 	cd e2e && RELAY_CHAOS=1 $(GO_TEST) -count=1 -timeout=6h -v ./chaos/...
 
 .PHONY: bench
-bench: build servers ## the relay beside each broker's own client, in one run; writes docs/benchmarks.md
-	cd e2e && go run ./cmd/bench
+bench: build servers ## the relay beside each broker's own client, in one run; BENCH=short for a few minutes
+	$(BROKERS) go run ./cmd/bench $(if $(filter short,$(BENCH)),-short -check,-json ../docs/benchmarks.json -table ../docs/benchmarks.table.md)
 
 .PHONY: standalone
 standalone: $(MODULES:%=standalone-%) ## each module alone, as it is shipped: tidy, vet, build
@@ -91,7 +91,8 @@ $(LINT):
 
 .PHONY: images
 images: build ## one FROM scratch image a binary
-	VERSION=$(VERSION) deploy/images.sh
+	deploy/images.sh
+	deploy/sizes.sh
 
 .PHONY: tidy
 tidy: ## go mod tidy in every module
@@ -99,7 +100,7 @@ tidy: ## go mod tidy in every module
 
 .PHONY: generate
 generate: ## what SQL and docs know of the backends, from their Go structs
-	cd relay-all && go run ./gen
+	scripts/generate.sh
 
 .PHONY: release
 release: ## tags for vX.Y.Z: make release V=v1.2.3

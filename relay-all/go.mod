@@ -10,7 +10,7 @@ require (
 	github.com/grove/pgtrickle-relay/relay-redis v0.0.0
 	github.com/grove/pgtrickle-relay/relay-sqs v0.0.0
 	github.com/grove/pgtrickle-relay/relay-stdout v0.0.0
-	github.com/grove/pgtrickle-relay/relay-webhook v0.0.0-00010101000000-000000000000
+	github.com/grove/pgtrickle-relay/relay-webhook v0.0.0
 	github.com/grove/pgtrickle-relay/relaycore v0.0.0
 )
 

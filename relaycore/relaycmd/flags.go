@@ -433,6 +433,7 @@ func commands() []command {
 			fs.BoolVar(&o.freshIDs, "new-ids", false, "give the messages new ids, for far ends that would drop the old ones as duplicates")
 		}, run: runReplay},
 		{name: "verify", usage: "verify NAME", short: "account for every row of a forward pipeline's outbox", minArgs: 1, maxArgs: 1, database: true, run: runVerify},
+		{name: "keys", usage: "keys [BACKEND]", short: "show every key of a pipeline's configuration", maxArgs: 1, run: runKeys},
 		{name: "version", usage: "version", short: "show version and backends", run: runVersion},
 		{name: "healthcheck", usage: "healthcheck [--url URL]", short: "ask a running relay for its health; for container health checks", flags: func(fs *flag.FlagSet, o *options) {
 			fs.StringVar(&o.url, "url", "", "`URL` to ask; default: /health at --metrics-addr on this machine")

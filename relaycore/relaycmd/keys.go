@@ -1,0 +1,82 @@
+package relaycmd
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/migrate"
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
+)
+
+// runKeys prints every key that a pipeline's configuration may have, as Markdown
+// or as the JSON that migrate makes the SQL validation of. docs/config.md and
+// backends.json are its output.
+func runKeys(_ context.Context, p *program, args []string) error {
+	backends := append(migrate.Specs(p.registry.Backends()), migrate.Backend{
+		Name: migrate.Common, HasSink: true, HasSource: true, Sink: catalog.Keys(relay.Forward), Source: catalog.Keys(relay.Reverse),
+	})
+	if len(args) == 1 {
+		b, err := p.registry.Lookup(args[0])
+		if err != nil {
+			return err
+		}
+		backends = slices.DeleteFunc(backends, func(s migrate.Backend) bool { return s.Name != b.Name })
+	}
+	switch {
+	case p.opts.json() && len(args) == 1:
+		return p.printJSON(backends)
+	case p.opts.json():
+		text, err := migrate.Describe(backends)
+		if err != nil {
+			return err
+		}
+		_, err = p.stdout.Write(text)
+		return err
+	}
+	slices.SortFunc(backends, func(a, b migrate.Backend) int { return strings.Compare(a.Name, b.Name) })
+	for _, b := range backends {
+		title, prefix := b.Name, strings.ReplaceAll(b.Name, "-", "_")+"_"
+		if b.Name == migrate.Common {
+			title, prefix = "Every pipeline", ""
+		}
+		fmt.Fprintf(p.stdout, "## %s\n", title)
+		if len(b.Aliases) > 0 {
+			fmt.Fprintf(p.stdout, "\nAlso called `%s`.\n", strings.Join(b.Aliases, "`, `"))
+		}
+		if b.HasSink {
+			fmt.Fprint(p.stdout, "\n### Forward\n\n", keyTable(prefix, b.Sink))
+		}
+		if b.HasSource {
+			fmt.Fprint(p.stdout, "\n### Reverse\n\n", keyTable(prefix, b.Source))
+		}
+		fmt.Fprintln(p.stdout)
+	}
+	return nil
+}
+
+func keyTable(prefix string, keys []relaycfg.Key) string {
+	var b strings.Builder
+	b.WriteString("| key | type | default | meaning |\n|---|---|---|---|\n")
+	for _, k := range keys {
+		value := "`" + string(k.Default) + "`"
+		switch {
+		case k.Required:
+			value = "**required**"
+		case len(k.Default) == 0:
+			value = ""
+		}
+		meaning := k.Doc
+		if len(k.Enum) > 0 {
+			meaning += " One of `" + strings.Join(k.Enum, "`, `") + "`."
+		}
+		if len(k.Aliases) > 0 {
+			meaning += " Also written `" + strings.Join(k.Aliases, "`, `") + "`."
+		}
+		fmt.Fprintf(&b, "| `%s%s` | %s | %s | %s |\n", prefix, k.Name, k.Type, value, strings.ReplaceAll(meaning, "|", `\|`))
+	}
+	return b.String()
+}
