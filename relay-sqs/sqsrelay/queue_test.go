@@ -1,0 +1,217 @@
+package sqsrelay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/sqs"
+	"github.com/aws/aws-sdk-go-v2/service/sqs/types"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
+)
+
+// What does not fit into ten attributes, or is none that SQS takes, comes back
+// all the same; so do a key and an id that SQS does not take for its own ids.
+func TestRoundTrip(t *testing.T) {
+	endpoint := relaytest.Endpoint(t, endpointEnv)
+	for _, suffix := range []string{"", ".fifo"} {
+		url := newQueue(t, endpoint, suffix)
+		want := relaytest.Message(1, "key with spaces, Zürich")
+		want.ID = strings.Repeat("long id ", 30)
+		want.FullRefresh = true
+		for i := range 8 {
+			want.Headers = append(want.Headers, relay.Header{Name: fmt.Sprintf("x-%d", i), Value: fmt.Sprint(i)})
+		}
+		want.Headers = append(want.Headers, relay.Header{Name: "x empty", Value: ""}, relay.Header{Name: "aws.x", Value: "a\x01b"})
+		if err := openSink(t, url, nil).Publish(t.Context(), []relay.Message{want, relaytest.Message(2, "")}); err != nil {
+			t.Fatalf("Publish = %v", err)
+		}
+		src := openSource(t, url, map[string]any{"wait_time_seconds": 1, "concurrency": 1})
+		byID := make(map[string]relay.Message)
+		for len(byID) < 2 {
+			got, err := src.Receive(t.Context(), 10)
+			if err != nil {
+				t.Fatalf("Receive = %v", err)
+			}
+			for i := range got {
+				byID[got[i].ID] = got[i]
+			}
+		}
+		got := byID[want.ID]
+		if got.Key != want.Key || got.Op != want.Op || got.Subject != want.Subject || got.OutboxID != 1 || !got.FullRefresh || got.ContentType != want.ContentType {
+			t.Errorf("received %+v, want %+v", got, want)
+		}
+		for _, h := range want.Headers {
+			if v, ok := got.Header(h.Name); !ok || v != h.Value {
+				t.Errorf("header %q came back as %q, %t; want %q", h.Name, v, ok, h.Value)
+			}
+		}
+		if second := byID["outbox_orders:2:0"]; second.Key != "" {
+			t.Errorf("a message without key came back with key %q", second.Key)
+		}
+	}
+}
+
+// A message stays hidden for as long as the source has it, well past its
+// visibility timeout, and is there for the next as soon as the source is closed.
+func TestVisibilityIsExtended(t *testing.T) {
+	endpoint := relaytest.Endpoint(t, endpointEnv)
+	url := newQueue(t, endpoint, "")
+	feedRaw(t, endpoint, url, []relay.Message{relaytest.Message(1, "k")})
+	src := openSource(t, url, map[string]any{"visibility_timeout": 2, "wait_time_seconds": 0, "max_messages": 1})
+	if _, err := src.Receive(t.Context(), 1); err != nil {
+		t.Fatalf("Receive = %v", err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	if again, err := src.Receive(ctx, 1); err == nil {
+		t.Fatalf("received %q again while it was held", again[0].ID)
+	}
+	if err := src.Close(); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	next := openSource(t, url, map[string]any{"visibility_timeout": 30, "wait_time_seconds": 1})
+	if got, err := next.Receive(t.Context(), 1); err != nil || got[0].ID != "outbox_orders:1:0" {
+		t.Fatalf("Receive = %v, %v", got, err)
+	}
+	if took := time.Since(began); took > 1500*time.Millisecond {
+		t.Errorf("the message came %s after it had been given back", took)
+	}
+}
+
+func TestForeignIDs(t *testing.T) {
+	endpoint := relaytest.Endpoint(t, endpointEnv)
+	url := newQueue(t, endpoint, ".fifo")
+	client := rawClient(endpoint)
+	body := `{"a":1}`
+	var sent []*sqs.SendMessageOutput
+	for _, id := range []string{"given", bodyHash([]byte(body))} {
+		out, err := client.SendMessage(t.Context(), &sqs.SendMessageInput{QueueUrl: &url, MessageBody: &body, MessageGroupId: aws.String("g" + id[:1]), MessageDeduplicationId: aws.String(id)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		sent = append(sent, out)
+	}
+	src := openSource(t, url, map[string]any{"wait_time_seconds": 1})
+	ids := make(map[string]string)
+	for len(ids) < 2 {
+		got, err := src.Receive(t.Context(), 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids[got[0].ID] = got[0].Key
+	}
+	if ids["given"] != "gg" || ids[*sent[1].MessageId] == "" {
+		t.Errorf("received ids and keys %v; want the deduplication id that was given, and %s in place of the body's hash", ids, *sent[1].MessageId)
+	}
+}
+
+// message_group_id decides what is ordered.
+func TestMessageGroup(t *testing.T) {
+	endpoint := relaytest.Endpoint(t, endpointEnv)
+	url := newQueue(t, endpoint, ".fifo")
+	s := openSink(t, url, map[string]any{"message_group_id": "all of {stream_table}", "concurrency": 8})
+	var batch []relay.Message
+	for i := range 30 {
+		batch = append(batch, relaytest.Message(i+1, fmt.Sprintf("k%d", i)))
+	}
+	if err := s.Publish(t.Context(), batch); err != nil {
+		t.Fatal(err)
+	}
+	for i, m := range readRaw(t, endpoint, url, 30) {
+		if m.ID != batch[i].ID {
+			t.Fatalf("message %d is %s, want %s: the group has one order", i, m.ID, batch[i].ID)
+		}
+	}
+}
+
+func TestMissingQueue(t *testing.T) {
+	endpoint := relaytest.Endpoint(t, endpointEnv)
+	raw := queueConfig(endpoint+"/000000000000/no-such-queue", nil)
+	if _, err := newSink(t.Context(), testEnv(), raw); !relay.IsFatal(err) {
+		t.Errorf("open a sink onto a missing queue = %v, want a fatal error", err)
+	}
+	if _, err := newSource(t.Context(), testEnv(), raw); !relay.IsFatal(err) {
+		t.Errorf("open a source at a missing queue = %v, want a fatal error", err)
+	}
+	raw = queueConfig("http://127.0.0.1:1/000000000000/q", nil)
+	if _, err := newSink(t.Context(), testEnv(), raw); err == nil || relay.IsFatal(err) {
+		t.Errorf("open a sink onto a server that is away = %v, want a transient error", err)
+	}
+}
+
+func TestTooLarge(t *testing.T) {
+	endpoint := relaytest.Endpoint(t, endpointEnv)
+	s := openSink(t, newQueue(t, endpoint, ".fifo"), nil)
+	batch := []relay.Message{relaytest.Message(1, "a"), relaytest.Message(2, "b"), relaytest.Message(3, "b"), relaytest.Message(4, "c")}
+	batch[1].Body = []byte(strings.Repeat("x", 1<<20))
+	err := s.Publish(t.Context(), batch)
+	var partial *relay.BatchError
+	if !errors.As(err, &partial) || len(partial.Failed) != 2 || !relay.IsPermanent(partial.Failed[1]) || !errors.Is(partial.Failed[2], relay.ErrHeldBack) {
+		t.Fatalf("Publish = %v, want message 1 refused for good and 2 held back", err)
+	}
+}
+
+func TestErrorClasses(t *testing.T) {
+	t.Parallel()
+	q := &queue{cfg: &connection{SessionToken: "static"}}
+	for name, tc := range map[string]struct {
+		code   string
+		sender bool
+		want   string
+	}{
+		"contents":           {"InvalidMessageContents", true, "permanent"},
+		"unknown of ours":    {"SomethingNew", true, "permanent"},
+		"unknown of theirs":  {"SomethingNew", false, "transient"},
+		"internal":           {"InternalError", false, "transient"},
+		"throttled":          {"RequestThrottled", false, "transient"},
+		"key not usable":     {"KmsAccessDenied", true, "fatal"},
+		"old protocol's":     {"AWS.SimpleQueueService.NonExistentQueue", true, "fatal"},
+		"credentials":        {"InvalidClientTokenId", false, "fatal"},
+		"expired and static": {"ExpiredToken", false, "fatal"},
+	} {
+		err := q.entryError(&types.BatchResultErrorEntry{Code: &tc.code, SenderFault: tc.sender})
+		got := "transient"
+		if relay.IsPermanent(err) {
+			got = "permanent"
+		} else if relay.IsFatal(err) {
+			got = "fatal"
+		}
+		if got != tc.want {
+			t.Errorf("%s: %v is %s, want %s", name, err, got, tc.want)
+		}
+	}
+}
+
+func TestCheckText(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"{\"a\":\t\"b\"}\r\n Ærø 東京 🚢": "",
+		"":                             "is empty",
+		"a\x00b":                       "control character 0x00 at byte 1",
+		"ab\x1f":                       "control character 0x1f at byte 2",
+		"a\xff":                        "not UTF-8 at byte 1",
+		"a\uffffb":                     "U+FFFF at byte 1",
+	} {
+		err := checkText(text)
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("checkText(%q) = %v, want %q", text, err, want)
+		}
+	}
+}
+
+func TestToken(t *testing.T) {
+	t.Parallel()
+	for in, same := range map[string]bool{"outbox_orders:5:0": true, strings.Repeat("x", 128): true, strings.Repeat("x", 129): false, "a b": false, "é": false, "": false} {
+		if got := token(in); (got == in) != same || len(got) > 128 || got == "" {
+			t.Errorf("token(%q) = %q", in, got)
+		}
+	}
+}
