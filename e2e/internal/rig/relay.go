@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -109,11 +110,16 @@ func (p Program) start(ctx context.Context, db string, opts Options) (*Relay, er
 	if p.Image != "" {
 		r.container = fmt.Sprintf("pgtrickle-relay-e2e-%d-%d", os.Getpid(), containers.Add(1))
 	}
-	args := append([]string{"--postgres-url", db, "--metrics-addr", r.Addr}, opts.Args...)
+	args := []string{"--postgres-url", db, "--metrics-addr", r.Addr}
+	env := maps.Clone(opts.Env)
+	if p.Image != "" { // by the environment, where the image's health check finds it, too
+		args, env = nil, map[string]string{"PGTRICKLE_RELAY_POSTGRES_URL": db, "PGTRICKLE_RELAY_METRICS_ADDR": r.Addr}
+		maps.Copy(env, opts.Env)
+	}
 	if opts.Group != "" {
 		args = append(args, "--relay-group-id", opts.Group)
 	}
-	r.cmd = p.command(ctx, r.container, opts.Env, opts, args...)
+	r.cmd = p.command(ctx, r.container, env, opts, append(args, opts.Args...)...)
 	r.cmd.Stderr = r.log
 	if err := r.cmd.Start(); err != nil {
 		return nil, err
