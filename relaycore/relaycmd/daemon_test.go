@@ -406,6 +406,11 @@ func TestZombie(t *testing.T) {
 		zombie, heir = b, a
 		epoch = w.epoch(t, "p")
 	}
+	eventually(t, "checkpoint", patience, func() bool { // what is not in it is rightly delivered again
+		var delivered int
+		_ = w.pool.QueryRow(t.Context(), `SELECT delivered FROM pgtrickle.relay_cursors`).Scan(&delivered)
+		return delivered == 10
+	})
 	zombie.signal(t, syscall.SIGSTOP)
 	took := eventually(t, "the heir takes over", patience, func() bool { return heir.owned() == 1 })
 	t.Logf("a stopped process was replaced after %s", took.Round(time.Millisecond))

@@ -10,8 +10,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgxpool"
-
 	"github.com/grove/pgtrickle-relay/relaycore/internal/supervisor"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
@@ -245,14 +243,8 @@ func (p *program) publishAgain(ctx context.Context, sink relay.Sink, todo []rela
 	return nil
 }
 
-// verifyReport accounts for the rows of a forward pipeline's outbox.
-type verifyReport struct {
-	Pipeline string `json:"pipeline"`
-	Outbox   string `json:"outbox"`
-}
-
 func runVerify(ctx context.Context, p *program, args []string) error {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
 	defer cancel()
 	pool, snapshot, err := p.load(ctx)
 	if err != nil {
@@ -263,7 +255,26 @@ func runVerify(ctx context.Context, p *program, args []string) error {
 	if err != nil {
 		return err
 	}
-	return p.verify(ctx, pool, pl.Name)
+	acc, err := p.builder(pool).Verify(ctx, pl)
+	if err != nil {
+		return err
+	}
+	if p.opts.json() {
+		err = p.printJSON(acc)
+	} else {
+		fmt.Fprintf(p.stdout, "%s, read by %s, all settled up to id %d\n", acc.Table, orDash(acc.Strategy), acc.LastID)
+		for _, line := range []struct {
+			what string
+			n    int64
+		}{
+			{"committed", acc.Committed}, {"delivered", acc.Delivered}, {"dead", acc.Dead}, {"parked", acc.Parked},
+			{"pending", acc.Pending}, {"unaccounted", acc.Unaccounted}, {"overtaken by retention", acc.Overtaken},
+		} {
+			fmt.Fprintf(p.stdout, "  %-23s %d\n", line.what, line.n)
+		}
+	}
+	if err == nil && acc.Unaccounted != 0 {
+		err = fmt.Errorf("%d rows of %s are neither delivered, dead, parked nor pending", acc.Unaccounted, acc.Table)
+	}
+	return err
 }
-
-func (p *program) verify(context.Context, *pgxpool.Pool, string) error { return errors.New("not yet") }

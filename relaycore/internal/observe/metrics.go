@@ -112,6 +112,7 @@ type Pipeline struct {
 	dead        atomic.Int64 // letters stored now
 	waiting     atomic.Int64 // letters parked now
 	unaccounted atomic.Int64 // -1 when nobody looked
+	overtaken   atomic.Int64
 }
 
 // Received counts what a source gave.
@@ -173,6 +174,7 @@ func (p *Pipeline) Disown() {
 	p.hasLag.Store(false)
 	p.inFlight.Store(0)
 	p.unaccounted.Store(-1)
+	p.overtaken.Store(0)
 }
 
 // SetHealth sets the gauge of the pipeline's health.
@@ -194,6 +196,9 @@ func (p *Pipeline) SetLetters(dead, parked int64) {
 // SetUnaccounted sets the rows that were committed and are neither delivered,
 // dead, parked nor pending.
 func (p *Pipeline) SetUnaccounted(rows int64) { p.unaccounted.Store(rows) }
+
+// SetOvertaken sets the ids that were gone before they could be delivered.
+func (p *Pipeline) SetOvertaken(ids int64) { p.overtaken.Store(ids) }
 
 // Numbers are a pipeline's numbers at one moment, for the status page.
 type Numbers struct {
@@ -342,6 +347,7 @@ func (c collector) counters(k catalog.Key, p *Pipeline) {
 	gauge("lease_epoch", "Epoch of the lease under which this process runs the pipeline.", float64(p.epoch.Load()))
 	gauge("in_flight_bytes", "Bytes between source and sink.", float64(p.inFlight.Load()))
 	gauge("dead_letters", "Dead letters stored now.", float64(p.dead.Load()))
+	gauge("overtaken_ids", "Outbox ids that retention had removed before they could be delivered, or that were rolled back.", float64(p.overtaken.Load()))
 	gauge("parked_messages", "Messages parked behind a dead letter now.", float64(p.waiting.Load()))
 	if at := p.lastCommit.Load(); at != 0 {
 		gauge("checkpoint_age_seconds", "Time since the last checkpoint or acknowledgement.", time.Since(time.Unix(0, at)).Seconds())

@@ -47,6 +47,10 @@ func (s *Supervisor) Health() observe.Health {
 			what += ": " + p.Error
 		}
 		switch p.State {
+		case observe.StateWaiting:
+			if time.Since(p.Since) > heldLong {
+				h.Warnings = append(h.Warnings, what+" for its lock, which another process holds")
+			}
 		case observe.StateUnserved:
 			h.Warnings = append(h.Warnings, fmt.Sprintf("%s pipeline %q: no live instance has backend %q", p.Direction, p.Name, p.Backend))
 		case observe.StateRetrying, observe.StateBackoff, observe.StateFailed, observe.StateInvalid:
@@ -122,6 +126,7 @@ func (s *Supervisor) Ready() error {
 const (
 	lagEvery     = 5 * time.Second
 	lettersEvery = 10 * time.Second
+	auditEvery   = 30 * time.Second
 	lookFor      = 500 * time.Millisecond
 )
 
@@ -129,7 +134,7 @@ const (
 func (s *Supervisor) monitor(ctx context.Context) {
 	tick := time.NewTicker(lookFor)
 	defer tick.Stop()
-	lagAt := make(map[*runner]time.Time)
+	lagAt, auditAt := make(map[*runner]time.Time), make(map[*runner]time.Time)
 	var lettersAt time.Time
 	for {
 		select {
@@ -139,7 +144,7 @@ func (s *Supervisor) monitor(ctx context.Context) {
 		}
 		var due []*runner
 		running := 0
-		current := make(map[*runner]time.Time)
+		current, audited := make(map[*runner]time.Time), make(map[*runner]time.Time)
 		s.each(func(r *runner) {
 			r.mu.Lock()
 			defer r.mu.Unlock()
@@ -147,15 +152,19 @@ func (s *Supervisor) monitor(ctx context.Context) {
 				return
 			}
 			running++
-			current[r] = lagAt[r]
+			current[r], audited[r] = lagAt[r], auditAt[r]
 			if r.lag != nil && time.Since(lagAt[r]) >= lagEvery {
 				due = append(due, r)
 			}
 		})
-		lagAt = current
+		lagAt, auditAt = current, audited
 		for _, r := range due {
 			lagAt[r] = time.Now()
 			r.measureLag(ctx)
+			if time.Since(auditAt[r]) >= auditEvery {
+				auditAt[r] = time.Now()
+				r.audit(ctx)
+			}
 		}
 		if running > 0 && s.cfg.Letters != nil && (s.lettersDue.Swap(false) || time.Since(lettersAt) >= lettersEvery) {
 			lettersAt = time.Now()
@@ -179,6 +188,31 @@ func (r *runner) measureLag(ctx context.Context) {
 		return
 	}
 	r.meter.SetLag(rows, seconds)
+}
+
+// auditor is a source that can account for its rows.
+type auditor interface {
+	Unaccounted(ctx context.Context) (int64, error)
+	Overtaken() int64
+}
+
+// audit asks a source whether it has lost a row.
+func (r *runner) audit(ctx context.Context) {
+	r.mu.Lock()
+	a, ok := r.lag.(auditor)
+	r.mu.Unlock()
+	if !ok {
+		return
+	}
+	r.meter.SetOvertaken(a.Overtaken())
+	ctx, cancel := context.WithTimeout(ctx, lagEvery)
+	defer cancel()
+	n, err := a.Unaccounted(ctx)
+	if err != nil {
+		r.log.Debug("account for the outbox's rows", "err", err)
+		return
+	}
+	r.meter.SetUnaccounted(n)
 }
 
 func (s *Supervisor) countLetters(ctx context.Context) {

@@ -140,6 +140,16 @@ func (r *Reader) Next(ctx context.Context, limit int) ([]relay.Message, error) {
 	return batch, nil
 }
 
+// Verify accounts for every row of a forward pipeline's outbox.
+func (b *Builder) Verify(ctx context.Context, pl catalog.Pipeline) (outbox.Accounting, error) {
+	resolved, err := pl.Resolve()
+	if err != nil {
+		return outbox.Accounting{}, err
+	}
+	s := resolved.Settings
+	return outbox.Verify(ctx, b.Pool, outbox.Config{Outbox: s.StreamTable, Settings: s.Forward.Settings, Group: b.Group, Pipeline: pl.Name})
+}
+
 // Sink opens the pipeline's sink.
 func (b *Builder) Sink(ctx context.Context, pl catalog.Pipeline, resolved catalog.Resolved, log *slog.Logger) (relay.Sink, error) {
 	p := &pipeline{Builder: b, job: &Job{Pipeline: pl, Logger: log}, resolved: resolved}

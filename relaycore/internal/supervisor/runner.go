@@ -61,6 +61,7 @@ type runner struct {
 	onRedrive func()
 	lag       relay.Lagger
 	guarantee string
+	limit     time.Duration // on the drain
 }
 
 func newRunner(s *Supervisor, p catalog.Pipeline) *runner {
@@ -71,15 +72,25 @@ func newRunner(s *Supervisor, p catalog.Pipeline) *runner {
 		meter: s.cfg.Metrics.Pipeline(p.Key),
 	}
 	r.drain = func() {
+		r.stopping()
 		cancel()
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		if r.state == observe.StateRunning || r.state == observe.StateRetrying {
-			r.state, r.since = observe.StateStopping, time.Now()
-		}
 	}
 	r.set(observe.StateStarting, nil)
 	return r
+}
+
+func (r *runner) stopping() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch r.state {
+	case observe.StateRunning:
+		r.limit = r.s.cfg.Drain
+	case observe.StateRetrying:
+		r.limit = min(failingDrain, r.s.cfg.Drain)
+	default:
+		return
+	}
+	r.state, r.since = observe.StateStopping, time.Now()
 }
 
 func (r *runner) set(state string, err error) {
@@ -143,6 +154,9 @@ const (
 	minFatal    = 10 * time.Second
 	maxFatal    = time.Minute
 	stableAfter = time.Minute // a run that lasted so long starts the backoff anew
+	heldLong    = 10 * time.Second
+	// failingDrain is how long a pipeline that fails anyway may take to drain.
+	failingDrain = time.Second
 )
 
 // run tries to run the pipeline until it is told to drain.
@@ -150,6 +164,7 @@ func (r *runner) run(ctx context.Context) {
 	defer r.meter.SetHealth(observe.HealthNone)
 	backoff := time.Duration(0)
 	said := ""
+	var heldSince time.Time
 	for r.stop.Err() == nil && ctx.Err() == nil {
 		started := time.Now()
 		err := r.attempt(ctx)
@@ -165,6 +180,7 @@ func (r *runner) run(ctx context.Context) {
 		var wait time.Duration
 		switch {
 		case errors.Is(err, lease.ErrHeld):
+			heldSince = r.saySinceHeld(heldSince)
 			r.set(observe.StateWaiting, nil)
 			wait, backoff = jitter(heldRetry), 0
 		case errors.Is(err, lease.ErrLost), errors.Is(err, lease.ErrNoSession), errors.Is(err, engine.ErrFenced):
@@ -194,6 +210,18 @@ func (r *runner) run(ctx context.Context) {
 	}
 }
 
+// saySinceHeld says once that a lock does not come free.
+func (r *runner) saySinceHeld(since time.Time) time.Time {
+	switch {
+	case since.IsZero():
+		return time.Now()
+	case !since.After(time.Now()) && time.Since(since) > heldLong:
+		r.log.Warn("waiting for the pipeline's lock: a process that should have let go of it holds it", "for", time.Since(since).Round(time.Second).String())
+		return time.Now().Add(24 * time.Hour)
+	}
+	return since
+}
+
 func jitter(d time.Duration) time.Duration { return d*3/4 + rand.N(d/2) }
 
 func (r *runner) sleep(ctx context.Context, d time.Duration) {
@@ -220,13 +248,19 @@ func (r *runner) attempt(ctx context.Context) error {
 		ctx, abandon := context.WithCancelCause(ctx)
 		defer abandon(nil)
 		defer context.AfterFunc(r.stop, func() {
-			timer := time.AfterFunc(r.s.cfg.Drain, func() { abandon(errors.New("drain took too long")) })
+			timer := time.AfterFunc(r.drainLimit(), func() { abandon(errors.New("drain took too long")) })
 			context.AfterFunc(ctx, func() { timer.Stop() })
 		})()
 		return r.s.cfg.Run(ctx, &Job{
 			Pipeline: r.pipeline, Lease: l, Stop: r.stop, Wake: r.wake, Meter: r.meter, Logger: r.log, runner: r,
 		})
 	})
+}
+
+func (r *runner) drainLimit() time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.limit
 }
 
 func (r *runner) release() {

@@ -263,7 +263,9 @@ func (s *Supervisor) reconcile(ctx context.Context) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.bury()
-	s.cfg.Metrics.SessionUp.Store(err == nil)
+	if was := s.cfg.Metrics.SessionUp.Swap(err == nil); was && err != nil {
+		s.cfg.Metrics.SessionsLost.Add(1)
+	}
 	s.cfg.Metrics.Instances.Store(int64(len(members)))
 	if err != nil || !s.loaded {
 		return // whoever runs has lost its lease already, and tries to get it back

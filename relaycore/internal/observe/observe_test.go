@@ -1,0 +1,170 @@
+package observe
+
+import (
+	"encoding/json"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+)
+
+func scrape(t *testing.T, h http.Handler, path string) (int, string) {
+	t.Helper()
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
+	return w.Code, w.Body.String()
+}
+
+func TestMetrics(t *testing.T) {
+	t.Parallel()
+	reg := prometheus.NewPedanticRegistry()
+	m, err := NewMetrics(reg, "relay-nats", "1.2.3", "go1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := Handler(Probes{}, reg, false)
+	forward, reverse := catalog.Key{Direction: relay.Forward, Name: "orders"}, catalog.Key{Direction: relay.Reverse, Name: "orders"}
+	f, r := m.Pipeline(forward), m.Pipeline(reverse)
+	f.Own(7)
+	r.Own(3)
+	f.Received(10, 1000)
+	f.Published(9, 900, 20*time.Millisecond)
+	f.Skipped(1)
+	r.Skipped(2)
+	f.Latency(time.Now().Add(-40 * time.Millisecond))
+	f.SetHealth(HealthGood)
+	r.SetHealth(HealthBad)
+	f.SetLag(5, 1.5)
+	f.SetUnaccounted(0)
+	f.Committed(time.Millisecond)
+	m.Unserved(map[catalog.Key]string{{Direction: relay.Forward, Name: "lonely"}: "kafka"})
+
+	_, text := scrape(t, h, "/metrics")
+	for _, want := range []string{
+		`pgtrickle_relay_messages_published_total{direction="forward",pipeline="orders"} 9`,
+		`pgtrickle_relay_messages_consumed_total{direction="forward",pipeline="orders"} 10`,
+		`pgtrickle_relay_publish_errors_total{direction="forward",pipeline="orders"} 0`,
+		`pgtrickle_relay_source_errors_total{direction="reverse",pipeline="orders"} 0`,
+		`pgtrickle_relay_dedup_skipped_total{pipeline="orders"} 3`,
+		`pgtrickle_relay_dead_letters_total{direction="forward",pipeline="orders"} 0`,
+		`pgtrickle_relay_pipelines_owned 2`,
+		`pgtrickle_relay_pipeline_healthy{pipeline="orders"} 0`,
+		`pgtrickle_relay_lag_seconds{pipeline="orders"} 1.5`,
+		`pgtrickle_relay_lag_rows{pipeline="orders"} 5`,
+		`pgtrickle_relay_delivery_latency_seconds_bucket{pipeline="orders",le="0.05"} 1`,
+		`pgtrickle_relay_delivery_latency_seconds_bucket{pipeline="orders",le="0.025"} 0`,
+		`pgtrickle_relay_build_info{binary="relay-nats",goversion="go1",version="1.2.3"} 1`,
+		`pgtrickle_relay_lease_epoch{direction="forward",pipeline="orders"} 7`,
+		`pgtrickle_relay_unaccounted_rows{pipeline="orders"} 0`,
+		`pgtrickle_relay_pipeline_unserved{backend="kafka",direction="forward",pipeline="lonely"} 1`,
+	} {
+		if !strings.Contains(text, want+"\n") {
+			t.Errorf("metrics lack %s", want)
+		}
+	}
+	r.Disown()
+	f.Disown()
+	_, text = scrape(t, h, "/metrics")
+	if strings.Contains(text, "lease_epoch") || !strings.Contains(text, `messages_published_total{direction="forward",pipeline="orders"} 9`) {
+		t.Error("a pipeline that runs elsewhere must lose its gauges and keep its counters")
+	}
+	m.Keep(func(k catalog.Key) bool { return k == reverse })
+	m.Unserved(nil)
+	_, text = scrape(t, h, "/metrics")
+	if strings.Contains(text, `direction="forward"`) || !strings.Contains(text, `direction="reverse"`) {
+		t.Errorf("the series of a deleted pipeline must disappear, and no others:\n%s", text)
+	}
+	if t.Failed() {
+		t.Log(text)
+	}
+}
+
+func TestCountingAllocatesNothing(t *testing.T) {
+	m, err := NewMetrics(prometheus.NewRegistry(), "b", "v", "g")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := m.Pipeline(catalog.Key{Direction: relay.Forward, Name: "p"})
+	now := time.Now()
+	if n := testing.AllocsPerRun(100, func() {
+		p.Received(1, 1)
+		p.Published(1, 1, time.Millisecond)
+		p.Latency(now)
+		p.Committed(time.Millisecond)
+		p.InFlight(1)
+		p.Skipped(1)
+	}); n != 0 {
+		t.Errorf("%v allocations for each batch, want none", n)
+	}
+}
+
+func TestEndpoints(t *testing.T) {
+	t.Parallel()
+	health := Health{Status: Healthy, PipelinesOwned: 3, UptimeSeconds: 42}
+	var ready error
+	h := Handler(Probes{
+		Health: func() Health { return health },
+		Ready:  func() error { return ready },
+		Live:   func() error { return nil },
+	}, prometheus.NewRegistry(), false)
+
+	code, body := scrape(t, h, "/health")
+	if code != 200 || !strings.HasPrefix(body, `{"status":"healthy","pipelines_owned":3,"uptime_seconds":42`) {
+		t.Errorf("/health = %d %s", code, body)
+	}
+	health.Status, health.Reasons = Unhealthy, []string{"PostgreSQL: away"}
+	if code, body = scrape(t, h, "/health"); code != 503 || !json.Valid([]byte(body)) || !strings.Contains(body, "PostgreSQL: away") {
+		t.Errorf("/health = %d %s", code, body)
+	}
+	if code, _ = scrape(t, h, "/status.json"); code != 200 {
+		t.Errorf("/status.json = %d, want 200 whatever the health", code)
+	}
+	if code, _ = scrape(t, h, "/livez"); code != 200 {
+		t.Errorf("/livez = %d", code)
+	}
+	ready = errors.New("draining")
+	if code, body = scrape(t, h, "/readyz"); code != 503 || body != "draining\n" {
+		t.Errorf("/readyz = %d %q", code, body)
+	}
+	if code, _ = scrape(t, h, "/debug/pprof/"); code != 404 {
+		t.Errorf("/debug/pprof/ = %d without the flag", code)
+	}
+	code, body = scrape(t, h, "/")
+	if code != 200 || !strings.Contains(body, "status.json") {
+		t.Errorf("/ = %d", code)
+	}
+	for _, foreign := range []string{"http://", "https://", "//cdn", "@import", "src="} {
+		if strings.Contains(body, foreign) {
+			t.Errorf("the status page fetches from elsewhere: it has %q", foreign)
+		}
+	}
+	if code, _ = scrape(t, h, "/nowhere"); code != 404 {
+		t.Errorf("/nowhere = %d, want 404", code)
+	}
+}
+
+func TestHistogram(t *testing.T) {
+	t.Parallel()
+	h := newHistogram([]float64{1, 10})
+	for _, v := range []float64{.5, 1, 2, 11} {
+		h.observe(v)
+	}
+	sum := newHistogram(h.bounds)
+	sum.add(h)
+	sum.add(h)
+	count, total, buckets := sum.read()
+	if count != 8 || total != 29 || buckets[1] != 4 || buckets[10] != 6 {
+		t.Errorf("read = %d, %v, %v; want 8 values, sum 29, 4 up to 1, 6 up to 10", count, total, buckets)
+	}
+	if !slices.IsSorted(latencyBuckets) || !slices.IsSorted(durationBuckets) || !slices.IsSorted(batchBuckets) {
+		t.Error("buckets must ascend")
+	}
+}
