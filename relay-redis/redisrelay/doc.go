@@ -7,7 +7,7 @@
 //	url               server; required. redis://USER:PASSWORD@HOST:6379/DB, rediss:// with TLS, unix:///PATH?db=N,
 //	                  redis+cluster://HOST,HOST or rediss+cluster://,
 //	                  redis+sentinel://HOST:26379,HOST:26379/MASTER/DB or rediss+sentinel://.
-//	                  go-redis's query parameters are understood, but for those that would retry;
+//	                  go-redis's query parameters are understood; retries, timeouts and pools are ours;
 //	                  ?addr= (cluster) and ?master_name= (sentinel) work without the longer schemes.
 //	                  A sentinel URL's user is the sentinels' and, unless said otherwise, the server's
 //	username          ACL user, in place of the URL's
