@@ -103,8 +103,8 @@ func (b *broker) start(t testing.TB) {
 	defer cancel()
 	for {
 		client := rawClient(b.plain)
-		_, err := client.Metadata(ctx, &kafka.MetadataRequest{})
-		if err == nil {
+		meta, err := client.Metadata(ctx, &kafka.MetadataRequest{})
+		if err == nil && len(meta.Brokers) > 0 && meta.Controller.Host != "" {
 			return
 		}
 		if ctx.Err() != nil {

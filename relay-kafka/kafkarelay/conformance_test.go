@@ -122,13 +122,16 @@ func newTopic(t testing.TB, brokers string, partitions int) string {
 func createTopic(t testing.TB, brokers, topic string, partitions int) {
 	t.Helper()
 	client := rawClient(brokers)
-	res, err := client.CreateTopics(t.Context(), &kafka.CreateTopicsRequest{Topics: []kafka.TopicConfig{{
-		Topic: topic, NumPartitions: partitions, ReplicationFactor: 1,
-		ConfigEntries: []kafka.ConfigEntry{{ConfigName: "max.message.bytes", ConfigValue: "2097152"}},
-	}}})
-	if err == nil {
-		err = res.Errors[topic]
-	}
+	_, err := patiently(t.Context(), func() (any, error) { // a broker that was just started
+		res, err := client.CreateTopics(t.Context(), &kafka.CreateTopicsRequest{Topics: []kafka.TopicConfig{{
+			Topic: topic, NumPartitions: partitions, ReplicationFactor: 1,
+			ConfigEntries: []kafka.ConfigEntry{{ConfigName: "max.message.bytes", ConfigValue: "2097152"}},
+		}}})
+		if err == nil {
+			err = res.Errors[topic]
+		}
+		return nil, err
+	})
 	if err != nil {
 		t.Fatalf("create topic %s: %v", topic, err)
 	}

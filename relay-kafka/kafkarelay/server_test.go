@@ -17,6 +17,7 @@ func TestServer(t *testing.T) {
 	b := startBroker(t)
 	t.Run("Login", func(t *testing.T) { testLogin(t, b) })
 	t.Run("Restart", func(t *testing.T) { testRestart(t, b) })
+	t.Run("SourceRestart", func(t *testing.T) { testSourceRestart(t, b) })
 }
 
 func testLogin(t *testing.T, b *broker) {
@@ -137,6 +138,41 @@ func testRestart(t *testing.T, b *broker) {
 		t.Fatalf("publish across restarts: %v", err)
 	}
 	checkOnce(t, readRaw(t, b.plain, topic, batches*size), batches*size)
+}
+
+// testSourceRestart kills the broker under a source that waits for messages.
+func testSourceRestart(t *testing.T, b *broker) {
+	topic := newTopic(t, b.plain, 2)
+	src := openSource(t, map[string]any{"brokers": b.plain, "topic": topic, "group_id": topic})
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	defer cancel()
+	seen := make(map[string]int)
+	receive := func(until int) {
+		for len(seen) < until {
+			batch, err := src.Receive(ctx, 10)
+			if ctx.Err() != nil {
+				t.Fatalf("%d of %d messages received: %v", len(seen), until, err)
+			}
+			for i := range batch {
+				seen[batch[i].ID]++
+			}
+			for len(batch) > 0 && src.Ack(ctx, batch) != nil && ctx.Err() == nil {
+				_ = pause(ctx, 50*time.Millisecond)
+			}
+		}
+	}
+	feed := func(from int) {
+		for i := range 20 {
+			m := relaytest.Message(from+i, fmt.Sprintf("k%d", i))
+			writeRaw(t, b.plain, topic, rawRecord(&m))
+		}
+	}
+	feed(1)
+	receive(20)
+	b.stop()
+	b.start(t)
+	feed(21)
+	receive(40)
 }
 
 // publishAll does as the engine does: it publishes again what is not confirmed.

@@ -77,6 +77,54 @@ func TestAbandonedPublishIsNotRepeated(t *testing.T) {
 	}
 }
 
+// An owner dies in the middle of a publish, with its request on the way; the
+// next one reads back what arrived and publishes the rest. Nothing arrives twice.
+func TestSuccessorsPublishNothingTwice(t *testing.T) {
+	brokers := relaytest.Endpoint(t, brokersEnv)
+	topic := newTopic(t, brokers, 3)
+	config := map[string]any{"brokers": brokers, "topic": topic}
+	const size, owners = 300, 20
+	position := ""
+	next := 1
+	for owner := range owners {
+		s := openSink(t, config).(*sink)
+		seen := make(map[string]bool)
+		if position != "" {
+			if err := s.Resume(t.Context(), position, func(id string) { seen[id] = true }); err != nil {
+				t.Fatalf("Resume = %v", err)
+			}
+		}
+		writeRaw(t, brokers, topic, kafka.Message{Value: []byte("a stranger's")})
+		publish := func(ctx context.Context, from, n int) error {
+			var batch []relay.Message
+			for i := from; i < from+n; i++ {
+				if m := relaytest.Message(i, fmt.Sprintf("k%d", i%20)); !seen[m.ID] {
+					batch = append(batch, m)
+				}
+			}
+			if len(batch) == 0 {
+				return nil
+			}
+			return s.Publish(ctx, batch)
+		}
+		if err := publish(t.Context(), next, size); err != nil {
+			t.Fatal(err)
+		}
+		next += size
+		var err error
+		if position, err = s.Position(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if owner < owners-1 { // dies
+			ctx, cancel := context.WithTimeout(t.Context(), time.Duration(500+owner*200)*time.Microsecond)
+			_ = publish(ctx, next, size)
+			cancel()
+		}
+		_ = s.Close()
+	}
+	checkOnce(t, readRaw(t, brokers, topic, next-1), next-1)
+}
+
 // Without a topic of its own the sink takes the subject for one, creates it, and
 // a successor finds messages in topics that the position does not have yet.
 func TestSubjectsAsTopics(t *testing.T) {
