@@ -89,7 +89,7 @@ func (s *Source) checkWindows(ctx context.Context, t *table) error {
 	// Rows that were copied from another cluster may bear numbers that this one
 	// has yet to give out.
 	var future string
-	err := s.pool.QueryRow(ctx, fmt.Sprintf(`SELECT coalesce((SELECT max(%[1]s)::text FROM (SELECT %[1]s FROM %[2]s ORDER BY %[1]s DESC LIMIT 1) m WHERE %[1]s >= pg_snapshot_xmax(pg_current_snapshot())), '')`,
+	err := s.pool.QueryRow(ctx, fmt.Sprintf(`SELECT coalesce((SELECT m.%[1]s::text FROM (SELECT %[1]s FROM %[2]s ORDER BY %[1]s DESC LIMIT 1) m WHERE m.%[1]s >= pg_snapshot_xmax(pg_current_snapshot())), '')`,
 		quote(t.xid), t.qualified())).Scan(&future)
 	if err != nil {
 		return fmt.Errorf("look at the newest transaction of %s: %w", t.qualified(), err)
