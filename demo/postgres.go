@@ -1,0 +1,163 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	embeddedpostgres "github.com/fergusstrange/embedded-postgres"
+	"github.com/jackc/pgx/v5"
+)
+
+// postgres is a server of the demo's own.
+type postgres struct {
+	port   int
+	origin string // where its programs came from
+	stop   func() error
+}
+
+func (p *postgres) url(user string) string {
+	return fmt.Sprintf("postgres://%s@127.0.0.1:%d/postgres?sslmode=disable", user, p.port)
+}
+
+// oldest is the oldest version of PostgreSQL that has what the relay needs.
+const oldest = 13
+
+// startPostgres runs a PostgreSQL that is installed here, or else fetches one.
+func startPostgres(ctx context.Context, dir string, fetch bool) (*postgres, error) {
+	port, err := freePort()
+	if err != nil {
+		return nil, err
+	}
+	if bin := installed(ctx); bin != "" && !fetch {
+		return startInstalled(ctx, bin, dir, port)
+	}
+	say.line("No PostgreSQL here; fetching one (some 15 MB, once).")
+	cache := filepath.Join(os.TempDir(), fmt.Sprintf("pgtrickle-demo-postgres-%d", os.Getuid()))
+	if userCache, err := os.UserCacheDir(); err == nil && os.Getenv("TMPDIR") == "" {
+		cache = filepath.Join(userCache, "pgtrickle-demo")
+	}
+	var log bytes.Buffer
+	db := embeddedpostgres.NewDatabase(embeddedpostgres.DefaultConfig().
+		Port(uint32(port)).Username("postgres").Password("postgres").Database("postgres").
+		CachePath(cache).RuntimePath(filepath.Join(dir, "run")).DataPath(filepath.Join(dir, "data")).
+		StartTimeout(time.Minute).Logger(&log))
+	if err := db.Start(); err != nil {
+		return nil, fmt.Errorf("start a fetched PostgreSQL: %w (with a PostgreSQL of version %d or later in PATH the demo fetches nothing)\n%s", err, oldest, log.Bytes())
+	}
+	return &postgres{port: port, origin: "fetched", stop: db.Stop}, nil
+}
+
+// installed returns the directory of the newest PostgreSQL found, or "".
+func installed(ctx context.Context) string {
+	var dirs []string
+	if path, err := exec.LookPath("initdb"); err == nil {
+		if real, err := filepath.EvalSymlinks(path); err == nil {
+			dirs = append(dirs, filepath.Dir(real))
+		}
+	}
+	if out, err := exec.CommandContext(ctx, "pg_config", "--bindir").Output(); err == nil {
+		dirs = append(dirs, strings.TrimSpace(string(out)))
+	}
+	for _, pattern := range []string{
+		"/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/usr/local/pgsql/bin", "/opt/homebrew/opt/postgresql*/bin", "/usr/local/opt/postgresql*/bin",
+		"/Applications/Postgres.app/Contents/Versions/*/bin",
+	} {
+		found, _ := filepath.Glob(pattern)
+		dirs = append(dirs, found...)
+	}
+	best, newest := "", oldest-1
+	for _, dir := range slices.Compact(dirs) {
+		if v := versionOf(ctx, dir); v > newest {
+			best, newest = dir, v
+		}
+	}
+	return best
+}
+
+var versionNumber = regexp.MustCompile(`\) (\d+)`) //nolint:gochecknoglobals // a constant
+
+func versionOf(ctx context.Context, dir string) int {
+	if _, err := os.Stat(filepath.Join(dir, "initdb")); err != nil {
+		return 0
+	}
+	out, err := exec.CommandContext(ctx, filepath.Join(dir, "postgres"), "--version").Output()
+	m := versionNumber.FindSubmatch(out)
+	if err != nil || m == nil {
+		return 0
+	}
+	v, _ := strconv.Atoi(string(m[1]))
+	return v
+}
+
+func startInstalled(ctx context.Context, bin, dir string, port int) (*postgres, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	data := filepath.Join(dir, "data")
+	initdb := exec.CommandContext(ctx, filepath.Join(bin, "initdb"), "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
+	if out, err := initdb.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("initdb: %w\n%s", err, out)
+	}
+	log, err := os.Create(filepath.Join(dir, "log"))
+	if err != nil {
+		return nil, err
+	}
+	server := exec.Command(filepath.Join(bin, "postgres"), "-D", data, "-p", strconv.Itoa(port),
+		"-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=", "-c", "shared_buffers=128MB")
+	server.Stdout, server.Stderr = log, log
+	server.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a Ctrl-C is ours to handle
+	if err := server.Start(); err != nil {
+		return nil, err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- server.Wait() }()
+	p := &postgres{port: port, origin: bin, stop: func() error {
+		_ = server.Process.Signal(syscall.SIGINT) // fast shutdown
+		select {
+		case <-ended:
+		case <-time.After(10 * time.Second):
+			_ = server.Process.Kill()
+			<-ended
+		}
+		return log.Close()
+	}}
+	return p, p.await(ctx, ended, log.Name())
+}
+
+func (p *postgres) await(ctx context.Context, ended <-chan error, log string) error {
+	for {
+		conn, err := pgx.Connect(ctx, p.url("postgres"))
+		if err == nil {
+			return conn.Close(ctx)
+		}
+		select {
+		case <-ctx.Done():
+			return errors.Join(ctx.Err(), p.stop())
+		case err := <-ended:
+			text, _ := os.ReadFile(log)
+			return fmt.Errorf("postgres ended: %w\n%s", err, text)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+func freePort() (int, error) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return 0, err
+	}
+	defer ln.Close() //nolint:errcheck // it was only to find a port
+	return ln.Addr().(*net.TCPAddr).Port, nil
+}

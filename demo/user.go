@@ -1,0 +1,85 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"time"
+)
+
+// runAsUser runs the demo again as a user without rights. That user may not be
+// able to read what lies in root's home, so both binaries go along.
+func runAsUser(ctx context.Context, o options) error {
+	u, err := someUser()
+	if err != nil {
+		return err
+	}
+	uid, err := strconv.ParseUint(u.Uid, 10, 32)
+	if err != nil {
+		return err
+	}
+	gid, err := strconv.ParseUint(u.Gid, 10, 32)
+	if err != nil {
+		return err
+	}
+	say.line("PostgreSQL does not run as root, so the demo goes on as user " + u.Username + ".")
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	demo, relay := filepath.Join(o.state, "demo"), filepath.Join(o.state, "pgtrickle-relay")
+	if err := errors.Join(copyFile(demo, self), copyFile(relay, o.relay)); err != nil {
+		return err
+	}
+	if err := errors.Join(os.Chown(o.state, int(uid), int(gid)), os.Chmod(o.state, 0o755)); err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, demo, "-relay", relay, "-state", o.state, "-writing", o.writing.String(), fmt.Sprintf("-fetch-postgres=%t", o.fetch))
+	cmd.Dir = o.state
+	cmd.Env = append(os.Environ(), "HOME="+o.state, "USER="+u.Username, "TMPDIR="+o.state)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}, Setpgid: true}
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // it has things to stop
+	cmd.WaitDelay = 20 * time.Second
+	if err := cmd.Run(); err != nil {
+		var exit *exec.ExitError
+		if errors.As(err, &exit) {
+			return errSaid
+		}
+		return err
+	}
+	return nil
+}
+
+// errSaid is a failure that the demo has explained already.
+var errSaid = errors.New("the demo failed")
+
+func someUser() (*user.User, error) {
+	for _, name := range []string{"postgres", "nobody"} {
+		if u, err := user.Lookup(name); err == nil {
+			return u, nil
+		}
+	}
+	return nil, errors.New("there is neither a user postgres nor a user nobody; run the demo as a user other than root")
+}
+
+func copyFile(to, from string) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close() //nolint:errcheck // opened for reading
+	out, err := os.OpenFile(to, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o755)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, in)
+	return errors.Join(err, out.Close())
+}
