@@ -375,8 +375,13 @@ func (t *table) insertSQL() string {
 		into.WriteString(", " + t.receivedAt)
 		values.WriteString(", clock_timestamp()")
 	}
+	ordinality := ""
+	if t.lookup {
+		ordinality = " WITH ORDINALITY"
+		names.WriteString(", n")
+	}
 	sql := "INSERT INTO " + t.name + " (" + into.String() + ")\nSELECT " + values.String() +
-		"\nFROM unnest(" + params.String() + ") WITH ORDINALITY AS m(" + names.String() + ", n)"
+		"\nFROM unnest(" + params.String() + ")" + ordinality + " AS m(" + names.String() + ")"
 	id := pgx.Identifier{t.idColumn}.Sanitize()
 	switch {
 	case t.targeted:
