@@ -27,8 +27,9 @@ type postgres struct {
 	stop   func() error
 }
 
+// url is where user connects; a user's password is its name.
 func (p *postgres) url(user string) string {
-	return fmt.Sprintf("postgres://%s@127.0.0.1:%d/postgres?sslmode=disable", user, p.port)
+	return fmt.Sprintf("postgres://%s:%s@127.0.0.1:%d/postgres?sslmode=disable", user, user, p.port)
 }
 
 // oldest is the oldest version of PostgreSQL that has what the relay needs.
@@ -43,10 +44,10 @@ func startPostgres(ctx context.Context, dir string, fetch bool) (*postgres, erro
 	if bin := installed(ctx); bin != "" && !fetch {
 		return startInstalled(ctx, bin, dir, port)
 	}
-	say.line("No PostgreSQL here; fetching one (some 15 MB, once).")
-	cache := filepath.Join(os.TempDir(), fmt.Sprintf("pgtrickle-demo-postgres-%d", os.Getuid()))
-	if userCache, err := os.UserCacheDir(); err == nil && os.Getenv("TMPDIR") == "" {
-		cache = filepath.Join(userCache, "pgtrickle-demo")
+	say.linef("Fetching PostgreSQL (some 15 MB); a version from %d on that is installed here would do as well.", oldest)
+	cache := filepath.Join(dir, "cache")
+	if home, err := os.UserCacheDir(); err == nil && os.MkdirAll(filepath.Join(home, "pgtrickle-demo"), 0o755) == nil {
+		cache = filepath.Join(home, "pgtrickle-demo")
 	}
 	var log bytes.Buffer
 	db := embeddedpostgres.NewDatabase(embeddedpostgres.DefaultConfig().
@@ -54,7 +55,7 @@ func startPostgres(ctx context.Context, dir string, fetch bool) (*postgres, erro
 		CachePath(cache).RuntimePath(filepath.Join(dir, "run")).DataPath(filepath.Join(dir, "data")).
 		StartTimeout(time.Minute).Logger(&log))
 	if err := db.Start(); err != nil {
-		return nil, fmt.Errorf("start a fetched PostgreSQL: %w (with a PostgreSQL of version %d or later in PATH the demo fetches nothing)\n%s", err, oldest, log.Bytes())
+		return nil, fmt.Errorf("start a fetched PostgreSQL: %w\n%s", err, log.Bytes())
 	}
 	return &postgres{port: port, origin: "fetched", stop: db.Stop}, nil
 }

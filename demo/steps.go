@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go/jetstream"
 )
 
@@ -43,7 +44,7 @@ func (d *demo) servers(ctx context.Context) (err error) {
 		return err
 	}
 	say.linef("PostgreSQL %s on port %d (%s), without any extension", version, d.pg.port, d.pg.origin)
-	say.linef("NATS server %s with JetStream at %s", d.broker.server.ID()[:8], d.broker.server.ClientURL())
+	say.linef("NATS %s with JetStream at %s", server.VERSION, d.broker.server.ClientURL())
 	return nil
 }
 
@@ -75,7 +76,7 @@ SELECT pgtrickle.set_relay_inbox('nats-to-inbox', config => '{
   "nats_consumer": "relay-consumer", "inbox_table": "orders_inbox" }'::jsonb);
 SELECT pgtrickle.enable_relay('orders-to-nats');
 SELECT pgtrickle.enable_relay('nats-to-inbox');`, `
-CREATE ROLE relay LOGIN IN ROLE pgtrickle_relay;`} {
+CREATE ROLE relay LOGIN PASSWORD 'relay' IN ROLE pgtrickle_relay;`} {
 		say.code(sql)
 		if _, err := d.db.Exec(ctx, sql); err != nil {
 			return fmt.Errorf("configure: %w", err)
@@ -89,7 +90,7 @@ func (d *demo) startRelay(ctx context.Context) (err error) {
 	if d.relay.http, err = freePort(); err != nil {
 		return err
 	}
-	say.code(fmt.Sprintf("pgtrickle-relay --postgres-url postgres://relay@127.0.0.1:%d/postgres --metrics-addr 127.0.0.1:%d", d.pg.port, d.relay.http))
+	say.code(fmt.Sprintf("pgtrickle-relay --postgres-url postgres://relay:relay@127.0.0.1:%d/postgres --metrics-addr 127.0.0.1:%d", d.pg.port, d.relay.http))
 	if err := d.relay.start(d.pg.url("relay")); err != nil {
 		return err
 	}
