@@ -1,6 +1,7 @@
 package ends
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"strings"
@@ -43,10 +44,12 @@ func TestEnds(t *testing.T) {
 				sent[i] = Record{ID: fmt.Sprint(name, "-", i), Key: fmt.Sprint("key-", i%7), Body: fmt.Appendf(nil, `{"dedup_key":"%s-%d","note":"ü"}`, name, i)}
 			}
 			sent[100].Body = fmt.Appendf(nil, `{"dedup_key":"%s-100","note":"%s"}`, name, strings.Repeat("x", 900_000))
-			if err := end.Produce(t.Context(), sent); err != nil {
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			defer cancel()
+			if err := end.Produce(ctx, sent); err != nil {
 				t.Fatal(err)
 			}
-			got, err := end.Arrived(t.Context())
+			got, err := end.Arrived(ctx)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -23,7 +23,21 @@ func newKafka(ctx context.Context, env Env) (End, error) {
 	if err != nil {
 		return nil, err
 	}
-	return e, res.Errors[e.topic]
+	if err := res.Errors[e.topic]; err != nil {
+		return nil, err
+	}
+	return e, retry(ctx, func(ctx context.Context) error { // until every partition has a leader
+		for partition := range kafkaPartitions {
+			conn, err := kafka.DialLeader(ctx, "tcp", e.broker, e.topic, partition)
+			if err != nil {
+				return err
+			}
+			if err := conn.Close(); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 func (e kafkaEnd) Sink() map[string]any {
@@ -84,7 +98,20 @@ func (e kafkaEnd) Produce(ctx context.Context, records []Record) error {
 		BatchTimeout: time.Millisecond, BatchBytes: 4 << 20, MaxAttempts: 1,
 	}
 	defer w.Close()
-	return retry(ctx, func(ctx context.Context) error { return w.WriteMessages(ctx, messages...) })
+	return retry(ctx, func(ctx context.Context) error {
+		err := w.WriteMessages(ctx, messages...)
+		var each kafka.WriteErrors
+		if errors.As(err, &each) { // those that were not written go again, in order
+			var again []kafka.Message
+			for i, err := range each {
+				if err != nil {
+					again = append(again, messages[i])
+				}
+			}
+			messages = again
+		}
+		return err
+	})
 }
 
 func (kafkaEnd) Close() {}

@@ -54,7 +54,7 @@ func (e natsEnd) Arrived(ctx context.Context) (records []Record, err error) {
 			return err
 		}
 		for seq := uint64(0); seq < last; {
-			batch, err := consumer.Fetch(500, jetstream.FetchMaxWait(5*time.Second))
+			batch, err := consumer.Fetch(int(min(500, last-seq)), jetstream.FetchMaxWait(5*time.Second)) //nolint:gosec // at most 500
 			if err != nil {
 				return err
 			}
