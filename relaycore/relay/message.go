@@ -147,9 +147,13 @@ func (m *Message) Header(name string) (string, bool) {
 	return "", false
 }
 
-// Size returns the bytes that the message holds, for limits on memory.
+// overhead is about what the struct itself takes, in the batch that was received
+// and in the one that is published.
+const overhead = 640
+
+// Size returns the bytes of memory that the message holds, for limits.
 func (m *Message) Size() int {
-	n := len(m.ID) + len(m.Subject) + len(m.Key) + len(m.Row) + len(m.Before) + len(m.Body)
+	n := overhead + len(m.ID) + len(m.Subject) + len(m.Key) + len(m.Row) + len(m.Before) + len(m.Body)
 	for _, h := range m.Headers {
 		n += len(h.Name) + len(h.Value)
 	}

@@ -86,6 +86,13 @@ func (e *Encoder) Encode(batch []relay.Message, buf []byte) []byte {
 		e.spans = append(e.spans, e.address(&batch[i]))
 	}
 	text := string(e.text) // the batch's strings, in one allocation
+	if e.write != nil {
+		// A buffer that grows on the way would leave its earlier self behind,
+		// held by the bodies that are in it.
+		if need := e.estimate(batch); cap(buf)-len(buf) < need {
+			buf = make([]byte, 0, need)
+		}
+	}
 	for i := range batch {
 		m, s := &batch[i], e.spans[i]
 		if m.Subject == "" {
@@ -107,6 +114,18 @@ func (e *Encoder) Encode(batch []relay.Message, buf []byte) []byte {
 		m.Body = buf[start:len(buf):len(buf)]
 	}
 	return buf
+}
+
+// estimate is how long the bodies of batch are at the most, if nothing in their
+// strings has to be escaped.
+func (e *Encoder) estimate(batch []relay.Message) int {
+	const frame = 256 // the longest of the formats' own text
+	n := len(e.text)
+	for i := range batch {
+		m := &batch[i]
+		n += len(m.Row) + len(m.Before) + len(m.ID) + len(m.Subject) + len(m.RefreshID) + frame
+	}
+	return n
 }
 
 // address renders the message's subject, key and headers.

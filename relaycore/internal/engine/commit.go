@@ -53,7 +53,8 @@ type committer struct {
 	err     error
 }
 
-// add takes s up. A checkpoint is computed at once, which frees the messages.
+// add takes s up. A checkpoint is computed at once, and then nothing needs the
+// messages any more, but for letters.
 func (c *committer) add(s settlement) {
 	c.sum.Delivered += s.Delivered
 	c.sum.Skipped += s.Skipped
@@ -62,8 +63,12 @@ func (c *committer) add(s settlement) {
 	if s.Position != "" {
 		c.sum.Position = s.Position
 	}
-	c.sum.bytes += s.bytes
-	c.sum.bufs = append(c.sum.bufs, s.bufs...)
+	if c.checkpointer != nil && len(s.Letters) == 0 {
+		defer c.free(s)
+	} else {
+		c.sum.bytes += s.bytes
+		c.sum.bufs = append(c.sum.bufs, s.bufs...)
+	}
 	if s.done != nil {
 		c.waiting = append(c.waiting, s.done)
 	}
@@ -73,6 +78,14 @@ func (c *committer) add(s settlement) {
 		c.sum.messages = append(c.sum.messages, s.messages...)
 	default:
 		c.checkpoint(s.messages)
+	}
+}
+
+// free gives back the room that s took, and its buffers.
+func (c *committer) free(s settlement) {
+	c.release(s.bytes)
+	for _, buf := range s.bufs {
+		c.buffers.Put(buf)
 	}
 }
 
@@ -118,17 +131,14 @@ func (c *committer) addUntil(deadline time.Time) bool {
 // acknowledgements do not wait at all: somebody may be waiting for them.
 func (c *committer) due(last time.Time) bool {
 	return c.checkpointer == nil || c.err != nil || len(c.waiting) > 0 || len(c.sum.Letters) > 0 ||
-		c.sum.bytes > c.InFlightBytes/2 || c.sum.Delivered > maxUncommitted/2 || time.Since(last) >= c.CommitEvery
+		c.sum.Delivered > maxUncommitted/2 || time.Since(last) >= c.CommitEvery
 }
 
 // commit writes the sum to the ledger and then acknowledges it to the source.
 func (c *committer) commit(ctx context.Context, open bool) error {
 	keep := Commit{}
 	defer func() {
-		c.release(c.sum.bytes)
-		for _, buf := range c.sum.bufs {
-			c.buffers.Put(buf)
-		}
+		c.free(c.sum)
 		clear(c.sum.messages)
 		c.sum = settlement{messages: c.sum.messages[:0], Commit: keep}
 		c.waiting = c.waiting[:0]

@@ -187,7 +187,7 @@ func newRun(e *Engine) *run {
 		local:  semaphore.NewWeighted(e.cfg.InFlightBytes),
 		parked: make(map[string]bool), seen: make(map[string]bool), unseen: 2 * maxUncommitted,
 		pace:     newPacer(e.cfg.RateMessages, e.cfg.RateBytes),
-		maxBatch: 8192, maxBytes: int(min(e.cfg.InFlightBytes, 8<<20)),
+		maxBatch: 4096, maxBytes: int(min(e.cfg.InFlightBytes, 4<<20)),
 	}
 	r.buffers.New = func() any { return new([]byte) }
 	r.trouble = &trouble{log: e.cfg.Logger, changed: e.cfg.Changed}
