@@ -12,10 +12,18 @@ func Backend() relay.Backend {
 	return relay.Backend{
 		Name: "nats",
 		NewSink: func(ctx context.Context, env relay.Env, config json.RawMessage) (relay.Sink, error) {
-			return newSink(ctx, env, config)
+			s, err := newSink(ctx, env, config)
+			if err != nil {
+				return nil, err // and not an interface that holds a nil pointer
+			}
+			return s, nil
 		},
 		NewSource: func(ctx context.Context, env relay.Env, config json.RawMessage) (relay.Source, error) {
-			return newSource(ctx, env, config)
+			s, err := newSource(ctx, env, config)
+			if err != nil {
+				return nil, err
+			}
+			return s, nil
 		},
 		SinkConfig:   sinkDefaults(),
 		SourceConfig: sourceDefaults(),
