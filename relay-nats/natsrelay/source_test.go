@@ -307,3 +307,32 @@ func BenchmarkSource(b *testing.B) {
 		n += len(batch)
 	}
 }
+
+// BenchmarkRawSource is the client's own iterator, with an Ack for each message.
+func BenchmarkRawSource(b *testing.B) {
+	url := relaytest.Endpoint(b, "RELAY_TEST_NATS_URL")
+	_, js := connect(b, url)
+	stream, prefix := addStream(b, js, nil)
+	publishOurs(b, openSink(b, fmt.Sprintf(`{"url":%q,"stream":%q}`, url, stream)), prefix+".a", 0, b.N)
+	ctx := context.Background()
+	c, err := js.CreateConsumer(ctx, stream, jetstream.ConsumerConfig{Durable: "raw", AckPolicy: jetstream.AckExplicitPolicy, MaxAckPending: 20_000})
+	if err != nil {
+		b.Fatal(err)
+	}
+	messages, err := c.Messages(jetstream.PullMaxMessages(2000))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer messages.Stop()
+	b.ReportAllocs()
+	b.ResetTimer()
+	for range b.N {
+		m, err := messages.Next()
+		if err == nil {
+			err = m.Ack()
+		}
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+}
