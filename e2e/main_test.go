@@ -56,7 +56,7 @@ func run(m *testing.M) (code int, err error) {
 		os.Exit(130)
 	})
 	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return fleet.Start(gctx, brokers.Names()...) })
+	g.Go(func() error { return fleet.Start(gctx, ends.Servers(kinds())...) })
 	g.Go(func() error { return build(gctx) })
 	if err := g.Wait(); err != nil {
 		return 1, err

@@ -69,7 +69,7 @@ func run(m *testing.M) (code int, err error) {
 		_ = end() // the process ends at once; the next run removes the rest
 		os.Exit(130)
 	})
-	if err := fleet.Start(ctx, brokers.Names()...); err != nil {
+	if err := fleet.Start(ctx, ends.Servers(set.backends)...); err != nil {
 		return 1, err
 	}
 	code = m.Run()

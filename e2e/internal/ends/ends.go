@@ -6,6 +6,7 @@ package ends
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/grove/pgtrickle-relay/e2e/internal/brokers"
@@ -68,6 +69,19 @@ func Kinds() []Kind {
 		{Name: "stdout", Source: "stdin", Binary: "relay-stdout", Exact: true, MaxNote: mib, New: newFile},
 		{Name: "pg-inbox", Binary: "relay-pginbox", Server: "pgold", Exact: true, MaxNote: mib, New: newInbox},
 	}
+}
+
+// Servers lists the servers that tests of the backends need: theirs, and
+// PostgreSQL in its oldest and newest version.
+func Servers(kinds []Kind) []string {
+	names := []string{"pg18", "pgold"}
+	for _, k := range kinds {
+		if k.Server != "" {
+			names = append(names, k.Server)
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
 }
 
 // retry repeats do until it succeeds or ctx ends.

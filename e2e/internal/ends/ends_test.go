@@ -43,7 +43,7 @@ func TestEnds(t *testing.T) {
 			for i := range sent {
 				sent[i] = Record{ID: fmt.Sprint(name, "-", i), Key: fmt.Sprint("key-", i%7), Body: fmt.Appendf(nil, `{"dedup_key":"%s-%d","note":"ü"}`, name, i)}
 			}
-			sent[100].Body = fmt.Appendf(nil, `{"dedup_key":"%s-100","note":"%s"}`, name, strings.Repeat("x", 900_000))
+			sent[100].Body = fmt.Appendf(nil, `{"dedup_key":"%s-100","note":"%s"}`, name, strings.Repeat("x", 200_000))
 			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 			defer cancel()
 			if err := end.Produce(ctx, sent); err != nil {
