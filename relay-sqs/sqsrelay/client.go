@@ -3,8 +3,10 @@ package sqsrelay
 import (
 	"context"
 	"fmt"
+	"io"
 	"net/http"
 	"strconv"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
@@ -20,7 +22,6 @@ import (
 type queue struct {
 	cfg    *connection
 	client *sqs.Client
-	http   *awshttp.BuildableClient
 	limit  int // bytes that a message may have
 }
 
@@ -36,6 +37,7 @@ func openQueue(ctx context.Context, cfg *connection) (*queue, error) {
 	// The engine retries, and knows what may be sent again.
 	client := awshttp.NewBuildableClient().WithTransportOptions(func(t *http.Transport) {
 		t.MaxIdleConnsPerHost = 2*cfg.Concurrency + 2
+		t.IdleConnTimeout = 30 * time.Second // nothing else closes them: the client copies its transport
 	})
 	options := []func(*config.LoadOptions) error{
 		config.WithHTTPClient(client),
@@ -57,9 +59,25 @@ func openQueue(ctx context.Context, cfg *connection) (*queue, error) {
 			sts.NewFromConfig(loaded, func(o *sts.Options) { o.BaseEndpoint = endpoint(cfg) }), cfg.RoleARN,
 			func(o *stscreds.AssumeRoleOptions) { o.RoleSessionName = "pgtrickle-relay" }))
 	}
-	q := &queue{cfg: cfg, http: client, limit: maxRequest}
-	q.client = sqs.NewFromConfig(loaded, func(o *sqs.Options) { o.BaseEndpoint = endpoint(cfg) })
+	q := &queue{cfg: cfg, limit: maxRequest}
+	q.client = sqs.NewFromConfig(loaded, func(o *sqs.Options) {
+		o.BaseEndpoint = endpoint(cfg)
+		o.HTTPClient = plainBodies{o.HTTPClient}
+	})
 	return q, q.look(ctx)
+}
+
+// plainBodies hides the WriteTo method of request bodies. The SDK closes a body
+// once the answer has begun, and WriteTo of a closed one returns io.EOF as an
+// error; net/http, which looks for more of the body in that moment, then gives up
+// the connection in the middle of the answer, and with it what was received.
+type plainBodies struct{ sqs.HTTPClient }
+
+func (c plainBodies) Do(r *http.Request) (*http.Response, error) {
+	if r.Body != nil {
+		r.Body = struct{ io.ReadCloser }{r.Body}
+	}
+	return c.HTTPClient.Do(r)
 }
 
 func endpoint(cfg *connection) *string {
@@ -84,8 +102,4 @@ func (q *queue) look(ctx context.Context) error {
 		q.limit = n
 	}
 	return nil
-}
-
-func (q *queue) close() {
-	q.http.GetTransport().CloseIdleConnections()
 }

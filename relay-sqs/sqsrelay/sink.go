@@ -80,10 +80,9 @@ func (s *sink) Guarantee() relay.Guarantee {
 	}
 }
 
-// Close drops the connections.
+// Close ends the sink. Its idle connections close by themselves.
 func (s *sink) Close() error {
 	s.closed = true
-	s.queue.close()
 	return nil
 }
 

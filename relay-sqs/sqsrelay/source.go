@@ -373,6 +373,5 @@ func (s *source) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second) //nolint:contextcheck // outlives what was cancelled
 	defer cancel()
 	_ = s.setVisibility(ctx, s.hiddenUntil(time.Now().Add(24*time.Hour)), 0) // else they come when the timeout has passed
-	s.queue.close()
 	return nil
 }
