@@ -218,7 +218,7 @@ func (d *daemon) supervise(ctx, stop context.Context) {
 		Self:     d.self,
 		Load:     func(ctx context.Context) (catalog.Snapshot, error) { return cat.Load(ctx, d.pool) },
 		Listen:   func(ctx context.Context) (*pgx.Conn, error) { return pgx.ConnectConfig(ctx, d.conn) },
-		Interval: d.opts.discovery, Run: builder.Run, Letters: builder.Letters, Report: builder.Report,
+		Interval: d.opts.discovery, Run: builder.Run, Sequences: builder.Sequences, Letters: builder.Letters, Report: builder.Report,
 		Drain: d.opts.drain, Metrics: d.met, Logger: d.log,
 	}, func(changed func()) supervisor.Keeper {
 		return lease.New(lease.Config{

@@ -231,6 +231,35 @@ func TestSignals(t *testing.T) {
 	}
 }
 
+// A source whose sequence is watched is not slower to see a row for being idle,
+// however long the row's transaction took and whatever was rolled back.
+func TestIdleOutboxIsWoken(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.pipeline(t, "p", "")
+	startRelay(t, w.url)
+	w.insert(t, 1, 10)
+	eventually(t, "delivery", patience, count(w.spool("p"))(10))
+	time.Sleep(5 * time.Second) // by itself it would now poll every 600 ms, and less often soon
+	tx, err := w.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(t.Context(), `INSERT INTO orders VALUES (11)`); err != nil {
+		t.Fatal(err)
+	}
+	w.exec(t, `DO $$ BEGIN INSERT INTO orders VALUES (12); RAISE EXCEPTION 'rolled back'; EXCEPTION WHEN raise_exception THEN NULL; END $$`)
+	time.Sleep(3 * time.Second)
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	took := eventually(t, "a late row", patience, count(w.spool("p"))(11))
+	t.Logf("delivered %s after its commit", took.Round(time.Millisecond))
+	if took > 450*time.Millisecond {
+		t.Errorf("delivered %s after its commit, want about poll_interval_ms", took)
+	}
+}
+
 func TestReverse(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -4,6 +4,7 @@
 package catalog
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/sha256"
@@ -162,10 +163,11 @@ type Querier interface {
 // ErrNoCatalog says that the database has no relay catalog.
 var ErrNoCatalog = errors.New("the database has no relay catalog; run the migrate command")
 
-// Catalog loads snapshots.
+// Catalog loads snapshots. It is used by one goroutine.
 type Catalog struct {
-	reg  *relay.Registry
-	seed maphash.Seed
+	reg   *relay.Registry
+	seed  maphash.Seed
+	known map[Key]Pipeline // as of the last load
 }
 
 // New returns a catalog whose pipelines are checked against the backends of reg.
@@ -196,11 +198,19 @@ func (c *Catalog) Load(ctx context.Context, db Querier) (Snapshot, error) {
 		return nil, fmt.Errorf("load pipelines: %w", err)
 	}
 	snapshot := make(Snapshot, 0, len(rows))
+	known := make(map[Key]Pipeline, len(rows))
 	for _, row := range rows {
-		p := Normalise(row, c.reg)
-		p.Revision = c.revision(row)
+		p, same := c.known[Key{row.Direction, row.Name}]
+		// What refers to secrets is looked at again each time.
+		if !same || !bytes.Equal(p.Stored, row.Config) || bytes.Contains(row.Config, []byte("${")) {
+			p = Normalise(row, c.reg)
+			p.Revision = c.revision(row)
+		}
+		p.Enabled = row.Enabled
+		known[p.Key] = p
 		snapshot = append(snapshot, p)
 	}
+	c.known = known
 	slices.SortFunc(snapshot, func(a, b Pipeline) int { return a.Compare(b.Key) })
 	return snapshot, nil
 }

@@ -65,6 +65,7 @@ func (b *Builder) Run(ctx context.Context, job *Job) (err error) {
 		Trusted: job.Lease.Valid, Meter: job.Meter, Logger: job.Logger, Changed: status.changed,
 	})
 	lag, _ := p.source.(relay.Lagger)
+	job.PollEvery(s.PollInterval.D())
 	job.Running(p.outbox, eng.Redrive, lag, p.guarantee())
 	status.changed(nil)
 	job.Logger.Info("pipeline runs", "backend", resolved.Backend.Name, "epoch", job.Lease.Epoch)
@@ -112,6 +113,9 @@ func (p *pipeline) openForward(ctx context.Context, led *ledger.Ledger, state en
 	if err != nil {
 		return err
 	}
+	if _, _, watched := src.Numbering(); watched { // [Supervisor.pulse] wakes it
+		src.SetPollInterval(max(quietPoll, s.PollInterval.D()))
+	}
 	p.source, p.outbox = src, src.Table()
 	led.SetSource(src.Table())
 	enc, err := NewEncoder(s, src.KeyColumns(), p.Version)
@@ -120,6 +124,7 @@ func (p *pipeline) openForward(ctx context.Context, led *ledger.Ledger, state en
 	}
 	p.transform = enc.Encode
 	if p.sink, err = p.resolved.Backend.NewSink(ctx, p.env(), p.resolved.Config); err != nil {
+		p.sink = nil // whatever came with the error
 		return fmt.Errorf("open %s sink: %w", p.resolved.Backend.Name, err)
 	}
 	return nil
@@ -152,6 +157,7 @@ func (p *pipeline) openReverse(ctx context.Context) error {
 	env := p.env()
 	env.Subject = relay.Template{}
 	if p.source, err = p.resolved.Backend.NewSource(ctx, env, p.resolved.Config); err != nil {
+		p.source = nil // whatever came with the error
 		return fmt.Errorf("open %s source: %w", p.resolved.Backend.Name, err)
 	}
 	return nil

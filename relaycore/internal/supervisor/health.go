@@ -175,9 +175,13 @@ func (s *Supervisor) monitor(ctx context.Context) {
 
 func (r *runner) measureLag(ctx context.Context) {
 	r.mu.Lock()
-	lag := r.lag
+	lag, quiet := r.lag, r.quiet
 	r.mu.Unlock()
-	if lag == nil {
+	switch {
+	case lag == nil:
+		return
+	case quiet:
+		r.meter.SetLag(0, 0)
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, lagEvery)

@@ -37,6 +37,13 @@ func (j *Job) Running(outbox string, redrive func(), lag relay.Lagger, guarantee
 	j.runner.running(outbox, redrive, lag, guarantee)
 }
 
+// PollEvery says how often the outbox has to be looked at.
+func (j *Job) PollEvery(interval time.Duration) {
+	j.runner.mu.Lock()
+	defer j.runner.mu.Unlock()
+	j.runner.poll = interval
+}
+
 // Changed says that the pipeline fails for now, or with nil that it works again.
 func (j *Job) Changed(err error) { j.runner.changed(err) }
 
@@ -62,6 +69,8 @@ type runner struct {
 	lag       relay.Lagger
 	guarantee string
 	limit     time.Duration // on the drain
+	poll      time.Duration // how often the outbox's sequence is looked at
+	quiet     bool          // there is nothing to read
 }
 
 func newRunner(s *Supervisor, p catalog.Pipeline) *runner {
@@ -265,7 +274,7 @@ func (r *runner) drainLimit() time.Duration {
 
 func (r *runner) release() {
 	r.mu.Lock()
-	r.onRedrive, r.lag, r.outbox, r.epoch = nil, nil, "", 0
+	r.onRedrive, r.lag, r.outbox, r.epoch, r.quiet = nil, nil, "", 0, false
 	r.mu.Unlock()
 	r.meter.Disown()
 }

@@ -41,6 +41,8 @@ type Config struct {
 	Interval time.Duration // between polls of the catalog
 	// Run runs a pipeline once, under its lease.
 	Run func(ctx context.Context, job *Job) error
+	// Sequences returns the last values of sequences; may be nil.
+	Sequences func(ctx context.Context, oids []uint32) (map[uint32]*int64, error)
 	// Letters counts the group's dead letters; may be nil.
 	Letters func(ctx context.Context) (map[catalog.Key]Letters, error)
 	// Report records a pipeline that cannot be started at all, for `status`; may be nil.
@@ -111,6 +113,9 @@ func (s *Supervisor) Run(ctx, stop context.Context) {
 	background.Go(func() { s.watch(watchCtx) })
 	background.Go(func() { s.loadAll(watchCtx) })
 	background.Go(func() { s.monitor(watchCtx) })
+	if s.cfg.Sequences != nil {
+		background.Go(func() { s.pulse(watchCtx) })
+	}
 
 	s.loop(ctx, stop)
 
