@@ -97,7 +97,7 @@ func (p *pipeline) open(ctx context.Context, led *ledger.Ledger, state engine.St
 	if p.job.Pipeline.Direction == relay.Forward {
 		return p.openForward(ctx, led, state)
 	}
-	return p.openReverse(ctx)
+	return p.openReverse(ctx, state)
 }
 
 func (p *pipeline) env() relay.Env {
@@ -138,7 +138,7 @@ func NewEncoder(s catalog.Settings, keyColumns []string, version string) (*codec
 	})
 }
 
-func (p *pipeline) openReverse(ctx context.Context) error {
+func (p *pipeline) openReverse(ctx context.Context, state engine.State) error {
 	s := p.resolved.Settings
 	dec, err := codec.NewDecoder(codec.DecoderConfig{
 		Format: s.Format, EventIDFrom: s.EventIDFrom, EventTypeFrom: s.EventTypeFrom, AggregateIDFrom: s.AggregateIDFrom, SourceFrom: s.SourceFrom,
@@ -155,7 +155,7 @@ func (p *pipeline) openReverse(ctx context.Context) error {
 		return err
 	}
 	env := p.env()
-	env.Subject = relay.Template{}
+	env.Subject, env.Checkpoint = relay.Template{}, state.Checkpoint
 	if p.source, err = p.resolved.Backend.NewSource(ctx, env, p.resolved.Config); err != nil {
 		p.source = nil // whatever came with the error
 		return fmt.Errorf("open %s source: %w", p.resolved.Backend.Name, err)
