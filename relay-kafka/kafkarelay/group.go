@@ -153,7 +153,7 @@ func (s *source) begin(ctx context.Context, topic string, parts []kafka.Partitio
 	if s.cfg.AutoOffsetReset == "latest" {
 		which = kafka.LastOffset
 	}
-	offsets, err := s.cluster.offsets(ctx, topic, most, which)
+	offsets, err := patiently(ctx, func() ([]int64, error) { return s.cluster.offsets(ctx, topic, most, which) })
 	if err != nil {
 		return nil, err
 	}
