@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the server images for the e2e tests from Debian packages and Maven
-# artifacts, for machines that cannot pull the official ones.
+# Builds the server images for the e2e tests from Debian packages, Maven
+# artifacts and Go modules, for machines that cannot pull the official ones.
 #
 #   build.sh                build everything, unless official images can be pulled
 #   build.sh NAME...        build what is missing; print one image reference a line
@@ -13,7 +13,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
-names="postgres18 postgres13 nats kafka redis rabbitmq sqs"
+names="postgres18 postgres13 nats natsold kafka redis rabbitmq sqs"
 repository=pgtrickle-relay-e2e
 suite=trixie
 state=${TMPDIR:-/tmp}/$repository-$(id -u)
@@ -24,11 +24,12 @@ sudo_() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
 
 # recipe NAME: the folder, the parent image and the build arguments of an image.
 recipe() {
-	parent=base folder=$1 args=() artifact=
+	parent=base folder=$1 artifact= gomodule=
 	case $1 in
 	base) parent= ;;
 	java) ;;
-	nats | redis | rabbitmq) ;;
+	natsold | redis | rabbitmq) ;;
+	nats) gomodule=github.com/nats-io/nats-server/v2@v2.15.2 ;;
 	kafka | sqs) parent=java ;;
 	postgres13) folder=postgres artifact=13.23.0 ;;
 	postgres18) folder=postgres artifact=18.1.0 ;;
@@ -37,11 +38,11 @@ recipe() {
 }
 
 hash_of() {
-	local parent folder args artifact up=
+	local parent folder artifact gomodule up=
 	recipe "$1"
 	[ -z "$parent" ] || up=$(hash_of "$parent")
 	{
-		echo "$1 $suite $artifact $up $(uname -m)"
+		echo "$1 $suite $artifact$gomodule $up $(uname -m)"
 		[ "$1" = base ] || find "$folder" -type f | LC_ALL=C sort | xargs cat
 	} | sha256sum | cut -c1-16
 }
@@ -89,7 +90,7 @@ fetch_postgres() { # fetch_postgres CONTEXT VERSION
 }
 
 build() {
-	local parent folder args artifact image context started
+	local parent folder artifact gomodule image context started
 	image=$(ref "$1")
 	if docker image inspect "$image" >/dev/null 2>&1; then return; fi
 	recipe "$1"
@@ -106,6 +107,7 @@ build() {
 			cp -R "$folder/." "$context"
 			[ ! -e "$context/pom.xml" ] || fetch_maven "$context"
 			[ -z "$artifact" ] || fetch_postgres "$context" "$artifact"
+			[ -z "$gomodule" ] || GOBIN=$context GOFLAGS= GOWORK=off CGO_ENABLED=0 go install -trimpath -ldflags '-s -w' "$gomodule" >&2
 			DOCKER_BUILDKIT=0 docker build --network host --build-arg PARENT="$(ref "$parent")" -t "$image" "$context" >"$state/$1.log" 2>&1 || {
 				tail -30 "$state/$1.log" >&2
 				exit 1

@@ -10,12 +10,12 @@ import (
 	"github.com/testcontainers/testcontainers-go"
 )
 
-func nats() spec {
+func nats(official, own, env string) spec {
 	return spec{
-		official: "nats:2.12.2",
-		own:      "nats",
+		official: official,
+		own:      own,
 		port:     4222,
-		env:      "RELAY_TEST_NATS_URL",
+		env:      env,
 		request: func(opts Options, _ int) testcontainers.ContainerRequest {
 			config := "jetstream { store_dir: /tmp/jetstream }\n"
 			if opts.Large {
