@@ -2,11 +2,11 @@
 // It knows neither SQL nor brokers. Retry, back-off, bisection, limits, parking,
 // dead letters and checkpoints live here, once.
 //
-// Three goroutines overlap:
+// Four goroutines overlap:
 //
-//	receive ── ready ──▶ publish ── settled ──▶ commit
+//	receive ─▶ encode or decode ─▶ publish ─▶ commit
 //
-// receive reads ahead and encodes, bounded in bytes. publish has one batch at
+// receive reads ahead, bounded in bytes. publish has one batch at
 // the sink at a time, which is what keeps the order of a key when a message
 // fails: nothing behind it is in flight. It makes up for that by taking all that
 // is ready as one batch. commit coalesces what is settled into checkpoints.

@@ -123,8 +123,12 @@ func (e *Engine) Run(ctx, stop context.Context) error {
 	var wg sync.WaitGroup
 	var errs [3]error
 	wg.Go(func() {
-		defer close(r.ready)
+		defer close(r.received)
 		errs[0] = r.receiveAll(receiving)
+	})
+	wg.Go(func() {
+		defer close(r.ready)
+		r.transformAll(ctx)
 	})
 	wg.Go(func() {
 		defer close(r.settled)
@@ -157,11 +161,12 @@ type run struct {
 	redrive  <-chan struct{}
 	stopping context.Context
 
-	trouble *trouble
-	ready   chan chunk
-	settled chan settlement
-	local   *semaphore.Weighted
-	buffers sync.Pool
+	trouble  *trouble
+	received chan chunk
+	ready    chan chunk
+	settled  chan settlement
+	local    *semaphore.Weighted
+	buffers  sync.Pool
 
 	// The publisher's own.
 	parked     map[string]bool // keys that have letters
@@ -183,7 +188,7 @@ const maxUncommitted = 50_000
 func newRun(e *Engine) *run {
 	r := &run{
 		Config: e.cfg, redrive: e.redrive,
-		ready: make(chan chunk, 16), settled: make(chan settlement, 4),
+		received: make(chan chunk, 2), ready: make(chan chunk, 16), settled: make(chan settlement, 4),
 		local:  semaphore.NewWeighted(e.cfg.InFlightBytes),
 		parked: make(map[string]bool), seen: make(map[string]bool), unseen: 2 * maxUncommitted,
 		pace:     newPacer(e.cfg.RateMessages, e.cfg.RateBytes),

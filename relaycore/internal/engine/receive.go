@@ -42,25 +42,31 @@ func (r *run) receiveAll(ctx context.Context) error {
 		if err != nil {
 			return nil
 		}
-		select {
-		case r.ready <- c:
-		case <-ctx.Done():
-			r.release(c.bytes)
+		if !r.pass(ctx, r.received, c) {
 			return nil
 		}
 	}
 }
 
-// take encodes or decodes batch and waits until there is room for it.
+// pass hands c on, or gives its room back when ctx ends first.
+func (r *run) pass(ctx context.Context, to chan<- chunk, c chunk) bool {
+	select {
+	case to <- c:
+		return true
+	case <-ctx.Done():
+		r.release(c.bytes)
+		return false
+	}
+}
+
+// take waits until there is room for batch and for what will be made of it.
 func (r *run) take(ctx context.Context, batch []relay.Message) (chunk, error) {
-	buf := r.buffers.Get().(*[]byte)
-	*buf = r.Transform(batch, (*buf)[:0])
 	size := 0
 	for i := range batch {
-		size += batch[i].Size()
+		size += batch[i].Size() + len(batch[i].Row)
 	}
 	r.Meter.Received(len(batch), size)
-	c := chunk{messages: batch, bytes: min(int64(size), r.InFlightBytes), buf: buf}
+	c := chunk{messages: batch, bytes: min(int64(size), r.InFlightBytes)}
 	if r.Budget != nil {
 		c.bytes = min(c.bytes, r.BudgetBytes)
 	}
@@ -75,6 +81,21 @@ func (r *run) take(ctx context.Context, batch []relay.Message) (chunk, error) {
 	}
 	r.Meter.InFlight(c.bytes)
 	return c, nil
+}
+
+// transformAll encodes or decodes what was received, so that the source can read
+// on meanwhile.
+func (r *run) transformAll(ctx context.Context) {
+	for c := range r.received {
+		c.buf = r.buffers.Get().(*[]byte)
+		*c.buf = r.Transform(c.messages, (*c.buf)[:0])
+		if !r.pass(ctx, r.ready, c) {
+			break
+		}
+	}
+	for c := range r.received {
+		r.release(c.bytes)
+	}
 }
 
 // release gives back what a chunk held of the limits.
