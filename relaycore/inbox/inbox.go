@@ -191,6 +191,7 @@ func (s *Sink) encode(batch []relay.Message) {
 				a.appendStringOrNull(m.Key)
 			case fieldTraceID:
 				a.appendStringOrNull(traceID(m))
+			case fieldReceivedAt: // now(), in the statement
 			}
 		}
 	}

@@ -54,7 +54,7 @@ type daemon struct {
 // release, stop HTTP.
 func runDaemon(ctx context.Context, p *program, _ []string) error {
 	d := &daemon{program: p, log: p.opts.logger(p.stderr), started: time.Now(), reg: prometheus.NewRegistry(), waiting: errors.New("starting")}
-	if err := d.prepare(); err != nil {
+	if err := d.prepare(ctx); err != nil {
 		return err
 	}
 	defer d.pool.Close()
@@ -79,7 +79,7 @@ func runDaemon(ctx context.Context, p *program, _ []string) error {
 	return nil
 }
 
-func (d *daemon) prepare() error {
+func (d *daemon) prepare(ctx context.Context) error {
 	limit := limitMemory(d.log)
 	budget, err := d.opts.budget(limit)
 	if err != nil {
@@ -90,7 +90,7 @@ func (d *daemon) prepare() error {
 		return err
 	}
 	d.conn = config.ConnConfig.Copy()
-	if d.pool, err = pgxpool.NewWithConfig(context.Background(), config); err != nil { // connects to nothing yet
+	if d.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil { // connects to nothing yet
 		return err
 	}
 	if d.met, err = observe.NewMetrics(d.reg, d.name, buildVersion(), runtime.Version()); err != nil {

@@ -265,7 +265,7 @@ func (p *process) exit(t *testing.T) int {
 }
 
 func (p *process) get(path string) (int, string) {
-	resp, err := http.Get("http://" + p.addr + path) //nolint:noctx // a test
+	resp, err := http.Get("http://" + p.addr + path)
 	if err != nil {
 		return 0, err.Error()
 	}

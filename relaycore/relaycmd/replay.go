@@ -267,8 +267,13 @@ func runVerify(ctx context.Context, p *program, args []string) error {
 			what string
 			n    int64
 		}{
-			{"committed", acc.Committed}, {"delivered", acc.Delivered}, {"dead", acc.Dead}, {"parked", acc.Parked},
-			{"pending", acc.Pending}, {"unaccounted", acc.Unaccounted}, {"overtaken by retention", acc.Overtaken},
+			{"committed", acc.Committed},
+			{"delivered", acc.Delivered},
+			{"dead", acc.Dead},
+			{"parked", acc.Parked},
+			{"pending", acc.Pending},
+			{"unaccounted", acc.Unaccounted},
+			{"overtaken by retention", acc.Overtaken},
 		} {
 			fmt.Fprintf(p.stdout, "  %-23s %d\n", line.what, line.n)
 		}

@@ -265,7 +265,10 @@ func (p *program) printCheck(results []checkResult) {
 		fmt.Fprintf(p.stdout, "%s %s pipeline %q (%s)\n", map[string]string{"ok": "OK  ", "failed": "FAIL", "skipped": "SKIP"}[r.Result], r.Direction, r.Name, r.Backend)
 		for _, line := range []struct{ what, text string }{
 			{"problem", strings.ReplaceAll(r.Problem, "\n", "\n               ")},
-			{"delivery", r.Delivery}, {"duplicates", r.Dedup}, {"order", r.Order}, {"weakest link", r.Weakest},
+			{"delivery", r.Delivery},
+			{"duplicates", r.Dedup},
+			{"order", r.Order},
+			{"weakest link", r.Weakest},
 		} {
 			if line.text != "" {
 				fmt.Fprintf(p.stdout, "     %-13s %s\n", line.what, line.text)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 
@@ -82,7 +83,7 @@ func (s dropSecond) Publish(ctx context.Context, batch []relay.Message) error {
 type reorder struct{ relay.Sink }
 
 func (s reorder) Publish(ctx context.Context, batch []relay.Message) error {
-	for i := len(batch) - 1; i >= 0; i-- {
+	for i := range slices.Backward(batch) {
 		if err := s.Sink.Publish(ctx, batch[i:i+1]); err != nil {
 			return err
 		}

@@ -85,7 +85,7 @@ func (s *section) raw() json.RawMessage {
 
 // explain rewrites the keys in err into the paths that the user wrote.
 func (s *section) explain(err error) error {
-	if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // what errors.Join returns, not what it wraps
+	if joined, ok := err.(interface{ Unwrap() []error }); ok { // what errors.Join returns, not what it wraps
 		var errs []error
 		for _, e := range joined.Unwrap() {
 			errs = append(errs, s.explain(e))

@@ -76,7 +76,7 @@ func listen(ctx context.Context, connect func(context.Context) (*pgx.Conn, error
 	if err != nil {
 		return fmt.Errorf("connect listener: %w", err)
 	}
-	defer conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing to lose on it
+	defer conn.Close(context.WithoutCancel(ctx)) // nothing to lose on it
 	for _, channel := range []string{ChannelConfig, ChannelDeadLetters, ChannelOutbox} {
 		if _, err := conn.Exec(ctx, "LISTEN "+channel); err != nil {
 			return fmt.Errorf("listen on %s: %w", channel, err)

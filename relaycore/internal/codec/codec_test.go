@@ -51,19 +51,31 @@ func TestFormats(t *testing.T) {
 		m      relay.Message
 		want   string
 	}{
-		"envelope": {"", change(relay.OpInsert, `{"id": 7}`),
-			`{"dedup_key":"outbox_orders:5:2","subject":"pgtrickle.orders.insert","payload":{"id": 7},"op":"insert","is_full_refresh":false,"outbox_id":5,"refresh_id":null}`},
-		"envelope of a snapshot": {"envelope", snapshot,
-			`{"dedup_key":"outbox_orders:5:2","subject":"pgtrickle.orders.insert","payload":{"id": 7},"op":"insert","is_full_refresh":true,"outbox_id":5,"refresh_id":"0af76519-16cd-43dd-8448-eb211c80319c"}`},
+		"envelope": {
+			"", change(relay.OpInsert, `{"id": 7}`),
+			`{"dedup_key":"outbox_orders:5:2","subject":"pgtrickle.orders.insert","payload":{"id": 7},"op":"insert","is_full_refresh":false,"outbox_id":5,"refresh_id":null}`,
+		},
+		"envelope of a snapshot": {
+			"envelope", snapshot,
+			`{"dedup_key":"outbox_orders:5:2","subject":"pgtrickle.orders.insert","payload":{"id": 7},"op":"insert","is_full_refresh":true,"outbox_id":5,"refresh_id":"0af76519-16cd-43dd-8448-eb211c80319c"}`,
+		},
 		"payload": {"payload", change(relay.OpDelete, `{"id": 7}`), `{"id": 7}`},
-		"cloudevents": {"cloudevents", change(relay.OpInsert, `{"id": 7}`),
-			`{"specversion":"1.0","id":"outbox_orders:5:2","source":"/pgtrickle/orders","type":"pgtrickle.orders.insert","time":"2026-11-22T10:00:00Z","datacontenttype":"application/json","pgtrickleop":"insert","partitionkey":"7","data":{"id": 7}}`},
-		"debezium update": {"debezium", update,
-			`{"schema":null,"payload":{"before":{"id": 6},"after":{"id": 7},"op":"u","ts_ms":1795341600000,"source":{"version":"v9","connector":"pgtrickle","name":"pgtrickle-relay","ts_ms":1795341600000,"table":"orders","id":"outbox_orders:5:2"}}}`},
-		"debezium delete": {"debezium", change(relay.OpDelete, `{"id": 7}`),
-			`{"schema":null,"payload":{"before":{"id": 7},"after":null,"op":"d","ts_ms":1795341600000,"source":{"version":"v9","connector":"pgtrickle","name":"pgtrickle-relay","ts_ms":1795341600000,"table":"orders","id":"outbox_orders:5:2"}}}`},
-		"debezium snapshot": {"debezium", snapshot,
-			`{"schema":null,"payload":{"before":null,"after":{"id": 7},"op":"r","ts_ms":1795341600000,"source":{"version":"v9","connector":"pgtrickle","name":"pgtrickle-relay","ts_ms":1795341600000,"table":"orders","id":"outbox_orders:5:2"}}}`},
+		"cloudevents": {
+			"cloudevents", change(relay.OpInsert, `{"id": 7}`),
+			`{"specversion":"1.0","id":"outbox_orders:5:2","source":"/pgtrickle/orders","type":"pgtrickle.orders.insert","time":"2026-11-22T10:00:00Z","datacontenttype":"application/json","pgtrickleop":"insert","partitionkey":"7","data":{"id": 7}}`,
+		},
+		"debezium update": {
+			"debezium", update,
+			`{"schema":null,"payload":{"before":{"id": 6},"after":{"id": 7},"op":"u","ts_ms":1795341600000,"source":{"version":"v9","connector":"pgtrickle","name":"pgtrickle-relay","ts_ms":1795341600000,"table":"orders","id":"outbox_orders:5:2"}}}`,
+		},
+		"debezium delete": {
+			"debezium", change(relay.OpDelete, `{"id": 7}`),
+			`{"schema":null,"payload":{"before":{"id": 7},"after":null,"op":"d","ts_ms":1795341600000,"source":{"version":"v9","connector":"pgtrickle","name":"pgtrickle-relay","ts_ms":1795341600000,"table":"orders","id":"outbox_orders:5:2"}}}`,
+		},
+		"debezium snapshot": {
+			"debezium", snapshot,
+			`{"schema":null,"payload":{"before":null,"after":{"id": 7},"op":"r","ts_ms":1795341600000,"source":{"version":"v9","connector":"pgtrickle","name":"pgtrickle-relay","ts_ms":1795341600000,"table":"orders","id":"outbox_orders:5:2"}}}`,
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -161,7 +161,7 @@ func scanString(text []byte, i int) (end int, plain bool, err error) {
 			}
 			i += 8
 		}
-		for n := 0; n < 8; n++ {
+		for range 8 {
 			if i >= len(text) {
 				return i, plain, syntax(text, i)
 			}

@@ -37,7 +37,7 @@ func Connect(ctx context.Context, config *pgx.ConnConfig, self Instance) (Wire, 
 	}
 	w := &pgWire{conn, self}
 	if err := w.prepare(ctx, config); err != nil {
-		conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // err says more
+		conn.Close(context.WithoutCancel(ctx)) // err says more
 		return nil, err
 	}
 	return w, nil
@@ -75,7 +75,7 @@ func refusePooler(ctx context.Context, conn *pgx.Conn, config *pgx.ConnConfig) e
 			return err
 		}
 		pid, err := backendPID(ctx, second)
-		second.Close(ctx) //nolint:errcheck // a probe
+		second.Close(ctx) // a probe
 		if err != nil {
 			return err
 		}
@@ -246,7 +246,7 @@ func (w *pgWire) Close(ctx context.Context) {
 		// Whoever sees the row without its lock deletes it, should this fail.
 		_, _ = w.conn.Exec(ctx, `DELETE FROM pgtrickle.relay_instances WHERE instance_id = $1 AND lock_key = $2`, w.self.ID, w.self.LockKey)
 	}
-	w.conn.Close(ctx) //nolint:errcheck // it is over either way
+	w.conn.Close(ctx) // it is over either way
 }
 
 func sqlState(err error) string {

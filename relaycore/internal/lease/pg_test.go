@@ -267,7 +267,7 @@ func startPgBouncer(t *testing.T, path string, server *pgx.ConnConfig, mode stri
 		t.Fatal(err)
 	}
 	users := filepath.Join(dir, "users.txt")
-	if err := os.WriteFile(users, []byte(fmt.Sprintf("%q %q\n", server.User, server.Password)), 0o644); err != nil {
+	if err := os.WriteFile(users, fmt.Appendf(nil, "%q %q\n", server.User, server.Password), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	ini := fmt.Sprintf(`[databases]

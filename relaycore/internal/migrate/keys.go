@@ -108,8 +108,10 @@ func keysSQL(linked []Backend) (string, error) {
 				continue
 			}
 			if b.Name != Common {
-				rows = append(rows, keyRow{Backend: b.Name, Direction: end.direction, Key: "type", Type: "backend",
-					Aliases: orEmpty(b.Aliases), Enum: []string{}, Doc: "The backend."})
+				rows = append(rows, keyRow{
+					Backend: b.Name, Direction: end.direction, Key: "type", Type: "backend",
+					Aliases: orEmpty(b.Aliases), Enum: []string{}, Doc: "The backend.",
+				})
 			}
 			rows = append(rows, keyRows(b.Name, end.direction, end.keys)...)
 		}
@@ -144,8 +146,10 @@ END $keys$;
 func keyRows(backend string, d relay.Direction, keys []relaycfg.Key) []keyRow {
 	rows := make([]keyRow, 0, len(keys))
 	for i, k := range keys {
-		rows = append(rows, keyRow{backend, d, k.Name, k.Type, k.Required, orEmpty(k.Aliases), orEmpty(k.Enum),
-			k.Doc, k.Unit, k.Min, k.Default, i + 1})
+		rows = append(rows, keyRow{
+			backend, d, k.Name, k.Type, k.Required, orEmpty(k.Aliases), orEmpty(k.Enum),
+			k.Doc, k.Unit, k.Min, k.Default, i + 1,
+		})
 	}
 	return rows
 }

@@ -22,32 +22,45 @@ func TestCapture(t *testing.T) {
 	t.Parallel()
 	pool := migrated(t)
 	for name, tc := range map[string]struct{ table, setup, writes, want string }{
-		"one row": {"a", `CREATE TABLE a (id int PRIMARY KEY, v text)`,
+		"one row": {
+			"a", `CREATE TABLE a (id int PRIMARY KEY, v text)`,
 			`INSERT INTO a VALUES (1, 'x'); UPDATE a SET v = 'y'; DELETE FROM a`,
 			`{"inserted": [{"v": "x", "id": 1}]}
 {"updated": [{"new": {"v": "y", "id": 1}, "old": {"v": "x", "id": 1}}]}
-{"deleted": [{"v": "y", "id": 1}]}`},
-		"many rows of one statement": {"b", `CREATE TABLE b (id int)`,
+{"deleted": [{"v": "y", "id": 1}]}`,
+		},
+		"many rows of one statement": {
+			"b", `CREATE TABLE b (id int)`,
 			`INSERT INTO b VALUES (1), (2); UPDATE b SET id = id + 1; DELETE FROM b`,
 			`{"inserted": [{"id": 1}, {"id": 2}]}
 {"updated": [{"new": {"id": 2}, "old": {"id": 1}}, {"new": {"id": 3}, "old": {"id": 2}}]}
-{"deleted": [{"id": 2}, {"id": 3}]}`},
+{"deleted": [{"id": 2}, {"id": 3}]}`,
+		},
 		"statements without rows": {"c", `CREATE TABLE c (id int)`, `INSERT INTO c SELECT 1 WHERE false; UPDATE c SET id = 1; DELETE FROM c; TRUNCATE c`, ``},
-		"truncate": {"d", `CREATE TABLE d (id int)`, `INSERT INTO d VALUES (1), (2); TRUNCATE d`,
+		"truncate": {
+			"d", `CREATE TABLE d (id int)`, `INSERT INTO d VALUES (1), (2); TRUNCATE d`,
 			`{"inserted": [{"id": 1}, {"id": 2}]}
-{"deleted": [{"id": 1}, {"id": 2}]}`},
-		"upsert": {"e", `CREATE TABLE e (id int PRIMARY KEY, n int)`, `INSERT INTO e VALUES (1, 1); INSERT INTO e VALUES (1, 2), (2, 2) ON CONFLICT (id) DO UPDATE SET n = excluded.n`,
+{"deleted": [{"id": 1}, {"id": 2}]}`,
+		},
+		"upsert": {
+			"e", `CREATE TABLE e (id int PRIMARY KEY, n int)`, `INSERT INTO e VALUES (1, 1); INSERT INTO e VALUES (1, 2), (2, 2) ON CONFLICT (id) DO UPDATE SET n = excluded.n`,
 			`{"inserted": [{"n": 1, "id": 1}]}
 {"updated": [{"new": {"n": 2, "id": 1}, "old": {"n": 1, "id": 1}}]}
-{"inserted": [{"n": 2, "id": 2}]}`},
+{"inserted": [{"n": 2, "id": 2}]}`,
+		},
 		"stored generated column": {"f", `CREATE TABLE f (id int, g int GENERATED ALWAYS AS (id * 2) STORED)`, `INSERT INTO f VALUES (2)`, `{"inserted": [{"g": 4, "id": 2}]}`},
-		"columns come and go": {"g", `CREATE TABLE g (id int, old text)`, `INSERT INTO g VALUES (1); ALTER TABLE g DROP COLUMN old; ALTER TABLE g ADD new int DEFAULT 5; INSERT INTO g VALUES (2)`,
+		"columns come and go": {
+			"g", `CREATE TABLE g (id int, old text)`, `INSERT INTO g VALUES (1); ALTER TABLE g DROP COLUMN old; ALTER TABLE g ADD new int DEFAULT 5; INSERT INTO g VALUES (2)`,
 			`{"inserted": [{"id": 1, "old": null}]}
-{"inserted": [{"id": 2, "new": 5}]}`},
-		"foreign key cascade": {"h", `CREATE TABLE parent (id int PRIMARY KEY); CREATE TABLE h (id int REFERENCES parent ON DELETE CASCADE); INSERT INTO parent VALUES (1)`,
+{"inserted": [{"id": 2, "new": 5}]}`,
+		},
+		"foreign key cascade": {
+			"h", `CREATE TABLE parent (id int PRIMARY KEY); CREATE TABLE h (id int REFERENCES parent ON DELETE CASCADE); INSERT INTO parent VALUES (1)`,
 			`INSERT INTO h VALUES (1); DELETE FROM parent`, `{"inserted": [{"id": 1}]}
-{"deleted": [{"id": 1}]}`},
-		"partitions": {"p", `CREATE TABLE p (k int, id int) PARTITION BY LIST (k); CREATE TABLE p1 PARTITION OF p FOR VALUES IN (1); CREATE TABLE p2 (id int, k int); ALTER TABLE p ATTACH PARTITION p2 FOR VALUES IN (2)`,
+{"deleted": [{"id": 1}]}`,
+		},
+		"partitions": {
+			"p", `CREATE TABLE p (k int, id int) PARTITION BY LIST (k); CREATE TABLE p1 PARTITION OF p FOR VALUES IN (1); CREATE TABLE p2 (id int, k int); ALTER TABLE p ATTACH PARTITION p2 FOR VALUES IN (2)`,
 			`INSERT INTO p VALUES (1, 1), (2, 2); INSERT INTO p2 VALUES (3, 2); UPDATE p SET k = 2 WHERE id = 1; CREATE TABLE p3 PARTITION OF p FOR VALUES IN (3); INSERT INTO p VALUES (3, 4); DELETE FROM p WHERE k = 2; TRUNCATE p; SELECT pgtrickle.outbox_attach_partitions('public.p'); INSERT INTO p3 VALUES (3, 5); TRUNCATE p`,
 			`{"inserted": [{"k": 1, "id": 1}, {"k": 2, "id": 2}]}
 {"inserted": [{"k": 2, "id": 3}]}
@@ -56,10 +69,13 @@ func TestCapture(t *testing.T) {
 {"deleted": [{"k": 2, "id": 2}, {"k": 2, "id": 3}, {"k": 2, "id": 1}]}
 {"deleted": [{"k": 3, "id": 4}]}
 {"inserted": [{"k": 3, "id": 5}]}
-{"deleted": [{"k": 3, "id": 5}]}`},
-		"the same bytes whoever writes": {"s", `CREATE TABLE s (at timestamptz, i interval, b bytea, f float8)`,
+{"deleted": [{"k": 3, "id": 5}]}`,
+		},
+		"the same bytes whoever writes": {
+			"s", `CREATE TABLE s (at timestamptz, i interval, b bytea, f float8)`,
 			`SET TimeZone = 'Asia/Tokyo'; SET IntervalStyle = 'iso_8601'; SET bytea_output = 'escape'; SET extra_float_digits = -10; INSERT INTO s VALUES ('2024-01-01 00:00+00', '1 day', '\x00', 1.0/3); RESET ALL`,
-			`{"inserted": [{"b": "\\x00", "f": 0.3333333333333333, "i": "1 day", "at": "2024-01-01T00:00:00+00:00"}]}`},
+			`{"inserted": [{"b": "\\x00", "f": 0.3333333333333333, "i": "1 day", "at": "2024-01-01T00:00:00+00:00"}]}`,
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			run(t, pool, tc.setup)

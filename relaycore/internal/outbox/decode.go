@@ -30,7 +30,6 @@ type builder struct {
 	cuts  []cut
 	list  [][]byte
 	inner []jsonscan.Member
-	names []string
 	vals  [][]byte
 	skip  map[int64][][2]int64 // settled before: row -> runs of messages
 
@@ -48,7 +47,6 @@ type claimed struct {
 	full    bool
 	next    int64 // row_num behind which to go on
 	index   int   // of the next message
-	skip    int
 	begun   bool
 }
 

@@ -108,11 +108,11 @@ func (f *fence) list(ctx context.Context, db *session) error {
 	fresh := now
 	for i := range f.pos.holes {
 		h := &f.pos.holes[i]
-		switch {
-		case h.by == nil: // holes ascend, so fewer and fewer come into question
+		switch h.by {
+		case nil: // holes ascend, so fewer and fewer come into question
 			fresh = fresh.beyond(h.lo)
 			h.by = fresh
-		case h.by == last:
+		case last:
 			h.by = lastNext
 		default:
 			last = h.by

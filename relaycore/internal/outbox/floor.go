@@ -7,9 +7,10 @@ import (
 	"strings"
 	"time"
 
-	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
 // Reader is someone who reads an outbox, and the id up to which he has all.

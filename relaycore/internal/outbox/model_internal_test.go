@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -21,7 +22,7 @@ type op struct {
 
 func program(s string) []op {
 	var ops []op
-	for _, f := range strings.Fields(s) {
+	for f := range strings.FieldsSeq(s) {
 		o := op{kind: f[0]}
 		if len(f) > 1 {
 			o.key = int8(f[1] - '0')
@@ -86,9 +87,7 @@ func (w *world) clone() *world {
 		c.txs[i].rows = slices.Clone(w.txs[i].rows)
 	}
 	c.seen = make(map[int64]bool, len(w.seen))
-	for k, v := range w.seen {
-		c.seen[k] = v
-	}
+	maps.Copy(c.seen, w.seen)
 	return &c
 }
 

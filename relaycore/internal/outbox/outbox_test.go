@@ -8,10 +8,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
+
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest/pgtest"
-	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 // outboxDDL is the extension's outbox; withXid adds what makes it readable by
@@ -133,8 +134,8 @@ func TestReceiveAndRestart(t *testing.T) {
 		nothing(t, src)
 
 		// Settled: 1, 2 and, out of order, 4.
-		c := checkpoint(t, src, got[:2])
-		c = checkpoint(t, src, got[3:4])
+		checkpoint(t, src, got[:2])
+		c := checkpoint(t, src, got[3:4])
 		src = open(t, pool, c)
 		again := receive(t, src, 2)
 		if ids(again) != "3:0 5:0" {

@@ -40,7 +40,7 @@ func TestPlans(t *testing.T) {
 	hi := "1059995:1060000:"
 	los, his := arms(&lo, 1059999)
 	var holeLo, holeHi []int64
-	for n := int64(0); n < 500; n++ {
+	for n := range int64(500) {
 		holeLo, holeHi = append(holeLo, 100*n+7), append(holeHi, 100*n+9)
 	}
 	queries := map[string]struct {

@@ -7,8 +7,9 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/jackc/pgx/v5"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
 // table is what is known about an outbox table.
@@ -47,9 +48,9 @@ type sequence struct {
 
 // delta is the table beside an outbox that holds the rows of claim checks.
 type delta struct {
-	name         string // quoted and qualified; "" = there is none
-	op, data     string // quoted columns
-	looked, seen bool
+	name     string // quoted and qualified; "" = there is none
+	op, data string // quoted columns
+	looked   bool
 }
 
 func (t *table) qualified() string { return pgx.Identifier{t.schema, t.name}.Sanitize() }

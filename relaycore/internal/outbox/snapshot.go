@@ -33,7 +33,7 @@ func parseSnapshot(text string) (snapshot, error) {
 		return snapshot{}, fmt.Errorf("parse snapshot %q: %w", text, err)
 	}
 	if parts[2] != "" {
-		for _, p := range strings.Split(parts[2], ",") {
+		for p := range strings.SplitSeq(parts[2], ",") {
 			x, err := strconv.ParseUint(p, 10, 64)
 			if err != nil {
 				return snapshot{}, fmt.Errorf("parse snapshot %q: %w", text, err)

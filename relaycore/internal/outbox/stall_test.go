@@ -6,9 +6,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
+
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest/pgtest"
-	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 // TestNoStall measures how long a fresh row waits while a stranger, or another

@@ -7,10 +7,11 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/jackc/pgx/v5/pgxpool"
+
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest/pgtest"
-	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 func TestRefusals(t *testing.T) {
@@ -312,7 +313,7 @@ func TestClaimChecks(t *testing.T) {
 			small := func(c *outbox.Config) { c.ReadBytes = 2000 }
 			src := open(t, pool, relay.Checkpoint{}, small)
 			var c relay.Checkpoint
-			for i := 0; i < n+4; i++ {
+			for i := range n + 4 {
 				m := receive(t, src, 1)[0]
 				want := fmt.Sprintf("outbox_orders:2:%d", i-1)
 				switch i {

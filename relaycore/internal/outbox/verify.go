@@ -6,9 +6,10 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
 // Accounting says what has become of every row that an outbox table holds:

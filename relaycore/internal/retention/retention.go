@@ -22,10 +22,11 @@ import (
 	"slices"
 	"time"
 
-	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox"
 )
 
 // Options tune a sweep. The zero value is a good choice.

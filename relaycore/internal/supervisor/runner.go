@@ -74,7 +74,7 @@ type runner struct {
 }
 
 func newRunner(s *Supervisor, p catalog.Pipeline) *runner {
-	stop, cancel := context.WithCancel(context.Background()) //nolint:forbidigo // drained by its owner, which waits for it
+	stop, cancel := context.WithCancel(context.Background()) // drained by its owner, which waits for it
 	r := &runner{
 		s: s, pipeline: p, stop: stop, done: make(chan struct{}), wake: make(chan struct{}, 1),
 		log:   s.cfg.Logger.With("pipeline", p.Name, "direction", string(p.Direction)),
@@ -257,8 +257,11 @@ func (r *runner) attempt(ctx context.Context) error {
 		ctx, abandon := context.WithCancelCause(ctx)
 		defer abandon(nil)
 		defer context.AfterFunc(r.stop, func() {
-			timer := time.AfterFunc(r.drainLimit(), func() { abandon(errors.New("drain took too long")) })
-			context.AfterFunc(ctx, func() { timer.Stop() })
+			select {
+			case <-time.After(r.drainLimit()):
+				abandon(errors.New("drain took too long"))
+			case <-ctx.Done():
+			}
 		})()
 		return r.s.cfg.Run(ctx, &Job{
 			Pipeline: r.pipeline, Lease: l, Stop: r.stop, Wake: r.wake, Meter: r.meter, Logger: r.log, runner: r,

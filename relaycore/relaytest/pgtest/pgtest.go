@@ -13,9 +13,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
 )
 
 // Env is the environment variable that names the server.

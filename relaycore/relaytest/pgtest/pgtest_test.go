@@ -4,8 +4,9 @@ import (
 	"context"
 	"testing"
 
-	"github.com/grove/pgtrickle-relay/relaycore/relaytest/pgtest"
 	"github.com/jackc/pgx/v5"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest/pgtest"
 )
 
 func TestDatabasesAreSeparateAndDropped(t *testing.T) {

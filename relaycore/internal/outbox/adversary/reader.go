@@ -13,11 +13,12 @@ import (
 	"strconv"
 	"syscall"
 
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
 	"github.com/grove/pgtrickle-relay/relaycore/internal/jsonscan"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
-	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 // Environment of the reader's process.

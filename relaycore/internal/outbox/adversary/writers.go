@@ -87,7 +87,7 @@ func (w *war) transaction(ctx context.Context, conn *pgx.Conn, r *rand.Rand, n, 
 	var events []event
 	bulk := n < w.opts.Bulk
 	for range 1 + r.IntN(3) {
-		var sub pgx.Tx = tx
+		sub := tx
 		nested := r.IntN(4) == 0
 		if nested {
 			if sub, err = tx.Begin(steady); err != nil {
