@@ -134,6 +134,10 @@ func (b *bench) relayRun(ctx context.Context, function string, config map[string
 		return s, err
 	}
 	defer p.stop()
+	scrape, err := p.perScrape(ctx)
+	if err != nil {
+		return s, err
+	}
 	before, err := p.cost(ctx)
 	if err != nil {
 		return s, err
@@ -167,7 +171,7 @@ func (b *bench) relayRun(ctx context.Context, function string, config map[string
 	s.elapsed = ended.Sub(began)
 	s.rate = (float64(n) - first) / s.elapsed.Seconds()
 	s.cpu = (after.cpu - before.cpu) / float64(n) * 1e6
-	s.allocs = (after.allocs - before.allocs) / float64(n)
+	s.allocs = max(0, after.allocs-before.allocs-scrape*float64(after.scrapes-before.scrapes)) / float64(n)
 	s.wal = (walAfter - walBefore) / float64(n)
 	s.rss = after.rss
 	return s, nil

@@ -38,9 +38,10 @@ func migrate(ctx context.Context, database string) error {
 
 // process is a relay that runs.
 type process struct {
-	cmd  *exec.Cmd
-	addr string
-	log  bytes.Buffer
+	cmd     *exec.Cmd
+	addr    string
+	log     bytes.Buffer
+	scrapes int
 }
 
 // startRelay starts the daemon with a group of its own and waits until it is ready.
@@ -96,6 +97,7 @@ func (p *process) get(ctx context.Context, path string) ([]byte, error) {
 
 // metric returns the sum of the series called name whose labels hold label.
 func (p *process) metric(ctx context.Context, name, label string) (sum float64, err error) {
+	p.scrapes++
 	body, err := p.get(ctx, "/metrics")
 	if err != nil {
 		return 0, err
@@ -135,17 +137,36 @@ func (p *process) waitPublished(ctx context.Context, pipeline string, n float64)
 		} else if time.Since(moved) > 60*time.Second {
 			return 0, at, fmt.Errorf("relay stands still at %.0f of %.0f messages:\n%s", got, n, p.log.String())
 		}
-		time.Sleep(5 * time.Millisecond)
+		time.Sleep(20 * time.Millisecond)
 	}
 }
 
-type cost struct{ cpu, allocs, rss float64 }
+type cost struct {
+	cpu, allocs, rss float64
+	scrapes          int
+}
+
+// perScrape returns what one look at the metrics allocates in the relay.
+func (p *process) perScrape(ctx context.Context) (float64, error) {
+	first, err := p.cost(ctx)
+	if err != nil {
+		return 0, err
+	}
+	for range 8 {
+		if _, err := p.metric(ctx, "go_memstats_mallocs_total", ""); err != nil {
+			return 0, err
+		}
+	}
+	last, err := p.cost(ctx)
+	return (last.allocs - first.allocs) / float64(last.scrapes-first.scrapes), err
+}
 
 // cost reads what the process has used so far.
 func (p *process) cost(ctx context.Context) (c cost, err error) {
 	if c.allocs, err = p.metric(ctx, "go_memstats_mallocs_total", ""); err != nil {
 		return c, err
 	}
+	c.scrapes = p.scrapes
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
 	if err != nil {
 		return c, err
