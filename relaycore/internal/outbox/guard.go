@@ -7,17 +7,15 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
 // guardEvery is how often a running source asks whether the table is still the
 // same and the server still the same. After an error it asks before it reads.
 const guardEvery = time.Second
-
-// watch is what the guard has seen.
-type watch struct{ promoted bool }
 
 // whereabouts identifies the server, the database and the table.
 func (s *Source) whereabouts(ctx context.Context, t *table) (origin, error) {

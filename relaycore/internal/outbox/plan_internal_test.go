@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest/pgtest"
 )
 
@@ -60,10 +62,6 @@ func TestPlans(t *testing.T) {
 			exec(stats)
 		}
 		for name, q := range queries {
-			literal := q.sql
-			for i, a := range q.args {
-				literal = strings.ReplaceAll(literal, fmt.Sprintf("$%d", i+1), "'"+a.(string)+"'")
-			}
 			tx, err := pool.Begin(ctx)
 			if err != nil {
 				t.Fatal(err)
@@ -72,7 +70,14 @@ func TestPlans(t *testing.T) {
 			if _, err := tx.Exec(ctx, tuneSQL); err != nil {
 				t.Fatal(err)
 			}
-			rows, err := tx.Query(ctx, "EXPLAIN "+literal)
+			if _, err := tx.Exec(ctx, "PREPARE q AS "+q.sql); err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			values := make([]string, len(q.args))
+			for i, a := range q.args {
+				values[i] = "'" + a.(string) + "'"
+			}
+			rows, err := tx.Query(ctx, "EXPLAIN EXECUTE q ("+strings.Join(values, ", ")+")", pgx.QueryExecModeSimpleProtocol)
 			if err != nil {
 				t.Fatalf("%s: %v", name, err)
 			}
@@ -86,6 +91,9 @@ func TestPlans(t *testing.T) {
 			}
 			if err := rows.Err(); err != nil {
 				t.Fatalf("%s: %v", name, err)
+			}
+			if _, err := tx.Exec(ctx, "DEALLOCATE q"); err != nil {
+				t.Fatal(err)
 			}
 			_ = tx.Rollback(ctx)
 			index := "big_xid_idx"

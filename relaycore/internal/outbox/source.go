@@ -10,9 +10,10 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
 // Source reads one outbox table. It implements [relay.Checkpointer] and
@@ -36,7 +37,6 @@ type Source struct {
 	lastRow   time.Time // when the last row was seen
 	checked   time.Time // when the guard last looked
 	failed    bool      // the last read ended in an error
-	watch     watch
 
 	settler atomic.Pointer[settler]
 	shape   atomic.Pointer[table] // as table, for others than Receive
@@ -120,7 +120,6 @@ func (s *Source) begin(ctx context.Context, c relay.Checkpoint) error {
 		raw: typ != "json" && typ != "jsonb", skip: start.skip,
 	}
 	s.ready, s.streaming, s.failed = nil, nil, false
-	s.watch = watch{}
 	s.checked = time.Now()
 	s.shape.Store(t)
 	s.lag.Store(&lagPoint{mode, start.mark})
@@ -194,11 +193,16 @@ func (s *Source) poll(ctx context.Context) (more bool, err error) {
 			return false, err
 		}
 	}
-	s.sess.conn = c.Conn().PgConn()
+	s.sess.conn = c.Conn()
 	more, err = s.readOnce(ctx)
 	s.lag.Store(&lagPoint{s.settler.Load().mode, s.strategy.position()})
 	if err != nil {
 		s.failed = true
+		var pg *pgconn.PgError
+		if errors.As(err, &pg) && (pg.Code == "0A000" || pg.Code == "26000") && ctx.Err() == nil {
+			// The table has changed under a prepared statement, or a pooler has lost it.
+			err = errors.Join(err, c.Conn().DeallocateAll(ctx))
+		}
 		err = s.explain(err)
 	}
 	return more, err

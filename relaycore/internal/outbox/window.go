@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
@@ -262,14 +263,15 @@ var _ strategy = (*windows)(nil)
 
 // session is one connection for the length of one read.
 type session struct {
-	conn                   *pgconn.PgConn
+	conn                   *pgx.Conn
 	formats, formatsHeader []int16
 }
 
 // tuneSQL makes the planner read by an index in its order, whatever it thinks of
 // the number of rows: a bitmap or a sort would go through a whole backlog for each
-// read of it. It holds for one transaction.
-const tuneSQL = `SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true), set_config('jit', 'off', true), set_config('max_parallel_workers_per_gather', '0', true)`
+// read of it. That leaves one plan for all snapshots and ids, so it is made once
+// for a connection. It holds for one transaction.
+const tuneSQL = `SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true), set_config('jit', 'off', true), set_config('max_parallel_workers_per_gather', '0', true), set_config('plan_cache_mode', 'force_generic_plan', true)`
 
 // query runs one statement, in one round trip and a transaction of its own, and
 // gives each row to each until it declines; what is left is then passed over, so
@@ -279,9 +281,13 @@ func (db *session) query(ctx context.Context, sql string, formats []int16, args 
 	for i := range args {
 		params[i] = []byte(args[i])
 	}
-	p := db.conn.StartPipeline(ctx)
-	p.SendQueryParams(tuneSQL, nil, nil, nil, nil)
-	p.SendQueryParams(sql, params, nil, nil, formats)
+	send, err := db.statements(ctx, tuneSQL, sql)
+	if err != nil {
+		return err
+	}
+	p := db.conn.PgConn().StartPipeline(ctx)
+	send(p, tuneSQL, nil, nil)
+	send(p, sql, params, formats)
 	if err := p.Sync(); err != nil {
 		return errors.Join(err, p.Close())
 	}
@@ -306,6 +312,29 @@ func (db *session) query(ctx context.Context, sql string, formats []int16, args 
 		return err
 	}
 	return failure
+}
+
+// statements prepares what is to be sent, once for a connection, since to parse and
+// plan a read costs several times what an empty one does. Where the URL says that
+// connections are not to be relied on, as behind some poolers, nothing is prepared.
+func (db *session) statements(ctx context.Context, sql ...string) (func(p *pgconn.Pipeline, sql string, params [][]byte, formats []int16), error) {
+	switch db.conn.Config().DefaultQueryExecMode {
+	case pgx.QueryExecModeExec, pgx.QueryExecModeSimpleProtocol:
+		return func(p *pgconn.Pipeline, sql string, params [][]byte, formats []int16) {
+			p.SendQueryParams(sql, params, nil, nil, formats)
+		}, nil
+	}
+	names := make(map[string]string, len(sql))
+	for _, s := range sql {
+		d, err := db.conn.Prepare(ctx, s, s) // a look-up, from the second time on
+		if err != nil {
+			return nil, err
+		}
+		names[s] = d.Name
+	}
+	return func(p *pgconn.Pipeline, sql string, params [][]byte, formats []int16) {
+		p.SendQueryPrepared(names[sql], params, nil, formats)
+	}, nil
 }
 
 func drain(r *pgconn.ResultReader, each func(v [][]byte) (bool, error)) error {
