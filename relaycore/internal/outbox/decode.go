@@ -34,6 +34,7 @@ type builder struct {
 	skip  map[int64][][2]int64 // settled before: row -> runs of messages
 
 	claim *claimed // the row that ended the chunk
+	last  int      // messages of the chunk before
 }
 
 // cut says where in text the strings of a message are.
@@ -74,6 +75,7 @@ func (b *builder) keep(p []byte) []byte {
 func (b *builder) finish() ([]relay.Message, []slot) {
 	text := string(b.text)
 	slots := slices.Clone(b.slots)
+	b.last = len(b.msgs)
 	i := 0
 	for s := range slots {
 		if slots[s].settled {
@@ -156,7 +158,7 @@ func (b *builder) message(e *event, op string, row, before []byte, full bool, er
 	b.cuts = append(b.cuts, c)
 	b.slots = append(b.slots, slot{id: e.id, index: int32(index)})
 	if b.msgs == nil {
-		b.msgs = make([]relay.Message, 0, 64)
+		b.grow(1)
 	}
 	b.msgs = append(b.msgs, relay.Message{
 		Op: op, Row: row, Before: before, Time: e.created, StreamTable: b.stream,
@@ -267,7 +269,12 @@ func (b *builder) containerRow(raw []byte, e *event) {
 }
 
 // grow makes room for n messages more, so that a large row costs one allocation.
+// grow makes room for n messages; at first for as many as the chunk before had,
+// because growing copies and leaves garbage.
 func (b *builder) grow(n int) {
+	if b.msgs == nil {
+		n = max(n, min(b.last, mostRows))
+	}
 	b.msgs = slices.Grow(b.msgs, n)
 	b.slots = slices.Grow(b.slots, n)
 	b.cuts = slices.Grow(b.cuts, n)
