@@ -154,7 +154,10 @@ func set(field reflect.Value, key Key, unit string, raw json.RawMessage) error {
 			return err
 		}
 		if key.Min != nil && int64(*d) < *key.Min {
-			return fmt.Errorf("is %s; must be at least %d", *d, *key.Min)
+			if *key.Min == 1 {
+				return fmt.Errorf("is %s; must be greater than 0", *d)
+			}
+			return fmt.Errorf("is %s; must be at least %s", *d, Duration(*key.Min))
 		}
 		return nil
 	}

@@ -152,7 +152,11 @@ BEGIN
             RETURN pgtrickle._relay_template_problem(s);
         END IF;
     END CASE;
-    IF k.minimum IS NOT NULL AND kind = 'number' AND (v #>> '{}')::numeric < k.minimum THEN
+    IF k.type = 'duration' THEN -- its minimum is in nanoseconds; only what no unit makes right is refused here
+        IF k.minimum > 0 AND kind = 'number' AND (v #>> '{}')::numeric <= 0 THEN
+            RETURN format('is %s; must be greater than 0', v);
+        END IF;
+    ELSIF k.minimum IS NOT NULL AND kind = 'number' AND (v #>> '{}')::numeric < k.minimum THEN
         RETURN format('is %s; must be at least %s', v, k.minimum);
     END IF;
     IF cardinality(k.enum) > 0 AND s IS NOT NULL AND NOT s = ANY (k.enum) THEN

@@ -15,6 +15,7 @@ BEGIN
     WHERE NOT CASE p_kind
         WHEN 'FUNCTION' THEN has_function_privilege('pgtrickle_relay', p_object, p)
         WHEN 'SCHEMA' THEN has_schema_privilege('pgtrickle_relay', p_object, p)
+        WHEN 'SEQUENCE' THEN has_sequence_privilege('pgtrickle_relay', p_object, p)
         ELSE has_table_privilege('pgtrickle_relay', p_object, p) END;
     IF missing IS NULL THEN
         RETURN NULL;
@@ -28,6 +29,7 @@ BEGIN
     RETURN CASE WHEN CASE p_kind
         WHEN 'FUNCTION' THEN has_function_privilege('pgtrickle_relay', p_object, missing[1])
         WHEN 'SCHEMA' THEN has_schema_privilege('pgtrickle_relay', p_object, missing[1])
+        WHEN 'SEQUENCE' THEN has_sequence_privilege('pgtrickle_relay', p_object, missing[1])
         ELSE has_table_privilege('pgtrickle_relay', p_object, missing[1]) END THEN NULL ELSE statement END;
 END $fn$;
 -- +end
@@ -85,6 +87,14 @@ BEGIN
             SELECT pgtrickle._relay_grant(
                 CASE WHEN obj_description(o.oid, 'pg_class') LIKE 'pgtrickle-relay:%' THEN 'SELECT, DELETE' ELSE 'SELECT' END, 'TABLE', o.oid)
                 FROM pgtrickle.pgt_outbox_config c, to_regclass(format('pgtrickle.%I', c.outbox_table_name)) o(oid) WHERE o.oid IS NOT NULL
+            UNION ALL
+            -- Its last value tells a relay that an idle outbox needs no reading: of an
+            -- identity column (deptype i) or a serial one (a).
+            SELECT pgtrickle._relay_grant('SELECT', 'SEQUENCE', s.oid)
+                FROM pgtrickle.pgt_outbox_config c
+                JOIN pg_depend d ON d.refobjid = to_regclass(format('pgtrickle.%I', c.outbox_table_name))
+                    AND d.refclassid = 'pg_class'::regclass AND d.classid = 'pg_class'::regclass AND d.deptype IN ('a', 'i')
+                JOIN pg_class s ON s.oid = d.objid AND s.relkind = 'S'
             UNION ALL
             SELECT pgtrickle._relay_grant('SELECT', 'TABLE', c.oid) FROM pg_class c
                 WHERE c.relnamespace = to_regnamespace('pgtrickle') AND c.relkind IN ('r', 'p') AND c.relname LIKE 'outbox\_delta\_rows\_%'

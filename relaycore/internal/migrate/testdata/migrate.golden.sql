@@ -573,7 +573,11 @@ BEGIN
             RETURN pgtrickle._relay_template_problem(s);
         END IF;
     END CASE;
-    IF k.minimum IS NOT NULL AND kind = 'number' AND (v #>> '{}')::numeric < k.minimum THEN
+    IF k.type = 'duration' THEN -- its minimum is in nanoseconds; only what no unit makes right is refused here
+        IF k.minimum > 0 AND kind = 'number' AND (v #>> '{}')::numeric <= 0 THEN
+            RETURN format('is %s; must be greater than 0', v);
+        END IF;
+    ELSIF k.minimum IS NOT NULL AND kind = 'number' AND (v #>> '{}')::numeric < k.minimum THEN
         RETURN format('is %s; must be at least %s', v, k.minimum);
     END IF;
     IF cardinality(k.enum) > 0 AND s IS NOT NULL AND NOT s = ANY (k.enum) THEN
@@ -819,7 +823,7 @@ $sql$;
     COMMENT ON FUNCTION pgtrickle._relay_check_config(text, text, jsonb) IS 'pgtrickle-relay: refuses a pipeline whose configuration is wrong';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (2, 'validation', '0600cd226cba97f0')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (2, 'validation', 'f6543af8dbbfea5f')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 
@@ -2317,6 +2321,7 @@ BEGIN
     WHERE NOT CASE p_kind
         WHEN 'FUNCTION' THEN has_function_privilege('pgtrickle_relay', p_object, p)
         WHEN 'SCHEMA' THEN has_schema_privilege('pgtrickle_relay', p_object, p)
+        WHEN 'SEQUENCE' THEN has_sequence_privilege('pgtrickle_relay', p_object, p)
         ELSE has_table_privilege('pgtrickle_relay', p_object, p) END;
     IF missing IS NULL THEN
         RETURN NULL;
@@ -2330,6 +2335,7 @@ BEGIN
     RETURN CASE WHEN CASE p_kind
         WHEN 'FUNCTION' THEN has_function_privilege('pgtrickle_relay', p_object, missing[1])
         WHEN 'SCHEMA' THEN has_schema_privilege('pgtrickle_relay', p_object, missing[1])
+        WHEN 'SEQUENCE' THEN has_sequence_privilege('pgtrickle_relay', p_object, missing[1])
         ELSE has_table_privilege('pgtrickle_relay', p_object, missing[1]) END THEN NULL ELSE statement END;
 END $fn$;
 $sql$;
@@ -2402,6 +2408,14 @@ BEGIN
                 CASE WHEN obj_description(o.oid, 'pg_class') LIKE 'pgtrickle-relay:%' THEN 'SELECT, DELETE' ELSE 'SELECT' END, 'TABLE', o.oid)
                 FROM pgtrickle.pgt_outbox_config c, to_regclass(format('pgtrickle.%I', c.outbox_table_name)) o(oid) WHERE o.oid IS NOT NULL
             UNION ALL
+            -- Its last value tells a relay that an idle outbox needs no reading: of an
+            -- identity column (deptype i) or a serial one (a).
+            SELECT pgtrickle._relay_grant('SELECT', 'SEQUENCE', s.oid)
+                FROM pgtrickle.pgt_outbox_config c
+                JOIN pg_depend d ON d.refobjid = to_regclass(format('pgtrickle.%I', c.outbox_table_name))
+                    AND d.refclassid = 'pg_class'::regclass AND d.classid = 'pg_class'::regclass AND d.deptype IN ('a', 'i')
+                JOIN pg_class s ON s.oid = d.objid AND s.relkind = 'S'
+            UNION ALL
             SELECT pgtrickle._relay_grant('SELECT', 'TABLE', c.oid) FROM pg_class c
                 WHERE c.relnamespace = to_regnamespace('pgtrickle') AND c.relkind IN ('r', 'p') AND c.relname LIKE 'outbox\_delta\_rows\_%'
         ) AS a(s) WHERE s IS NOT NULL;
@@ -2420,7 +2434,7 @@ $sql$;
     COMMENT ON FUNCTION pgtrickle.relay_grant_access() IS 'pgtrickle-relay: gives the role pgtrickle_relay what a relay needs on everything that exists now; returns the statements that someone with more rights must run';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (7, 'access', 'd8b182f8a881c8a1')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (7, 'access', 'f3193780d0f29095')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 
