@@ -9,8 +9,12 @@ binary    = $(if $(filter relay-all,$1),pgtrickle-relay,$1)
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS  := -s -w -X github.com/grove/pgtrickle-relay/relaycore/relaycmd.version=$(VERSION)
 
-# Tests run against real servers in containers; see e2e/cmd/with-brokers.
-BROKERS  := cd e2e && go run ./cmd/with-brokers all --
+# Tests run against real servers in containers, see e2e/cmd/with-brokers, and
+# some start servers of their own, see scripts/setup.sh.
+OWN      := RELAY_TEST_NATS_SERVER=$(CURDIR)/.cache/bin/nats-server RELAY_TEST_KAFKA_HOME=$(CURDIR)/.cache/kafka
+BROKERS  := cd e2e && $(OWN) go run ./cmd/with-brokers all --
+# The packages that talk to PostgreSQL are tested on old ones too: 15 and 13.
+POSTGRESQL := $(addprefix ../relaycore/,inbox relaycmd $(addprefix internal/,catalog exttest lease ledger migrate outbox retention supervisor))
 GO_TEST  ?= go test
 LINT     := $(CURDIR)/.cache/bin/golangci-lint
 LINT_VERSION := v2.12.2
@@ -35,7 +39,10 @@ FORCE:
 .PHONY: test
 test: build servers ## all tests, against real servers, end to end ones too (about 15 minutes on 2 cores)
 	go vet work
-	$(BROKERS) $(GO_TEST) -count=1 -timeout=30m work
+	$(BROKERS) sh -c '$(GO_TEST) -count=1 -timeout=30m work && \
+		for url in $$RELAY_TEST_DATABASE_URL_15 $$RELAY_TEST_DATABASE_URL_OLD; do \
+			RELAY_TEST_DATABASE_URL=$$url $(GO_TEST) -count=1 -timeout=30m $(POSTGRESQL) || exit 1; \
+		done'
 	$(MAKE) e2e
 
 .PHONY: race
@@ -43,7 +50,8 @@ race: servers ## the tests of relaycore once more, under the race detector
 	$(BROKERS) go test -race -count=1 -timeout=30m ../relaycore/...
 
 .PHONY: servers
-servers: ## Docker, and the images of the servers to test against
+servers: ## Docker, the images of the servers to test against, and what tests start themselves
+	scripts/setup.sh
 	e2e/scripts/docker.sh
 	e2e/images/build.sh
 

@@ -13,7 +13,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
-names="postgres18 postgres13 nats natsold kafka redis rabbitmq sqs"
+names="postgres18 postgres15 postgres13 nats natsold kafka redis rabbitmq sqs"
 repository=pgtrickle-relay-e2e
 suite=trixie
 state=${TMPDIR:-/tmp}/$repository-$(id -u)
@@ -32,6 +32,7 @@ recipe() {
 	nats) gomodule=github.com/nats-io/nats-server/v2@v2.15.2 ;;
 	kafka | sqs) parent=java ;;
 	postgres13) folder=postgres artifact=13.23.0 ;;
+	postgres15) folder=postgres artifact=15.15.0 ;;
 	postgres18) folder=postgres artifact=18.1.0 ;;
 	*) say "no image called $1; there are: $names"; exit 2 ;;
 	esac

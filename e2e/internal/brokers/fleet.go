@@ -60,6 +60,7 @@ type spec struct {
 func specs() map[string]spec {
 	return map[string]spec{
 		"pg18":     postgres("postgres:18.1", "postgres18", "RELAY_TEST_DATABASE_URL"),
+		"pg15":     postgres("postgres:15.15", "postgres15", "RELAY_TEST_DATABASE_URL_15"),
 		"pgold":    postgres("postgres:13.23", "postgres13", "RELAY_TEST_DATABASE_URL_OLD"),
 		"nats":     nats("nats:2.15.2", "nats", "RELAY_TEST_NATS_URL"),
 		"natsold":  nats("nats:2.10.27", "natsold", "RELAY_TEST_NATS_URL_OLD"),

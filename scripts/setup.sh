@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# What the tests need on this machine beside Go and Docker: programs that tests
+# start themselves, to stop them, restart them and configure them in ways that a
+# shared server cannot be. Installs what is missing, says so, and is quick when
+# nothing is. Debian packages come by apt, the rest into .cache.
+#
+#   redis-server            relay-redis: TLS, ACLs, eviction, failover
+#   nats-server             relay-nats: accounts, TLS, restarts
+#   java, Kafka's jars      relay-kafka: SASL, TLS, ACLs, restarts
+#   pgbouncer               relaycore/internal/lease: poolers are recognised
+#   psql                    relaycore/internal/migrate: the script that `migrate --print` makes
+set -euo pipefail
+cd "$(dirname "$0")/.."
+root=$PWD
+
+nats=v2.15.2 # also in e2e/images/build.sh
+
+say() { echo "setup: $*" >&2; }
+sudo_() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
+here() { command -v "$1" >/dev/null || [ -x "/usr/sbin/$1" ]; }
+
+# Packages start their services when installed, which nobody wants here; a policy
+# of exit 101 forbids it for as long as the installation takes.
+install_packages() {
+	local policy=/usr/sbin/policy-rc.d ours=no
+	say "installing $*"
+	if [ ! -e $policy ]; then
+		ours=yes
+		printf '#!/bin/sh\nexit 101\n' | sudo_ tee $policy >/dev/null
+		sudo_ chmod 755 $policy
+	fi
+	local code=0
+	{ sudo_ apt-get update -qq &&
+		sudo_ env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"; } >&2 || code=$?
+	[ $ours = no ] || sudo_ rm -f $policy
+	return $code
+}
+
+packages=()
+here redis-server || packages+=(redis-server)
+here psql || packages+=(postgresql-client)
+here pgbouncer || packages+=(pgbouncer)
+here java || packages+=(default-jre-headless)
+here mvn || packages+=(maven)
+[ ${#packages[@]} = 0 ] || install_packages "${packages[@]}"
+
+if ! "$root/.cache/bin/nats-server" --version 2>/dev/null | grep -qxF "nats-server: $nats"; then
+	say "building nats-server $nats"
+	GOBIN=$root/.cache/bin GOFLAGS='' GOWORK=off CGO_ENABLED=0 go install -trimpath "github.com/nats-io/nats-server/v2@$nats"
+fi
+
+# Kafka's jars are those of the image, and as old as its list of them.
+pom=e2e/images/kafka/pom.xml jars=.cache/kafka
+if ! cmp -s $pom $jars/pom.xml; then
+	say "fetching Kafka's jars"
+	rm -rf $jars
+	mvn -q -B -f $pom dependency:copy-dependencies "-DoutputDirectory=$root/$jars" >&2
+	cp $pom $jars/
+fi
