@@ -43,9 +43,11 @@ func TestMain(m *testing.M) {
 // spoolConfig is that of a backend whose far end is a file: one JSON line for
 // each message.
 type spoolConfig struct {
-	Path  string            `json:"path" relay:"required" doc:"File."`
-	Delay relaycfg.Duration `json:"delay" doc:"How long a publish takes."`
-	Token relaycfg.Secret   `json:"token" doc:"Anything."`
+	Path   string            `json:"path" relay:"required" doc:"File."`
+	Delay  relaycfg.Duration `json:"delay" doc:"How long a publish takes."`
+	Token  relaycfg.Secret   `json:"token" doc:"Anything."`
+	Full   bool              `json:"full" doc:"Write what a message says, not only its id."`
+	Poison string            `json:"poison" doc:"Refuse messages whose row has this in it, as long as there is a file PATH.poison."`
 }
 
 func spoolBackend() relay.Backend {
@@ -61,7 +63,7 @@ func spoolBackend() relay.Backend {
 			if err != nil {
 				return nil, relay.Fatal(err)
 			}
-			return &spoolSink{f, c.Delay.D()}, nil
+			return &spoolSink{f, &c}, nil
 		},
 		NewSource: func(_ context.Context, _ relay.Env, raw json.RawMessage) (relay.Source, error) {
 			var c spoolConfig
@@ -78,24 +80,54 @@ func spoolBackend() relay.Backend {
 }
 
 type spoolSink struct {
-	f     *os.File
-	delay time.Duration
+	f *os.File
+	c *spoolConfig
 }
 
 func (s *spoolSink) Publish(ctx context.Context, batch []relay.Message) error {
 	var b bytes.Buffer
+	refused := relay.BatchError{Failed: make(map[int]error)}
 	for i := range batch {
-		b.WriteString(batch[i].ID + "\n")
+		if s.poisoned(&batch[i]) {
+			refused.Failed[i] = relay.Permanent(fmt.Errorf("the spool refuses %q", s.c.Poison))
+			continue
+		}
+		s.line(&b, &batch[i])
 	}
-	timer := time.NewTimer(s.delay)
+	timer := time.NewTimer(s.c.Delay.D())
 	defer timer.Stop()
 	select {
 	case <-timer.C:
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	_, err := s.f.Write(b.Bytes())
-	return err
+	if _, err := s.f.Write(b.Bytes()); err != nil || len(refused.Failed) == 0 {
+		return err
+	}
+	return &refused
+}
+
+func (s *spoolSink) poisoned(m *relay.Message) bool {
+	if s.c.Poison == "" || !bytes.Contains(m.Row, []byte(s.c.Poison)) {
+		return false
+	}
+	_, err := os.Stat(s.c.Path + ".poison")
+	return err == nil
+}
+
+func (s *spoolSink) line(b *bytes.Buffer, m *relay.Message) {
+	b.WriteString(m.ID)
+	if s.c.Full {
+		b.WriteString(" " + m.Op)
+		if m.FullRefresh {
+			b.WriteString(" full")
+		}
+		if _, replayed := m.Header(relay.HeaderReplay); replayed {
+			b.WriteString(" replayed")
+		}
+		b.WriteString(" " + string(m.Row))
+	}
+	b.WriteByte('\n')
 }
 
 func (s *spoolSink) Close() error { return s.f.Close() }

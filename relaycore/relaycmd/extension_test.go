@@ -1,0 +1,191 @@
+package relaycmd
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/exttest"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest/pgtest"
+)
+
+// newExtensionWorld is a database in which pg_trickle is installed, the relay's
+// catalog is added by the migrate command, and world.url is that of a role that
+// only inherits pgtrickle_relay.
+func newExtensionWorld(t *testing.T) *world {
+	t.Helper()
+	url := pgtest.URL(t)
+	w := &world{pool: pgtest.Open(t, url), dir: t.TempDir()}
+	exttest.Install(t, w.pool)
+	w.exec(t, `CREATE TABLE public.orders (__pgt_row_id bigint, id int, total numeric)`)
+	w.exec(t, `SELECT pgtrickle.enable_outbox('public.orders')`)
+	w.exec(t, `SELECT pgtrickle.create_inbox('orders_inbox')`)
+	if out, stderr, code := runBinary(t, nil, "migrate", "--postgres-url", url); code != 0 {
+		t.Fatalf("migrate = %d %s%s", code, out, stderr)
+	}
+	w.url = exttest.RelayRole(t, w.pool, url)
+	return w
+}
+
+// The real extension's tables, functions and payloads, both ways, with the least
+// rights there are.
+func TestExtension(t *testing.T) {
+	t.Parallel()
+	w := newExtensionWorld(t)
+	// The extension's own form of the call, as its documentation has it.
+	w.exec(t, `SELECT pgtrickle.set_relay_outbox('out', 'orders', NULL, $1::jsonb)`, fmt.Sprintf(`{"type":"spool","path":%q,"full":true}`, w.spool("out")))
+	w.exec(t, `SELECT pgtrickle.set_relay_inbox('in', 'orders_inbox', $1::jsonb)`, fmt.Sprintf(`{"type":"spool","path":%q}`, w.spool("in")))
+	if err := os.WriteFile(w.spool("in"), []byte("{\"a\":1}\nnot json\n{\"a\":2}\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	p := startRelay(t, w.url)
+	eventually(t, "both run", patience, func() bool { return p.owned() == 2 })
+
+	w.exec(t, `INSERT INTO public.orders VALUES (71, 1, 9.50), (72, 2, 1)`)
+	delta := `{"v":1,"inserted":[{"id":3}],"deleted":[{"id":1}]}`
+	full := `{"v":1,"inserted":[{"id":4}],"deleted":[],"full_refresh":true}`
+	header := `{"v":1,"claim_check":true,"inserted_count":1,"deleted_count":1,"refresh_id":"1f0b0000-0000-0000-0000-000000000000"}`
+	unknown := `{"v":2,"inserted":[{"id":6}],"deleted":[]}`
+	unversioned := `{"inserted":[{"id":6}],"deleted":[]}`
+	malformed := `{"v":1,"inserted":[7],"deleted":[]}`
+	empty := `{"v":1}`
+	text := `"hello"`
+	ids := []int64{
+		exttest.Refresh(t, w.pool, "public.orders", 2, 0, false), // A: a snapshot
+		exttest.Refresh(t, w.pool, "public.orders", 1, 0, true),  // B: a snapshot as a claim check
+		exttest.Write(t, w.pool, "outbox_orders", &delta),        // C
+		exttest.Write(t, w.pool, "outbox_orders", &full),         // C, a full refresh
+		exttest.Write(t, w.pool, "outbox_orders", &header, exttest.Delta{Op: "INSERT", Row: `{"id":5}`}, exttest.Delta{Op: "DELETE", Row: `{"id":2}`}), // D
+		exttest.Write(t, w.pool, "outbox_orders", nil), // E: nothing to deliver
+		exttest.Write(t, w.pool, "outbox_orders", &unknown),
+		exttest.Write(t, w.pool, "outbox_orders", &unversioned),
+		exttest.Write(t, w.pool, "outbox_orders", &malformed),
+		exttest.Write(t, w.pool, "outbox_orders", &empty),
+		exttest.Write(t, w.pool, "outbox_orders", &text),
+		exttest.Write(t, w.pool, "outbox_orders", &delta),
+	}
+	want := strings.Split(fmt.Sprintf(`outbox_orders:%[1]d:0 insert full {"id": 1, "total": 9.50, "__pgt_row_id": 71}
+outbox_orders:%[1]d:1 insert full {"id": 2, "total": 1, "__pgt_row_id": 72}
+outbox_orders:%[2]d:0 insert full {"id": 1, "total": 9.50, "__pgt_row_id": 71}
+outbox_orders:%[2]d:1 insert full {"id": 2, "total": 1, "__pgt_row_id": 72}
+outbox_orders:%[3]d:0 insert {"id": 3}
+outbox_orders:%[3]d:1 delete {"id": 1}
+outbox_orders:%[4]d:0 insert full {"id": 4}
+outbox_orders:%[5]d:0 insert {"id": 5}
+outbox_orders:%[5]d:1 delete {"id": 2}
+outbox_orders:%[6]d:0 insert {"id": 3}
+outbox_orders:%[6]d:1 delete {"id": 1}`, ids[0], ids[1], ids[2], ids[3], ids[4], ids[11]), "\n")
+	deadline := time.Now().Add(patience)
+	var got []string
+	for ; len(got) < len(want) && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		b, _ := os.ReadFile(w.spool("out"))
+		got = strings.Split(strings.TrimSpace(string(b)), "\n")
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("delivered\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+
+	// What nobody understands is kept, with what an operator needs to know.
+	var letters []letter
+	eventually(t, "dead letters", patience, func() bool {
+		out, stderr, code := runBinary(t, nil, "dlq", "list", "out", "--output", "json", "--postgres-url", w.url)
+		if code != 0 || json.Unmarshal([]byte(out), &letters) != nil {
+			t.Fatalf("dlq list = %d %s%s", code, out, stderr)
+		}
+		return len(letters) == 5
+	})
+	for i, want := range []struct{ body, err string }{
+		{unknown, `unsupported outbox payload version 2: this relay reads version 1`},
+		{unversioned, `unsupported outbox payload version missing: this relay reads version 1`},
+		{malformed, `payload: "inserted": a row is 7 and not an object`},
+		{empty, `payload has none of "inserted", "updated" and "deleted"`},
+		{text, `payload: `},
+	} {
+		l := letters[i]
+		prefix := fmt.Sprintf(`row %d of "pgtrickle"."outbox_orders": `, ids[6+i])
+		if l.MessageID != fmt.Sprintf("outbox_orders:%d:0", ids[6+i]) || !strings.HasPrefix(l.Error, prefix+want.err) || l.Class != "decode" || l.Status != "dead" {
+			t.Errorf("letter %d is %+v; want the error %q", i, l, prefix+want.err)
+		}
+		if !sameJSON(l.Body, want.body) {
+			t.Errorf("letter %d has the body %s; want %s", i, l.Body, want.body)
+		}
+	}
+	eventually(t, "dead letters in health", patience, func() bool { _, body := p.get("/health"); return strings.Contains(body, `"dead_letters":5`) })
+
+	// The way in.
+	eventually(t, "reverse", patience, func() bool {
+		var rows, dead int
+		_ = w.pool.QueryRow(t.Context(), `SELECT count(*) FROM pgtrickle.orders_inbox WHERE payload IN ('{"a":1}', '{"a":2}')`).Scan(&rows)
+		_ = w.pool.QueryRow(t.Context(), `SELECT count(*) FROM pgtrickle.relay_dead_letters WHERE pipeline = 'in' AND body = 'not json'`).Scan(&dead)
+		return rows == 2 && dead == 1
+	})
+
+	// Nothing is left over: what is committed is delivered or dead.
+	out, stderr, code := runBinary(t, nil, "verify", "out", "--postgres-url", w.url)
+	if code != 0 || !strings.Contains(out, "unaccounted             0") {
+		t.Errorf("verify = %d %s%s", code, out, stderr)
+	}
+	// The extension's functions steer the running process as ours do.
+	w.exec(t, `SELECT pgtrickle.disable_relay('out')`)
+	eventually(t, "disabled", time.Second, func() bool { return p.owned() == 1 })
+}
+
+// sameJSON compares without regard to how PostgreSQL spaces and orders jsonb.
+func sameJSON(a, b string) bool {
+	var x, y any
+	if json.Unmarshal([]byte(a), &x) != nil || json.Unmarshal([]byte(b), &y) != nil {
+		return false
+	}
+	xs, _ := json.Marshal(x)
+	ys, _ := json.Marshal(y)
+	return string(xs) == string(ys)
+}
+
+// The relay's role may read the sequences that number outboxes, ours and the
+// extension's, so that an idle outbox costs no reading and a row that nobody
+// notified about is seen at once nevertheless.
+func TestPulseUnderPlainRole(t *testing.T) {
+	t.Parallel()
+	worlds := map[string]*world{"ours": newWorld(t), "extension": newExtensionWorld(t), "no right": newWorld(t)}
+	for _, name := range []string{"ours", "no right"} {
+		worlds[name].url = exttest.RelayRole(t, worlds[name].pool, worlds[name].url)
+	}
+	worlds["no right"].exec(t, `REVOKE SELECT ON SEQUENCE pgtrickle.outbox_orders_id_seq FROM pgtrickle_relay`) // what the others are spared
+	for name, w := range worlds {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w.pipeline(t, "p", "")
+			startRelay(t, w.url)
+			// A row of the outbox without a notification.
+			write := func() {
+				w.exec(t, `INSERT INTO pgtrickle.outbox_orders (inserted_count, payload) VALUES (1, '{"v":1,"inserted":[{"id":1}],"deleted":[]}')`)
+			}
+			write()
+			eventually(t, "delivery", patience, count(w.spool("p"))(1))
+			time.Sleep(5 * time.Second) // by itself the source polls ever less often, until every 10 s
+			scans := func() (n int64) {
+				if err := w.pool.QueryRow(t.Context(), `SELECT seq_scan + coalesce(idx_scan, 0) FROM pg_stat_user_tables WHERE relname = 'outbox_orders'`).Scan(&n); err != nil {
+					t.Fatal(err)
+				}
+				return n
+			}
+			before := scans()
+			time.Sleep(5 * time.Second)
+			polls := scans() - before
+			t.Logf("an idle outbox was read %d times in 5 s", polls)
+			if works := polls <= 20; works != (name != "no right") {
+				t.Errorf("an idle outbox was read %d times in 5 s, want some 10, and some 50 without the right", polls)
+			}
+			write()
+			took := eventually(t, "a row without notification", patience, count(w.spool("p"))(2))
+			t.Logf("delivered %s after its commit", took.Round(time.Millisecond))
+			if took > time.Second {
+				t.Errorf("delivered %s after its commit, want about poll_interval_ms", took)
+			}
+		})
+	}
+}
