@@ -30,6 +30,7 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/internal/lease"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/migrate"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/observe"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/retention"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/supervisor"
 )
 
@@ -229,8 +230,16 @@ func (d *daemon) supervise(ctx, stop context.Context) {
 	d.mu.Lock()
 	d.super, d.waiting = s, nil
 	d.mu.Unlock()
+	sweeping, enough := context.WithCancel(stop)
+	var sweeper sync.WaitGroup
+	sweeper.Go(func() { retention.Run(sweeping, d.pool, d.log, sweepEvery, retention.Options{}) })
 	s.Run(ctx, stop)
+	enough()
+	sweeper.Wait()
 }
+
+// sweepEvery is how often outboxes are looked at for rows past their retention.
+const sweepEvery = time.Minute
 
 const catalogRetry = time.Second
 

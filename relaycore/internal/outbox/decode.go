@@ -268,9 +268,8 @@ func (b *builder) containerRow(raw []byte, e *event) {
 	}
 }
 
-// grow makes room for n messages more, so that a large row costs one allocation.
-// grow makes room for n messages; at first for as many as the chunk before had,
-// because growing copies and leaves garbage.
+// grow makes room for n messages more, so that a large row costs one allocation;
+// at first for as many as the chunk before had, as growing copies.
 func (b *builder) grow(n int) {
 	if b.msgs == nil {
 		n = max(n, min(b.last, mostRows))

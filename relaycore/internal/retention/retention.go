@@ -160,6 +160,7 @@ func sweep(ctx context.Context, conn *pgxpool.Conn, name string, hours int, opts
 func Run(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger, every time.Duration, opts Options) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
+	held := make(map[string]string) // said once, and again when it changes
 	for {
 		reports, err := Sweep(ctx, pool, opts)
 		if err != nil && ctx.Err() == nil {
@@ -169,8 +170,12 @@ func Run(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger, every time.D
 			if r.Deleted > 0 {
 				log.Info("deleted delivered rows", "table", r.Table, "rows", r.Deleted, "up_to_id", r.Floor)
 			}
-			if r.HeldBack {
-				log.Warn("rows are older than their retention and wait for a reader", "table", r.Table, "slowest", fmt.Sprint(r.Slowest))
+			slowest := fmt.Sprint(r.Slowest)
+			if !r.HeldBack {
+				delete(held, r.Table)
+			} else if held[r.Table] != slowest {
+				held[r.Table] = slowest
+				log.Warn("rows are older than their retention and wait for a reader", "table", r.Table, "slowest", slowest)
 			}
 		}
 		select {
