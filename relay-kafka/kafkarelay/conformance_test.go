@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -78,9 +79,7 @@ func with(base string, more map[string]any) map[string]any {
 	if err := json.Unmarshal([]byte(base), &config); err != nil {
 		panic(err)
 	}
-	for k, v := range more {
-		config[k] = v
-	}
+	maps.Copy(config, more)
 	return config
 }
 

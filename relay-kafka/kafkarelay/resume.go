@@ -80,10 +80,8 @@ func (s *sink) candidates(ctx context.Context) ([]string, error) {
 // literalEnds returns what stands before the first and after the last variable
 // of a template.
 func literalEnds(template string) (prefix, suffix string) {
-	prefix, suffix = template, template
-	if i := strings.IndexByte(template, '{'); i >= 0 {
-		prefix = template[:i]
-	}
+	suffix = template
+	prefix, _, _ = strings.Cut(template, "{")
 	if i := strings.LastIndexByte(template, '}'); i >= 0 {
 		suffix = template[i+1:]
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"strings"
 	"testing"
 	"time"
@@ -88,12 +89,10 @@ func mustJSON(v any) json.RawMessage {
 	return raw
 }
 
-func merge(maps ...map[string]any) map[string]any {
+func merge(parts ...map[string]any) map[string]any {
 	out := make(map[string]any)
-	for _, m := range maps {
-		for k, v := range m {
-			out[k] = v
-		}
+	for _, m := range parts {
+		maps.Copy(out, m)
 	}
 	return out
 }

@@ -132,8 +132,17 @@ func TestMatches(t *testing.T) {
 		pattern, subject string
 		want             bool
 	}{
-		{"a.b", "a.b", true}, {"a.b", "a.c", false}, {"a.*", "a.b", true}, {"a.*", "a.b.c", false}, {"a.*", "a", false},
-		{"a.>", "a.b.c", true}, {"a.>", "a", false}, {">", "a", true}, {"a", "a.b", false}, {"*.b", "a.b", true}, {"a.b.c", "a.b", false},
+		{"a.b", "a.b", true},
+		{"a.b", "a.c", false},
+		{"a.*", "a.b", true},
+		{"a.*", "a.b.c", false},
+		{"a.*", "a", false},
+		{"a.>", "a.b.c", true},
+		{"a.>", "a", false},
+		{">", "a", true},
+		{"a", "a.b", false},
+		{"*.b", "a.b", true},
+		{"a.b.c", "a.b", false},
 	} {
 		if got := matches(tc.pattern, tc.subject); got != tc.want {
 			t.Errorf("matches(%q, %q) = %t, want %t", tc.pattern, tc.subject, got, tc.want)

@@ -342,7 +342,7 @@ func (e *entry) shape(st *stream, fields int) {
 	e.args[0], e.args[1], e.args[2] = "xadd", st.arg, "*"
 	e.args[3], e.args[4], e.args[5], e.args[6] = fieldID, &e.id, fieldSubject, &e.subject
 	e.args[7], e.args[8], e.args[9], e.args[10] = fieldOp, &e.op, fieldPayload, &e.body
-	e.cmd = redis.NewZeroCopyStringCmd(context.Background(), e.reply[:], e.args...) //nolint:contextcheck // the pipeline's context counts
+	e.cmd = redis.NewZeroCopyStringCmd(context.Background(), e.reply[:], e.args...) // the pipeline's context counts
 }
 
 // trim makes the last entry of each stream in the chunk trim it: once a

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -103,9 +104,7 @@ func TestSource(t *testing.T) {
 
 func queueConfig(url string, more map[string]any) json.RawMessage {
 	config := map[string]any{"queue_url": url, "access_key_id": "x", "secret_access_key": "x"}
-	for k, v := range more {
-		config[k] = v
-	}
+	maps.Copy(config, more)
 	raw, _ := json.Marshal(config)
 	return raw
 }

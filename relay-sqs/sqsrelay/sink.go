@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 
@@ -330,12 +331,7 @@ func (s *sink) take(r *request, batch []relay.Message, failed *relay.BatchError)
 }
 
 func (r *request) has(i int32) bool {
-	for _, j := range r.indexes {
-		if i == j {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(r.indexes, i)
 }
 
 // refuseSent fails entry n of r. What follows it in its group was sent with it

@@ -370,7 +370,7 @@ func (s *source) setVisibility(ctx context.Context, receipts []*receipt, seconds
 func (s *source) Close() error {
 	s.stop()
 	s.wait.Wait()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second) //nolint:contextcheck // outlives what was cancelled
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second) // outlives what was cancelled
 	defer cancel()
 	_ = s.setVisibility(ctx, s.hiddenUntil(time.Now().Add(24*time.Hour)), 0) // else they come when the timeout has passed
 	return nil

@@ -36,8 +36,10 @@ func TestLayouts(t *testing.T) {
 		"jsonl of something else": {format: "jsonl", body: "a\nb", permanent: true},
 		"json_pretty":             {format: "json_pretty", body: `{"a":[1]}`, want: "{\n  \"a\": [\n    1\n  ]\n}\n"},
 		"json_pretty of nothing":  {format: "json_pretty", body: `{`, permanent: true},
-		"csv": {format: "csv", body: `{"a":"x,y"}`,
-			want: csvHeader + `outbox_orders:1:0,orders.insert,insert,k,1,2026-11-22T18:00:00Z,"{""a"":""x,y""}"` + "\n"},
+		"csv": {
+			format: "csv", body: `{"a":"x,y"}`,
+			want: csvHeader + `outbox_orders:1:0,orders.insert,insert,k,1,2026-11-22T18:00:00Z,"{""a"":""x,y""}"` + "\n",
+		},
 		"csv over several": {format: "csv", body: "[\n1]", want: csvHeader + `outbox_orders:1:0,orders.insert,insert,k,1,2026-11-22T18:00:00Z,"[1]"` + "\n"},
 		"raw":              {format: "raw", body: "a\nb\x00", want: "a\nb\x00"},
 	} {

@@ -55,7 +55,7 @@ func (s *sink) publishArrays(ctx context.Context, batch []relay.Message) error {
 			return err // nothing is confirmed; a permanent one is for the engine to bisect
 		case relay.IsPermanent(err):
 			// Next time this array is the first, and the engine can bisect.
-			err = fmt.Errorf("array of %d events was refused: %s", end-i, err)
+			err = fmt.Errorf("array of %d events was refused: %s", end-i, err) //nolint:errorlint // must not be permanent
 		}
 		for ; i < len(batch); i++ {
 			failed.Fail(i, err)

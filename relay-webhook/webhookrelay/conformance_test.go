@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -173,9 +174,7 @@ func openSink(t testing.TB, url string, config map[string]any) relay.Sink {
 func tryOpenSink(t testing.TB, url string, config map[string]any) (relay.Sink, error) {
 	t.Helper()
 	all := map[string]any{"url": url, "allow_private": true}
-	for k, v := range config {
-		all[k] = v
-	}
+	maps.Copy(all, config)
 	raw, err := json.Marshal(all)
 	if err != nil {
 		t.Fatal(err)
@@ -229,7 +228,7 @@ func freeAddr(t testing.TB) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer ln.Close() //nolint:errcheck // a test's end
+	defer ln.Close()
 	return ln.Addr().String()
 }
 

@@ -129,7 +129,7 @@ func listen(ctx context.Context, cfg *sourceConfig, logger *slog.Logger) (*liste
 	go func() {
 		defer close(l.served)
 		if err := l.server.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
-			logger.Error("webhook listener stopped", slog.String("bind", cfg.Bind), slog.Any("error", err))
+			logger.Error("webhook listener stopped", "bind", cfg.Bind, "error", err)
 		}
 	}()
 	return l, nil

@@ -75,14 +75,14 @@ func TestRequest(t *testing.T) {
 	if at, err := strconv.ParseInt(timestamp, 10, 64); err != nil || time.Since(time.Unix(at, 0)).Abs() > time.Minute {
 		t.Errorf("webhook-timestamp = %q, want now in seconds", timestamp)
 	}
-	want := ""
+	var want strings.Builder
 	for _, k := range [][]byte{key, []byte("plain")} {
 		mac := hmac.New(sha256.New, k)
 		fmt.Fprintf(mac, "outbox_orders:7:0.%s.%s", timestamp, body)
-		want += " v1," + base64.StdEncoding.EncodeToString(mac.Sum(nil))
+		want.WriteString(" v1," + base64.StdEncoding.EncodeToString(mac.Sum(nil)))
 	}
-	if v := got.Header.Get("webhook-signature"); v != want[1:] {
-		t.Errorf("webhook-signature = %q, want %q", v, want[1:])
+	if v := got.Header.Get("webhook-signature"); v != want.String()[1:] {
+		t.Errorf("webhook-signature = %q, want %q", v, want.String()[1:])
 	}
 }
 

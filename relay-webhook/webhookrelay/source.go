@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"log/slog"
 	"sync"
 	"time"
 
@@ -52,7 +51,7 @@ func newSource(ctx context.Context, env relay.Env, raw json.RawMessage, shared *
 		return nil, err
 	}
 	if cfg.Auth == authNone && cfg.ClientCA == "" {
-		env.Logger.Warn("webhook takes events from anyone who can reach it; set auth", slog.String("bind", cfg.Bind), slog.String("path", cfg.Path))
+		env.Logger.Warn("webhook takes events from anyone who can reach it; set auth", "bind", cfg.Bind, "path", cfg.Path)
 	}
 	return s, nil
 }

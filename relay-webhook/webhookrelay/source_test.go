@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"strconv"
@@ -33,9 +34,7 @@ func start(t testing.TB, config map[string]any) *running {
 	t.Helper()
 	bind := freeAddr(t)
 	all := map[string]any{"bind": bind}
-	for k, v := range config {
-		all[k] = v
-	}
+	maps.Copy(all, config)
 	r := &running{url: "http://" + bind + "/events", got: make(chan relay.Message, 1000), Source: openSource(t, Backend(), all)}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -71,7 +70,7 @@ func send(t testing.TB, method, url string, h map[string]string, body string) (s
 	if err != nil {
 		t.Fatalf("%s %s: %v", method, url, err)
 	}
-	defer resp.Body.Close() //nolint:errcheck // a test's end
+	defer resp.Body.Close()
 	b, _ := io.ReadAll(resp.Body)
 	return resp.StatusCode, strings.TrimSpace(string(b)), resp.Header
 }
@@ -81,9 +80,7 @@ func TestAnswers(t *testing.T) {
 	bearer := map[string]any{"auth": "bearer", "secret": []string{"old", "new"}}
 	id := func(h map[string]string) map[string]string {
 		out := map[string]string{"Idempotency-Key": "a", "Content-Type": "application/json"}
-		for k, v := range h {
-			out[k] = v
-		}
+		maps.Copy(out, h)
 		return out
 	}
 	for name, tc := range map[string]struct {
@@ -144,7 +141,7 @@ func TestAnswers(t *testing.T) {
 func TestChunkedTooLarge(t *testing.T) {
 	t.Parallel()
 	r := start(t, map[string]any{"max_body": 1000})
-	resp, err := http.Post(r.url, "application/json", io.MultiReader(strings.NewReader(`"`), strings.NewReader(strings.Repeat("x", 5000)))) //nolint:noctx // a test
+	resp, err := http.Post(r.url, "application/json", io.MultiReader(strings.NewReader(`"`), strings.NewReader(strings.Repeat("x", 5000))))
 	if err != nil {
 		t.Fatal(err)
 	}
