@@ -15,7 +15,7 @@ type kafkaEnd struct{ broker, topic string }
 
 func newKafka(ctx context.Context, env Env) (End, error) {
 	e := kafkaEnd{env.Server.URL, env.Name}
-	client := &kafka.Client{Addr: kafka.TCP(e.broker)}
+	client := &kafka.Client{Addr: kafka.TCP(e.broker), Transport: &kafka.Transport{}} // of its own: the broker may just be back
 	res, err := client.CreateTopics(ctx, &kafka.CreateTopicsRequest{Topics: []kafka.TopicConfig{{
 		Topic: e.topic, NumPartitions: kafkaPartitions, ReplicationFactor: 1,
 		ConfigEntries: []kafka.ConfigEntry{{ConfigName: "max.message.bytes", ConfigValue: "4194304"}},
@@ -93,9 +93,11 @@ func (e kafkaEnd) Produce(ctx context.Context, records []Record) error {
 	for i, r := range records {
 		messages[i] = kafka.Message{Key: []byte(r.Key), Value: r.Body, Headers: []kafka.Header{{Key: "pgtrickle-dedup-key", Value: []byte(r.ID)}}}
 	}
+	transport := &kafka.Transport{}
+	defer transport.CloseIdleConnections()
 	w := &kafka.Writer{
 		Addr: kafka.TCP(e.broker), Topic: e.topic, Balancer: &kafka.Hash{}, RequiredAcks: kafka.RequireAll,
-		BatchTimeout: time.Millisecond, BatchBytes: 4 << 20, MaxAttempts: 1,
+		BatchTimeout: time.Millisecond, BatchBytes: 4 << 20, MaxAttempts: 1, Transport: transport,
 	}
 	defer w.Close()
 	return retry(ctx, func(ctx context.Context) error {

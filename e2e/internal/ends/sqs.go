@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -44,7 +45,7 @@ func (e *sqsEnd) Sink() map[string]any {
 
 func (e *sqsEnd) Source() map[string]any {
 	keys := e.Sink()
-	keys["wait_time_seconds"], keys["visibility_timeout"] = 2, 5
+	keys["wait_time_seconds"], keys["visibility_timeout"] = 2, "5s"
 	return keys
 }
 
@@ -55,8 +56,9 @@ func (e *sqsEnd) Arrived(ctx context.Context) ([]Record, error) {
 		res, err := e.client.ReceiveMessage(ctx, &sqs.ReceiveMessageInput{
 			QueueUrl: &e.queue, MaxNumberOfMessages: 10, WaitTimeSeconds: 1,
 			MessageSystemAttributeNames: []types.MessageSystemAttributeName{
-				types.MessageSystemAttributeNameMessageDeduplicationId, types.MessageSystemAttributeNameMessageGroupId,
+				types.MessageSystemAttributeNameMessageDeduplicationId,
 			},
+			MessageAttributeNames: []string{"All"},
 		})
 		if err != nil || len(res.Messages) == 0 {
 			return slices.Clone(e.got), err
@@ -65,7 +67,7 @@ func (e *sqsEnd) Arrived(ctx context.Context) ([]Record, error) {
 		for i, m := range res.Messages {
 			e.got = append(e.got, Record{
 				ID:   m.Attributes[string(types.MessageSystemAttributeNameMessageDeduplicationId)],
-				Key:  m.Attributes[string(types.MessageSystemAttributeNameMessageGroupId)],
+				Key:  key(m), // the group id is a hash of keys that are no group ids
 				Body: []byte(aws.ToString(m.Body)),
 			})
 			done = append(done, types.DeleteMessageBatchRequestEntry{Id: aws.String(fmt.Sprint(i)), ReceiptHandle: m.ReceiptHandle})
@@ -74,6 +76,15 @@ func (e *sqsEnd) Arrived(ctx context.Context) ([]Record, error) {
 			return nil, err
 		}
 	}
+}
+
+func key(m types.Message) string {
+	for name, value := range m.MessageAttributes {
+		if strings.EqualFold(name, "Pgtrickle-Key") {
+			return aws.ToString(value.StringValue)
+		}
+	}
+	return ""
 }
 
 func (e *sqsEnd) Produce(ctx context.Context, records []Record) error {
@@ -88,7 +99,7 @@ func (e *sqsEnd) Produce(ctx context.Context, records []Record) error {
 		for i, r := range records[:n] {
 			entries[i] = types.SendMessageBatchRequestEntry{
 				Id: aws.String(fmt.Sprint(i)), MessageBody: aws.String(string(r.Body)),
-				MessageGroupId: aws.String(r.Key), MessageDeduplicationId: aws.String(r.ID),
+				MessageGroupId: aws.String(fmt.Sprintf("%x", r.Key)), MessageDeduplicationId: aws.String(r.ID),
 			}
 		}
 		if err := retry(ctx, func(ctx context.Context) error {
