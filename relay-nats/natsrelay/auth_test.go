@@ -2,18 +2,10 @@ package natsrelay
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/base64"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
-	"math/big"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -25,6 +17,7 @@ import (
 	"github.com/nats-io/nkeys"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest/tlstest"
 )
 
 // Every way to prove who one is: with the right proof a stream is created and
@@ -35,12 +28,12 @@ func TestCredentials(t *testing.T) {
 	stranger, _ := userKey(t)
 	creds, operator := credentials(t)
 	otherCreds, _ := credentials(t)
-	ca := newAuthority(t)
-	otherCA := newAuthority(t)
-	cert, key := ca.issue(t, "relay")
-	otherCert, otherKey := otherCA.issue(t, "relay")
-	serverCert, serverKey := ca.issue(t, "server")
-	tlsBlock := fmt.Sprintf("tls { cert_file: %q, key_file: %q, ca_file: %q, verify: true }", serverCert, serverKey, ca.file)
+	ca := tlstest.New(t)
+	otherCA := tlstest.New(t)
+	cert, key := ca.Issue(t, "relay")
+	otherCert, otherKey := otherCA.Issue(t, "relay")
+	serverCert, serverKey := ca.Issue(t, "server")
+	tlsBlock := fmt.Sprintf("tls { cert_file: %q, key_file: %q, ca_file: %q, verify: true }", serverCert, serverKey, ca.File)
 	for name, tc := range map[string]struct{ server, right, wrong string }{
 		"user and password": {`authorization { user: relay, password: "se cret" }`, `"user":"relay","password":"se cret"`, `"user":"relay","password":"no"`},
 		"token":             {`authorization { token: "tok" }`, `"token":"tok"`, `"token":"no"`},
@@ -51,12 +44,12 @@ func TestCredentials(t *testing.T) {
 		},
 		"credentials": {operator, fmt.Sprintf(`"credentials_file":%q`, creds), fmt.Sprintf(`"credentials_file":%q`, otherCreds)},
 		"client certificate": {
-			tlsBlock, fmt.Sprintf(`"tls_ca":%q,"tls_cert":%q,"tls_key":%q`, ca.file, cert, key),
-			fmt.Sprintf(`"tls_ca":%q,"tls_cert":%q,"tls_key":%q`, ca.file, otherCert, otherKey),
+			tlsBlock, fmt.Sprintf(`"tls_ca":%q,"tls_cert":%q,"tls_key":%q`, ca.File, cert, key),
+			fmt.Sprintf(`"tls_ca":%q,"tls_cert":%q,"tls_key":%q`, ca.File, otherCert, otherKey),
 		},
 		"certificate authority": {
-			tlsBlock, fmt.Sprintf(`"tls_ca":%q,"tls_cert":%q,"tls_key":%q`, ca.file, cert, key),
-			fmt.Sprintf(`"tls_ca":%q,"tls_cert":%q,"tls_key":%q`, otherCA.file, cert, key),
+			tlsBlock, fmt.Sprintf(`"tls_ca":%q,"tls_cert":%q,"tls_key":%q`, ca.File, cert, key),
+			fmt.Sprintf(`"tls_ca":%q,"tls_cert":%q,"tls_key":%q`, otherCA.File, cert, key),
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -196,57 +189,4 @@ func credentials(t testing.TB) (file, server string) {
 		"-----BEGIN USER NKEY SEED-----\n%s\n------END USER NKEY SEED------\n",
 		sign(account, user, "user", map[string]any{"subs": -1, "data": -1, "payload": -1}), seed))
 	return file, server
-}
-
-type authority struct {
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-	file string
-}
-
-func newAuthority(t testing.TB) *authority {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: "authority"}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &authority{cert, key, writeFile(t, "ca.pem", pemOf("CERTIFICATE", der))}
-}
-
-func (a *authority) issue(t testing.TB, name string) (certFile, keyFile string) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, &key.PublicKey, a.key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return writeFile(t, name+".pem", pemOf("CERTIFICATE", der)), writeFile(t, name+".key", pemOf("PRIVATE KEY", keyDER))
-}
-
-func pemOf(kind string, der []byte) string {
-	return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
 }

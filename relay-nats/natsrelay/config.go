@@ -124,6 +124,7 @@ type sourceConfig struct {
 	StartTime     startTime         `json:"start_time" relay:"alias=opt_start_time" doc:"Where by_start_time begins, as RFC 3339."`
 	AckWait       relaycfg.Duration `json:"ack_wait" relay:"min=1000000" doc:"How long the server waits for an acknowledgement before it delivers again; extended while the inbox is slow."`
 	MaxDeliver    int               `json:"max_deliver" relay:"min=-1" doc:"Deliveries after which the server gives a message up; -1, the default, means never."`
+	AckPolicy     string            `json:"ack_policy" relay:"enum=all|explicit" doc:"How a consumer that is created here is acknowledged: all lets one acknowledgement stand for everything before it, explicit takes one a message. An existing consumer keeps its own."`
 	MaxAckPending int               `json:"max_ack_pending" relay:"min=1" doc:"Messages the server delivers ahead of their acknowledgements."`
 	CreateStream  bool              `json:"create_stream" doc:"Create the stream, with subject as its subjects, when there is none."`
 	Replicas      int               `json:"stream_replicas" relay:"min=1" doc:"Replicas of a stream that create_stream creates."`
@@ -134,6 +135,7 @@ func sourceDefaults() sourceConfig {
 		DeliverPolicy: "all",
 		AckWait:       relaycfg.Duration(30 * time.Second),
 		MaxDeliver:    -1,
+		AckPolicy:     "all",
 		MaxAckPending: 20_000,
 		Replicas:      1,
 	}
@@ -169,6 +171,13 @@ func (c *sourceConfig) policy() jetstream.DeliverPolicy {
 	default:
 		return jetstream.DeliverAllPolicy
 	}
+}
+
+func (c *sourceConfig) ackPolicy() jetstream.AckPolicy {
+	if c.AckPolicy == "explicit" {
+		return jetstream.AckExplicitPolicy
+	}
+	return jetstream.AckAllPolicy
 }
 
 // startTime is a time that an empty string leaves unset.

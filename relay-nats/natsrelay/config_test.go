@@ -39,7 +39,7 @@ func TestSinkConfig(t *testing.T) {
 		"password of nobody": {raw: `{"url":"nats://a","password":"x"}`, wantErr: `has no user`},
 		"two identities":     {raw: `{"url":"nats://a","user":"x","token":"y"}`, wantErr: `there are 2`},
 		"no window":          {raw: `{"url":"nats://a","max_in_flight":0}`, wantErr: `must be at least 1`},
-		"no timeout":         {raw: `{"url":"nats://a","ack_timeout":"0s"}`, wantErr: `must be at least`},
+		"no timeout":         {raw: `{"url":"nats://a","ack_timeout":"0s"}`, wantErr: `must be greater than 0`},
 		"pipelining":         {raw: `{"url":"nats://a","pipelining":"ful"}`, wantErr: `did you mean "full"?`},
 		"unknown variable":   {raw: `{"url":"nats://a","subject":"{table}.x"}`, wantErr: `unknown variable {table}`},
 	} {

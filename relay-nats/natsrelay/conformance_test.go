@@ -119,17 +119,19 @@ func readRaw(t testing.TB, js jetstream.JetStream, stream string, n int) (got []
 
 func TestSource(t *testing.T) {
 	url := relaytest.Endpoint(t, "RELAY_TEST_NATS_URL")
-	relaytest.TestSource(t, sourceHarness(t, url))
+	for _, acks := range []string{"all", "explicit"} {
+		t.Run(acks, func(t *testing.T) { relaytest.TestSource(t, sourceHarness(t, url, acks)) })
+	}
 }
 
 func TestSourceServerRestart(t *testing.T) {
 	s := startServer(t, "")
-	h := sourceHarness(t, s.url)
+	h := sourceHarness(t, s.url, "all")
 	h.Restart = s.restart
 	relaytest.TestSource(t, h)
 }
 
-func sourceHarness(t *testing.T, url string) relaytest.SourceHarness {
+func sourceHarness(t *testing.T, url, acks string) relaytest.SourceHarness {
 	nc, js := connect(t, url)
 	return relaytest.SourceHarness{
 		MaxBody: int(nc.MaxPayload()) - 4096,
@@ -150,7 +152,7 @@ func sourceHarness(t *testing.T, url string) relaytest.SourceHarness {
 			return relaytest.SourceCase{
 				Subject: prefix + ".orders.insert",
 				Open: func(t testing.TB, _ relay.Checkpoint) relay.Source {
-					return openSource(t, fmt.Sprintf(`{"url":%q,"stream":%q,"consumer":"c"}`, url, stream))
+					return openSource(t, fmt.Sprintf(`{"url":%q,"stream":%q,"consumer":"c","ack_policy":%q}`, url, stream, acks))
 				},
 				Feed: func(t testing.TB, batch []relay.Message) {
 					for i := range batch {

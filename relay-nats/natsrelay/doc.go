@@ -35,12 +35,14 @@
 //	start_time        RFC 3339, for by_start_time (alias: opt_start_time)
 //	ack_wait          30s; extended while the inbox is slow
 //	max_deliver       deliveries before the server gives a message up; -1, never
+//	ack_policy        of a consumer that is created: all (one acknowledgement a batch)
+//	                  or explicit; all
 //	max_ack_pending   messages ahead of their acknowledgements; 20000
 //	create_stream     create the stream, for subject, when there is none; false
 //	stream_replicas   its replicas; 1
 //
-// A consumer that exists is used as it is, if it is a pull consumer with
-// explicit acknowledgement and for the same subjects.
+// A consumer that exists is used as it is, if it is a pull consumer whose ack
+// policy is all or explicit, for the same subjects.
 //
 // # What travels
 //

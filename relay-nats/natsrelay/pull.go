@@ -32,6 +32,8 @@ type delivery struct {
 	seq   uint64    // in the stream
 	time  time.Time // when the stream stored it
 	fresh time.Time // when the server last began to count ack_wait for it
+
+	settled bool // with ackAll: waits for what was delivered before it
 }
 
 // pull asks the server for messages and keeps what arrives until it is
@@ -45,13 +47,16 @@ type pull struct {
 	arrived chan struct{}
 	done    chan struct{} // stop keepFresh
 	stopped chan struct{} // keepFresh has ended
+	ackAll  bool          // an acknowledgement stands for all before it
 
 	mu       sync.Mutex
 	queue    []*delivery // not yet received
 	held     map[uint64]*delivery
-	wanted   int // asked for and not yet arrived
-	serial   int // of the last request; older ones' ends do not count
-	maxBytes int // of a request; 0 once a message turned out larger
+	order    []*delivery // with ackAll: what is held, as it was delivered
+	due      *delivery   // with ackAll: the last to be acknowledged
+	wanted   int         // asked for and not yet arrived
+	serial   int         // of the last request; older ones' ends do not count
+	maxBytes int         // of a request; 0 once a message turned out larger
 	heard    time.Time
 	ackedTo  uint64 // the highest sequence acknowledged
 	err      error  // why no more can arrive
@@ -63,7 +68,7 @@ func newPull(l *link, info *jetstream.ConsumerInfo, floor uint64) (*pull, error)
 		next:    apiPrefix(l.js) + "CONSUMER.MSG.NEXT." + info.Stream + "." + info.Name,
 		origin:  "nats:" + info.Stream,
 		arrived: make(chan struct{}, 1), done: make(chan struct{}), stopped: make(chan struct{}),
-		held: make(map[uint64]*delivery),
+		held: make(map[uint64]*delivery), ackAll: info.Config.AckPolicy == jetstream.AckAllPolicy,
 	}
 	inbox := nats.NewInbox()
 	var err error
@@ -177,6 +182,9 @@ func (p *pull) take(m *nats.Msg) {
 		p.wanted = max(0, p.wanted-1)
 		p.queue = append(p.queue, d)
 		p.held[d.seq] = d
+		if p.ackAll {
+			p.order = append(p.order, d)
+		}
 		if p.maxBytes == 0 && len(p.queue) > 0 {
 			p.maxBytes = prefetchBytes
 		}
@@ -295,7 +303,36 @@ func (p *pull) release(m *delivery) {
 	if p.held[m.seq] == m {
 		delete(p.held, m.seq)
 	}
+	if p.due == m {
+		p.due = nil
+	}
 	p.ackedTo = max(p.ackedTo, m.seq)
+}
+
+// settle marks m as done, for an acknowledgement that stands for all before it.
+func (p *pull) settle(m *delivery) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	m.settled = true
+}
+
+// dueAck lets go of everything up to the first delivery that is not settled, and
+// returns the last of it, whose acknowledgement is due: it must not pass what is
+// still in hand.
+func (p *pull) dueAck() *delivery {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := 0
+	for ; n < len(p.order) && p.order[n].settled; n++ {
+		p.due = p.order[n]
+		if p.held[p.due.seq] == p.due {
+			delete(p.held, p.due.seq)
+		}
+		p.ackedTo = max(p.ackedTo, p.due.seq)
+	}
+	clear(p.order[:n])
+	p.order = p.order[n:]
+	return p.due
 }
 
 // floor is the sequence up to which everything is acknowledged.

@@ -75,8 +75,6 @@ func (s *source) connect(ctx context.Context) (*pull, error) {
 		return nil, err
 	}
 	s.link = l
-	ctx, cancel := context.WithTimeout(ctx, 2*dialTimeout)
-	defer cancel()
 	s.pull, err = s.openConsumer(ctx)
 	if err != nil {
 		s.disconnect()
@@ -97,7 +95,9 @@ func (s *source) disconnect() {
 	s.pull, s.link = nil, nil
 }
 
-func (s *source) openConsumer(ctx context.Context) (*pull, error) {
+func (s *source) openConsumer(unbounded context.Context) (*pull, error) {
+	ctx, cancel := context.WithTimeout(unbounded, 2*dialTimeout)
+	defer cancel()
 	var create *jetstream.StreamConfig
 	if s.cfg.CreateStream {
 		create = &jetstream.StreamConfig{Name: s.cfg.Stream, Subjects: s.cfg.Subject, Replicas: s.cfg.Replicas, Storage: jetstream.FileStorage}
@@ -127,7 +127,7 @@ func (s *source) openConsumer(ctx context.Context) (*pull, error) {
 		return nil, err
 	}
 	if ci.NumAckPending > 0 {
-		if err := s.rewind(ctx, ci); err != nil {
+		if err := s.rewind(unbounded, ci); err != nil {
 			return nil, err
 		}
 	}
@@ -147,7 +147,7 @@ func (s *source) findConsumer(ctx context.Context, stream jetstream.Stream) (jet
 	}
 	cc := jetstream.ConsumerConfig{
 		Durable: s.cfg.Consumer, Description: "pgtrickle-relay pipeline " + s.env.Pipeline,
-		DeliverPolicy: s.cfg.policy(), AckPolicy: jetstream.AckExplicitPolicy, AckWait: s.cfg.AckWait.D(),
+		DeliverPolicy: s.cfg.policy(), AckPolicy: s.cfg.ackPolicy(), AckWait: s.cfg.AckWait.D(),
 		MaxDeliver: s.cfg.MaxDeliver, MaxAckPending: s.cfg.MaxAckPending, FilterSubjects: s.cfg.Subject,
 	}
 	if len(s.cfg.Subject) == 1 {
@@ -178,8 +178,8 @@ func (s *source) checkConsumer(ci *jetstream.ConsumerInfo) error {
 	switch {
 	case cc.DeliverSubject != "":
 		return wrong("is a push consumer; a pull consumer is needed")
-	case cc.AckPolicy != jetstream.AckExplicitPolicy:
-		return wrong(fmt.Sprintf("has ack policy %s; explicit is needed", cc.AckPolicy))
+	case cc.AckPolicy != jetstream.AckExplicitPolicy && cc.AckPolicy != jetstream.AckAllPolicy:
+		return wrong(fmt.Sprintf("has ack policy %s; explicit or all is needed", cc.AckPolicy))
 	case len(s.cfg.Subject) > 0 && strings.Join(filters, ",") != strings.Join(s.cfg.Subject, ","):
 		return wrong(fmt.Sprintf("is for subjects %q, the pipeline for %q", strings.Join(filters, ", "), strings.Join(s.cfg.Subject, ", ")))
 	}
@@ -189,7 +189,9 @@ func (s *source) checkConsumer(ci *jetstream.ConsumerInfo) error {
 // rewind makes the consumer deliver what its last reader left, in order and
 // before anything else.
 func (s *source) rewind(ctx context.Context, ci *jetstream.ConsumerInfo) error {
-	_, err := s.link.js.ResetConsumer(ctx, ci.Stream, ci.Name)
+	asking, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	_, err := s.link.js.ResetConsumer(asking, ci.Stream, ci.Name)
 	if err == nil {
 		return nil
 	}
@@ -197,11 +199,13 @@ func (s *source) rewind(ctx context.Context, ci *jetstream.ConsumerInfo) error {
 		return ctx.Err()
 	}
 	var apiErr *jetstream.APIError
-	if !errors.Is(err, nats.ErrNoResponders) && !errors.Is(err, jetstream.ErrJetStreamNotEnabled) && !errors.As(err, &apiErr) {
+	unanswered := errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout)
+	if !unanswered && !errors.Is(err, nats.ErrNoResponders) && !errors.Is(err, jetstream.ErrJetStreamNotEnabled) && !errors.As(err, &apiErr) {
 		return s.link.apiError(ctx, fmt.Errorf("reset consumer %q of stream %q: %w", ci.Name, ci.Stream, err))
 	}
-	// The server is too old to reset a consumer (before 2.14). It hands out what
-	// is overdue before what is new, so wait until all of it is overdue.
+	// The server is too old to reset a consumer (before 2.14), which it says by
+	// not answering. It hands out what is overdue before what is new, so wait until
+	// all of it is overdue, however long that is.
 	s.env.Logger.Info("waiting for unacknowledged messages to become due", "consumer", ci.Name, "messages", ci.NumAckPending, "wait", ci.Config.AckWait)
 	due := time.NewTimer(ci.Config.AckWait)
 	defer due.Stop()
@@ -248,6 +252,10 @@ func (s *source) settledBefore(p *pull, m *delivery) bool {
 		return false
 	}
 	delete(s.settled, m.seq)
+	if p.ackAll {
+		p.settle(m) // the next acknowledgement stands for this one too
+		return true
+	}
 	p.ack(m)
 	return true
 }
@@ -266,12 +274,19 @@ func (s *source) Ack(ctx context.Context, batch []relay.Message) error {
 			}
 			continue
 		}
+		if p.ackAll {
+			p.settle(m)
+			continue
+		}
 		if last != nil {
 			p.ack(last)
 		}
 		last = m
 	}
 	s.mu.Unlock()
+	if p != nil && p.ackAll {
+		last = p.dueAck()
+	}
 	if last == nil {
 		return nil
 	}

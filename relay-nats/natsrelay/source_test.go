@@ -141,8 +141,9 @@ func TestConsumerOptions(t *testing.T) {
 				return c.AckWait == 7*time.Second && c.MaxDeliver == 3 && c.MaxAckPending == 77
 			},
 		},
+		"acks": {keys: `"ack_policy":"explicit"`, first: "1", check: func(c jetstream.ConsumerConfig) bool { return c.AckPolicy == jetstream.AckExplicitPolicy }},
 		"defaults": {keys: `"domain":""`, first: "1", check: func(c jetstream.ConsumerConfig) bool {
-			return c.AckWait == 30*time.Second && c.MaxDeliver == -1 && c.AckPolicy == jetstream.AckExplicitPolicy && c.Durable != ""
+			return c.AckWait == 30*time.Second && c.MaxDeliver == -1 && c.AckPolicy == jetstream.AckAllPolicy && c.Durable != ""
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
