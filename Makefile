@@ -68,7 +68,7 @@ chaos: build servers ## kills, restarts and cuts at random while writers write; 
 
 .PHONY: bench
 bench: build servers ## the relay beside each broker's own client, in one run; BENCH=short for a few minutes
-	$(BROKERS) go run ./cmd/bench $(if $(filter short,$(BENCH)),-short -check,-json ../docs/benchmarks.json -table ../docs/benchmarks.table.md)
+	$(BROKERS) go run ./cmd/bench $(if $(filter short,$(BENCH)),-short -check,-json ../docs/benchmarks.json -page ../docs/benchmarks.md)
 
 .PHONY: standalone
 standalone: $(MODULES:%=standalone-%) ## each module alone, as it is shipped: tidy, vet, build

@@ -21,7 +21,7 @@ type options struct {
 	rows, pairs int
 	only        string
 	check       bool
-	json, table string
+	json, page  string
 	latency     int
 }
 
@@ -33,7 +33,7 @@ func main() {
 	flag.StringVar(&o.only, "only", "", "comma-separated drains; empty means all")
 	flag.BoolVar(&o.check, "check", false, "fail when a median ratio is under its floor")
 	flag.StringVar(&o.json, "json", "", "write the results to this file as JSON")
-	flag.StringVar(&o.table, "table", "", "write the results to this file as Markdown")
+	flag.StringVar(&o.page, "page", "", "write the tables into this page, between its marks")
 	flag.IntVar(&o.latency, "latency", 20, "seconds of the latency measurement at 1,000 rows a second; 0 leaves it out")
 	flag.Parse()
 	if *short {

@@ -25,11 +25,26 @@ func (r report) write(o options) error {
 			return err
 		}
 	}
-	if o.table != "" {
-		return os.WriteFile(o.table, []byte(r.markdown(o)), 0o644)
+	if o.page == "" {
+		return nil
 	}
-	return nil
+	page, err := os.ReadFile(o.page)
+	if err != nil {
+		return err
+	}
+	before, rest, ok := strings.Cut(string(page), pageStart)
+	_, after, ok2 := strings.Cut(rest, pageEnd)
+	if !ok || !ok2 {
+		return fmt.Errorf("%s has no place for the tables: %s … %s", o.page, pageStart, pageEnd)
+	}
+	return os.WriteFile(o.page, []byte(before+pageStart+"\n"+r.markdown(o)+pageEnd+after), 0o644)
 }
+
+// The tables stand between these lines of the page.
+const (
+	pageStart = "<!-- bench -->"
+	pageEnd   = "<!-- /bench -->"
+)
 
 func (r report) markdown(o options) string {
 	var b strings.Builder
