@@ -3,14 +3,7 @@ package kafkarelay
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"fmt"
-	"math/big"
 	"net"
 	"os"
 	"os/exec"
@@ -21,6 +14,7 @@ import (
 	"github.com/segmentio/kafka-go"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest/tlstest"
 )
 
 // broker is a Kafka of the test's own, which it may stop and start: plain on one
@@ -133,34 +127,22 @@ func (b *broker) write(t testing.TB, name, text string) string {
 // certificates makes an authority, the client's certificate, and the server's,
 // which is valid for the name "localhost" and not for the address 127.0.0.1. It
 // returns the server's key store.
+// certificates issues the client's, and returns the file of the broker's and its key.
 func (b *broker) certificates(t testing.TB) string {
 	t.Helper()
-	caKey, _ := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	authority := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "relaytest authority"}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign,
-	}
-	issue := func(template *x509.Certificate, key *ecdsa.PrivateKey) string {
-		der, err := x509.CreateCertificate(rand.Reader, template, authority, &key.PublicKey, caKey)
+	ca := tlstest.New(t)
+	b.ca = ca.File
+	b.cert, b.key = ca.Issue(t, "alice")
+	cert, key := ca.Issue(t, "broker")
+	var both []byte
+	for _, file := range []string{key, cert} {
+		text, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+		both = append(both, text...)
 	}
-	b.ca = b.write(t, "ca.pem", issue(authority, caKey))
-	leaf := func(name string) (cert, key string) {
-		k, _ := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-		der, _ := x509.MarshalPKCS8PrivateKey(k)
-		return issue(&x509.Certificate{
-			SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, DNSNames: []string{"localhost"},
-			NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageDigitalSignature,
-			ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-		}, k), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
-	}
-	cert, key := leaf("alice")
-	b.cert, b.key = b.write(t, "client.pem", cert), b.write(t, "client.key", key)
-	cert, key = leaf("broker")
-	return b.write(t, "server.pem", key+cert)
+	return b.write(t, "server.pem", string(both))
 }
 
 func freePorts(t testing.TB, n int) []string {

@@ -2,9 +2,7 @@ package kafkarelay
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"fmt"
-	"os"
 	"strings"
 	"time"
 
@@ -14,6 +12,7 @@ import (
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytls"
 )
 
 // connection holds the keys that sink and source share.
@@ -53,44 +52,14 @@ func (c *connection) tlsConfig() (*tls.Config, error) {
 	if !c.TLS && c.TLSCA == "" && c.TLSCert == "" && c.TLSServerName == "" {
 		return nil, nil //nolint:nilnil // no TLS is an answer
 	}
-	// ServerName stays empty unless it was given: the client then fills in the
-	// host name of each broker that it dials.
-	t := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: c.TLSServerName}
-	if c.TLSCA != "" {
-		text, err := pemText(c.TLSCA)
-		if err != nil {
-			return nil, relaycfg.Errorf("tls_ca", "%s", err)
-		}
-		t.RootCAs = x509.NewCertPool()
-		if !t.RootCAs.AppendCertsFromPEM(text) {
-			return nil, relaycfg.Errorf("tls_ca", "holds no PEM certificate")
-		}
+	t, err := relaytls.Client(c.TLSCA, c.TLSCert, c.TLSKey.Reveal())
+	if err != nil {
+		return nil, err
 	}
-	if c.TLSCert != "" {
-		cert, err := pemText(c.TLSCert)
-		if err != nil {
-			return nil, relaycfg.Errorf("tls_cert", "%s", err)
-		}
-		key, err := pemText(c.TLSKey.Reveal())
-		if err != nil {
-			return nil, relaycfg.Errorf("tls_key", "cannot be read")
-		}
-		pair, err := tls.X509KeyPair(cert, key)
-		if err != nil {
-			return nil, relaycfg.Errorf("tls_cert", "does not go with tls_key: %s", err)
-		}
-		t.Certificates = []tls.Certificate{pair}
-	}
+	// It stays empty unless it was given: the client then fills in the host name
+	// of each broker that it dials.
+	t.ServerName = c.TLSServerName
 	return t, nil
-}
-
-// pemText returns value itself when it is PEM, else the contents of the file
-// that it names.
-func pemText(value string) ([]byte, error) {
-	if strings.Contains(value, "-----BEGIN ") {
-		return []byte(value), nil
-	}
-	return os.ReadFile(value)
 }
 
 func (c *connection) mechanism() (sasl.Mechanism, error) {

@@ -3,11 +3,9 @@ package rabbitrelay
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"sync"
 	"time"
 
@@ -15,6 +13,7 @@ import (
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytls"
 )
 
 // link is one connection to the broker, the bytes below it, and whether the
@@ -172,25 +171,8 @@ func (c *connConfig) tlsConfig() (*tls.Config, error) {
 	if c.TLSCA == "" && c.TLSCert == "" {
 		return nil, nil // the client makes one where the URL says amqps
 	}
-	cfg := &tls.Config{MinVersion: tls.VersionTLS12}
-	if c.TLSCA != "" {
-		pem, err := os.ReadFile(c.TLSCA)
-		if err != nil {
-			return nil, relay.Fatal(relaycfg.Errorf("tls_ca", "%s", err))
-		}
-		cfg.RootCAs = x509.NewCertPool()
-		if !cfg.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, relay.Fatal(relaycfg.Errorf("tls_ca", "%s holds no certificate", c.TLSCA))
-		}
-	}
-	if c.TLSCert != "" {
-		cert, err := tls.LoadX509KeyPair(c.TLSCert, c.TLSKey)
-		if err != nil {
-			return nil, relay.Fatal(relaycfg.Errorf("tls_cert", "%s", err))
-		}
-		cfg.Certificates = []tls.Certificate{cert}
-	}
-	return cfg, nil
+	cfg, err := relaytls.Client(c.TLSCA, c.TLSCert, c.TLSKey)
+	return cfg, relay.Fatal(err)
 }
 
 // corkBytes is how much a corked connection holds back.

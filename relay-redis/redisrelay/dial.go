@@ -3,12 +3,10 @@ package redisrelay
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
 	"net/url"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -19,6 +17,7 @@ import (
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytls"
 )
 
 type topology int
@@ -185,27 +184,13 @@ func (c *connConfig) tlsConfig(fromURL *tls.Config) (*tls.Config, error) {
 	if fromURL == nil && !c.TLS && c.TLSCA == "" && c.TLSCert == "" {
 		return nil, nil
 	}
-	cfg := &tls.Config{MinVersion: tls.VersionTLS12}
+	cfg, err := relaytls.Client(c.TLSCA, c.TLSCert, c.TLSKey)
+	if err != nil {
+		return nil, relay.Fatal(err)
+	}
 	if fromURL != nil {
 		// The server's name is each connection's own; go-redis would use the first.
 		cfg.InsecureSkipVerify = fromURL.InsecureSkipVerify //nolint:gosec // asked for by skip_verify in the URL
-	}
-	if c.TLSCA != "" {
-		pem, err := os.ReadFile(c.TLSCA)
-		if err != nil {
-			return nil, relay.Fatal(relaycfg.Errorf("tls_ca", "%s", err))
-		}
-		cfg.RootCAs = x509.NewCertPool()
-		if !cfg.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, relay.Fatal(relaycfg.Errorf("tls_ca", "%s holds no certificate", c.TLSCA))
-		}
-	}
-	if c.TLSCert != "" {
-		cert, err := tls.LoadX509KeyPair(c.TLSCert, c.TLSKey)
-		if err != nil {
-			return nil, relay.Fatal(relaycfg.Errorf("tls_cert", "%s", err))
-		}
-		cfg.Certificates = []tls.Certificate{cert}
 	}
 	return cfg, nil
 }
@@ -226,7 +211,10 @@ func (c *trackedConn) Close() error {
 	c.set.mu.Lock()
 	delete(c.set.open, c)
 	c.set.mu.Unlock()
-	return c.Conn.Close()
+	if err := c.Conn.Close(); !errors.Is(err, net.ErrClosed) { // by breakOff
+		return err
+	}
+	return nil
 }
 
 func (s *connSet) dialer(tlsConfig *tls.Config, timeout time.Duration) func(context.Context, string, string) (net.Conn, error) {

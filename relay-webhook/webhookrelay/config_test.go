@@ -9,6 +9,7 @@ import (
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytls"
 )
 
 func TestSinkConfig(t *testing.T) {
@@ -47,7 +48,7 @@ func TestSinkConfig(t *testing.T) {
 			cfg := sinkDefaults()
 			err := relaycfg.Decode([]byte(tc.raw), &cfg)
 			if err == nil {
-				_, err = clientTLS(cfg.TLSCA, cfg.TLSCert, cfg.TLSKey)
+				_, err = relaytls.Client(cfg.TLSCA, cfg.TLSCert, cfg.TLSKey)
 			}
 			checkConfig(t, tc.raw, err, tc.wantErr)
 			if err == nil && !tc.check(&cfg) {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytls"
 )
 
 // errNotSent stands for a message until its request has been answered.
@@ -47,7 +48,7 @@ func newSink(ctx context.Context, _ relay.Env, raw json.RawMessage) (relay.Sink,
 	if err := relaycfg.Decode(raw, &cfg); err != nil {
 		return nil, err
 	}
-	tlsConfig, err := clientTLS(cfg.TLSCA, cfg.TLSCert, cfg.TLSKey)
+	tlsConfig, err := relaytls.Client(cfg.TLSCA, cfg.TLSCert, cfg.TLSKey)
 	if err != nil {
 		return nil, err
 	}

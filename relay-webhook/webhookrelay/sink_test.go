@@ -21,7 +21,9 @@ import (
 	"time"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest/tlstest"
 )
 
 // serve runs handler for the length of the test.
@@ -89,7 +91,7 @@ func TestRequest(t *testing.T) {
 // The example of the Standard Webhooks specification's reference libraries.
 func TestSignKnownVector(t *testing.T) {
 	t.Parallel()
-	keys, err := decodeSecrets("signing_secret", []relaySecret{"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"})
+	keys, err := decodeSecrets("signing_secret", []relaycfg.Secret{"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -548,16 +550,17 @@ func TestEndlessAnswer(t *testing.T) {
 
 func TestHTTP2AndTLS(t *testing.T) {
 	t.Parallel()
-	pki := newPKI(t)
+	ca := tlstest.New(t)
+	cert, key := ca.Issue(t, "client")
 	var proto atomic.Value
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		proto.Store(r.Proto + " " + r.TLS.PeerCertificates[0].Subject.CommonName)
 	}))
-	srv.TLS = pki.server()
+	srv.TLS = ca.Server(t)
 	srv.EnableHTTP2 = true
 	srv.StartTLS()
 	t.Cleanup(srv.Close)
-	s := openSink(t, srv.URL, map[string]any{"tls_ca": pki.ca, "tls_cert": pki.cert, "tls_key": pki.key})
+	s := openSink(t, srv.URL, map[string]any{"tls_ca": ca.File, "tls_cert": cert, "tls_key": key})
 	var batch []relay.Message
 	for i := range 100 {
 		batch = append(batch, relaytest.Message(i, ""))
@@ -568,7 +571,7 @@ func TestHTTP2AndTLS(t *testing.T) {
 	if err := openSink(t, srv.URL, nil).Publish(context.Background(), one()); err == nil {
 		t.Error("Publish to a server of an unknown authority = nil")
 	}
-	if err := openSink(t, srv.URL, map[string]any{"tls_ca": pki.ca}).Publish(context.Background(), one()); err == nil {
+	if err := openSink(t, srv.URL, map[string]any{"tls_ca": ca.File}).Publish(context.Background(), one()); err == nil {
 		t.Error("Publish without the client's certificate = nil")
 	}
 }

@@ -20,7 +20,9 @@ import (
 	"time"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest/tlstest"
 )
 
 // running is a source with an engine that acknowledges everything, and keeps it.
@@ -338,8 +340,8 @@ func TestSharedListener(t *testing.T) {
 	if _, err := tryOpenSource(t, b, map[string]any{"bind": bind, "path": "/a"}); !relay.IsFatal(err) || !strings.Contains(err.Error(), `belongs to pipeline "hooks"`) {
 		t.Errorf("the same path twice = %v, want a fatal error", err)
 	}
-	p := newPKI(t)
-	if _, err := tryOpenSource(t, b, map[string]any{"bind": bind, "path": "/d", "tls_cert": p.serverCert, "tls_key": p.serverKey}); !relay.IsFatal(err) {
+	cert, key := tlstest.New(t).Issue(t, "server")
+	if _, err := tryOpenSource(t, b, map[string]any{"bind": bind, "path": "/d", "tls_cert": cert, "tls_key": key}); !relay.IsFatal(err) {
 		t.Errorf("the same address with TLS = %v, want a fatal error", err)
 	}
 	if _, err := tryOpenSource(t, Backend(), map[string]any{"bind": bind, "path": "/d"}); err == nil || relay.IsFatal(err) {
@@ -372,15 +374,16 @@ func TestSharedListener(t *testing.T) {
 
 func TestServerTLS(t *testing.T) {
 	t.Parallel()
-	p := newPKI(t)
-	r := start(t, map[string]any{"tls_cert": p.serverCert, "tls_key": p.serverKey, "client_ca": p.ca})
+	ca := tlstest.New(t)
+	cert, key := ca.Issue(t, "server")
+	r := start(t, map[string]any{"tls_cert": cert, "tls_key": key, "client_ca": ca.File})
 	url := strings.Replace(r.url, "http://", "https://", 1)
-	pair, err := tls.LoadX509KeyPair(p.cert, p.key)
+	pair, err := tls.LoadX509KeyPair(ca.Issue(t, "client"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, certs := range [][]tls.Certificate{{pair}, nil} {
-		client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: p.pool, Certificates: certs}, ForceAttemptHTTP2: true}}
+		client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: ca.Pool, Certificates: certs}, ForceAttemptHTTP2: true}}
 		req, err := http.NewRequestWithContext(context.Background(), http.MethodPost, url, strings.NewReader(`1`))
 		if err != nil {
 			t.Fatal(err)
@@ -464,7 +467,7 @@ func TestVerify(t *testing.T) {
 func testVerifier(t testing.TB, auth string) verifier {
 	t.Helper()
 	cfg := sourceDefaults()
-	cfg.Auth, cfg.Secret = auth, []relaySecret{"s1", "s2"}
+	cfg.Auth, cfg.Secret = auth, []relaycfg.Secret{"s1", "s2"}
 	if err := cfg.Validate(); err != nil {
 		t.Fatal(err)
 	}
