@@ -159,6 +159,6 @@ func freePort() (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer ln.Close() //nolint:errcheck // it was only to find a port
+	defer ln.Close() // it was only to find a port
 	return ln.Addr().(*net.TCPAddr).Port, nil
 }

@@ -125,7 +125,7 @@ func (r *relayProcess) get(ctx context.Context, path string) ([]byte, int, error
 	if err != nil {
 		return nil, 0, err
 	}
-	defer resp.Body.Close() //nolint:errcheck // read to its end
+	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
 	return body, resp.StatusCode, err
 }

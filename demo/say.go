@@ -31,6 +31,7 @@ func (v voice) linef(f string, args ...any) { v.line(fmt.Sprintf(f, args...)) }
 func (v voice) good(f string, args ...any) {
 	fmt.Println(v.paint("32", "   ok ") + fmt.Sprintf(f, args...))
 }
+
 func (v voice) bad(f string, args ...any) {
 	fmt.Println(v.paint("1;31", "   WRONG ") + fmt.Sprintf(f, args...))
 }

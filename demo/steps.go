@@ -107,7 +107,7 @@ UPDATE public.orders SET total = 11, version = version + 1 WHERE customer = 'Ada
 DELETE FROM public.orders WHERE customer = 'Grace';`
 	say.code(sql)
 	began := time.Now()
-	for _, statement := range strings.Split(strings.TrimSpace(sql), "\n") {
+	for statement := range strings.SplitSeq(strings.TrimSpace(sql), "\n") {
 		if _, err := d.db.Exec(ctx, statement); err != nil {
 			return err
 		}

@@ -165,7 +165,7 @@ func (r *Relay) Signal(s syscall.Signal) error {
 	if r.container == "" {
 		return r.cmd.Process.Signal(s)
 	}
-	out, err := exec.Command("docker", "kill", "--signal", strconv.Itoa(int(s)), r.container).CombinedOutput() //nolint:noctx // short
+	out, err := exec.Command("docker", "kill", "--signal", strconv.Itoa(int(s)), r.container).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("docker kill: %w: %s", err, out)
 	}
