@@ -78,12 +78,17 @@ func restarting(restart func(context.Context) error) func(context.Context, *rand
 
 // serverHarms are what can be done to a server.
 func serverHarms(s *brokers.Server, name string) []harm {
-	return []harm{
-		{name + " restarted", 2, restarting(s.Restart)},
-		{name + " killed", 2, func(ctx context.Context, _ *rand.Rand) error { return errors.Join(s.Kill(ctx), s.Start(ctx)) }},
+	var harms []harm
+	if !s.Forgetful() {
+		harms = []harm{
+			{name + " restarted", 2, restarting(s.Restart)},
+			{name + " killed", 2, func(ctx context.Context, _ *rand.Rand) error { return errors.Join(s.Kill(ctx), s.Start(ctx)) }},
+		}
+	}
+	return append(harms, []harm{
 		{name + " cut off", 2, while(s.Disconnect, s.Connect, time.Second, 5*time.Second)},
 		{name + " frozen", 2, while(s.Pause, s.Unpause, 500*time.Millisecond, 4*time.Second)},
-	}
+	}...)
 }
 
 // crew is a number of relays of one program on one database.

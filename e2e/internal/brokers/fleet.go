@@ -55,6 +55,8 @@ type spec struct {
 	request  func(opts Options, hostPort int) testcontainers.ContainerRequest
 	url      func(hostPort int) string
 	ready    func(ctx context.Context, url string) error // nil once the server answers its own protocol
+
+	forgetful bool // see Server.Forgetful
 }
 
 func specs() map[string]spec {

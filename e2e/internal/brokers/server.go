@@ -64,8 +64,23 @@ func (s *Server) Start(ctx context.Context) error {
 	return s.Ready(ctx)
 }
 
-// Restart stops the server in an orderly way and starts it again.
+// Forgetful says that the server does not come through a restart with all that a
+// real one would remember.
+func (s *Server) Forgetful() bool { return s.spec.forgetful }
+
+// Restart stops the server in an orderly way and starts it again. One that is
+// forgetful is cut off the network for a few seconds instead.
 func (s *Server) Restart(ctx context.Context) error {
+	if s.spec.forgetful {
+		if err := s.Disconnect(ctx); err != nil {
+			return err
+		}
+		select {
+		case <-time.After(3 * time.Second):
+		case <-ctx.Done():
+		}
+		return s.Connect(ctx)
+	}
 	if err := s.Stop(ctx); err != nil {
 		return err
 	}
