@@ -89,7 +89,7 @@ func TestRoundTripSurvivesKills(t *testing.T) {
 	exec1(t, pool, `SELECT pgtrickle.set_relay_outbox('orders-to-nats', config => $1::jsonb)`, fmt.Sprintf(
 		`{"stream_table":"public.orders","sink_type":"nats","nats_url":%q,"nats_stream":%q,"subject_template":"%s.{stream_table}.{op}"}`, natsURL, name, name))
 	exec1(t, pool, `SELECT pgtrickle.set_relay_inbox('nats-to-inbox', config => $1::jsonb)`, fmt.Sprintf(
-		`{"source_type":"nats","nats_url":%q,"nats_stream":%q,"inbox_table":"orders_inbox"}`, natsURL, name))
+		`{"source_type":"nats","nats_url":%q,"nats_stream":%q,"nats_ack_wait":"5s","inbox_table":"orders_inbox"}`, natsURL, name))
 	exec1(t, pool, `SELECT pgtrickle.enable_relay(n) FROM unnest(ARRAY['orders-to-nats', 'nats-to-inbox']) n`)
 
 	p := start(t, url)

@@ -48,6 +48,7 @@ type pull struct {
 	done    chan struct{} // stop keepFresh
 	stopped chan struct{} // keepFresh has ended
 	ackAll  bool          // an acknowledgement stands for all before it
+	begin   time.Time     // no request before it
 
 	mu       sync.Mutex
 	queue    []*delivery // not yet received
@@ -62,9 +63,9 @@ type pull struct {
 	err      error  // why no more can arrive
 }
 
-func newPull(l *link, info *jetstream.ConsumerInfo, floor uint64) (*pull, error) {
+func newPull(l *link, info *jetstream.ConsumerInfo, floor uint64, begin time.Time) (*pull, error) {
 	p := &pull{
-		link: l, info: info, maxBytes: prefetchBytes, ackedTo: floor, heard: time.Now(),
+		link: l, info: info, begin: begin, maxBytes: prefetchBytes, ackedTo: floor, heard: time.Now(),
 		next:    apiPrefix(l.js) + "CONSUMER.MSG.NEXT." + info.Stream + "." + info.Name,
 		origin:  "nats:" + info.Stream,
 		arrived: make(chan struct{}, 1), done: make(chan struct{}), stopped: make(chan struct{}),
@@ -94,6 +95,9 @@ func (p *pull) stop() {
 
 // receive waits for a message and returns what is there, up to limit.
 func (p *pull) receive(ctx context.Context, limit int) ([]*delivery, error) {
+	if err := p.awaitBegin(ctx); err != nil {
+		return nil, err
+	}
 	watch := time.NewTimer(heartbeat)
 	defer watch.Stop()
 	for {
@@ -115,6 +119,26 @@ func (p *pull) receive(ctx context.Context, limit int) ([]*delivery, error) {
 				p.fail(errors.New("the server has forgotten the request for messages: no heartbeat"))
 			}
 		}
+	}
+}
+
+func (p *pull) awaitBegin(ctx context.Context) error {
+	wait := time.Until(p.begin)
+	if wait <= 0 {
+		return nil
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-p.link.closed:
+		return p.link.lost()
+	case <-timer.C:
+		p.mu.Lock()
+		p.heard = time.Now() // silence counts from the first request
+		p.mu.Unlock()
+		return nil
 	}
 }
 

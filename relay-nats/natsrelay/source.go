@@ -75,6 +75,8 @@ func (s *source) connect(ctx context.Context) (*pull, error) {
 		return nil, err
 	}
 	s.link = l
+	ctx, cancel := context.WithTimeout(ctx, 2*dialTimeout)
+	defer cancel()
 	s.pull, err = s.openConsumer(ctx)
 	if err != nil {
 		s.disconnect()
@@ -95,9 +97,7 @@ func (s *source) disconnect() {
 	s.pull, s.link = nil, nil
 }
 
-func (s *source) openConsumer(unbounded context.Context) (*pull, error) {
-	ctx, cancel := context.WithTimeout(unbounded, 2*dialTimeout)
-	defer cancel()
+func (s *source) openConsumer(ctx context.Context) (*pull, error) {
 	var create *jetstream.StreamConfig
 	if s.cfg.CreateStream {
 		create = &jetstream.StreamConfig{Name: s.cfg.Stream, Subjects: s.cfg.Subject, Replicas: s.cfg.Replicas, Storage: jetstream.FileStorage}
@@ -126,13 +126,14 @@ func (s *source) openConsumer(unbounded context.Context) (*pull, error) {
 	if err := s.checkConsumer(ci); err != nil {
 		return nil, err
 	}
+	var begin time.Time
 	if ci.NumAckPending > 0 {
-		if err := s.rewind(unbounded, ci); err != nil {
+		if begin, err = s.rewind(ctx, ci); err != nil {
 			return nil, err
 		}
 	}
 	s.floor = max(s.floor, ci.AckFloor.Stream)
-	return newPull(s.link, ci, s.floor)
+	return newPull(s.link, ci, s.floor, begin)
 }
 
 // findConsumer returns the consumer, and creates it when there is none.
@@ -187,36 +188,27 @@ func (s *source) checkConsumer(ci *jetstream.ConsumerInfo) error {
 }
 
 // rewind makes the consumer deliver what its last reader left, in order and
-// before anything else.
-func (s *source) rewind(ctx context.Context, ci *jetstream.ConsumerInfo) error {
+// before anything else, from begin on.
+func (s *source) rewind(ctx context.Context, ci *jetstream.ConsumerInfo) (begin time.Time, err error) {
 	asking, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	_, err := s.link.js.ResetConsumer(asking, ci.Stream, ci.Name)
-	if err == nil {
-		return nil
+	if _, err = s.link.js.ResetConsumer(asking, ci.Stream, ci.Name); err == nil {
+		return time.Time{}, nil
 	}
 	if ctx.Err() != nil {
-		return ctx.Err()
+		return time.Time{}, ctx.Err()
 	}
 	var apiErr *jetstream.APIError
 	unanswered := errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout)
 	if !unanswered && !errors.Is(err, nats.ErrNoResponders) && !errors.Is(err, jetstream.ErrJetStreamNotEnabled) && !errors.As(err, &apiErr) {
-		return s.link.apiError(ctx, fmt.Errorf("reset consumer %q of stream %q: %w", ci.Name, ci.Stream, err))
+		return time.Time{}, s.link.apiError(ctx, fmt.Errorf("reset consumer %q of stream %q: %w", ci.Name, ci.Stream, err))
 	}
-	// The server is too old to reset a consumer (before 2.14), which it says by
-	// not answering. It hands out what is overdue before what is new, so wait until
-	// all of it is overdue, however long that is.
+	// The server is too old to reset a consumer (before 2.14), and may say so by not
+	// answering. It hands out what is overdue before what is new, so the first
+	// request has to wait until all of it is overdue. That can take longer than a
+	// source may take to open.
 	s.env.Logger.Info("waiting for unacknowledged messages to become due", "consumer", ci.Name, "messages", ci.NumAckPending, "wait", ci.Config.AckWait)
-	due := time.NewTimer(ci.Config.AckWait)
-	defer due.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-s.link.closed:
-		return s.link.lost()
-	case <-due.C:
-		return nil
-	}
+	return time.Now().Add(ci.Config.AckWait), nil
 }
 
 // Receive implements [relay.Source].
