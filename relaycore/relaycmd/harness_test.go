@@ -86,13 +86,17 @@ type spoolSink struct {
 
 func (s *spoolSink) Publish(ctx context.Context, batch []relay.Message) error {
 	var b bytes.Buffer
-	refused := relay.BatchError{Failed: make(map[int]error)}
+	var refused relay.BatchError
 	for i := range batch {
 		if s.poisoned(&batch[i]) {
-			refused.Failed[i] = relay.Permanent(fmt.Errorf("the spool refuses %q", s.c.Poison))
-			continue
+			refused.Fail(i, relay.Permanent(fmt.Errorf("the spool refuses %q", s.c.Poison)))
 		}
-		s.line(&b, &batch[i])
+	}
+	refused.HoldBack(batch)
+	for i := range batch {
+		if refused.Failed[i] == nil {
+			s.line(&b, &batch[i])
+		}
 	}
 	timer := time.NewTimer(s.c.Delay.D())
 	defer timer.Stop()

@@ -1,0 +1,264 @@
+package relaycmd
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+)
+
+// command runs the binary against the world and wants status 0.
+func (w *world) command(t *testing.T, args ...string) string {
+	t.Helper()
+	out, stderr, code := runBinary(t, nil, append(args, "--postgres-url", w.url)...)
+	if code != 0 {
+		t.Fatalf("%s = %d\n%s%s", strings.Join(args, " "), code, out, stderr)
+	}
+	return out
+}
+
+// refused runs the binary and wants status 1 and that error.
+func (w *world) refused(t *testing.T, want string, args ...string) {
+	t.Helper()
+	out, stderr, code := runBinary(t, nil, append(args, "--postgres-url", w.url)...)
+	if code != 1 || !strings.Contains(stderr, want) {
+		t.Errorf("%s = %d\n%s%s\nwant 1 and %q", strings.Join(args, " "), code, out, stderr, want)
+	}
+}
+
+var varying = regexp.MustCompile(`\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d(:\d\d)?)?`) //nolint:gochecknoglobals // constant
+
+// isGolden compares with a golden file what does not vary.
+func (w *world) isGolden(t *testing.T, name, got string) {
+	t.Helper()
+	got = varying.ReplaceAllString(strings.ReplaceAll(got, w.dir, "/spools"), "TIME")
+	file := filepath.Join("testdata", name+".golden")
+	if *update {
+		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("%s: got\n%s\nwant\n%s\nrun with -update if that is intended", name, got, want)
+	}
+}
+
+// What the commands that only look print.
+func TestCommandsThatLook(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.pipeline(t, "p", `"headers":{"X-Team":"shop"}`)
+	w.exec(t, `SELECT pgtrickle.create_inbox('box'), pgtrickle.set_relay_inbox('r', config => $1::jsonb), pgtrickle.enable_relay('r')`,
+		fmt.Sprintf(`{"source_type":"spool","spool_path":%q,"inbox_table":"box"}`, w.spool("in")))
+	if err := os.WriteFile(w.spool("in"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	w.insert(t, 1, 2)
+	w.exec(t, `UPDATE orders SET note = 'y' WHERE id = 2`)
+	w.exec(t, `DELETE FROM orders WHERE id = 1`)
+
+	w.isGolden(t, "check", w.command(t, "check"))
+	w.isGolden(t, "preview", w.command(t, "preview", "p"))
+	w.isGolden(t, "preview_json", w.command(t, "preview", "p", "-n", "1", "--from", "2", "--output", "json"))
+	w.isGolden(t, "keys", w.command(t, "keys", "spool"))
+	w.isGolden(t, "keys_json", w.command(t, "keys", "spool", "--output", "json"))
+	w.isGolden(t, "dlq_list_empty", w.command(t, "dlq", "list"))
+	w.isGolden(t, "verify_pending", w.command(t, "verify", "p"))
+	var cursors int
+	if err := w.pool.QueryRow(t.Context(), `SELECT count(*) FROM pgtrickle.relay_cursors`).Scan(&cursors); err != nil || cursors != 0 {
+		t.Errorf("looking has left %d checkpoints behind, %v", cursors, err)
+	}
+	if got := lines(w.spool("p")); len(got) != 0 {
+		t.Errorf("looking has delivered %v", got)
+	}
+
+	startRelay(t, w.url)
+	eventually(t, "delivery", patience, count(w.spool("p"))(4))
+	eventually(t, "verify counts what is delivered", patience, func() bool {
+		return strings.Contains(w.command(t, "verify", "p"), "delivered               3")
+	})
+	w.isGolden(t, "verify_delivered", w.command(t, "verify", "p"))
+	if got, want := w.command(t, "preview", "p"), "nothing to deliver; --from ID shows rows that are delivered already\n"; got != want {
+		t.Errorf("preview = %q; want %q", got, want)
+	}
+
+	w.refused(t, `pipeline "q" not found; there are: p, r`, "preview", "q")
+	w.refused(t, `pipeline "r" is a reverse one`, "preview", "r")
+	w.refused(t, `pipeline "r" is a reverse one`, "verify", "r")
+	w.refused(t, `-n is 0; must be at least 1`, "preview", "p", "-n", "0")
+	w.refused(t, `pipeline "q" not found`, "check", "q")
+	w.refused(t, `unknown backend "spol"`, "keys", "spol")
+}
+
+func TestHealthcheck(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.pipeline(t, "p", "")
+	p := startRelay(t, w.url)
+	eventually(t, "owned", patience, func() bool { return p.owned() == 1 })
+	if out := w.command(t, "healthcheck", "--metrics-addr", p.addr); out != "ok\n" {
+		t.Errorf("healthcheck prints %q; want ok", out)
+	}
+	_, port, _ := strings.Cut(p.addr, ":")
+	if out := w.command(t, "healthcheck", "--metrics-addr", "0.0.0.0:"+port); out != "ok\n" {
+		t.Errorf("healthcheck prints %q; want ok", out)
+	}
+	w.command(t, "healthcheck", "--url", "http://"+p.addr+"/livez")
+	w.raw(t, "p", `{"stream_table":"public.orders","sink_type":"spool"}`)
+	eventually(t, "unhealthy", patience, func() bool { code, _ := p.get("/health"); return code == 503 })
+	w.refused(t, `says 503 Service Unavailable: {"status":"unhealthy"`, "healthcheck", "--metrics-addr", p.addr)
+	w.refused(t, `connection refused`, "healthcheck", "--metrics-addr", freeAddr(t))
+}
+
+// Replay publishes again, marked, beside the running pipeline, whose checkpoint
+// it does not touch.
+func TestReplay(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.pipeline(t, "p", `"spool_full":true`)
+	startRelay(t, w.url)
+	for i := range 6 { // one outbox row each
+		w.insert(t, i+1, i+1)
+	}
+	full := func() []string {
+		b, _ := os.ReadFile(w.spool("p"))
+		return strings.Split(strings.TrimSpace(string(b)), "\n")
+	}
+	cursor := func() (c string) {
+		if err := w.pool.QueryRow(t.Context(), `SELECT format('%s %s %s %s', epoch, last_id, delivered, checkpoint) FROM pgtrickle.relay_cursors`).Scan(&c); err != nil {
+			return err.Error()
+		}
+		return c
+	}
+	eventually(t, "delivery and checkpoint", patience, func() bool { return len(full()) == 6 && strings.Contains(cursor(), " 6 6 ") })
+	before := cursor()
+	delivered := full()
+	for i, line := range delivered {
+		if want := fmt.Sprintf(`outbox_orders:%d:0 insert {"id": %d, "note": "x"}`, i+1, i+1); line != want {
+			t.Errorf("delivered %q; want %q", line, want)
+		}
+	}
+	if out, want := w.command(t, "replay", "p", "--from", "2", "--to", "4"), "replayed rows 2 to 4 of p: 3 messages published, 0 refused\n"; out != want {
+		t.Errorf("replay prints %q; want %q", out, want)
+	}
+	again := full()[6:]
+	if len(again) != 3 {
+		t.Fatalf("replayed %q; want rows 2 to 4", again)
+	}
+	for i, line := range again {
+		if want := fmt.Sprintf(`outbox_orders:%d:0 insert replayed {"id": %d, "note": "x"}`, i+2, i+2); line != want {
+			t.Errorf("replayed %q; want %q", line, want)
+		}
+	}
+	out := w.command(t, "replay", "p", "--from", "6", "--to", "99", "--new-ids", "--output", "json")
+	var report replayReport
+	if err := json.Unmarshal([]byte(out), &report); err != nil || report != (replayReport{Pipeline: "p", From: 6, To: 99, Published: 1}) {
+		t.Errorf("replay prints %s, %v; want one published", out, err)
+	}
+	if last := full()[9]; !strings.HasPrefix(last, "outbox_orders:6:0:replay:") {
+		t.Errorf("replayed %q; want a new id", last)
+	}
+	time.Sleep(time.Second) // for a checkpoint that should not come
+	if got := cursor(); got != before {
+		t.Errorf("the checkpoint went from %s to %s", before, got)
+	}
+	w.insert(t, 7, 7)
+	eventually(t, "the pipeline goes on", patience, func() bool { return len(full()) == 11 })
+	if got, want := full()[10], `outbox_orders:7:0 insert {"id": 7, "note": "x"}`; got != want {
+		t.Errorf("delivered %q; want %q, not marked", got, want)
+	}
+	w.refused(t, `say which rows: --from ID --to ID`, "replay", "p")
+	w.refused(t, `the first not greater than the last`, "replay", "p", "--from", "5", "--to", "4")
+}
+
+// A dead letter blocks its key alone. Retried, it and what is parked behind it
+// are delivered in order by the process that runs; discarded, what is behind it.
+func TestRedrive(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.pipeline(t, "p", `"spool_full":true,"spool_poison":"bad"`)
+	p := startRelay(t, w.url)
+	poison := w.spool("p") + ".poison"
+	if err := os.WriteFile(poison, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	set := func(id int, note string) {
+		w.exec(t, `INSERT INTO orders VALUES ($1, $2) ON CONFLICT (id) DO UPDATE SET note = excluded.note`, id, note)
+	}
+	notes := regexp.MustCompile(`"id": 7, "note": "(\w+)"`)
+	ofSeven := func() string { // the notes of key 7, as they arrived
+		b, _ := os.ReadFile(w.spool("p"))
+		var got []string
+		for _, m := range notes.FindAllStringSubmatch(string(b), -1) {
+			got = append(got, m[1])
+		}
+		return strings.Join(got, " ")
+	}
+	letters := func() string {
+		var got []string
+		var all []letter
+		if err := json.Unmarshal([]byte(w.command(t, "dlq", "list", "p", "--output", "json")), &all); err != nil {
+			t.Fatal(err)
+		}
+		for _, l := range all {
+			got = append(got, fmt.Sprintf("%s %s %s %d", l.Key, l.Status, l.Class, l.Attempts))
+		}
+		return strings.Join(got, ", ")
+	}
+	set(7, "one")
+	set(7, "bad")
+	set(7, "two")
+	set(7, "three")
+	set(8, "other")
+	eventually(t, "the other key is delivered", patience, func() bool { b, _ := os.ReadFile(w.spool("p")); return strings.Contains(string(b), "other") })
+	eventually(t, "one dead, two parked", patience, func() bool { return letters() == "7 dead refused 1, 7 parked parked 1, 7 parked parked 1" })
+	if got := ofSeven(); got != "one" {
+		t.Errorf("key 7 has %q; want what is before the dead letter", got)
+	}
+	w.isGolden(t, "dlq_list", w.command(t, "dlq", "list", "p"))
+
+	// As long as the far end refuses it, it stays, and so does all behind it.
+	if out := w.command(t, "dlq", "retry", "p"); out != "retry: 1 dead letters\n" {
+		t.Errorf("dlq retry prints %q", out)
+	}
+	eventually(t, "refused again", patience, func() bool { return letters() == "7 dead refused 2, 7 parked parked 2, 7 parked parked 2" })
+	if got := ofSeven(); got != "one" {
+		t.Errorf("key 7 has %q; want nothing behind the dead letter", got)
+	}
+	if err := os.Remove(poison); err != nil {
+		t.Fatal(err)
+	}
+	set(7, "four") // behind the parked ones, while they are still there
+	w.command(t, "dlq", "retry", "p", "--key", "7", "--class", "refused")
+	eventually(t, "redriven in order", patience, func() bool { return ofSeven() == "one bad two three four" && letters() == "" })
+
+	// Discarded, what is behind it is delivered without it.
+	if err := os.WriteFile(poison, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	set(7, "bad")
+	set(7, "five")
+	eventually(t, "one dead, one parked", patience, func() bool { return letters() == "7 dead refused 1, 7 parked parked 1" })
+	w.refused(t, "--all", "dlq", "discard", "p")
+	w.refused(t, `--id: "x" is not a number`, "dlq", "discard", "p", "--id", "x")
+	w.refused(t, `--before: "yesterday" is not a time`, "dlq", "discard", "p", "--before", "yesterday")
+	if out := w.command(t, "dlq", "discard", "p", "--key", "7", "--class", "refused"); out != "discard: 1 dead letters\n" {
+		t.Errorf("dlq discard prints %q", out)
+	}
+	eventually(t, "the rest in order", patience, func() bool { return ofSeven() == "one bad two three four five" && letters() == "" })
+	eventually(t, "nothing is left over", patience, func() bool {
+		out := w.command(t, "verify", "p")
+		return strings.Contains(out, "unaccounted             0") && strings.Contains(out, "pending                 0")
+	})
+	if p.owned() != 1 {
+		t.Errorf("the pipeline does not run any more")
+	}
+}
