@@ -38,7 +38,7 @@ func (r *relayProcess) start(postgresURL string) error {
 	if err != nil {
 		return err
 	}
-	defer log.Close() //nolint:errcheck // the process has its own
+	defer log.Close()
 	r.cmd = exec.Command(r.binary, "--postgres-url", postgresURL, "--metrics-addr", fmt.Sprintf("127.0.0.1:%d", r.http))
 	r.cmd.Stdout, r.cmd.Stderr = log, log
 	r.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

@@ -98,7 +98,7 @@ func TestInterop(t *testing.T) {
 		"url": url, "schema": "app", "table": "hooks", "id_column": "id", "event_type_column": "kind", "source_column": "origin",
 		"aggregate_id_column": "agg", "payload_column": "body", "received_at_column": "seen", "trace_id_column": "trace",
 	})
-	defer s.Close() //nolint:errcheck // a test's end
+	defer s.Close()
 	m := relaytest.Message(1, "k")
 	m.Headers = []relay.Header{{Name: "traceparent", Value: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}}
 	if err := s.Publish(context.Background(), []relay.Message{m}); err != nil {
@@ -156,7 +156,7 @@ func TestTimeout(t *testing.T) {
 	pool := pgtest.Open(t, url)
 	mustExec(t, pool, createInbox)
 	s := open(t, map[string]any{"url": url, "table": "orders_inbox", "timeout": "200ms"})
-	defer s.Close() //nolint:errcheck // a test's end
+	defer s.Close()
 	tx, err := pool.Begin(context.Background())
 	if err != nil {
 		t.Fatal(err)
@@ -183,7 +183,7 @@ func TestPoolIsBounded(t *testing.T) {
 	pool := pgtest.Open(t, url)
 	mustExec(t, pool, createInbox)
 	s := open(t, map[string]any{"url": url, "table": "orders_inbox", "max_connections": 1})
-	defer s.Close() //nolint:errcheck // a test's end
+	defer s.Close()
 	for i := range 5 {
 		if err := s.Publish(context.Background(), []relay.Message{relaytest.Message(i, "k")}); err != nil {
 			t.Fatalf("Publish = %v", err)

@@ -318,8 +318,7 @@ func (db *session) query(ctx context.Context, sql string, formats []int16, args 
 // plan a read costs several times what an empty one does. Where the URL says that
 // connections are not to be relied on, as behind some poolers, nothing is prepared.
 func (db *session) statements(ctx context.Context, sql ...string) (func(p *pgconn.Pipeline, sql string, params [][]byte, formats []int16), error) {
-	switch db.conn.Config().DefaultQueryExecMode {
-	case pgx.QueryExecModeExec, pgx.QueryExecModeSimpleProtocol:
+	if mode := db.conn.Config().DefaultQueryExecMode; mode == pgx.QueryExecModeExec || mode == pgx.QueryExecModeSimpleProtocol {
 		return func(p *pgconn.Pipeline, sql string, params [][]byte, formats []int16) {
 			p.SendQueryParams(sql, params, nil, nil, formats)
 		}, nil
