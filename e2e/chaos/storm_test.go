@@ -28,7 +28,7 @@ func TestStorm(t *testing.T) {
 	var wg sync.WaitGroup
 	var shaken string
 	wg.Go(func() {
-		shaken = storm(t, stop, set.seed, 20*time.Second, serverHarms(fleet.Server("pg18"), "PostgreSQL"))
+		shaken = storm(t, stop, set.seed, 10*time.Second, serverHarms(fleet.Server("pg18"), "PostgreSQL"))
 	})
 	for _, c := range cases {
 		wg.Go(func() { c.run(stop) })

@@ -87,8 +87,16 @@ func (s *Server) Restart(ctx context.Context) error {
 	return s.Start(ctx)
 }
 
-// Pause freezes the server: connections stay open and nothing answers.
-func (s *Server) Pause(ctx context.Context) error { return s.do(ctx, "pause", s.id()) }
+// Pause freezes the server: connections stay open and nothing answers. The
+// kernel gives up now and then when many threads are busy, so it is asked again.
+func (s *Server) Pause(ctx context.Context) (err error) {
+	for range 10 {
+		if err = s.do(ctx, "pause", s.id()); err == nil || !strings.Contains(err.Error(), "unable to freeze") {
+			return err
+		}
+	}
+	return err
+}
 
 // Unpause ends Pause.
 func (s *Server) Unpause(ctx context.Context) error { return s.do(ctx, "unpause", s.id()) }
