@@ -53,8 +53,10 @@ func (e natsEnd) Arrived(ctx context.Context) (records []Record, err error) {
 		if err != nil {
 			return err
 		}
+		most := max(1, min(500, (32<<20)/(1+stream.CachedInfo().State.Bytes/max(1, stream.CachedInfo().State.Msgs))))
 		for seq := uint64(0); seq < last; {
-			batch, err := consumer.Fetch(int(min(500, last-seq)), jetstream.FetchMaxWait(5*time.Second)) //nolint:gosec // at most 500
+			// The server cuts off a client that is sent too much at once.
+			batch, err := consumer.Fetch(int(min(most, last-seq)), jetstream.FetchMaxWait(5*time.Second)) //nolint:gosec // at most 500
 			if err != nil {
 				return err
 			}
