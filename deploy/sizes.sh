@@ -3,7 +3,7 @@
 # limit that deploy/sizes.txt has for it.
 #
 #   deploy/sizes.sh           check the images that deploy/images.sh built
-#   deploy/sizes.sh --write   also write the table to docs/images.md
+#   deploy/sizes.sh --write   also write the table to docs/images.md and the README
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PREFIX=${PREFIX:-pgtrickle-relay}
@@ -37,6 +37,9 @@ if [ "${1:-}" = --write ]; then
 		table
 	} >docs/images.md
 	cat docs/images.md
+	# The README shows the same table between its marks.
+	sed -i -e '/<!-- sizes -->/,/<!-- \/sizes -->/{//!d}' README.md
+	sed -i -e '/<!-- sizes -->/r '<(sed -n '/^|/p' docs/images.md) README.md
 else
 	table
 fi
