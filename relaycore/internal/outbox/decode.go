@@ -37,6 +37,10 @@ type builder struct {
 	last  int      // messages of the chunk before
 }
 
+// perMessage is about what a message takes beside its row: the struct, its slot
+// and its cut.
+const perMessage = 450
+
 // cut says where in text the strings of a message are.
 type cut struct{ id, idEnd, key, keyEnd, refresh, refreshEnd int }
 
@@ -157,6 +161,7 @@ func (b *builder) message(e *event, op string, row, before []byte, full bool, er
 	c.idEnd = len(b.text)
 	b.cuts = append(b.cuts, c)
 	b.slots = append(b.slots, slot{id: e.id, index: int32(index)})
+	b.bytes += perMessage // small rows weigh less than what is made of them
 	if b.msgs == nil {
 		b.grow(1)
 	}
