@@ -95,7 +95,7 @@ go-lines: ## the same go line in every module
 .PHONY: lint
 lint: $(MODULES:%=lint-%) ## golangci-lint, built from source at $(LINT_VERSION)
 lint-%: $(LINT)
-	cd $* && GOLANGCI_LINT_CACHE=$(CURDIR)/.cache/lint $(LINT) run ./...
+	cd $* && GOLANGCI_LINT_CACHE=$(CURDIR)/.cache/lint $(LINT) run --allow-serial-runners ./...
 $(LINT):
 	@echo "building golangci-lint $(LINT_VERSION) (a few minutes, once)"
 	GOFLAGS= GOWORK=off GOBIN=$(dir $@) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VERSION)
