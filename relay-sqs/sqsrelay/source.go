@@ -307,14 +307,17 @@ func (s *source) keepHidden(ctx context.Context) {
 	half := s.cfg.VisibilityTimeout.D() / 2
 	tick := time.NewTicker(max(half/4, 100*time.Millisecond))
 	defer tick.Stop()
+	failing := false // said once
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case now := <-tick.C:
-			if err := s.setVisibility(ctx, s.hiddenUntil(now.Add(half)), s.visibility()); err != nil && ctx.Err() == nil {
-				s.env.Logger.WarnContext(ctx, "could not extend the visibility timeout of received messages; they may come again", "error", err)
+			err := s.setVisibility(ctx, s.hiddenUntil(now.Add(half)), s.visibility())
+			if err != nil && ctx.Err() == nil && !failing {
+				s.env.Logger.WarnContext(ctx, "could not extend the visibility timeout of received messages; they may come again", "err", err)
 			}
+			failing = err != nil
 		}
 	}
 }

@@ -19,9 +19,9 @@ func (l *Ledger) writeLetters(ctx context.Context, tx pgx.Tx, letters []engine.L
 	for i := range letters {
 		letter := &letters[i]
 		m := &letter.Message
-		status := "dead"
+		status, attempts := "dead", max(letter.Attempts, 1)
 		if letter.Parked() {
-			status = "parked"
+			status, attempts = "parked", 0
 		}
 		body := m.Row
 		if l.id.Direction == relay.Reverse || m.Err != nil || body == nil {
@@ -44,7 +44,7 @@ func (l *Ledger) writeLetters(ctx context.Context, tx pgx.Tx, letters []engine.L
 			WHERE d.status <> 'dead' OR excluded.status = 'dead'`,
 			l.id.Group, l.id.Direction, l.id.Pipeline, m.ID, text(m.Key), text(m.Subject), m.Op, body, m.Before,
 			text(m.ContentType), marshalHeaders(m.Headers), m.StreamTable, m.OutboxID, m.RefreshID, m.FullRefresh, text(m.Origin), sent,
-			text(letter.Reason), letter.Class, max(letter.Attempts, 1), status)
+			text(letter.Reason), letter.Class, attempts, status)
 	}
 	return tx.SendBatch(ctx, batch).Close()
 }
