@@ -204,7 +204,9 @@ func readRaw(t testing.TB, endpoint, url string, n int) []relay.Message {
 	var all []relay.Message
 	for {
 		res, err := client.ReceiveMessage(ctx, &sqs.ReceiveMessageInput{
-			QueueUrl: &url, MaxNumberOfMessages: 10, WaitTimeSeconds: 0, VisibilityTimeout: 60,
+			// Without a wait SQS asks a part of its servers, and may say that there is
+			// nothing when there is.
+			QueueUrl: &url, MaxNumberOfMessages: 10, WaitTimeSeconds: 1, VisibilityTimeout: 60,
 			MessageAttributeNames: []string{"All"}, MessageSystemAttributeNames: []types.MessageSystemAttributeName{"All"},
 		})
 		if err != nil {
@@ -214,7 +216,6 @@ func readRaw(t testing.TB, endpoint, url string, n int) []relay.Message {
 			if len(all) >= n {
 				return all
 			}
-			time.Sleep(20 * time.Millisecond)
 			continue
 		}
 		var gone []types.DeleteMessageBatchRequestEntry
