@@ -60,7 +60,7 @@ servers: ## Docker, the images of the servers to test against, and what tests st
 
 .PHONY: e2e
 e2e: build servers images ## the real binaries and images against every broker; prints the matrix
-	cd e2e && RELAY_E2E=1 RELAY_E2E_BUILT=1 $(GO_TEST) -count=1 -timeout=40m -p 1 -parallel 4 -v . ./internal/...
+	cd e2e && RELAY_E2E=1 RELAY_E2E_BUILT=1 $(GO_TEST) -count=1 -timeout=40m -p 1 -parallel 4 -v . ./internal/brokers
 
 .PHONY: chaos
 chaos: build servers images ## kills, restarts and cuts at random while writers write; CHAOS_MINUTES=1 a backend
