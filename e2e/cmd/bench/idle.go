@@ -24,12 +24,14 @@ func (b *bench) idle(ctx context.Context, pipelines int, short bool) (*idleLine,
 		return nil, err
 	}
 	defer p.stop()
-	if _, err := b.pool.Exec(ctx, `TRUNCATE pgtrickle.outbox_quiet`); err != nil {
-		return nil, err
+	for _, sql := range []string{`CREATE TABLE public.idle (id bigint PRIMARY KEY)`, `SELECT pgtrickle.enable_outbox('public.idle')`} {
+		if _, err := b.pool.Exec(ctx, sql); err != nil {
+			return nil, err
+		}
 	}
 	for i := range pipelines {
 		err := b.enable(ctx, "set_relay_outbox", fmt.Sprintf("idle%d", i), map[string]any{
-			"stream_table": "quiet", "sink_type": "stdout", "stdout_path": filepath.Join(b.folder, fmt.Sprintf("idle%d.jsonl", i)),
+			"stream_table": "idle", "sink_type": "stdout", "stdout_path": filepath.Join(b.folder, fmt.Sprintf("idle%d.jsonl", i)),
 		})
 		if err != nil {
 			return nil, err

@@ -37,7 +37,7 @@ func main() {
 	flag.IntVar(&o.latency, "latency", 20, "seconds of the latency measurement at 1,000 rows a second; 0 leaves it out")
 	flag.Parse()
 	if *short {
-		o.rows, o.pairs, o.latency = 60_000, 2, 5
+		o.rows, o.pairs, o.latency = 200_000, 2, 5
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()

@@ -192,7 +192,7 @@ func (e *Encoder) key(m *relay.Message) (err error) {
 		e.text, err = e.cfg.KeyTemplate.Append(e.text, m)
 		return err
 	case e.cfg.KeyField != "":
-		value, ok := jsonscan.Field(m.Row, e.cfg.KeyField)
+		value, ok := jsonscan.First(m.Row, e.cfg.KeyField)
 		if !ok {
 			return relay.Permanent(fmt.Errorf("key_field %q: the row of %s has no such field", e.cfg.KeyField, m.ID))
 		}
@@ -201,7 +201,7 @@ func (e *Encoder) key(m *relay.Message) (err error) {
 	}
 	start := len(e.text)
 	for i, column := range e.cfg.KeyColumns {
-		value, ok := jsonscan.Field(m.Row, column)
+		value, ok := jsonscan.First(m.Row, column)
 		if !ok { // a projection without its primary key has no key
 			e.text = e.text[:start]
 			return nil

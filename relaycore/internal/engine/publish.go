@@ -101,7 +101,8 @@ func (r *run) settle(ctx context.Context, s settlement) error {
 func (r *run) gather(c chunk) settlement {
 	s := settlement{messages: c.messages, bytes: c.bytes, bufs: []*[]byte{c.buf}}
 	chunks := append(r.gathered[:0], c)
-	for count := len(c.messages); count < r.maxBatch && s.bytes < int64(r.maxBytes); {
+	count := len(c.messages)
+	for count < r.maxBatch && s.bytes < int64(r.maxBytes) {
 		next, ok := r.poll()
 		if !ok {
 			break
@@ -112,7 +113,7 @@ func (r *run) gather(c chunk) settlement {
 		s.bufs = append(s.bufs, next.buf)
 	}
 	if len(chunks) > 1 {
-		s.messages = nil
+		s.messages = make([]relay.Message, 0, count)
 		for i := range chunks {
 			s.messages = append(s.messages, chunks[i].messages...)
 		}

@@ -93,6 +93,20 @@ func Field(text []byte, name string) (value []byte, ok bool) {
 	return value, ok
 }
 
+// First is [Field] that stops at the first member called name and looks no
+// further: for text that is known to be valid, and has no member twice or may be
+// taken at its first word.
+func First(text []byte, name string) (value []byte, ok bool) {
+	var it members
+	it.open(text)
+	for it.next() {
+		if sameName(text[it.name:it.nameEnd], it.plain, name) {
+			return text[it.value:it.valueEnd], true
+		}
+	}
+	return nil, false
+}
+
 // Fields looks for several members in one pass: values[i] becomes the raw value
 // of the member called names[i], or nil when there is none. Both slices have the
 // same length.

@@ -102,6 +102,15 @@ func compare(t *testing.T, text []byte, name string) {
 	}
 }
 
+func TestFirst(t *testing.T) {
+	for text, want := range map[string]string{`{"a":1,"b":2}`: "2", `{"b":[3], "b":4}`: "[3]", `{"a":{"b":5}}`: "", `[]`: "", ``: ""} {
+		got, ok := jsonscan.First([]byte(text), "b")
+		if string(got) != want || ok != (want != "") {
+			t.Errorf("First(%s) = %s, %v; want %s", text, got, ok, want)
+		}
+	}
+}
+
 func TestAppendText(t *testing.T) {
 	t.Parallel()
 	for in, want := range map[string]string{

@@ -74,7 +74,34 @@ func (s *Supervisor) look(ctx context.Context, due map[*runner]numbered) {
 	last, err := s.cfg.Sequences(ctx, oids)
 	for r := range due {
 		id, seen := last[sequence[r]]
-		r.setQuiet(err == nil && seen && (id == nil || *id == settled[r]))
+		switch {
+		case err != nil || !seen:
+			r.setQuiet(false)
+		case id == nil || *id == settled[r]:
+			r.setQuiet(true)
+		default:
+			r.stir(*id, settled[r])
+		}
+	}
+}
+
+// stir wakes the source because of an id that it has not settled. One that stays
+// so may belong to a transaction that is open, or that was rolled back: the
+// longer it does, the more rarely it is looked for, by a thirty-second part of
+// that time at most later than at once.
+func (r *runner) stir(id, settled int64) {
+	now := time.Now()
+	r.mu.Lock()
+	if r.unsettled != [2]int64{id, settled} {
+		r.unsettled, r.unsettledAt, r.stirred = [2]int64{id, settled}, now, time.Time{}
+	}
+	due := now.Sub(r.stirred) >= now.Sub(r.unsettledAt)/32
+	if due {
+		r.stirred = now
+	}
+	r.mu.Unlock()
+	if due {
+		r.setQuiet(false)
 	}
 }
 
