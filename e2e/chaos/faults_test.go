@@ -204,7 +204,9 @@ func TestBrokerDown(t *testing.T) {
 		return last > before, err
 	})
 	first := time.Since(back)
-	if first > 2*time.Second { // the checkpoint that we see follows the first delivery by up to a second
+	// A retry is at most a second apart, and the client has to connect again; the
+	// rest is for a busy machine.
+	if first > 5*time.Second {
 		t.Errorf("the first row was confirmed %v after the broker's return", first)
 	}
 	l := forwarded(t, db, end)

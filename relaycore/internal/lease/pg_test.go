@@ -154,7 +154,7 @@ func TestTerminatedSessionStopsItsOwner(t *testing.T) {
 	})
 	noticed := <-lost
 	t.Logf("owner stopped %s after the kill, rival took over after %s", noticed.Sub(killed), taken.Sub(killed))
-	if noticed.Sub(killed) > 200*time.Millisecond {
+	if noticed.Sub(killed) > defaultTrust/2 { // by the close that it saw, not by the end of its trust
 		t.Errorf("owner noticed after %s", noticed.Sub(killed))
 	}
 	eventually(t, "a comes back", func() bool { m, _ := a.Members(); return len(m) == 2 })
