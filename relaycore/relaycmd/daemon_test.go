@@ -241,7 +241,8 @@ func TestIdleOutboxIsWoken(t *testing.T) {
 	startRelay(t, w.url)
 	w.insert(t, 1, 10)
 	eventually(t, "delivery", patience, count(w.spool("p"))(10))
-	time.Sleep(5 * time.Second) // by itself it would now poll every 600 ms, and less often soon
+	// By itself it would now poll every 600 ms, and less often soon.
+	time.Sleep(5 * time.Second)
 	best := time.Hour // of three: one may meet a busy machine
 	for try := range 3 {
 		tx, err := w.pool.Begin(t.Context())
