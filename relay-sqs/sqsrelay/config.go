@@ -90,7 +90,7 @@ func (c *sinkConfig) Validate() error {
 type sourceConfig struct {
 	connection
 	MaxMessages       int               `json:"max_messages" relay:"min=1" doc:"Messages to ask for in one request, at most 10."`
-	WaitTime          relaycfg.Duration `json:"wait_time_seconds" doc:"How long a request waits for a message while there is none, at most 20s."`
+	WaitTime          relaycfg.Duration `json:"wait_time_seconds" doc:"How long a request waits for a message while there is none, at most 20s, and a stop for such a request."`
 	VisibilityTimeout relaycfg.Duration `json:"visibility_timeout" relay:"unit=s,min=1000000000" doc:"How long a received message stays hidden from others; extended for as long as the relay has it."`
 }
 
@@ -98,7 +98,7 @@ func defaultSourceConfig() sourceConfig {
 	return sourceConfig{
 		connection:        connection{Concurrency: 2, RequestTimeout: relaycfg.Duration(10 * time.Second)},
 		MaxMessages:       10,
-		WaitTime:          relaycfg.Duration(20 * time.Second),
+		WaitTime:          relaycfg.Duration(2 * time.Second),
 		VisibilityTimeout: relaycfg.Duration(30 * time.Second),
 	}
 }

@@ -13,7 +13,8 @@
 //
 //	queue_url           as above
 //	max_messages        10 (default): messages to ask for in one request
-//	wait_time_seconds   20 (default): how long a request waits when there is none
+//	wait_time_seconds   2 (default): how long a request waits when there is none; more makes
+//	                    fewer requests, and as many seconds of a stop while the queue is empty
 //	visibility_timeout  30 (default): seconds for which a received message stays hidden;
 //	                    extended for as long as the relay has it
 //	concurrency         2 (default): requests at a time; a standard queue read by one keeps
@@ -70,8 +71,9 @@
 //
 // The source deletes messages after Ack, and keeps them hidden until then. A
 // FIFO queue gives nothing of a group while a message of it is out, so a group's
-// order holds with any concurrency. When the source stops it makes visible what
-// it has not settled. After a crash that happens when visibility_timeout is over.
+// order holds with any concurrency. When the source stops it lets its last requests
+// end, as SQS would give messages to those that nobody waits for, too, and then
+// makes visible what it has not settled. After a crash that happens when visibility_timeout is over.
 // SQS lets nobody hide a message for more than 12 hours.
 //
 // # Errors

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -59,7 +61,7 @@ func TestRoundTrip(t *testing.T) {
 }
 
 // A message stays hidden for as long as the source has it, well past its
-// visibility timeout, and comes to the next once the source is closed.
+// visibility timeout.
 func TestVisibilityIsExtended(t *testing.T) {
 	endpoint := relaytest.Endpoint(t, endpointEnv)
 	url := newQueue(t, endpoint, "")
@@ -73,18 +75,76 @@ func TestVisibilityIsExtended(t *testing.T) {
 	if again, err := src.Receive(ctx, 1); err == nil {
 		t.Fatalf("received %q again while it was held", again[0].ID)
 	}
-	if err := src.Close(); err != nil {
-		t.Fatal(err)
+}
+
+// Close leaves no message hidden, be it held or given to a request that was out
+// when Close was called: the next source has it long before it would be visible.
+func TestCloseGivesBack(t *testing.T) {
+	endpoint := relaytest.Endpoint(t, endpointEnv)
+	const visibility = 120 * time.Second
+	for name, tc := range map[string]struct {
+		suffix string
+		held   bool
+	}{
+		"held":               {"", true},
+		"held of a group":    {".fifo", true},
+		"arrives meanwhile":  {"", false},
+		"arrives in a group": {".fifo", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			url := newQueue(t, endpoint, tc.suffix)
+			config := map[string]any{"visibility_timeout": visibility / time.Second, "wait_time_seconds": 4}
+			src := openSource(t, url, config)
+			if tc.held {
+				feedRaw(t, endpoint, url, []relay.Message{relaytest.Message(1, "k")})
+				if _, err := src.Receive(t.Context(), 1); err != nil {
+					t.Fatalf("Receive = %v", err)
+				}
+			}
+			time.Sleep(500 * time.Millisecond) // the requests for more are out
+			began := time.Now()
+			closed := make(chan error, 1)
+			go func() { closed <- src.Close() }()
+			if !tc.held {
+				time.Sleep(500 * time.Millisecond)
+				feedRaw(t, endpoint, url, []relay.Message{relaytest.Message(1, "k")})
+			}
+			if err := <-closed; err != nil {
+				t.Fatalf("Close = %v", err)
+			}
+			if got, err := openSource(t, url, config).Receive(t.Context(), 1); err != nil || got[0].ID != "outbox_orders:1:0" {
+				t.Fatalf("Receive = %v, %v", got, err)
+			}
+			if took := time.Since(began); took > visibility/4 {
+				t.Errorf("the message came %s after Close was called; it stays hidden for %s", took, visibility)
+			}
+		})
 	}
-	// Close gives the message back; but a poll that it cancelled may still be
-	// answered by the server, and then hides the message once more.
+}
+
+// Close takes no longer than a request's wait and its grace, even when the server
+// has gone silent.
+func TestCloseIsBounded(t *testing.T) {
+	t.Parallel()
+	asked, silent := make(chan struct{}, 2), make(chan struct{})
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.Header.Get("X-Amz-Target"), ".ReceiveMessage") {
+			asked <- struct{}{}
+			<-silent
+		}
+		w.Header().Set("Content-Type", "application/x-amz-json-1.0")
+		fmt.Fprint(w, "{}")
+	}))
+	defer server.Close()
+	defer close(silent)
+	src := openSource(t, server.URL+"/000000000000/q", map[string]any{"wait_time_seconds": 1, "concurrency": 1})
+	<-asked
 	began := time.Now()
-	next := openSource(t, url, map[string]any{"visibility_timeout": 30, "wait_time_seconds": 1})
-	if got, err := next.Receive(t.Context(), 1); err != nil || got[0].ID != "outbox_orders:1:0" {
-		t.Fatalf("Receive = %v, %v", got, err)
+	if err := src.Close(); err != nil {
+		t.Fatalf("Close = %v", err)
 	}
-	if took := time.Since(began); took > 12*time.Second {
-		t.Errorf("the message came %s after it had been given back, twice its timeout", took)
+	if took := time.Since(began); took < time.Second || took > 10*time.Second {
+		t.Errorf("Close took %v; want about %v", took, time.Second+closeGrace)
 	}
 }
 

@@ -28,8 +28,11 @@ type source struct {
 	chunks chan []relay.Message
 	errs   chan error
 	rest   []relay.Message
-	stop   context.CancelFunc
-	wait   sync.WaitGroup
+
+	stop    context.CancelFunc // of asking for more
+	abandon context.CancelFunc // of what was asked
+	polls   sync.WaitGroup
+	keeper  sync.WaitGroup
 
 	mu   sync.Mutex
 	held map[*receipt]struct{} // received and not settled
@@ -55,12 +58,13 @@ func newSource(ctx context.Context, env relay.Env, raw json.RawMessage) (relay.S
 	if s.queue, err = openQueue(ctx, &s.cfg.connection); err != nil {
 		return nil, err
 	}
-	run, stop := context.WithCancel(context.WithoutCancel(ctx))
+	ctx, s.abandon = context.WithCancel(context.WithoutCancel(ctx))
+	polling, stop := context.WithCancel(ctx)
 	s.stop = stop
 	for range cfg.Concurrency {
-		s.wait.Go(func() { s.poll(run) })
+		s.polls.Go(func() { s.poll(ctx, polling) })
 	}
-	s.wait.Go(func() { s.keepHidden(run) })
+	s.keeper.Go(func() { s.keepHidden(ctx) })
 	return s, nil
 }
 
@@ -105,23 +109,24 @@ func (s *source) Receive(ctx context.Context, limit int) ([]relay.Message, error
 	return out, nil
 }
 
-// poll receives until ctx ends. A FIFO queue gives nothing of a group while
-// messages of it are out, so that several polls do not mix up a group.
-func (s *source) poll(ctx context.Context) {
-	for ctx.Err() == nil {
+// poll receives until polling ends, and lets its last request come to its end. A
+// FIFO queue gives nothing of a group while messages of it are out, so that
+// several polls do not mix up a group.
+func (s *source) poll(ctx, polling context.Context) {
+	for polling.Err() == nil {
 		chunk, err := s.receive(ctx)
 		switch {
-		case ctx.Err() != nil:
+		case polling.Err() != nil: // what came is held, and Close gives it back
 			return
 		case err != nil:
 			select {
 			case s.errs <- err:
-			case <-ctx.Done():
+			case <-polling.Done():
 			}
 		case len(chunk) > 0:
 			select {
 			case s.chunks <- chunk:
-			case <-ctx.Done():
+			case <-polling.Done():
 			}
 		}
 	}
@@ -368,12 +373,22 @@ func (s *source) setVisibility(ctx context.Context, receipts []*receipt, seconds
 	return failure
 }
 
+// closeGrace is how long Close allows an answer that is due, and what it gives
+// back, to take.
+const closeGrace = 2 * time.Second
+
 // Close gives back what is not settled, so that the next owner need not wait for
-// the visibility timeout.
+// the visibility timeout. It waits for requests that are out, wait_time_seconds
+// at most while the queue is empty: SQS goes on with one that nobody waits for
+// any more, and what it gives to that stays hidden for a visibility timeout.
 func (s *source) Close() error {
 	s.stop()
-	s.wait.Wait()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second) // outlives what was cancelled
+	late := time.AfterFunc(s.cfg.WaitTime.D()+closeGrace, s.abandon)
+	s.polls.Wait()
+	late.Stop()
+	s.abandon()
+	s.keeper.Wait()
+	ctx, cancel := context.WithTimeout(context.Background(), closeGrace) // outlives what was abandoned
 	defer cancel()
 	_ = s.setVisibility(ctx, s.hiddenUntil(time.Now().Add(24*time.Hour)), 0) // else they come when the timeout has passed
 	return nil
