@@ -23,12 +23,13 @@ const (
 	maxDetail   = 256      // bytes of an answer that an error quotes
 	maxDrain    = 64 << 10 // bytes of an answer that are read so that its connection can be used again
 	maxResults  = 4 << 20  // bytes of the answer to a batch
-	usualFields = 32
+	maxTogether = 3 << 10  // bytes of a body that go in one packet with its header; the transport's buffer has 4 KiB
+	usualFields = 14       // of a header; more make its map twice as large
 )
 
-// worker sends one request at a time and reuses what it is made of. The request
-// and its header belong to the transport until the answer's body and the
-// request's body are closed; after a failure they are left to it.
+// worker sends one request at a time. It reuses what does not go to the
+// transport: that may still look at a request when its answer is there, for an
+// endpoint can answer what it has not read.
 type worker struct {
 	sink   *sink
 	signer *signer
@@ -40,9 +41,9 @@ type worker struct {
 	answer []byte // scratch for answers
 	bodies sync.WaitGroup
 
-	req    *http.Request // of the context below
-	cancel context.CancelCauseFunc
-	timer  *time.Timer
+	requests context.Context // until release
+	cancel   context.CancelCauseFunc
+	timer    *time.Timer
 }
 
 var errTimeout = errors.New("no answer in time")
@@ -82,14 +83,8 @@ func (w *worker) event(ctx context.Context, m *relay.Message) error {
 }
 
 func (w *worker) reset() {
-	if w.header == nil {
-		w.header = make(http.Header, usualFields)
-	}
-	clear(w.header)
-	if cap(w.values) == 0 {
-		w.values = make([]string, 0, usualFields)
-	}
-	w.values = w.values[:0]
+	w.header = make(http.Header, usualFields)
+	w.values = make([]string, 0, usualFields)
 	w.host = ""
 	w.set(headerUserAgent, userAgent)
 }
@@ -159,15 +154,23 @@ func (w *worker) identify(id string, body []byte) error {
 func (w *worker) post(ctx context.Context, u *url.URL, body []byte, limit int) ([]byte, error) {
 	s := w.sink
 	w.prepare(ctx)
-	req := w.req
-	req.Method, req.URL, req.Header, req.Host = s.cfg.Method, u, w.header, w.host
+	req := (&http.Request{
+		Method: s.cfg.Method, URL: u, Header: w.header, Host: w.host,
+		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, ContentLength: int64(len(body)),
+	}).WithContext(w.requests)
 	if u.User != nil && len(w.header["Authorization"]) == 0 {
 		password, _ := u.User.Password()
 		req.SetBasicAuth(u.User.Username(), password)
 	}
-	req.ContentLength = int64(len(body))
-	req.GetBody = func() (io.ReadCloser, error) { return w.newBody(body), nil }
-	req.Body = w.newBody(body)
+	if len(body) <= maxTogether {
+		// Only of a reader of this type the transport knows that its bytes are there.
+		// Any other body gets a packet, a system call and a wake-up of its own.
+		together := bytes.Clone(body)
+		req.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(together)), nil }
+	} else {
+		req.GetBody = func() (io.ReadCloser, error) { return w.newBody(body), nil }
+	}
+	req.Body, _ = req.GetBody()
 	w.timer.Reset(s.cfg.Timeout.D())
 	resp, err := s.do(req)
 	if err != nil {
@@ -185,18 +188,15 @@ func (w *worker) post(ctx context.Context, u *url.URL, body []byte, limit int) (
 	if resp.StatusCode >= 200 && resp.StatusCode < 300 {
 		return answer, nil
 	}
-	w.release()
-	w.abandon()
 	err = s.classes.classify(resp.StatusCode, excerpt(answer), retryAfter(resp.Header, time.Now()))
 	return nil, fmt.Errorf("%s %s: %w", s.cfg.Method, u.Redacted(), err)
 }
 
 // failed ends a request that has no answer.
 func (w *worker) failed(ctx context.Context, u *url.URL, err error) error {
-	timedOut := errors.Is(context.Cause(w.req.Context()), errTimeout)
-	w.release()
+	timedOut := errors.Is(context.Cause(w.requests), errTimeout)
+	w.release() // the transport must let go of the body
 	w.bodies.Wait()
-	w.abandon()
 	switch {
 	case ctx.Err() != nil:
 		err = ctx.Err()
@@ -210,31 +210,27 @@ func (w *worker) failed(ctx context.Context, u *url.URL, err error) error {
 	return fmt.Errorf("%s %s: %w", w.sink.cfg.Method, u.Redacted(), err)
 }
 
-// abandon leaves the header, like release the request, to the transport, which may still look at it.
-func (w *worker) abandon() { w.header, w.values = nil, nil }
-
-// prepare makes a request with a context that the timer can cancel, for as many
-// requests as come before it does.
+// prepare makes a context that the timer can cancel, for as many requests as
+// come before it does.
 func (w *worker) prepare(ctx context.Context) {
-	if w.req != nil && w.req.Context().Err() == nil {
+	if w.requests != nil && w.requests.Err() == nil {
 		return
 	}
 	w.release()
 	requests, cancel := context.WithCancelCause(ctx)
-	w.cancel = cancel
+	w.requests, w.cancel = requests, cancel
 	w.timer = time.AfterFunc(w.sink.cfg.Timeout.D(), func() { cancel(errTimeout) })
 	w.timer.Stop()
-	w.req = (&http.Request{Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}).WithContext(requests)
 }
 
 // release ends the context of the worker's requests.
 func (w *worker) release() {
-	if w.req == nil {
+	if w.requests == nil {
 		return
 	}
 	w.timer.Stop()
 	w.cancel(nil)
-	w.req, w.cancel, w.timer = nil, nil, nil
+	w.requests, w.cancel, w.timer = nil, nil, nil
 }
 
 // read returns up to limit bytes of body and drops a little more, so that the
