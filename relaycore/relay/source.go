@@ -48,6 +48,14 @@ type Mover interface {
 	Moved() <-chan struct{}
 }
 
+// Recycler is a [Source] that fills the slices it returned from Receive again once
+// nobody uses them any more.
+type Recycler interface {
+	// Recycle takes back a slice that Receive returned. It is called from any
+	// goroutine, at most once for a slice, and never for one that is still read.
+	Recycle(batch []Message)
+}
+
 // Checkpoint is what is safely delivered.
 type Checkpoint struct {
 	// State is the source's own, opaque to all others.

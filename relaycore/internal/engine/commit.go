@@ -79,6 +79,9 @@ func (c *committer) add(s settlement) {
 	default:
 		c.checkpoint(s.messages)
 	}
+	if c.checkpointer != nil {
+		c.recycle(s.spent) // letters are copies
+	}
 }
 
 // free gives back the room that s took, and its buffers.

@@ -167,6 +167,7 @@ type run struct {
 	settled  chan settlement
 	local    *semaphore.Weighted
 	buffers  sync.Pool
+	recycler relay.Recycler // nil where the source wants nothing back
 
 	// The publisher's own.
 	parked     map[string]bool // keys that have letters
@@ -198,6 +199,7 @@ func newRun(e *Engine) *run {
 	r.trouble = &trouble{log: e.cfg.Logger, changed: e.cfg.Changed}
 	r.publishing = outage{trouble: r.trouble, step: "publish"}
 	r.resumer, _ = e.cfg.Sink.(relay.Resumer)
+	r.recycler, _ = e.cfg.Source.(relay.Recycler)
 	if l, ok := e.cfg.Sink.(relay.Limiter); ok {
 		messages, bytes := l.Limits()
 		r.maxBatch = cmp.Or(messages, r.maxBatch)

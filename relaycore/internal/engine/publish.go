@@ -14,6 +14,7 @@ import (
 type settlement struct {
 	Commit
 	messages []relay.Message // to be acknowledged
+	spent    []relay.Message // to be used again, and messages may lie in it
 	bytes    int64           // to be released
 	bufs     []*[]byte       // to be reused
 	done     chan<- struct{} // closed once it is durable; nil if nobody waits
@@ -99,7 +100,7 @@ func (r *run) settle(ctx context.Context, s settlement) error {
 // gather joins c with the chunks that are ready behind it, so that the sink gets
 // batches as large as the backlog is long.
 func (r *run) gather(c chunk) settlement {
-	s := settlement{messages: c.messages, bytes: c.bytes, bufs: []*[]byte{c.buf}}
+	s := settlement{messages: c.messages, spent: c.messages, bytes: c.bytes, bufs: []*[]byte{c.buf}}
 	chunks := append(r.gathered[:0], c)
 	count := len(c.messages)
 	for count < r.maxBatch && s.bytes < int64(r.maxBytes) {
@@ -113,14 +114,22 @@ func (r *run) gather(c chunk) settlement {
 		s.bufs = append(s.bufs, next.buf)
 	}
 	if len(chunks) > 1 {
-		s.messages = make([]relay.Message, 0, count)
+		s.messages, s.spent = make([]relay.Message, 0, count), nil
 		for i := range chunks {
 			s.messages = append(s.messages, chunks[i].messages...)
+			r.recycle(chunks[i].messages)
 		}
 	}
 	clear(chunks)
 	r.gathered = chunks
 	return s
+}
+
+// recycle gives a slice back to a source that wants it.
+func (r *run) recycle(spent []relay.Message) {
+	if r.recycler != nil && len(spent) > 0 {
+		r.recycler.Recycle(spent)
+	}
 }
 
 // poll returns the next chunk if one is ready.
@@ -141,7 +150,7 @@ func (r *run) sort(s *settlement) ([]relay.Message, error) {
 	if r.unseen -= len(batch); r.unseen <= 0 {
 		r.seen = nil
 	}
-	if !slices.ContainsFunc(batch, func(m relay.Message) bool { return m.Err != nil || r.seen[m.ID] }) {
+	if !r.needsSorting(batch) {
 		return batch, nil
 	}
 	todo := make([]relay.Message, 0, len(batch))
@@ -164,6 +173,15 @@ func (r *run) sort(s *settlement) ([]relay.Message, error) {
 		}
 	}
 	return todo, nil
+}
+
+func (r *run) needsSorting(batch []relay.Message) bool {
+	for i := range batch {
+		if batch[i].Err != nil || (len(r.seen) > 0 && r.seen[batch[i].ID]) {
+			return true
+		}
+	}
+	return false
 }
 
 func decodeClass(m *relay.Message) string {

@@ -43,15 +43,25 @@ func Elements(dst [][]byte, text []byte) ([][]byte, error) {
 	if i == len(text) || text[i] != '[' {
 		return dst, notA(text, i, ErrNotArray)
 	}
+	dst, i, err := elements(dst, text, i, 0)
+	if err != nil {
+		return dst, err
+	}
+	return dst, trailing(text, i)
+}
+
+// elements appends the elements of the array that begins at i, and returns the
+// index behind it.
+func elements(dst [][]byte, text []byte, i, depth int) ([][]byte, int, error) {
 	i = space(text, i+1)
-	if i < len(text) && text[i] == ']' {
-		return dst, trailing(text, i+1)
+	if at(text, i) == ']' {
+		return dst, i + 1, nil
 	}
 	for {
 		start := i
 		var err error
-		if i, err = skip(text, i, 1); err != nil {
-			return dst, err
+		if i, err = skip(text, i, depth+1); err != nil {
+			return dst, i, err
 		}
 		dst = append(dst, text[start:i])
 		i = space(text, i)
@@ -59,9 +69,9 @@ func Elements(dst [][]byte, text []byte) ([][]byte, error) {
 		case ',':
 			i = space(text, i+1)
 		case ']':
-			return dst, trailing(text, i+1)
+			return dst, i + 1, nil
 		default:
-			return dst, syntax(text, i)
+			return dst, i, syntax(text, i)
 		}
 	}
 }
@@ -83,7 +93,7 @@ func Field(text []byte, name string) (value []byte, ok bool) {
 	var it members
 	it.open(text)
 	for it.next() {
-		if sameName(text[it.name:it.nameEnd], it.plain, name) {
+		if it.is(name) {
 			value, ok = text[it.value:it.valueEnd], true
 		}
 	}
@@ -100,7 +110,7 @@ func First(text []byte, name string) (value []byte, ok bool) {
 	var it members
 	it.open(text)
 	for it.next() {
-		if sameName(text[it.name:it.nameEnd], it.plain, name) {
+		if it.is(name) {
 			return text[it.value:it.valueEnd], true
 		}
 	}
@@ -116,9 +126,40 @@ func Fields(text []byte, names []string, values [][]byte) error {
 	it.open(text)
 	for it.next() {
 		for i, name := range names {
-			if sameName(text[it.name:it.nameEnd], it.plain, name) {
+			if it.is(name) {
 				values[i] = text[it.value:it.valueEnd]
 			}
+		}
+	}
+	return it.err
+}
+
+// Split is [Fields] that also takes arrays apart on its way, so that their text is
+// passed over once: where values[i] is an array and lists[i] is not nil, its
+// elements replace those that lists[i] had before. All three have the same length.
+func Split(text []byte, names []string, values [][]byte, lists [][][]byte) error {
+	clear(values)
+	var it members
+	it.open(text)
+	for it.nextName() {
+		which := -1
+		for i, name := range names {
+			if it.is(name) {
+				which = i
+				break
+			}
+		}
+		if which >= 0 && lists[which] != nil && at(text, it.value) == '[' {
+			var end int
+			lists[which], end, it.err = elements(lists[which][:0], text, it.value, 1)
+			if it.err != nil || !it.passed(end) {
+				break
+			}
+		} else if !it.skip() {
+			break
+		}
+		if which >= 0 {
+			values[which] = text[it.value:it.valueEnd]
 		}
 	}
 	return it.err
@@ -152,7 +193,10 @@ func (it *members) end() {
 	it.pos = -1
 }
 
-func (it *members) next() bool {
+func (it *members) next() bool { return it.nextName() && it.skip() }
+
+// nextName finds the next member and where its value begins.
+func (it *members) nextName() bool {
 	if it.err != nil || it.pos < 0 {
 		return false
 	}
@@ -173,31 +217,41 @@ func (it *members) next() bool {
 		it.err = syntax(text, i)
 		return false
 	}
-	i = space(text, i+1)
-	it.value = i
-	if i, it.err = skip(text, i, 1); it.err != nil {
+	it.value = space(text, i+1)
+	return true
+}
+
+// skip passes over the value of the member that nextName has found.
+func (it *members) skip() bool {
+	i, err := skip(it.text, it.value, 1)
+	if err != nil {
+		it.err = err
 		return false
 	}
+	return it.passed(i)
+}
+
+// passed goes on behind the value, which ends at i.
+func (it *members) passed(i int) bool {
 	it.valueEnd = i
-	i = space(text, i)
-	switch at(text, i) {
+	i = space(it.text, i)
+	switch at(it.text, i) {
 	case ',':
-		it.pos = space(text, i+1)
-		if at(text, it.pos) != '"' {
-			it.err = syntax(text, it.pos)
-			return false
+		it.pos = space(it.text, i+1)
+		if at(it.text, it.pos) != '"' {
+			it.err = syntax(it.text, it.pos)
 		}
 	case '}':
 		it.pos = i
 		it.end()
-		if it.err != nil {
-			return false
-		}
 	default:
-		it.err = syntax(text, i)
-		return false
+		it.err = syntax(it.text, i)
 	}
-	return true
+	return it.err == nil
+}
+
+func (it *members) is(name string) bool {
+	return sameName(it.text[it.name:it.nameEnd], it.plain, name)
 }
 
 // notA tells a value of another kind from text that is no JSON at all.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -92,6 +93,15 @@ func compare(t *testing.T, text []byte, name string) {
 	err = jsonscan.Fields(text, []string{name, "zz"}, values)
 	if (err == nil) != isObject || (err == nil && (values[0] != nil) != ok) {
 		t.Fatalf("Fields(%.200q) = %q, %v", text, values, err)
+	}
+
+	lists := [][][]byte{{[]byte("stale")}, nil}
+	err = jsonscan.Split(text, []string{name, "zz"}, values, lists)
+	if (err == nil) != isObject || (err == nil && (!bytes.Equal(values[0], want) || (values[0] != nil) != ok)) {
+		t.Fatalf("Split(%.200q) = %q, %v, want %q", text, values, err, want)
+	}
+	if array, errArray := jsonscan.Elements(nil, want); err == nil && ok && errArray == nil && !slices.EqualFunc(lists[0], array, bytes.Equal) {
+		t.Fatalf("Split(%.200q) took %q out of %q, want %q", text, lists[0], want, array)
 	}
 
 	var s string

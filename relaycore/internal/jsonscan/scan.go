@@ -3,6 +3,7 @@ package jsonscan
 import (
 	"encoding/binary"
 	"errors"
+	"math/bits"
 	"unicode/utf16"
 	"unicode/utf8"
 )
@@ -144,44 +145,42 @@ const (
 	highs = 0x8080808080808080
 )
 
+// special marks, by its highest bit, the first byte of w that is a quote, a
+// backslash, a control character or outside ASCII. Bytes behind that one may be
+// marked too, without cause.
+func special(w uint64) uint64 {
+	quote, slash := w^ones*'"', w^ones*'\\'
+	return ((quote - ones) | (slash - ones) | (w - ones*0x20) | w) & highs
+}
+
 // scanString returns the index behind the string that begins at i, and whether
 // it has neither escapes nor bytes outside ASCII.
 func scanString(text []byte, i int) (end int, plain bool, err error) {
 	plain = true
 	i++
 	for {
-		// Eight bytes at once, as long as none of them is a quote, a backslash, a
-		// control character or outside ASCII.
-		for i+8 <= len(text) {
-			w := binary.LittleEndian.Uint64(text[i:])
-			quote := w ^ ones*'"'
-			slash := w ^ ones*'\\'
-			if ((quote-ones)|(slash-ones)|(w-ones*0x20)|w)&highs != 0 {
+		for i+8 <= len(text) { // eight bytes at once
+			if mark := special(binary.LittleEndian.Uint64(text[i:])); mark != 0 {
+				i += bits.TrailingZeros64(mark) / 8
 				break
 			}
 			i += 8
 		}
-		for range 8 {
-			if i >= len(text) {
-				return i, plain, syntax(text, i)
+		if i >= len(text) {
+			return i, plain, syntax(text, i)
+		}
+		switch c := text[i]; {
+		case c == '"':
+			return i + 1, plain, nil
+		case c == '\\':
+			plain = false
+			if i, err = escape(text, i); err != nil {
+				return i, plain, err
 			}
-			c := text[i]
-			if c == '"' {
-				return i + 1, plain, nil
-			}
-			if c == '\\' {
-				plain = false
-				if i, err = escape(text, i); err != nil {
-					return i, plain, err
-				}
-				continue
-			}
-			if c < 0x20 {
-				return i, plain, syntax(text, i)
-			}
-			if c >= utf8.RuneSelf {
-				plain = false
-			}
+		case c < 0x20:
+			return i, plain, syntax(text, i)
+		default:
+			plain = plain && c < utf8.RuneSelf
 			i++
 		}
 	}

@@ -25,16 +25,19 @@ type builder struct {
 	slots []slot
 	bytes int
 
-	arena []byte
-	text  []byte // ids, keys and refresh ids, to become one string
-	cuts  []cut
-	list  [][]byte
-	inner []jsonscan.Member
-	vals  [][]byte
-	skip  map[int64][][2]int64 // settled before: row -> runs of messages
+	arena   []byte
+	text    []byte // ids, keys and refresh ids, to become one string
+	cuts    []cut
+	list    [][]byte
+	inner   []jsonscan.Member
+	vals    [][]byte             // of envelope's members
+	lists   [][][]byte           // and the elements of those that are arrays
+	updates [][2][]byte          // rows after and before
+	skip    map[int64][][2]int64 // settled before: row -> runs of messages
 
-	claim *claimed // the row that ended the chunk
-	last  int      // messages of the chunk before
+	claim *claimed             // the row that ended the chunk
+	last  int                  // messages of the chunk before
+	spare chan []relay.Message // empty slices to be filled again
 }
 
 // perMessage is about what a message takes beside its row: the struct, its slot
@@ -162,17 +165,17 @@ func (b *builder) message(e *event, op string, row, before []byte, full bool, er
 	b.cuts = append(b.cuts, c)
 	b.slots = append(b.slots, slot{id: e.id, index: int32(index)})
 	b.bytes += perMessage // small rows weigh less than what is made of them
-	if b.msgs == nil {
+	if len(b.msgs) == cap(b.msgs) {
 		b.grow(1)
 	}
-	b.msgs = append(b.msgs, relay.Message{
-		Op: op, Row: row, Before: before, Time: e.created, StreamTable: b.stream,
-		OutboxID: e.id, FullRefresh: full, Err: err,
-	})
+	b.msgs = b.msgs[:len(b.msgs)+1] // a message is large: it is filled where it lies
+	m := &b.msgs[len(b.msgs)-1]
+	m.Op, m.Time, m.StreamTable, m.OutboxID = op, e.created, b.stream, e.id
 	if err != nil {
-		m := &b.msgs[len(b.msgs)-1]
-		m.Row, m.Body, m.ContentType = nil, row, "application/json"
+		m.Err, m.Body, m.ContentType = err, row, "application/json"
+		return
 	}
+	m.Row, m.Before, m.FullRefresh = row, before, full
 }
 
 func (b *builder) settledBefore(id, index int64) bool {
@@ -278,6 +281,10 @@ func (b *builder) containerRow(raw []byte, e *event) {
 func (b *builder) grow(n int) {
 	if b.msgs == nil {
 		n = max(n, min(b.last, mostRows))
+		select {
+		case b.msgs = <-b.spare:
+		default:
+		}
 	}
 	b.msgs = slices.Grow(b.msgs, n)
 	b.slots = slices.Grow(b.slots, n)
@@ -291,57 +298,53 @@ func (b *builder) versioned(payload []byte, e *event) error {
 		return err
 	}
 	full := string(b.vals[4]) == "true"
-	var err error
-	b.list = b.list[:0]
-	if b.list, err = elements(b.list, b.vals[1], "inserted"); err != nil {
-		return err
-	}
-	inserted := len(b.list)
-	if b.list, err = elements(b.list, b.vals[2], "updated"); err != nil {
-		return err
-	}
-	updated := len(b.list)
-	if b.list, err = elements(b.list, b.vals[3], "deleted"); err != nil {
-		return err
-	}
 	if b.vals[1] == nil && b.vals[2] == nil && b.vals[3] == nil {
 		return errors.New(`payload has none of "inserted", "updated" and "deleted"`)
 	}
-	for _, u := range b.list[inserted:updated] {
-		if _, ok := jsonscan.Field(u, "new"); !ok {
-			return errors.New(`payload: a member of "updated" has no "new"`)
-		}
+	inserted, err := b.elements(1)
+	if err != nil {
+		return err
+	}
+	updated, err := b.elements(2)
+	if err != nil {
+		return err
+	}
+	deleted, err := b.elements(3)
+	if err != nil {
+		return err
+	}
+	if err := b.splitUpdates(updated); err != nil {
+		return err
 	}
 	if rid := b.vals[6]; e.refreshEnd == e.refresh && len(rid) > 2 && rid[0] == '"' {
 		e.refresh = len(b.text)
 		b.text = jsonscan.AppendText(b.text, rid)
 		e.refreshEnd = len(b.text)
 	}
-	b.grow(len(b.list))
-	for i, row := range b.list {
-		switch {
-		case i < inserted:
-			b.message(e, relay.OpInsert, row, nil, full, nil)
-		case i < updated:
-			after, _ := jsonscan.Field(row, "new")
-			before, _ := jsonscan.Field(row, "old")
-			if jsonscan.IsNull(before) {
-				before = nil
-			}
-			b.message(e, relay.OpUpdate, after, before, full, nil)
-		default:
-			b.message(e, relay.OpDelete, row, nil, false, nil)
-		}
+	b.grow(len(inserted) + len(updated) + len(deleted))
+	for _, row := range inserted {
+		b.message(e, relay.OpInsert, row, nil, full, nil)
+	}
+	for _, u := range b.updates {
+		b.message(e, relay.OpUpdate, u[0], u[1], full, nil)
+	}
+	for _, row := range deleted {
+		b.message(e, relay.OpDelete, row, nil, false, nil)
 	}
 	return nil
 }
 
-// header reads the members of a versioned payload into vals.
+// header reads the members of a versioned payload into vals, and the elements of
+// its arrays into lists.
 func (b *builder) header(payload []byte) error {
 	if b.vals == nil {
 		b.vals = make([][]byte, len(envelope))
+		b.lists = make([][][]byte, len(envelope))
+		for i := 1; i <= 3; i++ {
+			b.lists[i] = make([][]byte, 0, 16)
+		}
 	}
-	if err := jsonscan.Fields(payload, envelope, b.vals); err != nil {
+	if err := jsonscan.Split(payload, envelope, b.vals, b.lists); err != nil {
 		return fmt.Errorf("payload: %w", err)
 	}
 	if v := b.vals[0]; string(v) != "1" {
@@ -353,19 +356,40 @@ func (b *builder) header(payload []byte) error {
 	return nil
 }
 
-func elements(list [][]byte, array []byte, name string) ([][]byte, error) {
+// elements returns the rows of one of the envelope's arrays.
+func (b *builder) elements(i int) ([][]byte, error) {
+	array, name := b.vals[i], envelope[i]
 	if jsonscan.IsNull(array) {
-		return list, nil
+		return nil, nil
 	}
-	n := len(list)
-	list, err := jsonscan.Elements(list, array)
-	if err != nil {
-		return list, fmt.Errorf("payload: %q: %w", name, err)
+	if array[0] != '[' {
+		return nil, fmt.Errorf("payload: %q: %w", name, jsonscan.ErrNotArray)
 	}
-	if err := allObjects(list[n:]); err != nil {
-		return list, fmt.Errorf("payload: %q: %w", name, err)
+	if err := allObjects(b.lists[i]); err != nil {
+		return nil, fmt.Errorf("payload: %q: %w", name, err)
 	}
-	return list, nil
+	return b.lists[i], nil
+}
+
+var images = []string{"new", "old"} //nolint:gochecknoglobals // a constant
+
+// splitUpdates fills updates with the row after and before each change.
+func (b *builder) splitUpdates(list [][]byte) error {
+	b.updates = b.updates[:0]
+	for _, u := range list {
+		var row [2][]byte
+		if err := jsonscan.Fields(u, images, row[:]); err != nil {
+			return fmt.Errorf("payload: %q: %w", envelope[2], err)
+		}
+		if row[0] == nil {
+			return errors.New(`payload: a member of "updated" has no "new"`)
+		}
+		if jsonscan.IsNull(row[1]) {
+			row[1] = nil
+		}
+		b.updates = append(b.updates, row)
+	}
+	return nil
 }
 
 func allObjects(list [][]byte) error {

@@ -41,8 +41,9 @@ type Source struct {
 	settler atomic.Pointer[settler]
 	shape   atomic.Pointer[table] // as table, for others than Receive
 	lag     atomic.Pointer[lagPoint]
-	claimed atomic.Int64  // highest claim check received
-	signal  chan struct{} // see relay.Mover
+	claimed atomic.Int64         // highest claim check received
+	signal  chan struct{}        // see relay.Mover
+	spare   chan []relay.Message // see relay.Recycler
 
 	// Committed's side.
 	consumed   int64
@@ -77,7 +78,7 @@ const (
 // returns a source that goes on behind cfg.Checkpoint.
 func Open(ctx context.Context, pool *pgxpool.Pool, cfg Config) (*Source, error) {
 	cfg.defaults()
-	s := &Source{pool: pool, cfg: cfg, log: cfg.Logger, wantRows: firstRows, claimRows: firstRows, signal: make(chan struct{}, 1)}
+	s := &Source{pool: pool, cfg: cfg, log: cfg.Logger, wantRows: firstRows, claimRows: firstRows, signal: make(chan struct{}, 1), spare: make(chan []relay.Message, mostSpare)}
 	if err := s.begin(ctx, cfg.Checkpoint); err != nil {
 		return nil, fmt.Errorf("open outbox %q: %w", cfg.Outbox, err)
 	}
@@ -117,7 +118,7 @@ func (s *Source) begin(ctx context.Context, c relay.Checkpoint) error {
 	typ := t.columns[t.payload].typ
 	s.builder = &builder{
 		table: t.name, stream: t.streamTable, source: t.qualified(), layout: l, plain: t.plain,
-		raw: typ != "json" && typ != "jsonb", skip: start.skip,
+		raw: typ != "json" && typ != "jsonb", skip: start.skip, spare: s.spare,
 	}
 	s.ready, s.streaming, s.failed = nil, nil, false
 	s.checked = time.Now()
@@ -151,7 +152,7 @@ func (s *Source) Receive(ctx context.Context, limit int) ([]relay.Message, error
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		more, err := s.poll(ctx)
+		more, err := s.poll(ctx, limit)
 		if err != nil {
 			if ctx.Err() != nil {
 				return nil, ctx.Err()
@@ -182,7 +183,7 @@ func (s *Source) wait(ctx context.Context) error {
 }
 
 // poll reads once. It reports whether there may be more at once.
-func (s *Source) poll(ctx context.Context) (more bool, err error) {
+func (s *Source) poll(ctx context.Context, limit int) (more bool, err error) {
 	c, err := s.pool.Acquire(ctx)
 	if err != nil {
 		return false, fmt.Errorf("read outbox %s: connect: %w", s.table.qualified(), err)
@@ -194,7 +195,7 @@ func (s *Source) poll(ctx context.Context) (more bool, err error) {
 		}
 	}
 	s.sess.conn = c.Conn()
-	more, err = s.readOnce(ctx)
+	more, err = s.readOnce(ctx, limit)
 	s.lag.Store(&lagPoint{s.settler.Load().mode, s.strategy.position()})
 	if err != nil {
 		s.failed = true
@@ -209,8 +210,8 @@ func (s *Source) poll(ctx context.Context) (more bool, err error) {
 }
 
 // readOnce reads one chunk: the next rows of the table, or the next deltas of a
-// claim check.
-func (s *Source) readOnce(ctx context.Context) (more bool, err error) {
+// claim check. Rows are as many as messages may be, since most have one.
+func (s *Source) readOnce(ctx context.Context, limit int) (more bool, err error) {
 	b := s.builder
 	b.reset()
 	if s.streaming != nil {
@@ -228,7 +229,7 @@ func (s *Source) readOnce(ctx context.Context) (more bool, err error) {
 	}
 	rows := 0
 	start := s.strategy.position()
-	marks, err := s.strategy.read(ctx, &s.sess, s.wantRows, func(v [][]byte, id int64) (bool, error) {
+	marks, err := s.strategy.read(ctx, &s.sess, min(s.wantRows, max(limit, firstRows)), func(v [][]byte, id int64) (bool, error) {
 		rows++
 		return b.row(v, id) && b.bytes < s.cfg.ReadBytes, nil
 	})
@@ -324,6 +325,19 @@ func (s *Source) Overtaken() int64 {
 	return st.expired
 }
 
+// mostSpare is how many slices are kept to be filled again: as many as are on
+// their way between two reads of a busy outbox.
+const mostSpare = 8
+
+// Recycle implements [relay.Recycler].
+func (s *Source) Recycle(batch []relay.Message) {
+	clear(batch) // it must not hold on to the rows that were in it
+	select {
+	case s.spare <- batch[:0]:
+	default:
+	}
+}
+
 // Moved implements [relay.Mover].
 func (s *Source) Moved() <-chan struct{} { return s.signal }
 
@@ -331,6 +345,7 @@ var (
 	_ relay.Checkpointer = (*Source)(nil)
 	_ relay.Lagger       = (*Source)(nil)
 	_ relay.Mover        = (*Source)(nil)
+	_ relay.Recycler     = (*Source)(nil)
 )
 
 func minID(t *table) int64 {
