@@ -35,8 +35,8 @@ type Limiter interface {
 type Resumer interface {
 	// Position marks the tail of the destination: everything confirmed so far
 	// lies at or before it, and everything published later lies after it. The
-	// engine stores it with each checkpoint, so it does no I/O except in its
-	// first call; at most 64 KiB.
+	// engine stores it with checkpoints, so it does no I/O except in its first
+	// call; at most 64 KiB.
 	Position(ctx context.Context) (string, error)
 	// Resume reads the destination from position to its present end and calls
 	// seen with the ID of each message of ours that it finds, in any order. Other

@@ -56,6 +56,13 @@ type Recycler interface {
 	Recycle(batch []Message)
 }
 
+// Expecter is a [Checkpointer] that can tell which messages are still to come.
+type Expecter interface {
+	// Expects reports whether a message with this ID may still be delivered, or be
+	// delivered again. It answers false only when that is certain, and does no I/O.
+	Expects(id string) bool
+}
+
 // Checkpoint is what is safely delivered.
 type Checkpoint struct {
 	// State is the source's own, opaque to all others.

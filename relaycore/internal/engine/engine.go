@@ -171,8 +171,7 @@ type run struct {
 
 	// The publisher's own.
 	parked     map[string]bool // keys that have letters
-	seen       map[string]bool // ids that a predecessor had published
-	unseen     int             // messages after which seen is of no more use
+	tail       tail
 	gathered   []chunk
 	backoff    backoff
 	pace       pacer
@@ -191,7 +190,7 @@ func newRun(e *Engine) *run {
 		Config: e.cfg, redrive: e.redrive,
 		received: make(chan chunk, 2), ready: make(chan chunk, 16), settled: make(chan settlement, 4),
 		local:  semaphore.NewWeighted(e.cfg.InFlightBytes),
-		parked: make(map[string]bool), seen: make(map[string]bool), unseen: 2 * maxUncommitted,
+		parked: make(map[string]bool), tail: newTail(e.cfg.Source),
 		pace:     newPacer(e.cfg.RateMessages, e.cfg.RateBytes),
 		maxBatch: 4096, maxBytes: int(min(e.cfg.InFlightBytes, 4<<20)),
 	}
@@ -226,16 +225,16 @@ func (r *run) prepare(ctx context.Context) error {
 		return r.retry(ctx, "mark the sink's position", func() error { return r.markPosition(ctx) })
 	}
 	for settled := r.State.Clean; ; {
-		before := len(r.seen)
+		before := len(r.tail.ids)
 		err := r.retry(ctx, "read the far end's tail", func() error {
-			return r.resumer.Resume(ctx, r.State.Position, func(id string) { r.seen[id] = true })
+			return r.resumer.Resume(ctx, r.State.Position, r.tail.found)
 		})
 		if err != nil {
 			return err
 		}
 		// What a killed predecessor had handed to its socket may still be on the
 		// way: look until nothing more arrives.
-		if settled && len(r.seen) == before {
+		if settled && len(r.tail.ids) == before {
 			break
 		}
 		settled = true
@@ -243,8 +242,8 @@ func (r *run) prepare(ctx context.Context) error {
 			return err
 		}
 	}
-	if len(r.seen) > 0 {
-		r.Logger.Info("read the far end back", "found", len(r.seen))
+	if len(r.tail.ids) > 0 {
+		r.Logger.Info("read the far end back", "found", len(r.tail.ids), "unsettled", r.tail.open)
 	}
 	return nil
 }

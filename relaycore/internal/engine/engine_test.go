@@ -39,6 +39,9 @@ func newTable(n, keys int) *table {
 func (s *table) reopen(at relay.Checkpoint) *table {
 	n := &table{rows: s.rows, settled: make(map[int]bool), more: make(chan struct{}, 1)}
 	n.next = int(at.LastID)
+	for i := range n.next {
+		n.settled[i+1] = true
+	}
 	return n
 }
 
@@ -495,6 +498,76 @@ func TestResumeSkipsWhatArrived(t *testing.T) {
 		want(t, "arrived", second.arrived(), numbers(1, 3001))
 		want(t, "skipped", b.ledger.total.Skipped, 3001-committed)
 	})
+}
+
+// A crash, and another one before the successor had delivered all that it found:
+// its successor has to find the rest again.
+func TestResumeSurvivesAnotherCrash(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(3000, 10)
+		resumable := &resumableSink{script: b.sink, queue: b.queue}
+		b.cfg.Sink = resumable
+		b.start()
+		time.Sleep(time.Second)
+		b.ledger.fence(true) // nothing more is written, as if killed
+		b.source.insert(numbered(3001, 4000)...)
+		time.Sleep(time.Second)
+		b.kill()
+		<-b.result
+		b.ledger.fence(false)
+		resumable.refuseDuplicates = t
+		for _, upTo := range []int{3064, 3200, 4001} {
+			b = &bench{source: b.source.reopen(b.ledger.state.Checkpoint), queue: b.queue, sink: b.sink, ledger: b.ledger, cfg: b.cfg}
+			all := b.source.rows
+			b.source.rows = append(slices.Clone(all[:min(upTo, len(all))]), numbered(len(all)+1, upTo)...)
+			b.cfg.Source, b.cfg.State = b.source, b.ledger.state
+			b.start()
+			time.Sleep(time.Second)
+			want(t, "checkpoint", b.ledger.state.Checkpoint.LastID, int64(upTo))
+			b.kill()
+			<-b.result
+			b.source.rows = append(b.source.rows, all[min(upTo, len(all)):]...)
+		}
+		want(t, "arrived", b.arrived(), numbers(1, 4001))
+	})
+}
+
+// A letter that was delivered by an owner that was killed before it could say so
+// is not delivered again.
+func TestRedriveSurvivesACrash(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(10, 2)
+		resumable := &resumableSink{script: b.sink, queue: b.queue, refuseDuplicates: t}
+		b.cfg.Sink = resumable
+		b.sink.answer = poison(false, 3)
+		b.start()
+		time.Sleep(time.Second)
+		b.sink.say(nil)
+		b.ledger.retryAll()
+		b.ledger.fence(true)
+		b.engine.Redrive()
+		time.Sleep(time.Second)
+		b.kill()
+		<-b.result
+		b.ledger.fence(false)
+		want(t, "arrived", len(b.arrived()), 10)
+		want(t, "letters", len(b.ledger.held()), 4)
+
+		second := &bench{source: b.source.reopen(b.ledger.state.Checkpoint), queue: b.queue, sink: b.sink, ledger: b.ledger, cfg: b.cfg}
+		second.cfg.Source, second.cfg.State = second.source, b.ledger.state
+		second.start()
+		time.Sleep(time.Second)
+		second.finish(t)
+		want(t, "arrived", len(second.arrived()), 10)
+		want(t, "letters", len(b.ledger.held()), 0)
+	})
+}
+
+func numbered(from, to int) (rows []relay.Message) {
+	for i := from; i <= to; i++ {
+		rows = append(rows, relaytest.Message(i, fmt.Sprintf("k%d", i%10)))
+	}
+	return rows
 }
 
 // resumableSink fails the test when a message comes a second time.

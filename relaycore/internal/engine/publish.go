@@ -61,7 +61,7 @@ func (r *run) publishBatch(ctx context.Context, c chunk) error {
 		// The sink's position stays: it has to lie before what is unresolved, so
 		// that the next owner finds the part of it that did arrive.
 		s.messages = without(s.messages, unresolved)
-	case r.resumer != nil:
+	case r.resumer != nil && r.tail.open == 0:
 		if s.Position, err = r.resumer.Position(ctx); err != nil {
 			err = fmt.Errorf("mark the sink's position: %w", err)
 		}
@@ -147,9 +147,7 @@ func (r *run) poll() (chunk, bool) {
 // front of the latter, and says so.
 func (r *run) sort(s *settlement) ([]relay.Message, error) {
 	batch := s.messages
-	if r.unseen -= len(batch); r.unseen <= 0 {
-		r.seen = nil
-	}
+	r.tail.passed(len(batch))
 	if !r.needsSorting(batch) {
 		return batch, nil
 	}
@@ -157,8 +155,7 @@ func (r *run) sort(s *settlement) ([]relay.Message, error) {
 	for i := range batch {
 		m := &batch[i]
 		switch {
-		case r.seen[m.ID]:
-			delete(r.seen, m.ID)
+		case r.tail.take(m.ID):
 			s.Skipped++
 			r.Meter.Skipped(1)
 		case m.Key != "" && r.parked[m.Key]:
@@ -177,7 +174,7 @@ func (r *run) sort(s *settlement) ([]relay.Message, error) {
 
 func (r *run) needsSorting(batch []relay.Message) bool {
 	for i := range batch {
-		if batch[i].Err != nil || (len(r.seen) > 0 && r.seen[batch[i].ID]) {
+		if batch[i].Err != nil || r.tail.has(batch[i].ID) {
 			return true
 		}
 	}

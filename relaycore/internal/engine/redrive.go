@@ -68,6 +68,9 @@ func (r *run) redriveSome(ctx context.Context, letters []Letter) error {
 	todo := make([]relay.Message, 0, len(batch))
 	for i := range batch {
 		switch m := &batch[i]; {
+		case r.tail.take(m.ID): // a predecessor was killed between delivering it and saying so
+			s.Skipped++
+			r.Meter.Skipped(1)
 		case m.Key != "" && failedKeys[m.Key]:
 			r.park(m, &s)
 		case m.Err != nil:
