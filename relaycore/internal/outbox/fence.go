@@ -13,10 +13,11 @@ import (
 // fence reads in the order of ids and keeps every gap open until nobody can fill
 // it any more. See doc.go.
 type fence struct {
-	pos   mark
-	locks locks
+	pos    mark
+	locks  locks
+	lastAt time.Time // when the sequence was looked at
 
-	readSQL string
+	readSQL, lastSQL string // lastSQL is "" where the sequence does not tell
 }
 
 // hole is a run of ids that no row was seen with.
@@ -32,9 +33,14 @@ func newFence(t *table, l *layout, pos mark) *fence {
 	id := quote(t.id)
 	locks := newLocks(t)
 	locks.known = &writers{list: pos.idle}
+	last := ""
+	if t.idOwner.tells() {
+		last = t.idOwner.lastSQL()
+	}
 	return &fence{
-		pos:   pos,
-		locks: locks,
+		pos:     pos,
+		locks:   locks,
+		lastSQL: last,
 		// One index scan a range, in the order of the ranges.
 		readSQL: `SELECT r.* FROM unnest($1::bigint[], $2::bigint[]) AS gap(lo, hi) CROSS JOIN LATERAL (SELECT ` + l.list("") + ` FROM ` + t.qualified() +
 			` WHERE ` + id + ` >= gap.lo AND ` + id + ` <= gap.hi ORDER BY ` + id + ` LIMIT $3::int) r LIMIT $3::int`,
@@ -88,9 +94,34 @@ func (f *fence) read(ctx context.Context, db *session, want int, take taker) (re
 		f.pos.last = max(from, ids[n-1])
 	}
 	f.pos.at = beginning
+	if len(ids) == 0 {
+		if err := f.tail(ctx, db); err != nil {
+			return readMarks{}, err
+		}
+	}
 	in := f.pos
 	in.open, in.from, in.fill = true, from, fill
 	return readMarks{in: in, after: f.pos, secure: beginning, more: len(ids) > 0}, nil
+}
+
+// tail makes a hole of the ids behind the last row that the sequence has handed
+// out. They may have been rolled back, and then no row above them tells.
+func (f *fence) tail(ctx context.Context, db *session) error {
+	if f.lastSQL == "" || len(f.pos.holes) >= maxHoles || time.Since(f.lastAt) < boundEvery {
+		return nil
+	}
+	f.lastAt = time.Now()
+	var last int64
+	err := db.query(ctx, f.lastSQL, nil, nil, func(v [][]byte) (bool, error) {
+		var err error
+		last, err = parseID(v[0])
+		return true, err
+	})
+	if err == nil && last > f.pos.last {
+		f.pos.holes = append(slices.Clone(f.pos.holes), hole{lo: f.pos.last + 1, hi: last})
+		f.pos.last = last
+	}
+	return err
 }
 
 // due limits the listings to a small part of the time.

@@ -301,7 +301,7 @@ func (s *Source) overtaken(ctx context.Context, t *table, safe int64, lowest *in
 	case lowest != nil:
 		last = *lowest - 1
 	case t.idOwner.readable:
-		if err := s.pool.QueryRow(ctx, `SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM `+t.idOwner.name).Scan(&last); err != nil {
+		if err := s.pool.QueryRow(ctx, t.idOwner.lastSQL()).Scan(&last); err != nil {
 			return 0, fmt.Errorf("read sequence %s: %w", t.idOwner.name, err)
 		}
 	}

@@ -8,10 +8,11 @@ import (
 	"time"
 )
 
-// locks lists the transactions that hold a writer's lock on an outbox. Whoever
-// inserts takes the lock before an id and keeps it until after the commit has
-// become visible; so a transaction that is not listed has either ended, and every
-// later snapshot shows what it wrote, or has not taken an id yet.
+// locks lists the transactions that hold a writer's lock on an outbox or on the
+// sequence of its ids. Whoever inserts takes the first before an id, whoever calls
+// nextval by hand the second, and both are kept until after the commit has become
+// visible; so a transaction that is not listed has either ended, and every later
+// snapshot shows what it wrote, or has not taken an id yet.
 type locks struct {
 	sql   string
 	last  string // reads the sequence, where that is allowed
@@ -32,17 +33,18 @@ type writer struct {
 
 func newLocks(t *table) locks {
 	oid := strconv.FormatUint(uint64(t.oid), 10)
-	oids := `ARRAY[` + oid + `]::oid[]`
+	seq := strconv.FormatUint(uint64(t.idOwner.oid), 10)
+	oids := `ARRAY[` + oid + `, ` + seq + `]::oid[]`
 	if t.partitioned {
 		// Whoever writes to a partition by its own name locks only that.
-		oids = `ARRAY(SELECT relid FROM pg_partition_tree(` + oid + `))::oid[]`
+		oids = `(ARRAY(SELECT relid FROM pg_partition_tree(` + oid + `))::oid[] || ` + seq + `::oid)`
 	}
 	l := locks{known: &writers{}, sql: `SELECT l.virtualtransaction, l.pid IS NULL, CASE WHEN a.state LIKE 'idle in transaction%' THEN a.pid || ' ' || a.state_change::text END
 		FROM pg_locks l LEFT JOIN pg_stat_get_activity(NULL) a ON a.pid = l.pid
 		WHERE l.locktype = 'relation' AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
 		AND l.relation = ANY (` + oids + `) AND l.mode = 'RowExclusiveLock' AND l.granted`}
 	if t.idOwner.readable {
-		l.last = `SELECT last_value FROM ` + t.idOwner.name
+		l.last = t.idOwner.lastSQL()
 	}
 	return l
 }

@@ -54,6 +54,7 @@ type modelRow struct {
 // bugs are mutations: each must be found.
 type bugs struct {
 	byXid, noXip, lateHi, listAfterRead, twoSnapshots, forgetPrepared, closeAtOnce bool
+	noSequenceLock, numberBehindList, oneListing                                   bool
 }
 
 type world struct {
@@ -72,12 +73,22 @@ type world struct {
 	listed       bool // a listing is newer than the last read
 	stale        []modelRow
 	halfway      bool
+	claims       bool // what is said to be settled is modelled, too
+	bounds       bounds
+	durableSafe  int64
 	crashes      int
 	checkpoints  int
 
 	seen map[int64]bool
 	high [4]int8
 	fail string
+}
+
+// bounds are what windows know of ids, and safe is what either strategy has ever
+// said to be settled: no row may come up to it for the first time.
+type bounds struct {
+	seen, waitFor, closing, safe int64
+	wait                         *writers
 }
 
 func (w *world) clone() *world {
@@ -109,6 +120,10 @@ func (w *world) key() string {
 	}
 	mark(w.pos)
 	mark(w.durable)
+	fmt.Fprintf(&b, "%d,%d,%d,%d,%d", w.bounds.seen, w.bounds.waitFor, w.bounds.closing, w.bounds.safe, w.durableSafe)
+	if w.bounds.wait != nil {
+		fmt.Fprintf(&b, "%v", w.bounds.wait.list)
+	}
 	fmt.Fprintf(&b, "%d %d %v %v %v %v %d %d %v", w.nextID, w.nextXid, w.keys, w.listed, w.halfway, w.stale, w.crashes, w.checkpoints, w.known.list)
 	ids := make([]int64, 0, len(w.seen))
 	for id := range w.seen {
@@ -163,6 +178,7 @@ func (w *world) steps() []*world {
 	if w.checkpoints < 1 && !w.halfway {
 		c := w.clone()
 		c.durable = c.pos
+		c.durableSafe = c.bounds.safe
 		c.durable.holes = slices.Clone(c.pos.holes)
 		for i := range c.durable.holes {
 			c.durable.holes[i].by = nil
@@ -173,6 +189,7 @@ func (w *world) steps() []*world {
 	if w.crashes < 1 {
 		c := w.clone()
 		c.pos, c.known, c.listed, c.halfway, c.stale = c.durable, &writers{}, false, false, nil
+		c.bounds = bounds{seen: c.durableSafe, waitFor: c.durableSafe, safe: c.bounds.safe}
 		c.crashes++
 		next = append(next, c)
 	}
@@ -215,6 +232,9 @@ func (w *world) advance(i int) []*world {
 	case 'i':
 		t.early = c.nextID
 		c.nextID++
+		if !w.bugs.noSequenceLock { // nextval locks the sequence
+			t.name = fmt.Sprint("v", i)
+		}
 	case 'r':
 		id := t.early
 		if id == 0 {
@@ -259,6 +279,9 @@ func (w *world) deliver(r modelRow) {
 	if w.seen[r.id] {
 		return // a repetition, after a crash
 	}
+	if r.id <= w.bounds.safe {
+		w.fail = fmt.Sprintf("row %d came and %d was said to be settled", r.id, w.bounds.safe)
+	}
 	if r.seq < w.high[r.key] {
 		w.fail = fmt.Sprintf("row %d of key %d came after a later one", r.id, r.key)
 	}
@@ -274,6 +297,12 @@ func (w *world) windowSteps() []*world {
 	hi := c.pos.hi
 	if !c.pos.open {
 		hi = c.snapshot()
+		if w.claims {
+			c.bounds.seen = c.nextID - 1
+		}
+		if w.bugs.numberBehindList && c.bounds.wait == nil && c.bounds.closing > 0 {
+			c.bounds.closing = c.nextID - 1
+		}
 	}
 	if w.bugs.lateHi { // the snapshot is taken in a statement of its own, after the read
 		if !c.halfway {
@@ -304,8 +333,34 @@ func (w *world) windowSteps() []*world {
 		c.pos = mark{lo: c.pos.lo, hi: hi, open: true, at: rows[len(rows)-1].id}
 	} else {
 		c.pos = mark{lo: hi, at: beginning}
+		c.bounds.safe = max(c.bounds.safe, c.bounds.closing)
+		c.bounds.closing = 0
+	}
+	if w.boundDue() {
+		return []*world{w.bound(), c}
 	}
 	return []*world{c}
+}
+
+// boundDue and bound are windows.bound, which comes before a window is opened.
+func (w *world) boundDue() bool {
+	return w.claims && !w.pos.open && !w.halfway && (w.bounds.wait != nil || w.bounds.seen > w.bounds.waitFor)
+}
+
+func (w *world) bound() *world {
+	c := w.clone()
+	now, newly := c.holders()
+	b := &c.bounds
+	if b.wait == nil {
+		b.wait, b.waitFor = now, b.seen
+	} else {
+		b.wait = b.wait.remaining(now, newly)
+	}
+	if len(b.wait.list) == 0 || w.bugs.oneListing {
+		b.wait, b.closing = nil, b.waitFor
+	}
+	c.known = now
+	return c
 }
 
 // fenceSteps: the list of locks and the read are statements of their own, and
@@ -321,20 +376,25 @@ func (w *world) fenceSteps() []*world {
 	return next
 }
 
-func (w *world) list() *world {
-	c := w.clone()
-	now := &writers{}
-	var newly []writer
-	for _, t := range c.txs {
+// holders is what a listing returns.
+func (w *world) holders() (now *writers, newly []writer) {
+	now = &writers{}
+	for _, t := range w.txs {
 		if t.name == "" {
 			continue
 		}
 		x := writer{vxid: t.name, prepared: t.prepared, upTo: math.MaxInt64}
 		now.list = append(now.list, x)
-		if t.prepared && !c.known.has(t.name) && !w.bugs.forgetPrepared {
+		if t.prepared && !w.known.has(t.name) && !w.bugs.forgetPrepared {
 			newly = append(newly, x)
 		}
 	}
+	return now, newly
+}
+
+func (w *world) list() *world {
+	c := w.clone()
+	now, newly := c.holders()
 	c.pos.holes = slices.Clone(c.pos.holes)
 	for i := range c.pos.holes {
 		h := &c.pos.holes[i]
@@ -385,6 +445,12 @@ func (w *world) readFence() []*world {
 	c.pos.holes = fold(c.pos.holes, ids, c.pos.last, covered)
 	if n := len(ids); n > 0 {
 		c.pos.last = max(c.pos.last, ids[n-1])
+	} else if w.claims && c.nextID-1 > c.pos.last { // fence.tail
+		c.pos.holes = append(c.pos.holes, hole{lo: c.pos.last + 1, hi: c.nextID - 1})
+		c.pos.last = c.nextID - 1
+	}
+	if w.claims {
+		c.bounds.safe = max(c.bounds.safe, c.pos.complete())
 	}
 	c.listed = false
 	return []*world{c}
@@ -394,14 +460,16 @@ func (w *world) readFence() []*world {
 // was committed and has not come.
 func (w *world) lost() string {
 	c := w.clone()
-	for range 12 {
-		var steps []*world
+	for range 16 {
 		if c.fence {
-			steps = c.fenceSteps()
+			c = c.fenceSteps()[0]
 		} else {
-			steps = c.windowSteps()
+			if c.boundDue() {
+				c = c.bound()
+			}
+			steps := c.windowSteps()
+			c = steps[len(steps)-1]
 		}
-		c = steps[0]
 		if c.fail != "" {
 			return c.fail
 		}
@@ -411,13 +479,16 @@ func (w *world) lost() string {
 			return fmt.Sprintf("row %d of key %d was committed and never came", r.id, r.key)
 		}
 	}
+	if c.claims && c.bounds.safe != c.nextID-1 {
+		return fmt.Sprintf("settled up to %d for ever, and %d ids were handed out", c.bounds.safe, c.nextID-1)
+	}
 	return ""
 }
 
 // explore walks through all states and returns their number and the first
 // violation.
-func explore(programs []string, fence bool, limit int, b bugs) (states int, violation string) {
-	w := &world{bugs: b, fence: fence, limit: limit, nextID: 1, nextXid: 3, known: &writers{}, seen: map[int64]bool{}, pos: mark{lo: nothing, at: beginning}}
+func explore(programs []string, fence bool, limit int, claims bool, b bugs) (states int, violation string) {
+	w := &world{bugs: b, fence: fence, claims: claims, limit: limit, nextID: 1, nextXid: 3, known: &writers{}, seen: map[int64]bool{}, pos: mark{lo: nothing, at: beginning}}
 	w.durable = w.pos
 	for _, p := range programs {
 		w.programs = append(w.programs, program(p))
@@ -472,13 +543,36 @@ func TestModel(t *testing.T) {
 					if limit > 0 && len(programs) > 2 && name != "one key and a stranger" {
 						t.Skip("too many states for what it adds")
 					}
-					states, violation := explore(programs, fence, limit, bugs{})
+					states, violation := explore(programs, fence, limit, false, bugs{})
 					if violation != "" {
 						t.Fatalf("after %d states: %s", states, violation)
 					}
 					t.Logf("%d states", states)
 				})
 			}
+		}
+	}
+}
+
+// TestModelOfClaims: no row comes for the first time below an id that was said to
+// be settled, and in the end all ids are, those that were rolled back too.
+func TestModelOfClaims(t *testing.T) {
+	t.Parallel()
+	for name, programs := range map[string][]string{
+		"two":                 {"l r1 e", "l r2 e"},
+		"two rows":            {"l r1 r1 e", "l r2 e"},
+		"a prepared one":      {"l r1 p e", "l r2 e"},
+		"an id taken by hand": {"i l r1 e", "l r2 e"},
+	} {
+		for _, fence := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s/fence=%v", name, fence), func(t *testing.T) {
+				t.Parallel()
+				states, violation := explore(programs, fence, 0, true, bugs{})
+				if violation != "" {
+					t.Fatalf("after %d states: %s", states, violation)
+				}
+				t.Logf("%d states", states)
+			})
 		}
 	}
 }
@@ -499,7 +593,11 @@ func TestModelFindsMutations(t *testing.T) {
 		"holes are closed at once":                    {"one key and a stranger", true, bugs{closeAtOnce: true}, "never came"},
 		"holes and tail in two snapshots":             {"one key and a stranger", true, bugs{twoSnapshots: true}, "after a later one"},
 		"a prepared transaction is another one":       {"a prepared one", true, bugs{forgetPrepared: true}, "never came"},
-		"an id is taken before the table's lock":      {"i l r1 e; l r2 e", true, bugs{}, "never came"},
+		"an id is taken before the table's lock":      {"i l r1 e; l r2 e", true, bugs{noSequenceLock: true}, "never came"},
+		"the same, by windows":                        {"i l r1 e; l r2 e", false, bugs{noSequenceLock: true}, "said to be settled"},
+		"the sequence is read behind the locks":       {"l r1 e;l r2 e", false, bugs{numberBehindList: true}, "said to be settled"},
+		"nobody is waited for":                        {"l r1 e;l r2 e", false, bugs{oneListing: true}, "said to be settled"},
+		"a prepared one, by windows":                  {"l r1 p e;l r2 e", false, bugs{forgetPrepared: true}, "said to be settled"},
 		"the table's lock goes before a commit shows": {"l r1 u e; l r2 e", true, bugs{}, "never came"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -508,7 +606,7 @@ func TestModelFindsMutations(t *testing.T) {
 			if programs == nil {
 				programs = strings.Split(tc.programs, ";")
 			}
-			states, violation := explore(programs, tc.fence, 0, tc.bugs)
+			states, violation := explore(programs, tc.fence, 0, strings.Contains(tc.want, "settled"), tc.bugs)
 			if !strings.Contains(violation, tc.want) || violation == "" {
 				t.Fatalf("%d states, violation %q, want one with %q", states, violation, tc.want)
 			}

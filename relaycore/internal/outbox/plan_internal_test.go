@@ -100,7 +100,7 @@ func TestPlans(t *testing.T) {
 			if name == "walk" || name == "fence" || name == "the tail" {
 				index = "big_pkey"
 			}
-			if text := plan.String(); strings.Contains(text, "Seq Scan on big") || strings.Contains(text, "Bitmap") || !strings.Contains(text, index) || strings.Count(text, " on big") != strings.Count(text, index+" on big") {
+			if text := plan.String(); strings.Contains(text, "Seq Scan on big ") || strings.Contains(text, "Bitmap") || !strings.Contains(text, index) || strings.Count(text, " on big ") != strings.Count(text, index+" on big ") {
 				t.Errorf("%s with statistics %q does not read by %s alone:\n%.2000s", name, stats, index, text)
 			}
 		}

@@ -5,17 +5,16 @@ import "time"
 // Numbering returns the sequence that numbers the outbox's rows, and the id up to
 // which everything is settled. While the two are equal there is nothing to read
 // and nothing on its way, so that somebody who looks at many sequences at once
-// can spare their sources the polling. ok is false where a sequence does not
-// tell: there is none, it may not be read, or sessions take ids from it in bulk.
+// can spare their sources the polling. They become equal a few reads after the last
+// transaction that took an id has ended, rolled back or not. ok is false where a
+// sequence does not tell: there is none, it may not be read, or sessions take ids
+// from it in bulk.
 func (s *Source) Numbering() (sequence uint32, settled int64, ok bool) {
 	q := &s.shape.Load().idOwner
-	if q.oid == 0 || !q.readable || q.cache != 1 || q.increment != 1 {
+	if !q.tells() || q.increment != 1 {
 		return 0, 0, false
 	}
-	st := s.settler.Load()
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	return q.oid, st.safe, true
+	return q.oid, s.settler.Load().settledUpTo(), true
 }
 
 // SetPollInterval bounds how long an idle source waits between polls. It must

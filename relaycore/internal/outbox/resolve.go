@@ -46,6 +46,18 @@ type sequence struct {
 	readable                bool
 }
 
+// tells reports whether the sequence's last value is the highest id that anybody
+// has been given: it may be read, and sessions do not take ids in advance.
+func (q *sequence) tells() bool {
+	return q.oid != 0 && q.readable && q.cache == 1 && q.increment > 0
+}
+
+// lastSQL reads the highest id that was handed out. It takes no lock that a
+// writer takes, as pg_sequence_last_value does.
+func (q *sequence) lastSQL() string {
+	return `SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM ` + q.name
+}
+
 // delta is the table beside an outbox that holds the rows of claim checks.
 type delta struct {
 	name     string // quoted and qualified; "" = there is none

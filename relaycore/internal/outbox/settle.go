@@ -101,6 +101,13 @@ func (s *settler) secure(id int64) {
 	s.raise(id)
 }
 
+// settledUpTo returns the id up to which all is settled.
+func (s *settler) settledUpTo() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.safe
+}
+
 // raise moves safe, and says so, since nobody may come to ask.
 func (s *settler) raise(id int64) {
 	if id <= s.safe {

@@ -37,6 +37,7 @@ type Source struct {
 	lastRow   time.Time // when the last row was seen
 	checked   time.Time // when the guard last looked
 	failed    bool      // the last read ended in an error
+	lateSaid  bool      // a row came below what was said to be settled
 
 	settler atomic.Pointer[settler]
 	shape   atomic.Pointer[table] // as table, for others than Receive
@@ -229,8 +230,12 @@ func (s *Source) readOnce(ctx context.Context, limit int) (more bool, err error)
 	}
 	rows := 0
 	start := s.strategy.position()
+	late, safe := int64(0), s.settler.Load().settledUpTo()
 	marks, err := s.strategy.read(ctx, &s.sess, min(s.wantRows, max(limit, firstRows)), func(v [][]byte, id int64) (bool, error) {
 		rows++
+		if id <= safe {
+			late = id
+		}
 		return b.row(v, id) && b.bytes < s.cfg.ReadBytes, nil
 	})
 	if err != nil {
@@ -240,6 +245,12 @@ func (s *Source) readOnce(ctx context.Context, limit int) (more bool, err error)
 	if rows == 0 {
 		s.record(st, start, marks)
 		return marks.more, nil
+	}
+	if late != 0 && !s.lateSaid {
+		s.lateSaid = true
+		s.log.Error("a row appeared below an id up to which all had been delivered; it is delivered, but whoever goes by ids has missed it: "+
+			"its id was written by hand, or taken by nextval in an earlier transaction than its insert",
+			"table", s.table.qualified(), "id", late, "settled_up_to", safe)
 	}
 	s.lastRow = time.Now()
 	s.wantRows = min(clampRows(s.cfg.ReadBytes, b.bytes, rows), 4*s.wantRows)
@@ -255,7 +266,7 @@ func (s *Source) readOnce(ctx context.Context, limit int) (more bool, err error)
 
 // record keeps a position that changed though there was no row.
 func (s *Source) record(st *settler, start mark, marks readMarks) {
-	if start.open || start.lo.text != marks.after.lo.text || len(start.holes) != len(marks.after.holes) {
+	if start.open || start.lo.text != marks.after.lo.text || start.last != marks.after.last || len(start.holes) != len(marks.after.holes) {
 		st.advance(marks.after)
 	}
 	if marks.secure != beginning {

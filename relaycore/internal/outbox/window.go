@@ -25,11 +25,14 @@ type windows struct {
 	known bool // big has been decided
 
 	// What no later row can come before is not needed to read, but others want to
-	// know it: once all who held a lock when id seen was visible have ended, the
-	// next window has every row up to it.
+	// know it. Whoever was given an id held a lock before that. So once all who held
+	// one, at a listing made after the sequence stood at an id, have ended, the next
+	// window has every row up to it. Where the sequence may not be read, an id that
+	// is visible says that all up to it were handed out.
 	locks   locks
 	bounded bool     // ids come from a sequence, so the above holds
-	seen    int64    // the highest id yet
+	numbers bool     // windows come with the sequence's last value
+	seen    int64    // the highest id yet: handed out or, without numbers, visible
 	wait    *writers // for whom to wait until ids up to waitFor are complete
 	waitFor int64
 	idle    bool  // the last window had no rows
@@ -46,7 +49,7 @@ func (e *errBackwards) Error() string {
 }
 
 func newWindows(t *table, l *layout, pos mark, safe int64) *windows {
-	w := &windows{pos: pos, locks: newLocks(t), bounded: t.idOwner.oid != 0, seen: safe, waitFor: safe, closing: beginning}
+	w := &windows{pos: pos, locks: newLocks(t), bounded: t.idOwner.oid != 0, numbers: t.idOwner.tells(), seen: safe, waitFor: safe, closing: beginning}
 	id, xid, from := quote(t.id), quote(t.xid), t.qualified()
 	// Each range of xids is one index scan, whatever the statistics say: the limit
 	// keeps the planner from flattening the subquery, and the order asks for the
@@ -56,8 +59,12 @@ func newWindows(t *table, l *layout, pos mark, safe int64) *windows {
 	now := ` AND ` + xid + ` < pg_snapshot_xmax(pg_current_snapshot()) AND ` + id + ` > $3::bigint`
 	in := ` AND pg_visible_in_snapshot(` + xid + `, $4::pg_snapshot) AND ` + id + ` > $3::bigint`
 	cols := l.list("")
+	last := ``
+	if w.numbers {
+		last = ` || ' ' || (` + t.idOwner.lastSQL() + `)`
+	}
 	w.openSQL = `WITH size AS MATERIALIZED (SELECT count(*) AS n` + fmt.Sprintf(ranges, "1", now) + `)
-SELECT ` + l.nulls() + `, pg_current_snapshot()::text || ' ' || n FROM size
+SELECT ` + l.nulls() + `, pg_current_snapshot()::text || ' ' || n` + last + ` FROM size
 UNION ALL
 (SELECT r.*, NULL::text` + fmt.Sprintf(ranges, cols, now) + ` WHERE (SELECT n FROM size) BETWEEN 1 AND ` + strconv.Itoa(smallWindow) + ` ORDER BY c0 LIMIT $4::int)`
 	w.sizeSQL = `SELECT count(*)` + fmt.Sprintf(ranges, "1", in)
@@ -129,7 +136,7 @@ func (w *windows) read(ctx context.Context, db *session, want int, take taker) (
 	if err != nil {
 		return readMarks{}, err
 	}
-	w.seen = max(w.seen, last)
+	w.saw(last)
 	marks := readMarks{in: before, more: true}
 	marks.secure = w.step(last, rows < want && !cut)
 	marks.after = w.pos
@@ -141,6 +148,14 @@ const (
 	boundEvery = 500 * time.Millisecond
 	boundIdle  = 50 * time.Millisecond
 )
+
+// saw notes the highest id of a read. One above what the sequence has handed out
+// was written by hand, and says nothing.
+func (w *windows) saw(last int64) {
+	if !w.numbers {
+		w.seen = max(w.seen, last)
+	}
+}
 
 // bound finds out, off the path of the rows, below which id nothing appears any
 // more. It comes before a window is opened, since only that one's snapshot shows
@@ -213,16 +228,7 @@ func (w *windows) open(ctx context.Context, db *session, want int, take taker) (
 	var hi snapshot
 	err := db.query(ctx, w.openSQL, db.formatsHeader, []string{los, his, itoa(before.at), strconv.Itoa(want)}, func(v [][]byte) (bool, error) {
 		if head := v[len(v)-1]; head != nil {
-			text, n, _ := strings.Cut(string(head), " ")
-			size, _ = strconv.Atoi(n)
-			var err error
-			if hi, err = parseSnapshot(text); err != nil {
-				return false, err
-			}
-			if hi.xmax < before.lo.xmax {
-				return false, &errBackwards{from: before.lo.text, to: text}
-			}
-			return true, nil
+			return true, w.header(string(head), &hi, &size)
 		}
 		if hi.text == "" {
 			return false, fmt.Errorf("rows of a window came before its snapshot")
@@ -251,12 +257,37 @@ func (w *windows) open(ctx context.Context, db *session, want int, take taker) (
 		return readMarks{}, false, nil
 	}
 	w.big, w.known = false, true
-	w.seen = max(w.seen, last)
+	w.saw(last)
 	w.idle = rows == 0
 	marks := readMarks{in: w.pos, more: rows > 0}
 	marks.secure = w.step(last, rows < want && !cut)
 	marks.after = w.pos
 	return marks, true, nil
+}
+
+// header takes the first row of a new window: its snapshot, the number of its rows
+// and the sequence's last value.
+func (w *windows) header(head string, hi *snapshot, size *int) error {
+	f := strings.Split(head, " ")
+	if len(f) < 2 {
+		return fmt.Errorf("parse header %q", head)
+	}
+	var err error
+	if *hi, err = parseSnapshot(f[0]); err != nil {
+		return err
+	}
+	if hi.xmax < w.pos.lo.xmax {
+		return &errBackwards{from: w.pos.lo.text, to: hi.text}
+	}
+	if *size, err = strconv.Atoi(f[1]); err != nil {
+		return err
+	}
+	if w.numbers && len(f) > 2 {
+		last, err := strconv.ParseInt(f[2], 10, 64)
+		w.seen = max(w.seen, last)
+		return err
+	}
+	return nil
 }
 
 var _ strategy = (*windows)(nil)

@@ -17,8 +17,8 @@ const quietPoll = 10 * time.Second
 
 // pulse watches the sequences of all outboxes with one query, in place of one
 // poll of each, and wakes the sources whose sequence has moved: an id that was
-// handed out is a row that is there, or will be, or was rolled back. A hundred
-// idle pipelines cost what one does.
+// handed out is a row that is there, or will be, or was rolled back, and the source
+// finds out which. A hundred idle pipelines cost what one does.
 func (s *Supervisor) pulse(ctx context.Context) {
 	const most = 100 * time.Millisecond
 	asked := make(map[*runner]time.Time)
@@ -77,31 +77,9 @@ func (s *Supervisor) look(ctx context.Context, due map[*runner]numbered) {
 		switch {
 		case err != nil || !seen:
 			r.setQuiet(false)
-		case id == nil || *id == settled[r]:
-			r.setQuiet(true)
 		default:
-			r.stir(*id, settled[r])
+			r.setQuiet(id == nil || *id == settled[r])
 		}
-	}
-}
-
-// stir wakes the source because of an id that it has not settled. One that stays
-// so may belong to a transaction that is open, or that was rolled back: the
-// longer it does, the more rarely it is looked for, by a thirty-second part of
-// that time at most later than at once.
-func (r *runner) stir(id, settled int64) {
-	now := time.Now()
-	r.mu.Lock()
-	if r.unsettled != [2]int64{id, settled} {
-		r.unsettled, r.unsettledAt, r.stirred = [2]int64{id, settled}, now, time.Time{}
-	}
-	due := now.Sub(r.stirred) >= now.Sub(r.unsettledAt)/32
-	if due {
-		r.stirred = now
-	}
-	r.mu.Unlock()
-	if due {
-		r.setQuiet(false)
 	}
 }
 

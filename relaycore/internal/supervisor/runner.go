@@ -71,10 +71,6 @@ type runner struct {
 	limit     time.Duration // on the drain
 	poll      time.Duration // how often the outbox's sequence is looked at
 	quiet     bool          // there is nothing to read
-	// An id that was handed out and is not settled: which, since when, and when
-	// the source last looked for it.
-	unsettled            [2]int64
-	unsettledAt, stirred time.Time
 }
 
 func newRunner(s *Supervisor, p catalog.Pipeline) *runner {

@@ -10,6 +10,9 @@
 // Each event bears a key and a number that counts the key's committed events, and
 // is written under a lock on the key. So the order in which the events of a key
 // were committed is known, and no number may be missing.
+//
+// The reader also says up to which id all is settled. No row may come behind that,
+// and in the end it must be the last id that was handed out.
 package adversary
 
 import (
@@ -65,6 +68,7 @@ type Report struct {
 	Wait       []time.Duration // from the commit's return to the delivery, sorted; a sample
 	Prepared   int64
 	RolledBack int64
+	Unsettled  int64 // ids at the end that were never said to be settled
 }
 
 // Quantile of the waits.
@@ -78,14 +82,14 @@ func (r *Report) Quantile(q float64) time.Duration {
 
 // Bad says in what the run was not perfect, nil if in nothing.
 func (r *Report) Bad() error {
-	if r.Lost == 0 && r.Inversions == 0 && r.Phantom == 0 && r.Committed > 0 {
+	if r.Lost == 0 && r.Inversions == 0 && r.Phantom == 0 && r.Unsettled == 0 && r.Committed > 0 {
 		return nil
 	}
 	return fmt.Errorf("%s", r)
 }
 
 func (r *Report) String() string {
-	return fmt.Sprintf("%s on PostgreSQL %s: committed %d, delivered %d, lost %d, phantoms %d, inversions %d, repeated %d, reader killed %d times, "+
-		"rolled back %d, prepared %d transactions, %s; commit to delivery p50 %s p99 %s", r.Strategy, r.Server, r.Committed, r.Delivered, r.Lost, r.Phantom, r.Inversions, r.Repeated,
+	return fmt.Sprintf("%s on PostgreSQL %s: committed %d, delivered %d, lost %d, phantoms %d, inversions %d, unsettled %d, repeated %d, reader killed %d times, "+
+		"rolled back %d, prepared %d transactions, %s; commit to delivery p50 %s p99 %s", r.Strategy, r.Server, r.Committed, r.Delivered, r.Lost, r.Phantom, r.Inversions, r.Unsettled, r.Repeated,
 		r.Kills, r.RolledBack, r.Prepared, r.Took.Round(time.Second), r.Quantile(.5).Round(100*time.Microsecond), r.Quantile(.99).Round(100*time.Microsecond))
 }

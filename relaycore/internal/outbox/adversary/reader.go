@@ -12,6 +12,7 @@ import (
 	"os"
 	"strconv"
 	"syscall"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -63,11 +64,16 @@ func read(ctx context.Context, url, strategy string, out *bufio.Writer) error {
 	r := rand.New(rand.NewPCG(uint64(epoch), uint64(os.Getpid())))
 	var flying []relay.Message // published and not yet acknowledged
 	for {
-		msgs, err := src.Receive(ctx, 1+r.IntN(1000))
-		if err != nil {
+		waiting, cancel := context.WithTimeout(ctx, 100*time.Millisecond) // as the engine, whose checkpoints move without messages too
+		msgs, err := src.Receive(waiting, 1+r.IntN(1000))
+		cancel()
+		if err != nil && !errors.Is(err, context.DeadlineExceeded) {
 			return err
 		}
 		for i := range msgs {
+			if msgs[i].OutboxID <= c.LastID {
+				return fmt.Errorf("row %d came after all up to %d was said to be settled", msgs[i].OutboxID, c.LastID)
+			}
 			if msgs[i].Err != nil {
 				return msgs[i].Err
 			}
@@ -81,7 +87,7 @@ func read(ctx context.Context, url, strategy string, out *bufio.Writer) error {
 		// Acknowledge late and out of order: what stays behind is of other keys.
 		flying = append(flying, msgs...)
 		var settled []relay.Message
-		if len(flying) > 5000 || r.IntN(4) == 0 {
+		if len(msgs) == 0 || len(flying) > 5000 || r.IntN(4) == 0 {
 			settled, flying = flying, nil
 		} else if r.IntN(2) == 0 {
 			settled, flying = part(flying, r.Uint64())
@@ -89,7 +95,7 @@ func read(ctx context.Context, url, strategy string, out *bufio.Writer) error {
 		if r.IntN(400) == 0 {
 			die() // between publishing and the checkpoint
 		}
-		c, err := src.Checkpoint(settled)
+		c, err = src.Checkpoint(settled)
 		if err != nil {
 			return err
 		}

@@ -48,6 +48,9 @@ func Run(ctx context.Context, opts Options) (*Report, error) {
 	if err == nil {
 		err = w.drained(ctx, readers)
 	}
+	if err == nil && opts.Strategy != Naive {
+		rep.Unsettled, err = w.unsettled(ctx)
+	}
 	stopReading()
 	if err == nil || errors.Is(err, context.Canceled) {
 		err = <-readers
@@ -117,6 +120,27 @@ func (w *war) drained(ctx context.Context, readers chan error) error {
 			readers <- err
 			return err
 		case <-tick.C:
+		}
+	}
+}
+
+// unsettled waits until the reader says that all ids are settled, those too that
+// were rolled back, and returns how many it never says it of.
+func (w *war) unsettled(ctx context.Context) (ids int64, err error) {
+	conn, err := pgx.Connect(ctx, w.opts.URL)
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close(ctx)
+	for deadline := time.Now().Add(patience); ; {
+		err := conn.QueryRow(ctx, `SELECT s.last_value - c.last_id FROM pgtrickle.outbox_ledger_id_seq s, cursor c`).Scan(&ids)
+		if err != nil || ids == 0 || time.Now().After(deadline) {
+			return ids, err
+		}
+		select {
+		case <-ctx.Done():
+			return ids, ctx.Err()
+		case <-time.After(100 * time.Millisecond):
 		}
 	}
 }
