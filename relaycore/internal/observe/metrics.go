@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
 // Metrics holds the numbers of a process and its pipelines. It is a
@@ -98,6 +99,7 @@ type Pipeline struct {
 	publishErrors             atomic.Int64
 	sourceErrors              atomic.Int64
 	restarts                  atomic.Int64
+	polls, emptyPolls         atomic.Int64
 	inFlight                  atomic.Int64
 	lastCommit                atomic.Int64 // Unix nanoseconds; 0 when none
 	latency, publish          *histogram
@@ -119,6 +121,15 @@ type Pipeline struct {
 func (p *Pipeline) Received(messages, bytes int) {
 	p.received.Add(int64(messages))
 	p.receivedBytes.Add(int64(bytes))
+}
+
+// Polled counts a look at an outbox table.
+func (p *Pipeline) Polled(found bool) {
+	if found {
+		p.polls.Add(1)
+	} else {
+		p.emptyPolls.Add(1)
+	}
 }
 
 // Published counts what a sink confirmed.
@@ -334,6 +345,11 @@ func (c collector) counters(k catalog.Key, p *Pipeline) {
 		{"pipeline_restarts_total", "Runs of the pipeline that ended in an error.", &p.restarts},
 	} {
 		c.value(describe(prometheus.CounterValue, m.name, m.help, byDirection...), float64(m.v.Load()), labels...)
+	}
+	if k.Direction == relay.Forward {
+		polls := describe(prometheus.CounterValue, "polls_total", "Looks at the outbox table that found rows, or none.", "pipeline", "direction", "found")
+		c.value(polls, float64(p.polls.Load()), k.Name, string(k.Direction), "rows")
+		c.value(polls, float64(p.emptyPolls.Load()), k.Name, string(k.Direction), "nothing")
 	}
 	c.histogram("publish_duration_seconds", "Time a publish took.", byDirection, labels, p.publish)
 	c.histogram("publish_batch_messages", "Messages of a publish.", byDirection, labels, p.batch)

@@ -36,6 +36,9 @@ func TestMetrics(t *testing.T) {
 	f.Own(7)
 	r.Own(3)
 	f.Received(10, 1000)
+	f.Polled(true)
+	f.Polled(false)
+	f.Polled(false)
 	f.Published(9, 900, 20*time.Millisecond)
 	f.Skipped(1)
 	r.Skipped(2)
@@ -55,6 +58,8 @@ func TestMetrics(t *testing.T) {
 		`pgtrickle_relay_source_errors_total{direction="reverse",pipeline="orders"} 0`,
 		`pgtrickle_relay_dedup_skipped_total{pipeline="orders"} 3`,
 		`pgtrickle_relay_dead_letters_total{direction="forward",pipeline="orders"} 0`,
+		`pgtrickle_relay_polls_total{direction="forward",found="rows",pipeline="orders"} 1`,
+		`pgtrickle_relay_polls_total{direction="forward",found="nothing",pipeline="orders"} 2`,
 		`pgtrickle_relay_pipelines_owned 2`,
 		`pgtrickle_relay_pipeline_healthy{pipeline="orders"} 0`,
 		`pgtrickle_relay_lag_seconds{pipeline="orders"} 1.5`,

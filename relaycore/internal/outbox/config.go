@@ -46,6 +46,9 @@ type Config struct {
 	// ReadBytes bounds what one read of the table takes into memory, except that
 	// a single larger row is taken whole; 0 means 4 MiB.
 	ReadBytes int
+	// Polled is told of each look at the table, and whether there were rows. It may
+	// be nil.
+	Polled func(found bool)
 	// Wake ends a wait early. It may be nil.
 	Wake <-chan struct{}
 	// Logger may be nil.
@@ -66,6 +69,9 @@ func (c *Config) defaults() {
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Polled == nil {
+		c.Polled = func(bool) {}
 	}
 	if c.Settings.Strategy == "" {
 		c.Settings.Strategy = "auto"

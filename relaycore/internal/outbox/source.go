@@ -241,6 +241,7 @@ func (s *Source) readOnce(ctx context.Context, limit int) (more bool, err error)
 	if err != nil {
 		return false, err
 	}
+	s.cfg.Polled(rows > 0)
 	st := s.settler.Load()
 	if rows == 0 {
 		s.record(st, start, marks)

@@ -108,7 +108,7 @@ func (p *pipeline) openForward(ctx context.Context, led *ledger.Ledger, state en
 	s := p.resolved.Settings
 	src, err := outbox.Open(ctx, p.Pool, outbox.Config{
 		Outbox: s.StreamTable, Settings: s.Forward.Settings, Group: p.Group, Pipeline: p.job.Pipeline.Name,
-		Checkpoint: state.Checkpoint, PollInterval: s.PollInterval.D(), Wake: p.job.Wake, Logger: p.job.Logger,
+		Checkpoint: state.Checkpoint, PollInterval: s.PollInterval.D(), Wake: p.job.Wake, Polled: p.job.Meter.Polled, Logger: p.job.Logger,
 	})
 	if err != nil {
 		return err
