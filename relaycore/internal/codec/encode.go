@@ -42,6 +42,7 @@ type Encoder struct {
 	mime     string
 	headers  []header
 	subjects map[subjectKey]string // renderings of a subject that does not look into rows
+	recent   rendering             // the one that was used last
 	text     []byte                // keys and subjects of the batch in hand
 	spans    []span
 }
@@ -53,6 +54,14 @@ type header struct {
 
 type subjectKey struct{ table, op string }
 
+// rendering is a subject for all messages of a table and operation, and how it
+// stands in an envelope.
+type rendering struct {
+	of      subjectKey
+	subject string
+	middle  []byte
+}
+
 // span is where a message's strings lie in Encoder.text.
 type span struct{ subject, key, end int }
 
@@ -61,7 +70,7 @@ func NewEncoder(cfg EncoderConfig) (*Encoder, error) {
 	e := &Encoder{cfg: cfg, mime: typeJSON, subjects: make(map[subjectKey]string)}
 	switch cfg.Format {
 	case "", FormatEnvelope:
-		e.write = appendEnvelope
+		e.write = e.appendEnvelope
 	case FormatPayload:
 		e.write = nil
 	case FormatCloudEvents:
@@ -172,6 +181,10 @@ func (e *Encoder) subject(m *relay.Message) (err error) {
 		e.text, err = e.cfg.Subject.Append(e.text, m)
 		return err
 	}
+	if m.StreamTable == e.recent.of.table && m.Op == e.recent.of.op && e.recent.subject != "" {
+		m.Subject = e.recent.subject
+		return nil
+	}
 	k := subjectKey{m.StreamTable, m.Op}
 	s, ok := e.subjects[k]
 	if !ok {
@@ -183,6 +196,7 @@ func (e *Encoder) subject(m *relay.Message) (err error) {
 		}
 	}
 	m.Subject = s
+	e.recent = rendering{k, s, appendMiddle(nil, s)}
 	return nil
 }
 
@@ -214,24 +228,35 @@ func (e *Encoder) key(m *relay.Message) (err error) {
 	return nil
 }
 
-func appendEnvelope(dst []byte, m *relay.Message) []byte {
+func (e *Encoder) appendEnvelope(dst []byte, m *relay.Message) []byte {
 	dst = append(dst, `{"dedup_key":`...)
 	dst = appendString(dst, m.ID)
-	dst = append(dst, `,"subject":`...)
-	dst = appendString(dst, m.Subject)
-	dst = append(dst, `,"payload":`...)
+	if m.Subject != "" && m.Subject == e.recent.subject {
+		dst = append(dst, e.recent.middle...)
+	} else {
+		dst = appendMiddle(dst, m.Subject)
+	}
 	dst = append(dst, m.Row...)
 	dst = append(dst, `,"op":`...)
 	dst = appendString(dst, m.Op)
-	dst = append(dst, `,"is_full_refresh":`...)
-	dst = strconv.AppendBool(dst, m.FullRefresh)
-	dst = append(dst, `,"outbox_id":`...)
-	dst = strconv.AppendInt(dst, m.OutboxID, 10)
-	dst = append(dst, `,"refresh_id":`...)
-	if m.RefreshID == "" {
-		return append(dst, `null}`...)
+	if m.FullRefresh {
+		dst = append(dst, `,"is_full_refresh":true,"outbox_id":`...)
+	} else {
+		dst = append(dst, `,"is_full_refresh":false,"outbox_id":`...)
 	}
+	dst = strconv.AppendInt(dst, m.OutboxID, 10)
+	if m.RefreshID == "" {
+		return append(dst, `,"refresh_id":null}`...)
+	}
+	dst = append(dst, `,"refresh_id":`...)
 	return append(appendString(dst, m.RefreshID), '}')
+}
+
+// appendMiddle writes what stands between an envelope's key and its row.
+func appendMiddle(dst []byte, subject string) []byte {
+	dst = append(dst, `,"subject":`...)
+	dst = appendString(dst, subject)
+	return append(dst, `,"payload":`...)
 }
 
 // appendCloudEvent writes a CloudEvents 1.0 event in structured mode. The key is
