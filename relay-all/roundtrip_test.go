@@ -23,7 +23,7 @@ import (
 
 const (
 	patience = 30 * time.Second // for what has no time limit of its own, on a busy machine
-	soon     = time.Second      // within which a change of the catalog takes effect
+	soon     = 5 * time.Second  // a change takes effect by notification: without, after up to 30 s
 )
 
 // database has the catalog, as the binary itself installs it.

@@ -171,8 +171,14 @@ func TestTimeout(t *testing.T) {
 	if err := tx.Rollback(context.Background()); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Publish(context.Background(), batch); err != nil {
-		t.Errorf("Publish afterwards = %v", err)
+	for try := 1; ; try++ { // a busy machine may need more than 200ms
+		err := s.Publish(context.Background(), batch)
+		if err == nil {
+			break
+		}
+		if try == 20 {
+			t.Fatalf("Publish afterwards = %v", err)
+		}
 	}
 }
 
