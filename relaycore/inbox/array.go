@@ -8,21 +8,23 @@ type array struct {
 	buf   []byte
 	count uint32
 	nulls uint32
-	jsonb bool // elements begin with the version of jsonb's binary form
+
+	uniform bool   // all elements so far are same, and not in buf
+	same    string // "" stands for null
+	text    []byte // same, when the array is finished
 }
 
 const (
 	arrayHeader = 20
 	keepBuffer  = 2 << 20 // a buffer that has grown beyond this is given back
 	null        = 0xffffffff
-	jsonbV1     = 1
 )
 
-func (a *array) reset(elem uint32) {
+func (a *array) reset(elem uint32, uniform bool) {
 	if cap(a.buf) > keepBuffer {
 		a.buf = nil
 	}
-	a.count, a.nulls, a.jsonb = 0, 0, elem == jsonbOID
+	a.count, a.nulls, a.uniform = 0, 0, uniform
 	b := append(a.buf[:0], make([]byte, arrayHeader)...)
 	binary.BigEndian.PutUint32(b[0:], 1) // dimensions
 	binary.BigEndian.PutUint32(b[8:], elem)
@@ -50,27 +52,51 @@ func (a *array) appendNull() {
 	a.buf = binary.BigEndian.AppendUint32(a.buf, null)
 }
 
-// appendPayload appends b in the binary form of the column's type.
-func (a *array) appendPayload(b []byte) {
+// appendBytes appends b, or null when it is nil.
+func (a *array) appendBytes(b []byte) {
 	if b == nil {
 		a.appendNull()
 		return
 	}
-	if !a.jsonb {
-		a.count++
-		a.buf = binary.BigEndian.AppendUint32(a.buf, uint32(len(b))) //nolint:gosec // as above
-		a.buf = append(a.buf, b...)
-		return
-	}
 	a.count++
-	a.buf = binary.BigEndian.AppendUint32(a.buf, uint32(len(b)+1)) //nolint:gosec // as above
-	a.buf = append(a.buf, jsonbV1)
+	a.buf = binary.BigEndian.AppendUint32(a.buf, uint32(len(b))) //nolint:gosec // as above
 	a.buf = append(a.buf, b...)
 }
 
-// finish returns the array, valid until the next reset.
-func (a *array) finish() []byte {
-	binary.BigEndian.PutUint32(a.buf[4:], a.nulls)
-	binary.BigEndian.PutUint32(a.buf[12:], a.count)
-	return a.buf
+// append appends s, or null when it is empty, for as long as it can without
+// writing anything.
+func (a *array) append(s string) {
+	if a.uniform {
+		if a.count == 0 {
+			a.same = s
+		}
+		if s == a.same {
+			a.count++
+			return
+		}
+		a.uniform = false
+		n := a.count
+		a.count = 0
+		for range n {
+			a.appendStringOrNull(a.same)
+		}
+	}
+	a.appendStringOrNull(s)
+}
+
+// finish returns the array, and the element that all of it would be if there was
+// an array. Both are valid until the next reset.
+func (a *array) finish() (elements, constant []byte) {
+	const noElements = 12 // bytes of an array without dimensions
+	if !a.uniform {
+		binary.BigEndian.PutUint32(a.buf[4:], a.nulls)
+		binary.BigEndian.PutUint32(a.buf[12:], a.count)
+		return a.buf, nil
+	}
+	binary.BigEndian.PutUint32(a.buf[0:], 0)
+	if a.same != "" {
+		a.text = append(a.text[:0], a.same...)
+		constant, a.same = a.text, ""
+	}
+	return a.buf[:noElements], constant
 }

@@ -1,6 +1,7 @@
 package inbox
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -62,8 +63,8 @@ func Open(ctx context.Context, pool *pgxpool.Pool, cfg Config) (*Sink, error) {
 	}
 	s := &Sink{pool: pool, table: t, source: cfg.Source}
 	s.arrays = make([]array, len(t.columns))
-	s.values = make([][]byte, len(t.columns))
-	s.formats = make([]int16, len(t.columns))
+	s.values = make([][]byte, len(t.paramOIDs))
+	s.formats = make([]int16, len(t.paramOIDs))
 	for i := range s.formats {
 		s.formats[i] = pgx.BinaryFormatCode
 	}
@@ -117,7 +118,7 @@ func (s *Sink) insert(ctx context.Context, conn *pgx.Conn) (int, error) {
 	if prepare {
 		result = pg.ExecPrepared(ctx, s.table.statement, s.values, s.formats, nil)
 	} else {
-		result = pg.ExecParams(ctx, s.table.insert, s.values, s.table.arrayOIDs, s.formats, nil)
+		result = pg.ExecParams(ctx, s.table.insert, s.values, s.table.paramOIDs, s.formats, nil)
 	}
 	tag, err := result.Close()
 	return int(tag.RowsAffected()), err
@@ -132,7 +133,7 @@ func (s *Sink) insertLocked(ctx context.Context, pg *pgconn.PgConn, prepare bool
 	if prepare {
 		p.SendQueryPrepared(s.table.statement, s.values, s.formats, nil)
 	} else {
-		p.SendQueryParams(s.table.insert, s.values, s.table.arrayOIDs, s.formats, nil)
+		p.SendQueryParams(s.table.insert, s.values, s.table.paramOIDs, s.formats, nil)
 	}
 	if err := p.Sync(); err != nil {
 		return 0, errors.Join(err, p.Close())
@@ -158,10 +159,12 @@ func (s *Sink) insertLocked(ctx context.Context, pg *pgconn.PgConn, prepare bool
 	}
 }
 
-// encode fills s.values with one array per column.
+// encode fills s.values with one array per column, or with one value for a
+// column in which all messages have the same.
 func (s *Sink) encode(batch []relay.Message) {
 	for i := range s.arrays {
-		s.arrays[i].reset(s.table.columns[i].elem)
+		c := &s.table.columns[i]
+		s.arrays[i].reset(c.elem, c.constant > 0)
 	}
 	clear(s.inBatch)
 	for i := range batch {
@@ -178,25 +181,25 @@ func (s *Sink) encode(batch []relay.Message) {
 			case fieldID:
 				a.appendString(m.ID)
 			case fieldPayload:
-				a.appendPayload(m.Row)
+				a.appendBytes(m.Row)
 			case fieldEventType:
-				a.appendStringOrNull(m.Subject)
+				a.append(m.Subject)
 			case fieldSource:
-				if m.Origin != "" {
-					a.appendString(m.Origin)
-				} else {
-					a.appendStringOrNull(s.source)
-				}
+				a.append(cmp.Or(m.Origin, s.source))
 			case fieldAggregateID:
-				a.appendStringOrNull(m.Key)
+				a.append(m.Key)
 			case fieldTraceID:
-				a.appendStringOrNull(traceID(m))
+				a.append(traceID(m))
 			case fieldReceivedAt: // now(), in the statement
 			}
 		}
 	}
 	for i := range s.arrays {
-		s.values[i] = s.arrays[i].finish()
+		elements, constant := s.arrays[i].finish()
+		s.values[i] = elements
+		if n := s.table.columns[i].constant; n > 0 {
+			s.values[n-1] = constant
+		}
 	}
 }
 

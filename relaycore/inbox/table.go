@@ -21,7 +21,7 @@ const (
 	jsonOID, jsonArrayOID   = 114, 199
 	timestampOID            = 1114
 	timestamptzOID          = 1184
-	jsonbOID, jsonbArrayOID = 3802, 3807
+	jsonbOID                = 3802
 )
 
 // field is a part of a message that can go to a column.
@@ -44,6 +44,11 @@ type column struct {
 	elem  uint32 // type of the elements in which it is sent
 	array uint32
 	cast  string // type to cast to, where an assignment would not do
+
+	// constant is the number of the parameter that holds the value of the whole
+	// batch where there is but one; the array is then empty, which unnest pads
+	// with nulls. An array costs the server several times as much. 0 for none.
+	constant int
 }
 
 // table is what was found in the catalog, and the statements made from it.
@@ -60,7 +65,7 @@ type table struct {
 	insert    string
 	statement string
 	lock      string
-	arrayOIDs []uint32
+	paramOIDs []uint32
 }
 
 // attribute is a column of the table as the catalog has it.
@@ -266,7 +271,13 @@ func (t *table) mapColumns(configured, registered Columns, attrs []attribute) (i
 		}
 	}
 	for _, c := range t.columns {
-		t.arrayOIDs = append(t.arrayOIDs, c.array)
+		t.paramOIDs = append(t.paramOIDs, c.array)
+	}
+	for i := range t.columns {
+		if c := &t.columns[i]; c.field != fieldID && c.field != fieldPayload {
+			t.paramOIDs = append(t.paramOIDs, textOID)
+			c.constant = len(t.paramOIDs)
+		}
 	}
 	return id, nil
 }
@@ -300,7 +311,9 @@ func newColumn(f field, a attribute) column {
 	if f == fieldPayload {
 		switch a.base {
 		case jsonbOID:
-			c.elem, c.array = jsonbOID, jsonbArrayOID
+			// Text, because an array of jsonb is larger than the text it is made
+			// from, and is built whole before the first row of it is used.
+			c.cast = "jsonb"
 			return c
 		case jsonOID:
 			c.elem, c.array = jsonOID, jsonArrayOID
@@ -394,16 +407,18 @@ func (t *table) insertSQL() string {
 }
 
 func (c column) value(n string) string {
-	if c.cast != "" {
-		return "m.c" + n + "::" + c.cast
+	v := "m.c" + n
+	if c.constant > 0 {
+		v = "coalesce(" + v + ", $" + strconv.Itoa(c.constant) + "::text)"
 	}
-	return "m.c" + n
+	if c.cast != "" {
+		v += "::" + c.cast
+	}
+	return v
 }
 
 func arrayType(oid uint32) string {
 	switch oid {
-	case jsonbArrayOID:
-		return "jsonb[]"
 	case jsonArrayOID:
 		return "json[]"
 	case byteaArrayOID:
