@@ -28,6 +28,11 @@
 // confirmed, so delivery is effectively once for as long as the row is kept.
 // Messages are inserted in the order of the batch.
 //
+// After sixteen batches without a duplicate the ON CONFLICT is left out, for as
+// long as there is none. The unique key then refuses a batch with a duplicate,
+// which the server's log shows as one error, and the batch is inserted again, with
+// ON CONFLICT, in the same call.
+//
 // A partitioned table whose partition key is not the event id cannot have a
 // unique key on the event id alone. There the sink takes an advisory lock of the
 // transaction and inserts what a lookup by event id does not find, in one round

@@ -2,6 +2,7 @@ package inbox
 
 import (
 	"errors"
+	"strings"
 
 	"github.com/jackc/pgx/v5/pgconn"
 
@@ -35,6 +36,13 @@ func classify(err error) error {
 		return relay.Fatal(err)
 	}
 	return err
+}
+
+// isConflict reports whether err says that a row violates a constraint, by which
+// a row that is there already shows.
+func isConflict(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && strings.HasPrefix(pg.Code, "23")
 }
 
 // statementLost reports whether the server does not know a prepared statement

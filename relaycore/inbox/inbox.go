@@ -5,8 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/fnv"
-	"strconv"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -45,6 +43,7 @@ type Sink struct {
 	table      *table
 	source     string
 	duplicates int
+	fresh      int // batches in a row without a duplicate
 	closed     bool
 
 	arrays  []array
@@ -87,12 +86,17 @@ func (s *Sink) Publish(ctx context.Context, batch []relay.Message) error {
 	defer conn.Release()
 	inserted, err := s.insert(ctx, conn.Conn())
 	if err != nil {
+		s.fresh = 0
 		if statementLost(err) {
 			_ = conn.Conn().Close(ctx) // pgx believes the statement is there: only a new connection has it
 		}
 		return s.fail(err)
 	}
-	s.duplicates += len(batch) - inserted
+	s.fresh++
+	if again := len(batch) - inserted; again != 0 {
+		s.fresh = 0
+		s.duplicates += again
+	}
 	return nil
 }
 
@@ -100,40 +104,68 @@ func (s *Sink) fail(err error) error {
 	return classify(fmt.Errorf("insert into %s: %w", s.table.name, err))
 }
 
+// trusting is how many batches in a row must have been new before the next one
+// is taken to be new too.
+const trusting = 16
+
 // insert sends the encoded batch and returns the number of new rows.
-func (s *Sink) insert(ctx context.Context, conn *pgx.Conn) (int, error) {
-	// A pool that has been told not to prepare runs behind a pooler that would
-	// mix up prepared statements.
-	prepare := conn.Config().DefaultQueryExecMode == pgx.QueryExecModeCacheStatement
-	if prepare {
-		if _, err := conn.Prepare(ctx, s.table.statement, s.table.insert); err != nil {
-			return 0, err
-		}
-	}
-	pg := conn.PgConn()
+//
+// ON CONFLICT costs the server a fifth more: each row is looked up first, and
+// written in two steps. Duplicates come after a start or a failure, and seldom
+// between. So a batch behind many new ones is inserted without it, and once more
+// with it when the unique key says no: the first attempt has then left nothing.
+func (s *Sink) insert(ctx context.Context, conn *pgx.Conn) (inserted int, err error) {
 	if s.table.lookup {
-		return s.insertLocked(ctx, pg, prepare)
+		return s.insertLocked(ctx, conn)
+	}
+	if s.fresh >= trusting {
+		if inserted, err = s.run(ctx, conn, s.table.plain); !isConflict(err) {
+			return inserted, err
+		}
+		s.fresh = 0
+	}
+	return s.run(ctx, conn, s.table.insert)
+}
+
+func (s *Sink) run(ctx context.Context, conn *pgx.Conn, st statement) (int, error) {
+	prepared, err := prepare(ctx, conn, st)
+	if err != nil {
+		return 0, err
 	}
 	var result *pgconn.ResultReader
-	if prepare {
-		result = pg.ExecPrepared(ctx, s.table.statement, s.values, s.formats, nil)
+	if prepared {
+		result = conn.PgConn().ExecPrepared(ctx, st.name, s.values, s.formats, nil)
 	} else {
-		result = pg.ExecParams(ctx, s.table.insert, s.values, s.table.paramOIDs, s.formats, nil)
+		result = conn.PgConn().ExecParams(ctx, st.sql, s.values, s.table.paramOIDs, s.formats, nil)
 	}
 	tag, err := result.Close()
 	return int(tag.RowsAffected()), err
 }
 
+// prepare reports whether st is prepared on conn. A pool that has been told not
+// to prepare runs behind a pooler that would mix up prepared statements.
+func prepare(ctx context.Context, conn *pgx.Conn, st statement) (bool, error) {
+	if conn.Config().DefaultQueryExecMode != pgx.QueryExecModeCacheStatement {
+		return false, nil
+	}
+	_, err := conn.Prepare(ctx, st.name, st.sql)
+	return true, err
+}
+
 // insertLocked takes the table's advisory lock before it looks up what is there.
 // Both statements are one implicit transaction; the second has a snapshot of its
 // own, taken when the lock is held.
-func (s *Sink) insertLocked(ctx context.Context, pg *pgconn.PgConn, prepare bool) (int, error) {
-	p := pg.StartPipeline(ctx)
+func (s *Sink) insertLocked(ctx context.Context, conn *pgx.Conn) (int, error) {
+	prepared, err := prepare(ctx, conn, s.table.insert)
+	if err != nil {
+		return 0, err
+	}
+	p := conn.PgConn().StartPipeline(ctx)
 	p.SendQueryParams(s.table.lock, nil, nil, nil, nil)
-	if prepare {
-		p.SendQueryPrepared(s.table.statement, s.values, s.formats, nil)
+	if prepared {
+		p.SendQueryPrepared(s.table.insert.name, s.values, s.formats, nil)
 	} else {
-		p.SendQueryParams(s.table.insert, s.values, s.table.paramOIDs, s.formats, nil)
+		p.SendQueryParams(s.table.insert.sql, s.values, s.table.paramOIDs, s.formats, nil)
 	}
 	if err := p.Sync(); err != nil {
 		return 0, errors.Join(err, p.Close())
@@ -270,11 +302,4 @@ func (s *Sink) Close() error {
 	s.closed = true
 	s.arrays, s.values, s.inBatch = nil, nil, nil
 	return nil
-}
-
-// statementName is the same for the same SQL, so that sinks may share a pool.
-func statementName(sql string) string {
-	h := fnv.New64a()
-	_, _ = h.Write([]byte(sql))
-	return "pgtrickle_inbox_" + strconv.FormatUint(h.Sum64(), 16)
 }

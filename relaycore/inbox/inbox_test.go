@@ -268,6 +268,54 @@ func TestDuplicates(t *testing.T) {
 	}
 }
 
+// After many new batches the sink expects the next one to be new as well.
+func TestDuplicatesAmongNewBatches(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	mustExec(t, pool, createInbox)
+	s := open(t, pool, inbox.Config{})
+	published := 0
+	publish := func(batches int) {
+		for range batches {
+			published++
+			if err := s.Publish(t.Context(), []relay.Message{message(fmt.Sprint(published), "1"), message(fmt.Sprint(published, "b"), "1")}); err != nil {
+				t.Fatalf("Publish = %v", err)
+			}
+		}
+	}
+	for round, batch := range [][]relay.Message{
+		{message("new", "1"), message("3", "1"), message("newer", "1")}, // one is there
+		{message("twice", "1"), message("twice", "1")},
+		{message("1", "1")},
+	} {
+		publish(50)
+		if n := s.TakeDuplicates(); n != 0 {
+			t.Fatalf("round %d: TakeDuplicates = %d after new batches, want 0", round, n)
+		}
+		if err := s.Publish(t.Context(), batch); err != nil {
+			t.Fatalf("round %d: Publish = %v", round, err)
+		}
+		if n := s.TakeDuplicates(); n != 1 {
+			t.Errorf("round %d: TakeDuplicates = %d, want 1", round, n)
+		}
+	}
+	publish(50)
+	bad := message("bad", "1")
+	bad.Row = []byte("{")
+	if err := s.Publish(t.Context(), []relay.Message{bad}); !relay.IsPermanent(err) {
+		t.Errorf("Publish of a row that is not JSON = %v, want permanent", err)
+	}
+	mustExec(t, pool, "ALTER TABLE orders_inbox ADD CHECK (event_id <> 'unwanted')")
+	publish(50)
+	if err := s.Publish(t.Context(), []relay.Message{message("unwanted", "1")}); !relay.IsPermanent(err) {
+		t.Errorf("Publish against a check = %v, want permanent", err)
+	}
+	want := fmt.Sprint(2*published + 3)
+	if got := texts(t, pool, "SELECT count(*)::text FROM orders_inbox")[0]; got != want {
+		t.Errorf("rows = %s, want %s", got, want)
+	}
+}
+
 // Two sinks that see no unique key must still not both insert.
 func TestLookupIsSafeBetweenSinks(t *testing.T) {
 	t.Parallel()

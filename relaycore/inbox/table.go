@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"hash/fnv"
 	"strconv"
 	"strings"
 
@@ -62,8 +63,8 @@ type table struct {
 	unlogged    bool
 	asyncCommit bool
 
-	insert    string
-	statement string
+	insert    statement // passes over what is there
+	plain     statement // fails on it, for less; empty with lookup
 	lock      string
 	paramOIDs []uint32
 }
@@ -110,9 +111,21 @@ func inspect(ctx context.Context, pool *pgxpool.Pool, cfg Config) (*table, error
 		return nil, err
 	}
 	t.lock = "SELECT pg_advisory_xact_lock(" + strconv.FormatInt(int64(rel.oid), 10) + ", hashtext('pgtrickle_relay inbox'))"
-	t.insert = t.insertSQL()
-	t.statement = statementName(t.insert)
+	t.insert = newStatement(t.insertSQL(true))
+	if !t.lookup {
+		t.plain = newStatement(t.insertSQL(false))
+	}
 	return t, nil
+}
+
+// statement is SQL with the name under which it is prepared. The name is the same
+// for the same SQL, so that sinks may share a pool.
+type statement struct{ name, sql string }
+
+func newStatement(sql string) statement {
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(sql))
+	return statement{name: "pgtrickle_inbox_" + strconv.FormatUint(h.Sum64(), 16), sql: sql}
 }
 
 type relation struct {
@@ -370,7 +383,9 @@ func (t *table) chooseConflict(ctx context.Context, pool *pgxpool.Pool, rel rela
 	return nil
 }
 
-func (t *table) insertSQL() string {
+// insertSQL returns the INSERT of a batch, which with dedup passes over messages
+// that are there.
+func (t *table) insertSQL(dedup bool) string {
 	var into, values, params, names strings.Builder
 	for i, c := range t.columns {
 		if i > 0 {
@@ -397,6 +412,8 @@ func (t *table) insertSQL() string {
 		"\nFROM unnest(" + params.String() + ")" + ordinality + " AS m(" + names.String() + ")"
 	id := pgx.Identifier{t.idColumn}.Sanitize()
 	switch {
+	case !dedup:
+		return sql
 	case t.targeted:
 		return sql + "\nON CONFLICT (" + id + ") DO NOTHING"
 	case t.lookup:
