@@ -366,3 +366,65 @@ func TestPlans(t *testing.T) {
 		}
 	}
 }
+
+func TestAddXid(t *testing.T) {
+	t.Parallel()
+	pool := migrated(t)
+	for name, tc := range map[string]struct {
+		table, setup string
+		want         string // the statement that is left to run
+		wantErr      string
+	}{
+		"none":              {"a", `CREATE TABLE a (id bigserial PRIMARY KEY)`, `CREATE INDEX CONCURRENTLY ON public.a (xid)`, ""},
+		"odd name":          {`"B b"`, `CREATE TABLE "B b" (id bigserial PRIMARY KEY)`, `CREATE INDEX CONCURRENTLY ON public."B b" (xid)`, ""},
+		"null":              {"c", `CREATE TABLE c (id bigserial PRIMARY KEY, tx xid8 DEFAULT pg_current_xact_id())`, `CREATE INDEX CONCURRENTLY ON public.c (tx)`, ""},
+		"no default":        {"d", `CREATE TABLE d (id bigserial PRIMARY KEY, xid xid8)`, `CREATE INDEX CONCURRENTLY ON public.d (xid)`, ""},
+		"partitioned":       {"e", `CREATE TABLE e (id bigserial PRIMARY KEY) PARTITION BY RANGE (id); CREATE TABLE e1 PARTITION OF e FOR VALUES FROM (0) TO (99)`, `CREATE INDEX ON public.e (xid)`, ""},
+		"another type":      {"f", `CREATE TABLE f (id bigserial PRIMARY KEY, xid bigint)`, "", "column xid of public.f has type bigint: must be xid8"},
+		"a view":            {"g", `CREATE VIEW g AS SELECT 1 AS id`, "", "is not a table"},
+		"all there":         {"h", `CREATE TABLE h (id bigserial PRIMARY KEY, xid xid8 NOT NULL DEFAULT pg_current_xact_id()); CREATE INDEX ON h (xid, id)`, "", ""},
+		"an outbox of ours": {"pgtrickle.outbox_i", `SELECT pgtrickle.create_outbox('i')`, "", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			run(t, pool, tc.setup)
+			if tc.wantErr == "" && name != "an outbox of ours" {
+				run(t, pool, fmt.Sprintf("INSERT INTO %s (id) SELECT generate_series(1, 50)", tc.table))
+				if name == "null" {
+					run(t, pool, "UPDATE c SET tx = NULL WHERE id < 10")
+				}
+			}
+			file := "SELECT coalesce(string_agg(pg_relation_filenode(relid)::text, ' '), '') FROM pg_partition_tree('" + tc.table + "'::regclass)"
+			if tc.wantErr != "" {
+				file = "SELECT ''"
+			}
+			before := query(t, pool, file)
+			var got *string
+			call := "SELECT pgtrickle.outbox_add_xid('" + tc.table + "')"
+			err := pool.QueryRow(context.Background(), call).Scan(&got)
+			if tc.wantErr != "" {
+				if err == nil || !strings.Contains(err.Error(), tc.wantErr) {
+					t.Fatalf("%s = %v, want an error with %q", call, err, tc.wantErr)
+				}
+				return
+			}
+			if err != nil || (got == nil) != (tc.want == "") || got != nil && *got != tc.want {
+				t.Fatalf("%s = %v, %v, want %q", call, got, err, tc.want)
+			}
+			if after := query(t, pool, file); after[0] != before[0] {
+				t.Errorf("the table was rewritten: files %s, were %s", after[0], before[0])
+			}
+			if got == nil {
+				return
+			}
+			run(t, pool, *got)
+			if err := pool.QueryRow(context.Background(), call).Scan(&got); err != nil || got != nil {
+				t.Errorf("called again: %v, %v; want nothing to do", got, err)
+			}
+			col := strings.Trim(tc.want[strings.LastIndexByte(tc.want, '('):], "()")
+			if n := query(t, pool, fmt.Sprintf("SELECT count(*)::text FROM %s WHERE %s < pg_snapshot_xmax(pg_current_snapshot())", tc.table, col)); n[0] != "50" {
+				t.Errorf("%s of 50 rows have a number", n[0])
+			}
+		})
+	}
+}

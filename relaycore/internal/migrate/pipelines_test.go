@@ -210,6 +210,14 @@ func TestNotify(t *testing.T) {
 	if got := one(t, pool, `SELECT pgtrickle.relay_dlq_retry('p', 'forward', p_class => 'decode')::text`); got != "0" {
 		t.Errorf("retry of a class that has none = %s", got)
 	}
+	run(t, pool, `INSERT INTO pgtrickle.relay_dead_letters (relay_group_id, direction, pipeline, message_id, key, body, error, class, status, outbox_id) VALUES
+		('g', 'forward', 'p', 'o:7:0', '', 'x', 'e', 'decode', 'dead', 7)`)
+	refused(t, pool, "P0001", "1 dead letters of p are outbox rows that could not be decoded, from row 7 on", `SELECT pgtrickle.relay_dlq_retry('p')`)
+	run(t, pool, `INSERT INTO pgtrickle.relay_dead_letters (relay_group_id, direction, pipeline, message_id, key, body, error, class, status) VALUES
+		('g', 'forward', 'p', 'd', 'k', 'x', 'e', 'refused', 'dead')`)
+	if got := one(t, pool, `SELECT pgtrickle.relay_dlq_retry('p')::text || string_agg(message_id || ' ' || status, ', ' ORDER BY id) FROM pgtrickle.relay_dlq_list('p', p_direction => 'forward')`); got == "" {
+		t.Errorf("retry of what can be retried = %s", got)
+	}
 	refused(t, pool, "P0001", "name the pipeline", `SELECT pgtrickle.relay_dlq_retry(NULL)`)
 }
 

@@ -69,15 +69,20 @@ func (s *Source) choose(ctx context.Context, t *table) (string, error) {
 	return mode, checkFence(t)
 }
 
+// addXid is the call that makes an outbox readable by windows.
+func addXid(t *table) string {
+	return "SELECT pgtrickle.outbox_add_xid(" + literal(t.qualified()) + ")"
+}
+
 func (s *Source) checkWindows(ctx context.Context, t *table) error {
-	add := fmt.Sprintf("ALTER TABLE %s ADD COLUMN xid xid8 NOT NULL DEFAULT pg_current_xact_id(); CREATE INDEX CONCURRENTLY ON %s (xid)", t.qualified(), t.qualified())
+	add := addXid(t) + " adds one"
 	switch {
 	case t.xid == "":
 		return relay.Fatal(fmt.Errorf("outbox_strategy window: %s has no column of type xid8: %s", t.qualified(), add))
 	case t.columns[t.xid].typ != "xid8":
 		return relay.Fatal(fmt.Errorf("outbox_strategy window: column %s of %s has type %s and not xid8: %s", t.xid, t.qualified(), t.columns[t.xid].typ, add))
 	case !t.columns[t.xid].notNull:
-		return relay.Fatal(fmt.Errorf("column %s of %s may be null, and a row without it is never seen: ALTER TABLE %s ALTER COLUMN %s SET NOT NULL", t.xid, t.qualified(), t.qualified(), quote(t.xid)))
+		return relay.Fatal(fmt.Errorf("column %s of %s may be null, and a row without it is never seen: %s fills it and sets it NOT NULL", t.xid, t.qualified(), addXid(t)))
 	case !t.xidIndexed:
 		return relay.Fatal(fmt.Errorf("column %s of %s has no index: CREATE INDEX CONCURRENTLY ON %s (%s)", t.xid, t.qualified(), t.qualified(), quote(t.xid)))
 	}
@@ -106,8 +111,8 @@ func checkFence(t *table) error {
 	case !t.idUnique:
 		return relay.Fatal(fmt.Errorf("ids of %s are not unique: CREATE UNIQUE INDEX CONCURRENTLY ON %s (%s)", t.qualified(), t.qualified(), quote(t.id)))
 	case t.idOwner.oid == 0:
-		return relay.Fatal(fmt.Errorf("column %s of %s does not take its values from a sequence, so gaps in it say nothing: ALTER TABLE %s ALTER COLUMN %s ADD GENERATED ALWAYS AS IDENTITY, or add a column for snapshot windows: "+
-			"ALTER TABLE %s ADD COLUMN xid xid8 NOT NULL DEFAULT pg_current_xact_id(); CREATE INDEX CONCURRENTLY ON %s (xid)", t.id, t.qualified(), t.qualified(), quote(t.id), t.qualified(), t.qualified()))
+		return relay.Fatal(fmt.Errorf("column %s of %s does not take its values from a sequence, so gaps in it say nothing: ALTER TABLE %s ALTER COLUMN %s ADD GENERATED ALWAYS AS IDENTITY, or have it read by snapshot windows: %s adds the column for them",
+			t.id, t.qualified(), t.qualified(), quote(t.id), addXid(t)))
 	}
 	return checkSequence(t, "in which rows were written")
 }
@@ -313,14 +318,28 @@ func (s *Source) overtaken(ctx context.Context, t *table, safe int64, lowest *in
 	return last - next + 1, nil
 }
 
+// guardSQL identifies the table and asks whether it can be read by windows.
+const guardSQL = `SELECT coalesce(to_regclass($1)::oid, 0::oid), coalesce(pg_relation_filenode(to_regclass($1)), 0::oid), coalesce(pg_relation_filenode($2::oid), 0::oid), pg_is_in_recovery(),
+	EXISTS (SELECT FROM pg_attribute a JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+		JOIN pg_index i ON i.indrelid = a.attrelid AND i.indkey[0] = a.attnum AND i.indisvalid AND i.indpred IS NULL
+		WHERE a.attrelid = to_regclass($1) AND a.atttypid = 'xid8'::regtype AND a.attnotnull AND ($3::text IN ('', a.attname::text)) AND pg_get_expr(d.adbin, d.adrelid) LIKE '%pg_current_xact_id()%')`
+
+// quiescent reports whether the fence has settled all that it has read and keeps
+// no hole. Then its last id is where windows can go on and repeat nothing.
+func (s *Source) quiescent() bool {
+	pos, st := s.strategy.position(), s.settler.Load()
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return s.streaming == nil && !pos.open && len(pos.holes) == 0 && len(st.chunks) == 0 && st.safe == pos.last
+}
+
 // guard looks whether the table and the server are still those that the source
 // knows. Where they are not, it begins again behind the stored checkpoint.
 func (s *Source) guard(ctx context.Context, conn *pgx.Conn) error {
 	var table, file, seq uint32
 	var timeline string
-	var recovering bool
-	err := conn.QueryRow(ctx, `SELECT coalesce(to_regclass($1)::oid, 0::oid), coalesce(pg_relation_filenode(to_regclass($1)), 0::oid), coalesce(pg_relation_filenode($2::oid), 0::oid), pg_is_in_recovery()`,
-		s.table.qualified(), s.table.idOwner.oid).Scan(&table, &file, &seq, &recovering)
+	var recovering, windowed bool
+	err := conn.QueryRow(ctx, guardSQL, s.table.qualified(), s.table.idOwner.oid, s.cfg.Settings.XidColumn).Scan(&table, &file, &seq, &recovering, &windowed)
 	if err != nil {
 		s.failed = true
 		return fmt.Errorf("look at outbox %s: %w", s.table.qualified(), err)
@@ -334,6 +353,7 @@ func (s *Source) guard(ctx context.Context, conn *pgx.Conn) error {
 			return fmt.Errorf("identify server: %w", err)
 		}
 	}
+	s.upgrade = windowed && s.cfg.Settings.Strategy == "auto" && s.Strategy() == modeFence
 	o := s.origin
 	same := table == o.Table && seq == o.Sequence && timeline == o.Timeline
 	if same && (file == o.File || s.table.partitioned) && !s.checked.IsZero() {

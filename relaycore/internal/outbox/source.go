@@ -37,6 +37,7 @@ type Source struct {
 	lastRow   time.Time // when the last row was seen
 	checked   time.Time // when the guard last looked
 	failed    bool      // the last read ended in an error
+	upgrade   bool      // windows have become possible
 	lateSaid  bool      // a row came below what was said to be settled
 
 	settler atomic.Pointer[settler]
@@ -193,6 +194,13 @@ func (s *Source) poll(ctx context.Context, limit int) (more bool, err error) {
 	if s.failed || time.Since(s.checked) >= guardEvery {
 		if err := s.guard(ctx, c.Conn()); err != nil {
 			return false, err
+		}
+	}
+	if s.upgrade && s.quiescent() {
+		s.upgrade = false
+		s.log.Info("the outbox has a transaction id column now: going on with snapshot windows", "table", s.table.qualified(), "behind_id", s.settler.Load().settledUpTo())
+		if err := s.begin(ctx, s.settler.Load().settle(nil)); err != nil {
+			return false, fmt.Errorf("open outbox %q again: %w", s.cfg.Outbox, err)
 		}
 	}
 	s.sess.conn = c.Conn()

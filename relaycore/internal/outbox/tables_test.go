@@ -5,10 +5,14 @@ import (
 	"fmt"
 	"net/url"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/grove/pgtrickle-relay/relaycore/internal/migrate"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest/pgtest"
@@ -42,9 +46,9 @@ func TestRefusals(t *testing.T) {
 		"backwards":     {table: "backwards", want: "INCREMENT BY 1"},
 		"cycles":        {table: "cycles", want: "NO CYCLE"},
 		"view":          {table: "a_view", want: "is not a table"},
-		"null xid":      {table: "null_xid", want: "SET NOT NULL"},
+		"null xid":      {table: "null_xid", want: `SELECT pgtrickle.outbox_add_xid('"public"."null_xid"') fills it and sets it NOT NULL`},
 		"another's xid": {table: "future", want: "bear transaction ids of another cluster"},
-		"no xid":        {table: "fine", settings: outbox.Settings{Strategy: "window"}, want: "ADD COLUMN xid xid8 NOT NULL DEFAULT pg_current_xact_id()"},
+		"no xid":        {table: "fine", settings: outbox.Settings{Strategy: "window"}, want: `SELECT pgtrickle.outbox_add_xid('"public"."fine"')`},
 		"wrong column":  {table: "fine", settings: outbox.Settings{KeyColumn: "aggregate"}, want: `key_column: table "public"."fine" has no column "aggregate"; it has id, payload`},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -267,6 +271,92 @@ func TestChangeOfStrategy(t *testing.T) {
 		t.Fatalf("%s received %s, want 4:0 5:0 by window", src.Strategy(), ids(got))
 	}
 	nothing(t, src)
+}
+
+// TestColumnIsAdded adds the column under writers and under a reader, which goes on
+// with windows once the index is there: nothing is lost and nothing is repeated.
+func TestColumnIsAdded(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	pool := pgtest.Pool(t)
+	if err := migrate.Up(ctx, pool, nil); err != nil {
+		t.Fatal(err)
+	}
+	exec(t, pool, fmt.Sprintf(outboxDDL, "outbox_orders"))
+	exec(t, pool, insertOne, 1, 2000)
+	src := open(t, pool, relay.Checkpoint{})
+	const writers = 4
+	theirs := pgtest.Open(t, pool.Config().ConnString()+"?pool_max_conns=4")
+	var written atomic.Int64
+	var wg sync.WaitGroup
+	stop := make(chan struct{})
+	for n := range writers {
+		wg.Go(func() {
+			for i := 0; ; i++ {
+				select {
+				case <-stop:
+					return
+				case <-time.After(time.Duration(n+1) * time.Millisecond):
+				}
+				end := "COMMIT"
+				if (i+n)%7 == 0 {
+					end = "ROLLBACK"
+				}
+				if _, err := theirs.Exec(ctx, "BEGIN; "+strings.NewReplacer("$1::int", "1", "$2::int", "2").Replace(insertOne)+"; SELECT pg_sleep(0.003); "+end); err != nil {
+					t.Error(err)
+					return
+				}
+				if end == "COMMIT" {
+					written.Add(2)
+				}
+			}
+		})
+	}
+	seen := make(map[int64]int)
+	read := func(until func() bool) {
+		t.Helper()
+		for !until() {
+			waiting, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+			msgs, err := src.Receive(waiting, 100)
+			cancel()
+			if err != nil && (ctx.Err() != nil || waiting.Err() == nil) {
+				t.Fatalf("%d rows, by %s: %v", len(seen), src.Strategy(), err)
+			}
+			for _, m := range msgs {
+				seen[m.OutboxID]++
+			}
+			checkpoint(t, src, msgs)
+		}
+	}
+	read(func() bool { return len(seen) > 2100 })
+	index := column[string](t, pool, `SELECT pgtrickle.outbox_add_xid('pgtrickle.outbox_orders')`)[0]
+	read(func() bool { return len(seen) > 2200 })
+	if src.Strategy() != "fence" {
+		t.Fatal("windows are used without an index")
+	}
+	exec(t, pool, index)
+	if got := column[*string](t, pool, `SELECT pgtrickle.outbox_add_xid('pgtrickle.outbox_orders')`)[0]; got != nil {
+		t.Errorf("there is more to do: %s", *got)
+	}
+	more := len(seen) + 100
+	read(func() bool { return len(seen) > more })
+	close(stop)
+	wg.Wait()
+	read(func() bool { return src.Strategy() == "window" })
+	exec(t, pool, insertOne, 1, 10)
+	want := 2000 + int(written.Load()) + 10
+	read(func() bool { return len(seen) >= want })
+	nothing(t, src)
+	for id, n := range seen {
+		if n > 1 {
+			t.Errorf("row %d came %d times", id, n)
+		}
+	}
+	if len(seen) != want {
+		t.Errorf("%d rows came, %d were committed", len(seen), want)
+	}
+	waitFor(t, src, nil, column[int64](t, pool, `SELECT last_value FROM pgtrickle.outbox_orders_id_seq`)[0])
 }
 
 func TestOvertakenByRetention(t *testing.T) {

@@ -5,7 +5,7 @@
 DO $do$
 DECLARE
     everybody constant text[] := ARRAY[
-        'enable_outbox', 'disable_outbox', 'outbox_status', 'outbox_publish', 'outbox_truncate_policy', 'outbox_attach_partitions',
+        'enable_outbox', 'disable_outbox', 'outbox_status', 'outbox_publish', 'outbox_truncate_policy', 'outbox_attach_partitions', 'outbox_add_xid',
         'create_inbox', 'drop_inbox', 'inbox_health', 'inbox_status', 'replay_inbox_messages',
         '_relay_caller', '_relay_name', '_relay_table_name', '_relay_resolve', '_relay_stream_oid', '_relay_outbox_table',
         '_relay_create_outbox', '_relay_captured', '_relay_attach', '_relay_enable_outbox', '_relay_disable_outbox', '_relay_drop_outbox',

@@ -2009,6 +2009,58 @@ END $do$;
 
 DO $do$
 BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle.outbox_add_xid(regclass)', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+-- The default is stable, so it is evaluated once and the table is not rewritten:
+-- what was there before bears the number of this transaction.
+CREATE OR REPLACE FUNCTION pgtrickle.outbox_add_xid(p_table regclass) RETURNS text
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $fn$
+DECLARE
+    rel record;
+    col record;
+    n   bigint;
+BEGIN
+    SELECT c.relkind, c.relname, format('%I.%I', n.nspname, c.relname) AS name INTO rel
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = p_table;
+    IF rel.relkind IS NULL OR rel.relkind NOT IN ('r', 'p') THEN
+        RAISE EXCEPTION '% is not a table: only a table can be an outbox', p_table USING ERRCODE = 'wrong_object_type';
+    END IF;
+    -- As a relay looks for it: a column that takes the number by itself, else one called xid.
+    SELECT a.attname, a.attnum, a.attnotnull, format_type(a.atttypid, NULL) AS type,
+           coalesce(pg_get_expr(d.adbin, d.adrelid), '') LIKE '%pg_current_xact_id()%' AS filled INTO col
+        FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+        WHERE a.attrelid = p_table AND a.attnum > 0 AND NOT a.attisdropped
+          AND (a.attname = 'xid' OR a.atttypid = 'xid8'::regtype AND pg_get_expr(d.adbin, d.adrelid) LIKE '%pg_current_xact_id()%')
+        ORDER BY a.atttypid = 'xid8'::regtype AND d.adbin IS NOT NULL DESC, a.attname LIMIT 1;
+    IF col.attname IS NULL THEN
+        EXECUTE format('ALTER TABLE %s ADD COLUMN xid xid8 NOT NULL DEFAULT pg_current_xact_id()', rel.name);
+        SELECT 'xid'::name AS attname, a.attnum INTO col FROM pg_attribute a WHERE a.attrelid = p_table AND a.attname = 'xid' AND NOT a.attisdropped;
+    ELSIF col.type <> 'xid8' THEN
+        RAISE EXCEPTION 'column xid of % has type %: must be xid8', rel.name, col.type USING ERRCODE = 'datatype_mismatch',
+            HINT = format('ALTER TABLE %s RENAME COLUMN xid TO …, and call this again.', rel.name);
+    ELSIF NOT col.attnotnull OR NOT col.filled THEN
+        -- Rows without a number would never be seen by windows. Those that are here
+        -- get this transaction's, as rows before ADD COLUMN do.
+        EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', rel.name);
+        EXECUTE format('ALTER TABLE %s ALTER COLUMN %I SET DEFAULT pg_current_xact_id()', rel.name, col.attname);
+        EXECUTE format('UPDATE %s SET %I = pg_current_xact_id() WHERE %2$I IS NULL', rel.name, col.attname);
+        EXECUTE format('ALTER TABLE %s ALTER COLUMN %I SET NOT NULL', rel.name, col.attname);
+    END IF;
+    SELECT count(*) INTO n FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am m ON m.oid = c.relam
+        WHERE i.indrelid = p_table AND i.indkey[0] = col.attnum AND i.indisvalid AND i.indpred IS NULL AND m.amname = 'btree';
+    IF n > 0 THEN
+        RETURN NULL;
+    END IF;
+    RETURN format('CREATE INDEX %sON %s (%I)', CASE rel.relkind WHEN 'r' THEN 'CONCURRENTLY ' ELSE '' END, rel.name, col.attname);
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle.outbox_add_xid(regclass) IS 'pgtrickle-relay: gives an outbox that the caller owns the column that snapshot windows need; returns the statement that makes its index, null when that is there';
+END $do$;
+
+DO $do$
+BEGIN
     IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_outbox_status(text, name[])', true) THEN
         RETURN;
     END IF;
@@ -2073,7 +2125,7 @@ $sql$;
     COMMENT ON FUNCTION pgtrickle.outbox_rows_consumed(text, bigint) IS 'pgtrickle-relay: forgets the claim-check rows up to an outbox row, which every consumer must have delivered';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (5, 'outbox', '5cfa47126e442eb1')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (5, 'outbox', '0a870b14338c0c02')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 
