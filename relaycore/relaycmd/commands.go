@@ -187,6 +187,9 @@ func runLetters(ctx context.Context, p *program, args []string) error {
 	var n int64
 	sql := `SELECT pgtrickle.relay_dlq_` + action + `($1, $2, $3, $4, $5, $6, $7, $8)`
 	if err := pool.QueryRow(ctx, sql, filters...).Scan(&n); err != nil {
+		if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Hint != "" {
+			err = fmt.Errorf("%s; %s", pg.Message, pg.Hint)
+		}
 		return fmt.Errorf("dlq %s: %w", action, err)
 	}
 	if p.opts.json() {

@@ -5,10 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/engine"
@@ -229,6 +231,26 @@ func TestReverseKeepsTheBrokersBytes(t *testing.T) {
 	dlq(t, pool, `relay_dlq_retry('in')`)
 	if _, letters := deliverable(t, l); len(letters) != 1 || string(letters[0].Message.Body) != string(bytes) || letters[0].Message.Row != nil {
 		t.Errorf("letters = %+v, want the broker's bytes as the body", letters)
+	}
+}
+
+// What stands for a row that nobody could decode is never published as it is.
+func TestAnUndecodedRowIsNoMessage(t *testing.T) {
+	t.Parallel()
+	pool := newDatabase(t)
+	l, _ := open(t, pool, 1)
+	commit(t, l, engine.Commit{Letters: []engine.Letter{{
+		Message: relay.Message{ID: "outbox_orders:7:0", OutboxID: 7, Body: []byte(`{"v":2}`), Err: errors.New("version 2")}, Class: engine.ClassDecode, Reason: "version 2",
+	}}})
+	_, err := pool.Exec(t.Context(), `SELECT pgtrickle.relay_dlq_retry('orders')`)
+	if pg, ok := errors.AsType[*pgconn.PgError](err); !ok || !strings.Contains(pg.Hint, `"replay orders --from ID --to ID"`) {
+		t.Errorf("relay_dlq_retry = %v, want an error with the cure", err)
+	}
+	if _, err := pool.Exec(t.Context(), `UPDATE pgtrickle.relay_dead_letters SET status = 'retry'`); err != nil {
+		t.Fatal(err)
+	}
+	if _, letters := deliverable(t, l); len(letters) != 1 || !relay.IsPermanent(letters[0].Message.Err) {
+		t.Errorf("letters = %+v, want one that cannot be published", letters)
 	}
 }
 

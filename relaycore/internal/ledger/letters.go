@@ -114,10 +114,13 @@ func (l *Ledger) Deliverable(ctx context.Context, limit int) ([]engine.Letter, e
 		if sent != nil {
 			m.Time = *sent
 		}
-		if l.id.Direction == relay.Forward && letter.Class != engine.ClassDecode {
-			m.Row = body
-		} else {
+		switch {
+		case l.id.Direction == relay.Reverse:
 			m.Body = body
+		case letter.Class == engine.ClassDecode: // it stands for messages that nobody knows; SQL does not let it through
+			m.Body, m.Err = body, relay.Permanent(fmt.Errorf("row %d could not be decoded: publish it with replay, and discard this letter", m.OutboxID))
+		default:
+			m.Row = body
 		}
 		var pairs [][2]string
 		if err := json.Unmarshal(headers, &pairs); err != nil {

@@ -1163,6 +1163,9 @@ $sql$;
     COMMENT ON FUNCTION pgtrickle.relay_dlq_list(text, text, bigint[], text, text, timestamptz, timestamptz, text) IS 'pgtrickle-relay: dead and parked messages, oldest first';
 END $do$;
 
+-- A row that could not be decoded has no messages yet, and later rows of the keys
+-- that it may be about have passed. To publish it now is a decision: replay.
+
 DO $do$
 BEGIN
     IF NOT pgtrickle._relay_claim('function', 'pgtrickle.relay_dlq_retry(text, text, bigint[], text, text, timestamptz, timestamptz, text)', false) THEN
@@ -1175,17 +1178,28 @@ CREATE OR REPLACE FUNCTION pgtrickle.relay_dlq_retry(
 ) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
 DECLARE
-    n bigint;
+    n      bigint;
+    stay   bigint;
+    oldest bigint;
 BEGIN
     IF p_pipeline IS NULL THEN
         RAISE EXCEPTION 'relay: name the pipeline whose dead letters to retry';
     END IF;
     UPDATE pgtrickle.relay_dead_letters l SET status = 'retry', updated_at = now()
-        WHERE l.status = 'dead'
+        WHERE l.status = 'dead' AND NOT (l.direction = 'forward' AND l.class = 'decode')
           AND pgtrickle._relay_dlq_match(l, p_pipeline, p_direction, p_ids, p_key, p_class, p_before, p_after, p_group);
     GET DIAGNOSTICS n = ROW_COUNT;
     IF n > 0 THEN
         PERFORM pg_notify('pgtrickle_relay_dlq', p_pipeline);
+    END IF;
+    SELECT count(*), min(l.outbox_id) INTO stay, oldest FROM pgtrickle.relay_dead_letters l
+        WHERE l.status = 'dead' AND l.direction = 'forward' AND l.class = 'decode'
+          AND pgtrickle._relay_dlq_match(l, p_pipeline, p_direction, p_ids, p_key, p_class, p_before, p_after, p_group);
+    IF stay > 0 AND n = 0 THEN
+        RAISE EXCEPTION 'relay: % dead letters of % are outbox rows that could not be decoded, from row % on: there is no message yet to deliver again', stay, p_pipeline, oldest
+            USING HINT = format('correct the rows or upgrade the relay; then publish them with "replay %s --from ID --to ID" and drop their letters with "dlq discard %s --class decode"', p_pipeline, p_pipeline);
+    ELSIF stay > 0 THEN
+        RAISE WARNING 'relay: % more dead letters of % are outbox rows that could not be decoded, from row % on, and stay', stay, p_pipeline, oldest;
     END IF;
     RETURN n;
 END $fn$;
@@ -1225,7 +1239,7 @@ $sql$;
     COMMENT ON FUNCTION pgtrickle.relay_dlq_discard(text, text, bigint[], text, text, timestamptz, timestamptz, text) IS 'pgtrickle-relay: drops dead letters, so that what is parked behind them is delivered; returns how many';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (4, 'dead_letters', '3d15666e83920486')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (4, 'dead_letters', 'add91443371765c7')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 
