@@ -14,18 +14,22 @@ import (
 
 func TestSink(t *testing.T) {
 	url := relaytest.Endpoint(t, "RELAY_TEST_NATS_URL")
-	h := sinkHarness(t, url)
-	relaytest.TestSink(t, h)
+	t.Run("single", func(t *testing.T) { relaytest.TestSink(t, sinkHarness(t, url, nil)) })
+	t.Run("fast batches", func(t *testing.T) { relaytest.TestSink(t, sinkHarness(t, url, allowFast)) })
 }
 
 func TestSinkServerRestart(t *testing.T) {
 	s := startServer(t, "")
-	h := sinkHarness(t, s.url)
-	h.Restart = s.restart
-	relaytest.TestSink(t, h)
+	for name, stream := range map[string]func(*jetstream.StreamConfig){"single": nil, "fast batches": allowFast} {
+		t.Run(name, func(t *testing.T) {
+			h := sinkHarness(t, s.url, stream)
+			h.Restart = s.restart
+			relaytest.TestSink(t, h)
+		})
+	}
 }
 
-func sinkHarness(t *testing.T, url string) relaytest.SinkHarness {
+func sinkHarness(t *testing.T, url string, change func(*jetstream.StreamConfig)) relaytest.SinkHarness {
 	nc, js := connect(t, url)
 	return relaytest.SinkHarness{
 		Dedup:   true,
@@ -34,7 +38,7 @@ func sinkHarness(t *testing.T, url string) relaytest.SinkHarness {
 			m.Body = make([]byte, nc.MaxPayload()+1)
 		},
 		New: func(t testing.TB) relaytest.SinkCase {
-			stream, prefix := addStream(t, js, nil)
+			stream, prefix := addStream(t, js, change)
 			return relaytest.SinkCase{
 				Subject: prefix + ".orders.insert",
 				Open: func(t testing.TB) relay.Sink {

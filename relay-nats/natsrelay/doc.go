@@ -24,7 +24,8 @@
 //	max_in_flight     messages ahead of their confirmations; 4096
 //	pipelining        auto, full or per_key; see below
 //
-// A stream that exists is left as it is.
+// A stream that exists is left as it is. One that is created allows fast batches
+// (allow_batched), where the server is 2.14 or newer.
 //
 // # Source keys
 //
@@ -59,7 +60,9 @@
 //
 // A message counts when the stream's PubAck has come. Messages are published
 // with core NATS and a reply subject of ours, which keeps the server busy with a
-// fifth of the allocations of the client's PublishMsgAsync.
+// fifth of the allocations of the client's PublishMsgAsync. Where the stream has
+// allow_batched set, eight and more go as a fast batch: the stream confirms them by
+// the hundred, and ends the batch in front of a message that it refuses.
 //
 // The stream drops a second copy by Nats-Msg-Id for as long as its duplicate
 // window says. Beyond that the sink looks for itself: after a crash its successor
@@ -78,7 +81,9 @@
 // message of a key is sent when the one ahead of it is confirmed. With auto it is
 // per_key for streams with discard new and a limit, streams with replicas, and
 // streams whose leader is another server than the one connected to, and also for
-// messages with a header of the user's that begins with Nats-; full otherwise.
+// messages with a header of the user's that begins with Nats-; full otherwise. A
+// fast batch keeps the order by itself, so it is used with auto and full whatever
+// the stream is like.
 //
 // # Delivery, reverse
 //

@@ -102,6 +102,10 @@ func (s *sink) connect(ctx context.Context, subject string) error {
 	if err != nil {
 		return err
 	}
+	if s.info.AllowBatchPublish && s.cfg.Pipelining != "per_key" {
+		win.fast = newFast(win.prefix, s.cfg.MaxInFlight)
+	}
+	win.lastSeq = s.lastSeq
 	s.win = win
 	return nil
 }
@@ -119,6 +123,7 @@ func (s *sink) openStream(ctx context.Context, subject string) error {
 		create = &jetstream.StreamConfig{
 			Name: s.cfg.Stream, Subjects: s.cfg.subjects(), Replicas: s.cfg.Replicas,
 			Duplicates: s.cfg.DedupWindow.D(), Storage: jetstream.FileStorage,
+			AllowBatchPublish: takesFast(s.link.nc.ConnectedServerVersion()),
 		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.AckTimeout.D())
@@ -172,9 +177,19 @@ func (s *sink) Publish(ctx context.Context, batch []relay.Message) error {
 	}
 	defer context.AfterFunc(ctx, s.link.cut)() // a write can be stuck in the network
 	s.win.begin(len(batch))
-	stopped := s.send(ctx, batch)
+	fast := len(s.arrived) == 0 && s.win.fast.fits(batch)
+	send := s.send
+	if fast {
+		send = s.sendFast
+	}
+	stopped := send(ctx, batch)
 	if stopped == nil || errors.Is(stopped, errNotSent) {
 		if err := s.win.wait(ctx, s.win.sent); err != nil {
+			stopped = err
+		}
+	}
+	if fast {
+		if err := s.win.stop(); err != nil && (stopped == nil || errors.Is(stopped, errNotSent)) {
 			stopped = err
 		}
 	}
@@ -308,7 +323,7 @@ func (s *sink) result(ctx context.Context, batch []relay.Message, stopped error)
 	s.lastSeq = max(s.lastSeq, w.lastSeq)
 	s.dups += w.dups
 	w.dups = 0
-	if w.sent > w.done {
+	if w.sent > w.done || (w.fast != nil && w.fast.ended) {
 		s.broken = true // late answers must not be taken for the next batch's
 	}
 	if stopped == nil && len(w.errs) == 0 {
@@ -338,7 +353,11 @@ func (s *sink) result(ctx context.Context, batch []relay.Message, stopped error)
 			s.doubt[strings.Clone(batch[i].ID)] = true
 			failed.Fail(i, stopped)
 		case unsent:
-			failed.Fail(i, stopped)
+			if stopped == nil { // behind one that was refused
+				failed.Fail(i, relay.ErrHeldBack)
+			} else {
+				failed.Fail(i, stopped)
+			}
 		}
 	}
 	if len(failed.Failed) == 0 {
@@ -412,7 +431,7 @@ func (s *sink) Guarantee() relay.Guarantee {
 		g.Weakest = fmt.Sprintf("stream %q is kept in memory: it is empty after its server restarts", s.stream)
 	case s.info.Retention != jetstream.LimitsPolicy:
 		g.Weakest = "the stream's tail cannot be read back once consumers have taken messages off it, so only the duplicate window counts"
-	case s.cfg.Pipelining == "full":
+	case s.cfg.Pipelining == "full" && !s.info.AllowBatchPublish:
 		g.Weakest = "pipelining is full: a message that the stream refuses can be overtaken by one behind it in its key"
 	}
 	return g

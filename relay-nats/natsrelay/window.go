@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -36,6 +37,8 @@ type window struct {
 	timeout time.Duration
 	prefix  string
 	replies []string // prefix and index
+
+	fast *fast // nil where the stream takes no fast batches
 
 	wake  chan struct{}
 	timer *time.Timer
@@ -73,7 +76,7 @@ func newWindow(l *link, stream string, timeout time.Duration) (*window, error) {
 		timer:  time.NewTimer(timeout),
 		target: math.MaxInt,
 	}
-	sub, err := l.nc.Subscribe(w.prefix+"*", w.settle)
+	sub, err := l.nc.Subscribe(w.prefix+">", w.settle)
 	if err != nil {
 		return nil, fmt.Errorf("subscribe to confirmations: %w", err)
 	}
@@ -135,6 +138,14 @@ func (w *window) setErr(i int, err error) {
 
 // settle takes one answer of the server. The client calls it from a goroutine.
 func (w *window) settle(m *nats.Msg) {
+	if strings.HasSuffix(m.Subject, fastSuffix) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if w.fast != nil {
+			w.settleFast(m)
+		}
+		return
+	}
 	i, err := strconv.Atoi(m.Subject[len(w.prefix):])
 	if err != nil {
 		return
@@ -157,16 +168,19 @@ func (w *window) settle(m *nats.Msg) {
 			w.dups++
 		}
 	}
-	due := w.done >= w.target
-	if due {
-		w.target = math.MaxInt
-	}
+	w.rouse()
 	w.mu.Unlock()
-	if due {
-		select {
-		case w.wake <- struct{}{}:
-		default:
-		}
+}
+
+// rouse ends a wait when what it waits for has come; w.mu is held.
+func (w *window) rouse() {
+	if w.done < w.target {
+		return
+	}
+	w.target = math.MaxInt
+	select {
+	case w.wake <- struct{}{}:
+	default:
 	}
 }
 

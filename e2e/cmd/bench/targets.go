@@ -18,6 +18,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/sqs/types"
 	"github.com/jackc/pgx/v5"
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	amqp "github.com/rabbitmq/amqp091-go"
 	"github.com/redis/go-redis/v9"
 	"github.com/segmentio/kafka-go"
@@ -113,7 +114,11 @@ func natsStream(b *bench) (*nats.Conn, nats.JetStreamContext, string, error) {
 		return nil, nil, "", err
 	}
 	name := b.name()
-	_, err = js.AddStream(&nats.StreamConfig{Name: name, Subjects: []string{name + ".>"}, Storage: nats.FileStorage})
+	admin, err := jetstream.New(nc)
+	if err != nil {
+		return nil, nil, "", err
+	}
+	_, err = admin.CreateStream(context.Background(), jetstream.StreamConfig{Name: name, Subjects: []string{name + ".>"}, Storage: jetstream.FileStorage, AllowBatchPublish: true})
 	return nc, js, name, err
 }
 
