@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -52,8 +54,10 @@ type pull struct {
 
 	mu       sync.Mutex
 	queue    []*delivery // not yet received
+	queued   int         // bytes in queue
+	fresh    []delivery  // to be handed out
 	held     map[uint64]*delivery
-	order    []*delivery // with ackAll: what is held, as it was delivered
+	order    []*delivery // with ackAll, in place of held: as it was delivered
 	due      *delivery   // with ackAll: the last to be acknowledged
 	wanted   int         // asked for and not yet arrived
 	serial   int         // of the last request; older ones' ends do not count
@@ -151,6 +155,9 @@ func (p *pull) dequeue(limit int) ([]*delivery, error) {
 	n := min(limit, len(p.queue))
 	batch := slices.Clone(p.queue[:n])
 	p.queue = slices.Delete(p.queue, 0, n)
+	for _, m := range batch {
+		p.queued -= len(m.Data)
+	}
 	p.mu.Unlock()
 	return batch, p.request() // ask for the next ones while these are worked on
 }
@@ -160,11 +167,7 @@ func (p *pull) dequeue(limit int) ([]*delivery, error) {
 func (p *pull) request() error {
 	p.mu.Lock()
 	missing := prefetch - len(p.queue) - p.wanted
-	size := 0
-	for _, m := range p.queue {
-		size += len(m.Data)
-	}
-	if p.err != nil || missing < prefetch/2 || (p.wanted > 0 && p.maxBytes == 0) || size > prefetchBytes/2 {
+	if p.err != nil || missing < prefetch/2 || (p.wanted > 0 && p.maxBytes == 0) || p.queued > prefetchBytes/2 {
 		defer p.mu.Unlock()
 		if len(p.queue) > 0 {
 			return nil
@@ -196,22 +199,16 @@ func (p *pull) request() error {
 
 // take files one arrival. The client calls it from a goroutine.
 func (p *pull) take(m *nats.Msg) {
+	seq, stored, isDelivery := position(m.Reply)
 	p.mu.Lock()
 	p.heard = time.Now()
-	if status := m.Header.Get("Status"); status != "" && m.Reply == "" || status == "100" {
-		p.status(m, status)
-	} else if d, err := p.delivered(m); err != nil {
-		p.err = err
-	} else {
+	if isDelivery {
 		p.wanted = max(0, p.wanted-1)
-		p.queue = append(p.queue, d)
-		p.held[d.seq] = d
-		if p.ackAll {
-			p.order = append(p.order, d)
-		}
-		if p.maxBytes == 0 && len(p.queue) > 0 {
-			p.maxBytes = prefetchBytes
-		}
+		p.file(delivery{Msg: m, pull: p, seq: seq, time: stored, fresh: p.heard})
+	} else if status := m.Header.Get("Status"); status != "" && m.Reply == "" || status == "100" {
+		p.status(m, status)
+	} else {
+		p.err = fmt.Errorf("message on %q is not from a stream: reply %q", m.Subject, m.Reply)
 	}
 	p.mu.Unlock()
 	select {
@@ -220,12 +217,49 @@ func (p *pull) take(m *nats.Msg) {
 	}
 }
 
-func (p *pull) delivered(m *nats.Msg) (*delivery, error) {
-	meta, err := m.Metadata()
-	if err != nil {
-		return nil, fmt.Errorf("message on %q is not from a stream: %w", m.Subject, err)
+// file takes what was delivered into our hands.
+func (p *pull) file(arrived delivery) {
+	if len(p.fresh) == 0 {
+		p.fresh = make([]delivery, 32) // few enough for one of them to keep the others
 	}
-	return &delivery{Msg: m, pull: p, seq: meta.Sequence.Stream, time: meta.Timestamp, fresh: p.heard}, nil
+	d := &p.fresh[0]
+	p.fresh = p.fresh[1:]
+	*d = arrived
+	p.queue = append(p.queue, d)
+	p.queued += len(d.Data)
+	if p.ackAll {
+		p.order = append(p.order, d)
+	} else {
+		p.held[d.seq] = d
+	}
+	if p.maxBytes == 0 {
+		p.maxBytes = prefetchBytes
+	}
+}
+
+// position reads a message's sequence in its stream, and when it was stored,
+// from the subject that acknowledges it. There are two forms:
+//
+//	$JS.ACK.<stream>.<consumer>.<delivered>.<sequence>.<consumer's sequence>.<time>.<pending>
+//	$JS.ACK.<domain>.<account>.<stream>.<consumer>.<delivered>.<sequence>.<consumer's sequence>.<time>.<pending>[.<token>]
+func position(reply string) (seq uint64, stored time.Time, ok bool) {
+	rest, ok := strings.CutPrefix(reply, "$JS.ACK.")
+	before := 3 // tokens in front of the sequence
+	switch n := strings.Count(rest, ".") + 1; {
+	case !ok || n < 7 || n == 8:
+		return 0, stored, false
+	case n > 8:
+		before = 5
+	}
+	for range before {
+		_, rest, _ = strings.Cut(rest, ".")
+	}
+	sequence, rest, _ := strings.Cut(rest, ".")
+	_, rest, _ = strings.Cut(rest, ".")
+	at, _, _ := strings.Cut(rest, ".")
+	seq, err := strconv.ParseUint(sequence, 10, 64)
+	nanos, timeErr := strconv.ParseInt(at, 10, 64)
+	return seq, time.Unix(0, nanos), err == nil && timeErr == nil
 }
 
 // status files what the server says about a request: that it has ended, and why.
@@ -277,24 +311,36 @@ func (p *pull) failure() error {
 	return p.err
 }
 
-// message translates a delivery.
-func (p *pull) message(m *delivery) relay.Message {
-	out := relay.Message{
-		Subject: m.Subject, Op: relay.OpEvent, Body: m.Data, Time: m.time, Origin: p.origin, Token: m,
-	}
+// translate fills out, which is empty, from a delivery.
+func (p *pull) translate(m *delivery, out *relay.Message) {
+	out.Subject, out.Op, out.Body, out.Time, out.Origin, out.Token = m.Subject, relay.OpEvent, m.Data, m.time, p.origin, m
 	for name, values := range m.Header {
 		for _, value := range values {
-			if strings.EqualFold(name, nats.MsgIdHdr) {
-				out.ID = value
-				continue
-			}
-			out.AddWireHeader(name, value)
+			addHeader(out, name, value)
 		}
 	}
 	if out.ID == "" {
 		out.ID = "nats:" + p.info.Stream + ":" + strconv.FormatUint(m.seq, 10)
 	}
-	return out
+}
+
+// addHeader spares a header that is spelled as we spell it the comparison without
+// regard to case.
+func addHeader(m *relay.Message, name, value string) {
+	switch {
+	case name == nats.MsgIdHdr || strings.EqualFold(name, nats.MsgIdHdr):
+		m.ID = value
+	case name == relay.HeaderOp:
+		m.Op = value
+	case name == relay.HeaderKey:
+		m.Key = value
+	case name == relay.HeaderContentType:
+		m.ContentType = value
+	case name == relay.HeaderOutboxID:
+		m.OutboxID, _ = strconv.ParseInt(value, 10, 64)
+	default:
+		m.AddWireHeader(name, value)
+	}
 }
 
 var (
@@ -349,9 +395,6 @@ func (p *pull) dueAck() *delivery {
 	n := 0
 	for ; n < len(p.order) && p.order[n].settled; n++ {
 		p.due = p.order[n]
-		if p.held[p.due.seq] == p.due {
-			delete(p.held, p.due.seq)
-		}
 		p.ackedTo = max(p.ackedTo, p.due.seq)
 	}
 	clear(p.order[:n])
@@ -364,21 +407,26 @@ func (p *pull) floor() uint64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	floor := p.ackedTo
-	for seq := range p.held {
-		floor = min(floor, seq-1)
+	for m := range p.inHand() {
+		floor = min(floor, m.seq-1)
 	}
 	return floor
+}
+
+// inHand yields what was delivered and is not yet acknowledged. It is called
+// with the lock held.
+func (p *pull) inHand() iter.Seq[*delivery] {
+	if p.ackAll {
+		return slices.Values(p.order)
+	}
+	return maps.Values(p.held)
 }
 
 // giveBack tells the server that what is held can be delivered again at once.
 func (p *pull) giveBack() {
 	p.mu.Lock()
-	held := make([]*delivery, 0, len(p.held))
-	for _, m := range p.held {
-		held = append(held, m)
-	}
+	held := slices.SortedFunc(p.inHand(), func(a, b *delivery) int { return cmp.Compare(a.seq, b.seq) })
 	p.mu.Unlock()
-	slices.SortFunc(held, func(a, b *delivery) int { return cmp.Compare(a.seq, b.seq) })
 	for _, m := range held {
 		if p.link.nc.Publish(m.Reply, nakBody) != nil {
 			return
@@ -413,7 +461,7 @@ func (p *pull) stale(before time.Time) []*delivery {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var stale []*delivery
-	for _, m := range p.held {
+	for m := range p.inHand() {
 		if m.fresh.Before(before) {
 			m.fresh = time.Now()
 			stale = append(stale, m)

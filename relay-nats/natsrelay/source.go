@@ -222,15 +222,16 @@ func (s *source) Receive(ctx context.Context, limit int) ([]relay.Message, error
 		if err != nil {
 			return nil, err
 		}
-		batch := make([]relay.Message, 0, len(raw))
+		batch, n := make([]relay.Message, len(raw)), 0
 		for _, m := range raw {
 			if s.settledBefore(p, m) {
 				continue
 			}
-			batch = append(batch, p.message(m))
+			p.translate(m, &batch[n])
+			n++
 		}
-		if len(batch) > 0 {
-			return batch, nil
+		if n > 0 {
+			return batch[:n], nil
 		}
 	}
 }

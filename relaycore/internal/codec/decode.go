@@ -45,7 +45,7 @@ func NewDecoder(cfg DecoderConfig) (*Decoder, error) {
 	case "", FormatEnvelope:
 		d.unwrap = unwrapEnvelope
 	case FormatPayload:
-		d.unwrap = func(*relay.Message) error { return nil }
+		d.unwrap = validate
 	case FormatCloudEvents:
 		d.unwrap = unwrapCloudEvent
 	case FormatDebezium:
@@ -102,9 +102,6 @@ func (d *Decoder) Decode(batch []relay.Message) {
 
 func (d *Decoder) decode(m *relay.Message) error {
 	m.Row = m.Body
-	if !jsonscan.Valid(m.Body) {
-		return relay.Permanent(fmt.Errorf("the body of message %s is not JSON", m.ID))
-	}
 	if err := d.unwrap(m); err != nil {
 		return relay.Permanent(err)
 	}
@@ -136,6 +133,17 @@ func (d *Decoder) decode(m *relay.Message) error {
 	return nil
 }
 
+func validate(m *relay.Message) error {
+	if !jsonscan.Valid(m.Body) {
+		return notJSON(m)
+	}
+	return nil
+}
+
+func notJSON(m *relay.Message) error {
+	return fmt.Errorf("the body of message %s is not JSON", m.ID)
+}
+
 var (
 	envelopeStart  = []byte(`{"dedup_key":`)
 	envelopeFields = []string{"dedup_key", "subject", "payload", "op", "is_full_refresh", "outbox_id", "refresh_id"}
@@ -145,13 +153,16 @@ var (
 // encoder would put first, and by having the others too.
 func unwrapEnvelope(m *relay.Message) error {
 	if !bytes.HasPrefix(m.Body, envelopeStart) {
-		return nil
+		return validate(m)
 	}
 	var v [7][]byte
-	if jsonscan.Fields(m.Body, envelopeFields, v[:]) != nil || slices.ContainsFunc(v[:], func(b []byte) bool { return b == nil }) {
+	if jsonscan.Fields(m.Body, envelopeFields, v[:]) != nil {
+		return notJSON(m)
+	}
+	if slices.ContainsFunc(v[:], func(b []byte) bool { return b == nil }) {
 		return nil // somebody else's, after all
 	}
-	id := jsonText(v[0])
+	id := same(m.ID, v[0])
 	if id == "" {
 		return nil
 	}
@@ -175,6 +186,9 @@ func same(known string, value []byte) string {
 }
 
 func unwrapCloudEvent(m *relay.Message) error {
+	if err := validate(m); err != nil {
+		return err
+	}
 	var e struct {
 		ID, Source, Type, PartitionKey, PgtrickleOp string
 		Time                                        time.Time
@@ -205,6 +219,9 @@ func unwrapCloudEvent(m *relay.Message) error {
 // unwrapDebezium takes the row after the change, or the one before a delete,
 // with or without the schema around it.
 func unwrapDebezium(m *relay.Message) error {
+	if err := validate(m); err != nil {
+		return err
+	}
 	type change struct {
 		Before json.RawMessage `json:"before"`
 		After  json.RawMessage `json:"after"`
