@@ -318,9 +318,10 @@ func (s *Source) overtaken(ctx context.Context, t *table, safe int64, lowest *in
 	return last - next + 1, nil
 }
 
-// guardSQL identifies the table and asks whether it can be read by windows.
+// guardSQL identifies the table and, if the last parameter is true, asks whether it
+// can be read by windows.
 const guardSQL = `SELECT coalesce(to_regclass($1)::oid, 0::oid), coalesce(pg_relation_filenode(to_regclass($1)), 0::oid), coalesce(pg_relation_filenode($2::oid), 0::oid), pg_is_in_recovery(),
-	EXISTS (SELECT FROM pg_attribute a JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+	$4 AND EXISTS (SELECT FROM pg_attribute a JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
 		JOIN pg_index i ON i.indrelid = a.attrelid AND i.indkey[0] = a.attnum AND i.indisvalid AND i.indpred IS NULL
 		WHERE a.attrelid = to_regclass($1) AND a.atttypid = 'xid8'::regtype AND a.attnotnull AND ($3::text IN ('', a.attname::text)) AND pg_get_expr(d.adbin, d.adrelid) LIKE '%pg_current_xact_id()%')`
 
@@ -339,7 +340,8 @@ func (s *Source) guard(ctx context.Context, conn *pgx.Conn) error {
 	var table, file, seq uint32
 	var timeline string
 	var recovering, windowed bool
-	err := conn.QueryRow(ctx, guardSQL, s.table.qualified(), s.table.idOwner.oid, s.cfg.Settings.XidColumn).Scan(&table, &file, &seq, &recovering, &windowed)
+	upgradable := s.cfg.Settings.Strategy == "auto" && s.Strategy() == modeFence
+	err := conn.QueryRow(ctx, guardSQL, s.table.qualified(), s.table.idOwner.oid, s.cfg.Settings.XidColumn, upgradable).Scan(&table, &file, &seq, &recovering, &windowed)
 	if err != nil {
 		s.failed = true
 		return fmt.Errorf("look at outbox %s: %w", s.table.qualified(), err)
@@ -353,7 +355,7 @@ func (s *Source) guard(ctx context.Context, conn *pgx.Conn) error {
 			return fmt.Errorf("identify server: %w", err)
 		}
 	}
-	s.upgrade = windowed && s.cfg.Settings.Strategy == "auto" && s.Strategy() == modeFence
+	s.upgrade = windowed
 	o := s.origin
 	same := table == o.Table && seq == o.Sequence && timeline == o.Timeline
 	if same && (file == o.File || s.table.partitioned) && !s.checked.IsZero() {

@@ -2,6 +2,7 @@ package supervisor
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -12,8 +13,9 @@ type numbered interface {
 	Numbering() (sequence uint32, settled int64, ok bool)
 }
 
-// quietPoll is how often a source polls by itself when its sequence is watched.
-const quietPoll = 10 * time.Second
+// quietPoll is how often a source polls by itself when its sequence is watched: for
+// rows whose ids somebody chose.
+const quietPoll = 30 * time.Second
 
 // pulse watches the sequences of all outboxes with one query, in place of one
 // poll of each, and wakes the sources whose sequence has moved: an id that was
@@ -67,7 +69,9 @@ func (s *Supervisor) look(ctx context.Context, due map[*runner]numbered) {
 			continue
 		}
 		settled[r], sequence[r] = id, oid
-		oids = append(oids, oid)
+		if !slices.Contains(oids, oid) { // pipelines may share an outbox
+			oids = append(oids, oid)
+		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
