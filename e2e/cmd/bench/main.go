@@ -26,6 +26,10 @@ type options struct {
 }
 
 func main() {
+	if len(os.Args) == 2 && os.Args[1] == endpointCommand {
+		fmt.Fprintln(os.Stderr, "bench:", serveEndpoint())
+		os.Exit(1)
+	}
 	var o options
 	short := flag.Bool("short", false, "a few minutes: fewer rows, one pair less; what CI runs")
 	flag.IntVar(&o.rows, "rows", 300_000, "rows of a drain; slow brokers get a part of them")

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -9,6 +10,9 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -233,8 +237,10 @@ func rabbitTarget(ctx context.Context, b *bench, n int) (target, error) {
 				return nil
 			}
 			for i := range ids {
+				id := outboxID(ids[i])
 				c, err := ch.PublishWithDeferredConfirmWithContext(ctx, "", name, true, false, amqp.Publishing{
-					MessageId: ids[i], ContentType: "application/json", DeliveryMode: amqp.Persistent, Body: bodies[i],
+					MessageId: ids[i], ContentType: "application/json", DeliveryMode: amqp.Persistent, Type: "insert", Timestamp: time.Now(), Body: bodies[i],
+					Headers: amqp.Table{"Pgtrickle-Op": "insert", "Pgtrickle-Outbox-Id": id, "Pgtrickle-Key": id, "Pgtrickle-Subject": "pgtrickle.bench.insert"},
 				})
 				if err != nil {
 					return err
@@ -251,16 +257,18 @@ func rabbitTarget(ctx context.Context, b *bench, n int) (target, error) {
 	}, nil
 }
 
+// outboxID cuts the row's id out of the event's. It is the ordering key, too.
+func outboxID(id string) string {
+	_, id, _ = strings.Cut(id, ":")
+	id, _, _ = strings.Cut(id, ":")
+	return id
+}
+
 func webhookTarget(ctx context.Context, b *bench, n int) (target, error) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	server, url, err := startEndpoint(ctx)
 	if err != nil {
 		return target{}, err
 	}
-	server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
-		_, _ = io.Copy(io.Discard, r.Body)
-	})}
-	go func() { _ = server.Serve(ln) }()
-	url := "http://" + ln.Addr().String() + "/"
 	ids, bodies, err := b.messages(ctx, n)
 	return target{
 		keys: map[string]any{"sink_type": "webhook", "webhook_url": url, "webhook_allow_private": true, "webhook_concurrency": 16, "key_template": "{row.id}"},
@@ -271,8 +279,11 @@ func webhookTarget(ctx context.Context, b *bench, n int) (target, error) {
 				if err != nil {
 					return err
 				}
-				req.Header.Set("Content-Type", "application/json")
-				req.Header.Set("Idempotency-Key", ids[i])
+				id := outboxID(ids[i])
+				req.Header = http.Header{
+					"Content-Type": {"application/json"}, "Idempotency-Key": {ids[i]}, "Webhook-Id": {ids[i]}, "Webhook-Timestamp": {strconv.FormatInt(time.Now().Unix(), 10)},
+					"Pgtrickle-Op": {"insert"}, "Pgtrickle-Outbox-Id": {id}, "Pgtrickle-Key": {id}, "Pgtrickle-Subject": {"pgtrickle.bench.insert"},
+				}
 				resp, err := client.Do(req)
 				if err != nil {
 					return err
@@ -281,8 +292,42 @@ func webhookTarget(ctx context.Context, b *bench, n int) (target, error) {
 				return resp.Body.Close()
 			})
 		},
-		close: func() { _ = server.Close() },
+		close: func() { _ = server.Process.Kill(); _ = server.Wait() },
 	}, err
+}
+
+// endpointCommand is a command of its own, and thus a process, as all other servers
+// are: within one, client and server would wake each other for next to nothing.
+const endpointCommand = "webhook-endpoint"
+
+// serveEndpoint answers each request with 200, for ever.
+func serveEndpoint() error {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	fmt.Printf("http://%s/\n", ln.Addr())
+	server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+	})}
+	return server.Serve(ln)
+}
+
+func startEndpoint(ctx context.Context) (server *exec.Cmd, url string, err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, "", err
+	}
+	server = exec.CommandContext(ctx, self, endpointCommand)
+	out, err := server.StdoutPipe()
+	if err != nil {
+		return nil, "", err
+	}
+	if err := server.Start(); err != nil {
+		return nil, "", err
+	}
+	url, err = bufio.NewReader(out).ReadString('\n')
+	return server, strings.TrimSpace(url), err
 }
 
 // parallel calls do(0) to do(n-1) from so many goroutines.
