@@ -58,20 +58,14 @@ func newBench(ctx context.Context, rows int) (*bench, error) {
 	}
 	fmt.Fprintf(os.Stderr, "bench: filling an outbox with %d rows\n", rows)
 	for _, sql := range []string{
-		`CREATE TABLE public.bench (id bigint PRIMARY KEY, customer text, sku text)`,
-		`SELECT pgtrickle.enable_outbox('public.bench')`,
-		fmt.Sprintf(`INSERT INTO pgtrickle.outbox_bench (inserted_count, payload)
-			SELECT 1, jsonb_build_object('v', 1, 'inserted', jsonb_build_array(%s)) FROM generate_series(1, %d) n`, event, rows),
 		`CREATE TABLE public.quiet (id bigint PRIMARY KEY)`,
 		`SELECT pgtrickle.enable_outbox('public.quiet')`,
-		`VACUUM ANALYZE pgtrickle.outbox_bench`,
-		`CHECKPOINT`,
 	} {
 		if _, err := b.pool.Exec(ctx, sql); err != nil {
 			return nil, fmt.Errorf("%s: %w", sql, err)
 		}
 	}
-	return b, nil
+	return b, b.fill(ctx, "bench", rows)
 }
 
 func (b *bench) close() {

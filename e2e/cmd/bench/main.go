@@ -23,6 +23,7 @@ type options struct {
 	check       bool
 	json, page  string
 	latency     int
+	backlog     int
 }
 
 func main() {
@@ -39,9 +40,10 @@ func main() {
 	flag.StringVar(&o.json, "json", "", "write the results to this file as JSON")
 	flag.StringVar(&o.page, "page", "", "write the tables into this page, between its marks")
 	flag.IntVar(&o.latency, "latency", 20, "seconds of the latency measurement at 1,000 rows a second; 0 leaves it out")
+	flag.IntVar(&o.backlog, "backlog", 10_000_000, "rows of the long backlog; 0 leaves it out, and pipelines side by side")
 	flag.Parse()
 	if *short {
-		o.rows, o.pairs, o.latency = 200_000, 2, 5
+		o.rows, o.pairs, o.latency, o.backlog = 200_000, 2, 5, 0
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -78,6 +80,11 @@ func run(ctx context.Context, o options, short bool) error {
 	if o.latency > 0 && wanted("latency") {
 		if r.Latency, err = b.latency(ctx, o.latency); err != nil {
 			return fmt.Errorf("latency: %w", err)
+		}
+	}
+	if o.backlog > 0 && wanted("scale") {
+		if r.Scale, err = b.scale(ctx, o.backlog, o.pairs); err != nil {
+			return fmt.Errorf("scale: %w", err)
 		}
 	}
 	if wanted("idle") {

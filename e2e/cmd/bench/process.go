@@ -119,11 +119,12 @@ func (p *process) metric(ctx context.Context, name, label string) (sum float64, 
 	return sum, nil
 }
 
-// waitPublished waits until the pipeline has moved at least n messages.
+// waitPublished waits until the pipeline has moved at least n messages. A look costs
+// the relay what a thousand messages do, so it looks rarely until the end is near.
 func (p *process) waitPublished(ctx context.Context, pipeline string, n float64) (float64, time.Time, error) {
 	label := `pipeline="` + pipeline + `"`
-	last, moved := 0.0, time.Now()
-	for {
+	began, moved := time.Now(), time.Now()
+	for first, last := -1.0, 0.0; ; {
 		at := time.Now()
 		got, err := p.metric(ctx, "pgtrickle_relay_messages_published_total", label)
 		if err != nil {
@@ -137,7 +138,15 @@ func (p *process) waitPublished(ctx context.Context, pipeline string, n float64)
 		} else if time.Since(moved) > 60*time.Second {
 			return 0, at, fmt.Errorf("relay stands still at %.0f of %.0f messages:\n%s", got, n, p.log.String())
 		}
-		time.Sleep(20 * time.Millisecond)
+		if first < 0 {
+			first, began = got, at
+		}
+		pause := 5 * time.Millisecond
+		if got > first {
+			left := time.Duration(float64(at.Sub(began)) / (got - first) * (n - got))
+			pause = min(max(left/2, pause), 250*time.Millisecond)
+		}
+		time.Sleep(pause)
 	}
 }
 

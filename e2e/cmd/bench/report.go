@@ -11,6 +11,7 @@ import (
 type report struct {
 	Drains  []drainLine   `json:"drains"`
 	Latency []latencyLine `json:"latency"`
+	Scale   []scaleLine   `json:"scale"`
 	Idle    *idleLine     `json:"idle"`
 }
 
@@ -67,6 +68,12 @@ func (r report) markdown(o options) string {
 		b.WriteString("\nLatency at 1,000 rows a second, from before the INSERT to the arrival:\n\n| what | p50 ms | p99 ms | p99.9 ms |\n|---|---|---|---|\n")
 		for _, l := range r.Latency {
 			fmt.Fprintf(&b, "| %s | %.2f | %.2f | %.2f |\n", l.Name, l.P50ms, l.P99ms, l.P999ms)
+		}
+	}
+	if len(r.Scale) > 0 {
+		b.WriteString("\nTo /dev/null, all rows together:\n\n| what | base, /s | with, /s | ratio | relay CPU s per million | RSS MiB |\n|---|---|---|---|---|---|\n")
+		for _, l := range r.Scale {
+			fmt.Fprintf(&b, "| %s | %.0f | %.0f | **%.2f** | %.2f | %.0f |\n", l.Name, l.Base, l.Rate, l.Ratio, l.CPU, l.RSS)
 		}
 	}
 	if r.Idle != nil {
