@@ -18,11 +18,14 @@ type Settings struct {
 	KeyColumn     string `json:"key_column" doc:"Column whose value is the ordering key; default: none. Tables of one's own only."`
 	CreatedColumn string `json:"created_at_column" doc:"Column with the time at which the row was written; default created_at where there is one."`
 	HeadersColumn string `json:"headers_column" doc:"Column of type jsonb with an object whose members become headers; default: none. Tables of one's own only."`
+	SequenceCache string `json:"sequence_cache" relay:"enum=refuse|accept" doc:"Whether windows may read an outbox whose sequence hands out ids in bulk (CACHE above 1). Nothing is lost then, but rows of a key keep their order only if one session at a time writes the key; and progress, on which retention waits, is known only as sessions end."`
 	OnRestore     string `json:"on_restore" relay:"enum=refuse|rebase" doc:"What to do when the database turns out to be another than the one the checkpoint was made in: refuse to start, or go on from the highest id known to be delivered, which can repeat rows."`
 }
 
 // DefaultSettings returns the settings with their defaults spelled out.
-func DefaultSettings() Settings { return Settings{Strategy: "auto", OnRestore: "refuse"} }
+func DefaultSettings() Settings {
+	return Settings{Strategy: "auto", SequenceCache: "refuse", OnRestore: "refuse"}
+}
 
 // Config is what Open needs to know besides the database.
 type Config struct {
@@ -75,6 +78,9 @@ func (c *Config) defaults() {
 	}
 	if c.Settings.Strategy == "" {
 		c.Settings.Strategy = "auto"
+	}
+	if c.Settings.SequenceCache == "" {
+		c.Settings.SequenceCache = "refuse"
 	}
 	if c.Settings.OnRestore == "" {
 		c.Settings.OnRestore = "refuse"

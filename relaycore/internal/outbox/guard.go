@@ -86,7 +86,11 @@ func (s *Source) checkWindows(ctx context.Context, t *table) error {
 	case !t.xidIndexed:
 		return relay.Fatal(fmt.Errorf("column %s of %s has no index: CREATE INDEX CONCURRENTLY ON %s (%s)", t.xid, t.qualified(), t.qualified(), quote(t.xid)))
 	}
-	if err := checkSequence(t, "in which rows of one key commit"); err != nil {
+	if t.idOwner.cache > 1 && s.cfg.Settings.SequenceCache == "accept" {
+		s.log.Warn("the sequence hands out ids in bulk: rows of a key come in order only if one session at a time writes the key", "table", t.qualified(), "sequence", t.idOwner.name, "cache", t.idOwner.cache)
+	} else if t.idOwner.cache > 1 {
+		return relay.Fatal(fmt.Errorf("%w; or set sequence_cache to accept, if each key is written by one session at a time", checkSequence(t, "in which rows of one key commit")))
+	} else if err := checkSequence(t, "in which rows of one key commit"); err != nil {
 		return err
 	}
 	// Rows that were copied from another cluster may bear numbers that this one
@@ -298,8 +302,8 @@ func (s *Source) floor() int64 {
 // overtaken notices that retention has deleted rows which were never delivered:
 // the ids behind a checkpoint are in the table or were never committed.
 func (s *Source) overtaken(ctx context.Context, t *table, safe int64, lowest *int64) (int64, error) {
-	if safe == beginning || t.idOwner.oid == 0 {
-		return 0, nil
+	if safe == beginning || t.idOwner.oid == 0 || t.idOwner.cache > 1 {
+		return 0, nil // or sessions drop ids that they had taken, and a gap says nothing
 	}
 	next, last := safe+1, safe
 	switch {

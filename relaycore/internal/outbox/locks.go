@@ -43,10 +43,23 @@ func newLocks(t *table) locks {
 		FROM pg_locks l LEFT JOIN pg_stat_get_activity(NULL) a ON a.pid = l.pid
 		WHERE l.locktype = 'relation' AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
 		AND l.relation = ANY (` + oids + `) AND l.mode = 'RowExclusiveLock' AND l.granted`}
+	if t.idOwner.cache > 1 {
+		l.sql += ` UNION ALL ` + sessionsSQL(oid)
+	}
 	if t.idOwner.readable {
 		l.last = t.idOwner.lastSQL()
 	}
 	return l
+}
+
+// sessionsSQL lists the sessions of this database, each of which may have taken ids
+// for later. Not the relay's own: those of its role if that may not insert, or else
+// of its name too. What became of a session's last transaction the locks tell.
+func sessionsSQL(table string) string {
+	return `SELECT 'session ' || pid, false, NULL FROM pg_stat_activity
+		WHERE datid = (SELECT oid FROM pg_database WHERE datname = current_database()) AND pid <> pg_backend_pid()
+		AND NOT coalesce(usesysid = (SELECT oid FROM pg_roles WHERE rolname = session_user)
+			AND (NOT has_table_privilege(session_user, ` + table + `, 'INSERT') OR application_name <> '' AND application_name = current_setting('application_name')), false)`
 }
 
 // list returns who holds the lock now, and which prepared transactions among

@@ -46,10 +46,14 @@ type sequence struct {
 	readable                bool
 }
 
+// numbers reports whether the sequence can be asked how far ids have been handed
+// out, be it to sessions that have yet to use them.
+func (q *sequence) numbers() bool { return q.oid != 0 && q.readable && q.increment > 0 }
+
 // tells reports whether the sequence's last value is the highest id that anybody
 // has been given: it may be read, and sessions do not take ids in advance.
 func (q *sequence) tells() bool {
-	return q.oid != 0 && q.readable && q.cache == 1 && q.increment > 0
+	return q.numbers() && q.cache == 1
 }
 
 // lastSQL reads the highest id that was handed out. It takes no lock that a

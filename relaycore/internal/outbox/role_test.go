@@ -24,16 +24,7 @@ func TestPlainRole(t *testing.T) {
 				t.Fatal(err)
 			}
 			exec(t, pool, `CREATE TABLE public.orders (id int PRIMARY KEY); SELECT pgtrickle.enable_outbox('public.orders')`)
-			role := fmt.Sprintf("relay_test_%d", rand.Int64())
-			exec(t, pool, fmt.Sprintf("CREATE ROLE %s LOGIN PASSWORD 'relay' IN ROLE pgtrickle_relay", role))
-			t.Cleanup(func() { exec(t, pool, "DROP ROLE "+role) })
-			u, err := url.Parse(pool.Config().ConnString())
-			if err != nil {
-				t.Fatal(err)
-			}
-			u.User = url.UserPassword(role, "relay")
-			plain := pgtest.Open(t, u.String())
-			t.Cleanup(plain.Close)
+			plain := pgtest.Open(t, plainRole(t, pool.Config().ConnString()))
 			src, err := outbox.Open(ctx, plain, outbox.Config{Outbox: "public.orders", Group: "g", Pipeline: "p", Settings: outbox.Settings{Strategy: strategy}})
 			if err != nil {
 				t.Fatal(err)
@@ -54,4 +45,21 @@ func TestPlainRole(t *testing.T) {
 			}
 		})
 	}
+}
+
+// plainRole makes a role that only inherits pgtrickle_relay and returns the URL for
+// it.
+func plainRole(t *testing.T, database string) string {
+	t.Helper()
+	admin := pgtest.Open(t, database)
+	role := fmt.Sprintf("relay_test_%d", rand.Int64())
+	exec(t, admin, fmt.Sprintf("CREATE ROLE %s LOGIN PASSWORD 'relay' IN ROLE pgtrickle_relay", role))
+	t.Cleanup(func() { exec(t, admin, "DROP ROLE "+role) })
+	admin.Reset()
+	u, err := url.Parse(database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.User = url.UserPassword(role, "relay")
+	return u.String()
 }

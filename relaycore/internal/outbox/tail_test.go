@@ -3,14 +3,18 @@ package outbox_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"log/slog"
 	"strings"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/grove/pgtrickle-relay/relaycore/internal/migrate"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest/pgtest"
 )
 
 // Ids at the end that nobody will ever use are settled once those who had taken
@@ -96,4 +100,63 @@ func TestIDTakenLongBefore(t *testing.T) {
 			t.Fatalf("received %s, log %s", ids(got), &log)
 		}
 	})
+}
+
+// With sequence_cache accept, an id that a session has put by is not settled as
+// long as the session lives, whenever it uses it. The relay's own sessions do not
+// count, as those of a role that may not write.
+func TestAcceptedCache(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	pool := pgtest.Pool(t)
+	if err := migrate.Up(ctx, pool, nil); err != nil {
+		t.Fatal(err)
+	}
+	exec(t, pool, fmt.Sprintf(outboxDDL+withXid, "outbox_orders")+`ALTER SEQUENCE pgtrickle.outbox_orders_id_seq CACHE 50;
+		GRANT SELECT ON pgtrickle.outbox_orders, pgtrickle.outbox_orders_id_seq TO pgtrickle_relay`)
+	plain := pgtest.Open(t, plainRole(t, pool.Config().ConnString()))
+	src := open(t, plain, relay.Checkpoint{}, func(c *outbox.Config) { c.Settings.SequenceCache = "accept" })
+	if _, _, ok := src.Numbering(); ok || src.Strategy() != "window" {
+		t.Fatalf("by %s, the sequence tells: %v", src.Strategy(), ok)
+	}
+	session := func() *pgx.Conn {
+		t.Helper()
+		c, err := pgx.Connect(ctx, pool.Config().ConnString())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close(ctx) })
+		return c
+	}
+	write := func(c *pgx.Conn) {
+		t.Helper()
+		if _, err := c.Exec(ctx, insertOne, 1, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	one, two := session(), session()
+	pool.Reset() // its sessions could have ids, too
+	write(one)
+	write(two)
+	got := receive(t, src, 2)
+	for range 8 {
+		nothing(t, src)
+	}
+	if c := checkpoint(t, src, got); ids(got) != "1:0 51:0" || c.LastID != 0 {
+		t.Fatalf("received %s, settled up to %d; want 1:0 51:0 and 0", ids(got), c.LastID)
+	}
+	write(one)
+	got = receive(t, src, 1)
+	if ids(got) != "2:0" {
+		t.Fatalf("received %s, want 2:0", ids(got))
+	}
+	_ = one.Close(ctx)
+	_ = two.Close(ctx)
+	waitFor(t, src, got, 100)
+	if n, err := src.Unaccounted(ctx); n != 0 || err != nil {
+		t.Errorf("Unaccounted = %d, %v", n, err)
+	}
+	if _, err := outbox.Open(ctx, plain, outbox.Config{Outbox: "outbox_orders", Settings: outbox.Settings{Strategy: "fence", SequenceCache: "accept"}}); !relay.IsFatal(err) {
+		t.Errorf("the fence over a cached sequence = %v, want a fatal error", err)
+	}
 }

@@ -28,7 +28,8 @@ type windows struct {
 	// know it. Whoever was given an id held a lock before that. So once all who held
 	// one, at a listing made after the sequence stood at an id, have ended, the next
 	// window has every row up to it. Where the sequence may not be read, an id that
-	// is visible says that all up to it were handed out.
+	// is visible says that all up to it were handed out. A session that takes ids in
+	// bulk may use one in any later transaction; then sessions are waited for, too.
 	locks   locks
 	bounded bool     // ids come from a sequence, so the above holds
 	numbers bool     // windows come with the sequence's last value
@@ -49,7 +50,7 @@ func (e *errBackwards) Error() string {
 }
 
 func newWindows(t *table, l *layout, pos mark, safe int64) *windows {
-	w := &windows{pos: pos, locks: newLocks(t), bounded: t.idOwner.oid != 0, numbers: t.idOwner.tells(), seen: safe, waitFor: safe, closing: beginning}
+	w := &windows{pos: pos, locks: newLocks(t), bounded: t.idOwner.oid != 0, numbers: t.idOwner.numbers(), seen: safe, waitFor: safe, closing: beginning}
 	id, xid, from := quote(t.id), quote(t.xid), t.qualified()
 	// Each range of xids is one index scan, whatever the statistics say: the limit
 	// keeps the planner from flattening the subquery, and the order asks for the

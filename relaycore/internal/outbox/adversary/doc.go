@@ -39,6 +39,8 @@ type Options struct {
 	Bulk     int           // of these, writers of many rows at once
 	For      time.Duration // how long they write; 0 means 20s
 	Rows     int64         // and until at least so many rows are committed
+	Cache    int           // the sequence's CACHE; 0 means 1. More is for Window only
+	OwnKeys  bool          // each key has one writer, so that a CACHE cannot turn it around
 	NoKill   bool          // let the reader live
 	Seed     uint64
 	Reader   []string  // command that runs ReaderMain; nil means this executable
@@ -48,6 +50,7 @@ type Options struct {
 func (o *Options) defaults() {
 	o.Writers = cmp.Or(o.Writers, 32)
 	o.For = cmp.Or(o.For, 20*time.Second)
+	o.Cache = cmp.Or(o.Cache, 1)
 	if o.Log == nil {
 		o.Log = io.Discard
 	}

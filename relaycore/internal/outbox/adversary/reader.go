@@ -45,7 +45,12 @@ func ReaderMain(ctx context.Context) (was bool, err error) {
 // read publishes, then checkpoints, as the engine does: a crash between the two
 // repeats messages and loses none.
 func read(ctx context.Context, url, strategy string, out *bufio.Writer) error {
-	pool, err := pgxpool.New(ctx, url)
+	config, err := pgxpool.ParseConfig(url)
+	if err != nil {
+		return err
+	}
+	config.ConnConfig.RuntimeParams["application_name"] = "adversary-reader"
+	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
 		return err
 	}
@@ -57,7 +62,7 @@ func read(ctx context.Context, url, strategy string, out *bufio.Writer) error {
 		return err
 	}
 	c.State = raw
-	src, err := outbox.Open(ctx, pool, outbox.Config{Outbox: "outbox_ledger", Checkpoint: c, Settings: outbox.Settings{Strategy: strategy}})
+	src, err := outbox.Open(ctx, pool, outbox.Config{Outbox: "outbox_ledger", Checkpoint: c, Settings: outbox.Settings{Strategy: strategy, SequenceCache: "accept"}})
 	if err != nil {
 		return err
 	}

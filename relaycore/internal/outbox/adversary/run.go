@@ -78,6 +78,9 @@ func (w *war) setUp(ctx context.Context, rep *Report) error {
 			return err
 		}
 	}
+	if _, err := conn.Exec(ctx, fmt.Sprintf("ALTER SEQUENCE pgtrickle.outbox_ledger_id_seq CACHE %d", w.opts.Cache)); err != nil {
+		return err
+	}
 	return conn.QueryRow(ctx, "SELECT current_setting('server_version'), current_setting('max_prepared_transactions')::int > 0").Scan(&rep.Server, &w.canPrepare)
 }
 
@@ -127,13 +130,13 @@ func (w *war) drained(ctx context.Context, readers chan error) error {
 // unsettled waits until the reader says that all ids are settled, those too that
 // were rolled back, and returns how many it never says it of.
 func (w *war) unsettled(ctx context.Context) (ids int64, err error) {
-	conn, err := pgx.Connect(ctx, w.opts.URL)
-	if err != nil {
-		return 0, err
-	}
-	defer conn.Close(ctx)
 	for deadline := time.Now().Add(patience); ; {
-		err := conn.QueryRow(ctx, `SELECT s.last_value - c.last_id FROM pgtrickle.outbox_ledger_id_seq s, cursor c`).Scan(&ids)
+		conn, err := pgx.Connect(ctx, w.opts.URL) // a new one each time, since sessions may be waited for
+		if err != nil {
+			return 0, err
+		}
+		err = conn.QueryRow(ctx, `SELECT s.last_value - c.last_id FROM pgtrickle.outbox_ledger_id_seq s, cursor c`).Scan(&ids)
+		_ = conn.Close(ctx)
 		if err != nil || ids == 0 || time.Now().After(deadline) {
 			return ids, err
 		}

@@ -67,8 +67,14 @@ func (w *war) writer(ctx context.Context, n int) error {
 	if err != nil {
 		return fmt.Errorf("writer %d: %w", n, err)
 	}
-	defer conn.Close(steady)
+	defer func() { conn.Close(steady) }()
 	for i := 0; ctx.Err() == nil; i++ {
+		if w.opts.Cache > 1 && r.IntN(50) == 0 { // and the ids it had taken are lost
+			_ = conn.Close(steady)
+			if conn, err = pgx.Connect(steady, w.opts.URL); err != nil {
+				return fmt.Errorf("writer %d: %w", n, err)
+			}
+		}
 		if err := w.transaction(ctx, conn, r, n, i); err != nil {
 			return fmt.Errorf("writer %d: %w", n, err)
 		}
@@ -94,7 +100,7 @@ func (w *war) transaction(ctx context.Context, conn *pgx.Conn, r *rand.Rand, n, 
 				return err
 			}
 		}
-		written, err := write(steady, sub, pick(r, n, bulk))
+		written, err := write(steady, sub, w.pick(r, n, bulk))
 		if err != nil { // a deadlock, as keys are taken in any order
 			w.rolledBack.Add(1)
 			return nil //nolint:nilerr // the transaction is over and nothing of it counts
@@ -132,13 +138,16 @@ func (w *war) transaction(ctx context.Context, conn *pgx.Conn, r *rand.Rand, n, 
 
 // pick chooses keys: hot ones that all fight for, cold ones, or for a bulk writer
 // many of its own.
-func pick(r *rand.Rand, n int, bulk bool) []int64 {
+func (w *war) pick(r *rand.Rand, n int, bulk bool) []int64 {
 	if bulk {
 		keys := make([]int64, 0, 500)
 		for i := range int64(100 + r.IntN(400)) {
 			keys = append(keys, 100000+int64(n%64)*500+i+1)
 		}
 		return keys
+	}
+	if w.opts.OwnKeys {
+		return []int64{1 + int64(n%100)*40 + r.Int64N(40)}
 	}
 	if n%3 == 0 {
 		return []int64{41 + r.Int64N(3900)}
@@ -202,21 +211,22 @@ func (w *war) prepare(ctx context.Context, conn *pgx.Conn, r *rand.Rand, name st
 // vacuum freezes what it can, again and again.
 func (w *war) vacuum(ctx context.Context) error {
 	steady := context.WithoutCancel(ctx)
-	conn, err := pgx.Connect(steady, w.opts.URL)
-	if err != nil {
-		return err
-	}
-	defer conn.Close(steady)
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-time.After(3 * time.Second):
 		}
-		if _, err := conn.Exec(steady, "VACUUM (FREEZE) pgtrickle.outbox_ledger"); err != nil {
+		conn, err := pgx.Connect(steady, w.opts.URL)
+		if err != nil {
 			return err
 		}
-		if _, err := conn.Exec(steady, "VACUUM (ANALYZE) keys"); err != nil {
+		_, err = conn.Exec(steady, "VACUUM (FREEZE) pgtrickle.outbox_ledger")
+		if err == nil {
+			_, err = conn.Exec(steady, "VACUUM (ANALYZE) keys")
+		}
+		_ = conn.Close(steady)
+		if err != nil {
 			return err
 		}
 	}

@@ -26,6 +26,8 @@ func main() {
 	flag.IntVar(&opts.Bulk, "bulk", 0, "how many of them write hundreds of rows at once")
 	flag.DurationVar(&opts.For, "for", time.Minute, "how long they write, at least")
 	flag.Int64Var(&opts.Rows, "rows", 0, "how many rows they commit, at least")
+	flag.IntVar(&opts.Cache, "cache", 1, "CACHE of the sequence; above 1 keys are turned around unless -own-keys is set")
+	flag.BoolVar(&opts.OwnKeys, "own-keys", false, "give each key one writer")
 	flag.BoolVar(&opts.NoKill, "no-kill", false, "let the reader live")
 	flag.Uint64Var(&opts.Seed, "seed", uint64(time.Now().UnixNano()), "seed of all random choices")
 	flag.Parse()
