@@ -10,7 +10,9 @@
 //
 // Rows are deleted from the lowest id on, in ranges of ids and one transaction
 // each. They lie side by side, so VACUUM gives their pages back to the next rows
-// or to the system, and no transaction is long. Partitions are not dropped.
+// or to the system, and no transaction is long. Of an outbox that is partitioned by
+// ranges of id or created_at, whole partitions are dropped instead, when all of
+// their rows may go and none can come to them any more.
 package retention
 
 import (
@@ -39,6 +41,7 @@ type Options struct {
 type Report struct {
 	Table    string
 	Deleted  int64
+	Dropped  []string        // partitions
 	Floor    int64           // every reader has everything up to it
 	Slowest  []outbox.Reader // who is at the floor
 	HeldBack bool            // there are rows that are old enough and not delivered to all
@@ -119,6 +122,14 @@ func sweep(ctx context.Context, conn *pgxpool.Conn, name string, hours int, opts
 		}
 	}
 	ident := pgx.Identifier{"pgtrickle", name}.Sanitize()
+	var byRange bool
+	if err := conn.QueryRow(ctx, byRangeSQL, ident).Scan(&byRange); err != nil {
+		return r, err
+	}
+	if byRange {
+		err := dropPartitions(ctx, conn, name, hours, &r)
+		return r, err
+	}
 	for {
 		var first *int64
 		var old bool
@@ -156,6 +167,31 @@ func sweep(ctx context.Context, conn *pgxpool.Conn, name string, hours int, opts
 	}
 }
 
+const byRangeSQL = `SELECT EXISTS (SELECT FROM pg_partitioned_table p JOIN pg_attribute a ON a.attrelid = p.partrelid AND a.attnum = p.partattrs[0]
+	WHERE p.partrelid = to_regclass($1) AND p.partstrat = 'r' AND p.partnatts = 1 AND a.attname IN ('id', 'created_at'))`
+
+// dropPartitions drops what may go, one partition a transaction. Only the owner may
+// drop, so a function of the owner's does.
+func dropPartitions(ctx context.Context, conn *pgxpool.Conn, name string, hours int, r *Report) error {
+	for {
+		var part *string
+		var rows int64
+		if err := conn.QueryRow(ctx, `SELECT part, deleted FROM pgtrickle._relay_drop_partition($1, $2)`, name, r.Floor).Scan(&part, &rows); err != nil {
+			return err
+		}
+		if part == nil {
+			break
+		}
+		r.Dropped = append(r.Dropped, *part)
+		r.Deleted += rows
+	}
+	err := conn.QueryRow(ctx, `SELECT created_at < now() - make_interval(hours => $1) FROM `+pgx.Identifier{"pgtrickle", name}.Sanitize()+` WHERE id > $2 ORDER BY id LIMIT 1`, hours, r.Floor).Scan(&r.HeldBack)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil
+	}
+	return err
+}
+
 // Run sweeps every so often until ctx ends, and logs what is worth it.
 func Run(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger, every time.Duration, opts Options) {
 	tick := time.NewTicker(every)
@@ -167,8 +203,8 @@ func Run(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger, every time.D
 			log.Error("sweep outboxes", "err", err)
 		}
 		for _, r := range reports {
-			if r.Deleted > 0 {
-				log.Info("deleted delivered rows", "table", r.Table, "rows", r.Deleted, "up_to_id", r.Floor)
+			if r.Deleted > 0 || len(r.Dropped) > 0 {
+				log.Info("deleted delivered rows", "table", r.Table, "rows", r.Deleted, "up_to_id", r.Floor, "partitions", r.Dropped)
 			}
 			slowest := fmt.Sprint(r.Slowest)
 			if !r.HeldBack {

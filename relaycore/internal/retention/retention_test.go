@@ -2,8 +2,12 @@ package retention_test
 
 import (
 	"context"
+	"fmt"
+	"strings"
 	"testing"
+	"time"
 
+	"github.com/grove/pgtrickle-relay/relaycore/internal/exttest"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/migrate"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/retention"
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest/pgtest"
@@ -52,4 +56,91 @@ func TestNeverPastTheSlowest(t *testing.T) {
 	sweep(50, 90, true)
 	cursor("default", 105)
 	sweep(10, 103, false) // what is left is young
+}
+
+// Whole partitions go, as the plain role, when every row of them is old and every
+// reader has it, and nothing can come to them any more.
+func TestPartitions(t *testing.T) {
+	t.Parallel()
+	for _, by := range []string{"id", "created_at"} {
+		t.Run(by, func(t *testing.T) {
+			t.Parallel()
+			ctx := context.Background()
+			pool := pgtest.Pool(t)
+			exec := func(sql string, args ...any) {
+				t.Helper()
+				if _, err := pool.Exec(ctx, sql, args...); err != nil {
+					t.Fatalf("%s: %v", sql, err)
+				}
+			}
+			if err := migrate.Up(ctx, pool, nil); err != nil {
+				t.Fatal(err)
+			}
+			key, bounds := "PRIMARY KEY (id)", []string{"0) TO (11", "11) TO (21", "21) TO (31", "31) TO (1000"}
+			if by == "created_at" {
+				key = "PRIMARY KEY (id, created_at)"
+				at := func(hours int) string {
+					return time.Now().Add(-time.Duration(hours) * time.Hour).Format("'2006-01-02 15:04:05Z07:00'")
+				}
+				bounds = []string{at(40) + ") TO (" + at(30), at(30) + ") TO (" + at(20), at(20) + ") TO (" + at(10), at(10) + ") TO (" + at(-10)}
+			}
+			exec(`SELECT pgtrickle.create_outbox('orders', 5); ALTER TABLE pgtrickle.outbox_orders RENAME TO flat;
+				CREATE TABLE pgtrickle.outbox_orders (LIKE pgtrickle.flat INCLUDING DEFAULTS INCLUDING IDENTITY, ` + key + `) PARTITION BY RANGE (` + by + `);
+				CREATE INDEX ON pgtrickle.outbox_orders (xid, id);
+				COMMENT ON TABLE pgtrickle.outbox_orders IS 'pgtrickle-relay: outbox of orders';
+				DROP TABLE pgtrickle.flat; SELECT pgtrickle.relay_grant_access()`)
+			for i, b := range bounds {
+				exec(fmt.Sprintf(`CREATE TABLE pgtrickle.part%d PARTITION OF pgtrickle.outbox_orders FOR VALUES FROM (%s)`, i+1, b))
+			}
+			for _, age := range []int{35, 25, 15, 6} {
+				exec(`INSERT INTO pgtrickle.outbox_orders (created_at, payload) SELECT now() - make_interval(hours => $1), '{"v":1,"inserted":[]}' FROM generate_series(1, 10)`, age)
+			}
+			exec(`INSERT INTO pgtrickle.outbox_orders (payload) VALUES ('{"v":1,"inserted":[]}')`)
+			exec(`INSERT INTO pgtrickle.relay_outbox_config (name, enabled, config) VALUES ('a', false, '{"stream_table": "outbox_orders", "sink_type": "stdout"}')`)
+			cursor := func(group string, id int) {
+				t.Helper()
+				exec(`INSERT INTO pgtrickle.relay_cursors (relay_group_id, direction, pipeline, source, last_id) VALUES ($1, 'forward', 'a', 'pgtrickle.outbox_orders', $2)
+					ON CONFLICT (relay_group_id, direction, pipeline) DO UPDATE SET last_id = $2`, group, id)
+			}
+			plain := pgtest.Open(t, exttest.RelayRole(t, pool, pool.Config().ConnString()))
+			sweep := func(dropped string, held bool) {
+				t.Helper()
+				got, err := retention.Sweep(ctx, plain, retention.Options{})
+				if err != nil || len(got) != 1 {
+					t.Fatalf("Sweep = %+v, %v", got, err)
+				}
+				if r := got[0]; strings.Join(r.Dropped, " ") != dropped || r.HeldBack != held || r.Deleted != int64(10*len(r.Dropped)) {
+					t.Fatalf("Sweep = %+v, want %q dropped, held back %v", r, dropped, held)
+				}
+			}
+			cursor("default", 41)
+			cursor("other", 9)
+			sweep("", true) // the slowest has not the first partition's last row
+			cursor("other", 25)
+			writer, err := pool.Begin(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = writer.Rollback(ctx) }()
+			if _, err := writer.Exec(ctx, `LOCK TABLE pgtrickle.part1 IN ROW EXCLUSIVE MODE`); err != nil {
+				t.Fatal(err)
+			}
+			sweep("pgtrickle.part2", true) // somebody is in the first
+			if err := writer.Rollback(ctx); err != nil {
+				t.Fatal(err)
+			}
+			sweep("pgtrickle.part1", true)
+			cursor("other", 30)
+			exec(`UPDATE pgtrickle.pgt_outbox_config SET retention_hours = 18`)
+			sweep("", false) // the third is delivered and too young
+			exec(`UPDATE pgtrickle.pgt_outbox_config SET retention_hours = 5`)
+			sweep("pgtrickle.part3", true)
+			cursor("other", 41)
+			sweep("", false) // the last is where new rows go, whatever is in it
+			var left int
+			if err := pool.QueryRow(ctx, `SELECT count(*) FROM pgtrickle.outbox_orders`).Scan(&left); err != nil || left != 11 {
+				t.Fatalf("%d rows are left, %v; want 11", left, err)
+			}
+		})
+	}
 }

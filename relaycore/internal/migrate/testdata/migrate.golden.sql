@@ -2075,6 +2075,60 @@ END $do$;
 
 DO $do$
 BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_drop_partition(text, bigint)', true) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+-- A partition goes only when no row can come to it any more: by id, when its range
+-- ends at that id; by created_at, when its range is past the retention.
+CREATE OR REPLACE FUNCTION pgtrickle._relay_drop_partition(p_outbox text, p_floor bigint, OUT part text, OUT deleted bigint)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp SET lock_timeout = '300ms' AS $fn$
+DECLARE
+    c     record;
+    over  boolean;
+BEGIN
+    FOR c IN
+        SELECT format('%I.%I', n.nspname, r.relname) AS rel, a.attname, young.since, substring(pg_get_expr(r.relpartbound, r.oid) FROM $re$ TO \('?([^'),]+)'?\)$$re$) AS upper
+        FROM pgtrickle.pgt_outbox_config o
+        JOIN pg_class t ON t.oid = to_regclass(format('pgtrickle.%I', o.outbox_table_name)) AND obj_description(t.oid, 'pg_class') LIKE 'pgtrickle-relay:%'
+        JOIN pg_partitioned_table pt ON pt.partrelid = t.oid AND pt.partstrat = 'r' AND pt.partnatts = 1
+        JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = pt.partattrs[0] AND a.attname IN ('id', 'created_at')
+        JOIN pg_inherits i ON i.inhparent = t.oid
+        JOIN pg_class r ON r.oid = i.inhrelid AND r.relkind = 'r'
+        JOIN pg_namespace n ON n.oid = r.relnamespace
+        CROSS JOIN LATERAL (SELECT now() - make_interval(hours => o.retention_hours)) young(since)
+        WHERE o.outbox_table_name = p_outbox AND o.retention_hours > 0
+        ORDER BY r.oid
+    LOOP
+        CONTINUE WHEN c.upper IS NULL OR c.upper IN ('MINVALUE', 'MAXVALUE');
+        IF c.attname = 'id' THEN
+            CONTINUE WHEN c.upper::bigint - 1 > p_floor;
+            EXECUTE format('SELECT count(*), coalesce(bool_and(created_at < $1), true) FROM ONLY %s', c.rel) INTO deleted, over USING c.since;
+        ELSE
+            CONTINUE WHEN c.upper::timestamptz > c.since;
+            EXECUTE format('SELECT count(*), coalesce(max(id) <= $1, true) FROM ONLY %s', c.rel) INTO deleted, over USING p_floor;
+        END IF;
+        CONTINUE WHEN NOT over;
+        BEGIN
+            -- Whoever has written to it and not ended holds a lock, and it is left alone.
+            EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', c.rel);
+            EXECUTE format('SELECT count(*), coalesce(max(id) <= $1, true) FROM ONLY %s', c.rel) INTO deleted, over USING p_floor;
+            CONTINUE WHEN NOT over;
+            part := c.rel;
+            EXECUTE format('DROP TABLE %s', part);
+            RETURN;
+        EXCEPTION WHEN lock_not_available THEN
+            part := NULL;
+        END;
+    END LOOP;
+    deleted := 0;
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_drop_partition(text, bigint) IS 'pgtrickle-relay: drops one partition of an outbox of ours of which every row is past its retention and up to an id that all readers have; returns its name and its rows, nothing when there is none';
+END $do$;
+
+DO $do$
+BEGIN
     IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_outbox_status(text, name[])', true) THEN
         RETURN;
     END IF;
@@ -2139,7 +2193,7 @@ $sql$;
     COMMENT ON FUNCTION pgtrickle.outbox_rows_consumed(text, bigint) IS 'pgtrickle-relay: forgets the claim-check rows up to an outbox row, which every consumer must have delivered';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (5, 'outbox', '0a870b14338c0c02')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (5, 'outbox', '30752f022475e509')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 
@@ -2465,7 +2519,7 @@ BEGIN
         SELECT pgtrickle._relay_grant('EXECUTE', 'FUNCTION', p.oid) FROM pg_proc p
             WHERE p.pronamespace = to_regnamespace('pgtrickle')
               AND p.proname IN ('list_relay_configs', 'get_relay_config', 'outbox_rows_consumed', 'outbox_status', 'inbox_health', 'inbox_status',
-                                'relay_dlq_list', 'relay_dlq_retry', 'relay_dlq_discard', '_relay_outbox_table', '_relay_stream_oid', '_relay_outbox_status')
+                                'relay_dlq_list', 'relay_dlq_retry', 'relay_dlq_discard', '_relay_outbox_table', '_relay_stream_oid', '_relay_outbox_status', '_relay_drop_partition')
     ) AS a(s) WHERE s IS NOT NULL;
     -- Retention is the relay's work on outboxes that we made, and pg_trickle's on its own.
     IF to_regclass('pgtrickle.pgt_outbox_config') IS NOT NULL THEN
@@ -2500,7 +2554,7 @@ $sql$;
     COMMENT ON FUNCTION pgtrickle.relay_grant_access() IS 'pgtrickle-relay: gives the role pgtrickle_relay what a relay needs on everything that exists now; returns the statements that someone with more rights must run';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (7, 'access', 'f3193780d0f29095')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (7, 'access', 'bf48c985a9b690cc')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 

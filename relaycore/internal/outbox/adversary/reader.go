@@ -67,13 +67,19 @@ func read(ctx context.Context, url, strategy string, out *bufio.Writer) error {
 		return err
 	}
 	r := rand.New(rand.NewPCG(uint64(epoch), uint64(os.Getpid())))
+	received, failed := make(chan []relay.Message), make(chan error, 1)
+	go receive(ctx, src, epoch, received, failed)
+	idle := time.NewTicker(100 * time.Millisecond)
+	defer idle.Stop()
 	var flying []relay.Message // published and not yet acknowledged
 	for {
-		waiting, cancel := context.WithTimeout(ctx, 100*time.Millisecond) // as the engine, whose checkpoints move without messages too
-		msgs, err := src.Receive(waiting, 1+r.IntN(1000))
-		cancel()
-		if err != nil && !errors.Is(err, context.DeadlineExceeded) {
+		var msgs []relay.Message
+		select {
+		case err := <-failed:
 			return err
+		case msgs = <-received:
+		case <-src.Moved(): // checkpoints move without messages, too
+		case <-idle.C:
 		}
 		for i := range msgs {
 			if msgs[i].OutboxID <= c.LastID {
@@ -114,6 +120,19 @@ func read(ctx context.Context, url, strategy string, out *bufio.Writer) error {
 		if r.IntN(400) == 0 {
 			die()
 		}
+	}
+}
+
+// receive takes what there is, in batches of random sizes.
+func receive(ctx context.Context, src *outbox.Source, epoch int64, received chan<- []relay.Message, failed chan<- error) {
+	r := rand.New(rand.NewPCG(uint64(epoch), 1))
+	for {
+		msgs, err := src.Receive(ctx, 1+r.IntN(1000))
+		if err != nil {
+			failed <- err
+			return
+		}
+		received <- msgs
 	}
 }
 
