@@ -103,15 +103,40 @@ func (w *batchWriter) encodeHeaders(m *relay.Message, topic string) {
 
 func appendHeader(b []byte, name, value string) []byte {
 	b = binary.AppendVarint(b, int64(len(name)))
-	for i := range len(name) {
-		c := name[i]
-		if 'A' <= c && c <= 'Z' {
-			c += 'a' - 'A'
+	if standard := lowerCase(name); standard != "" {
+		b = append(b, standard...)
+	} else {
+		for i := range len(name) {
+			c := name[i]
+			if 'A' <= c && c <= 'Z' {
+				c += 'a' - 'A'
+			}
+			b = append(b, c)
 		}
-		b = append(b, c)
 	}
 	b = binary.AppendVarint(b, int64(len(value)))
 	return append(b, value...)
+}
+
+// lowerCase returns a standard header's name as it is written, and "" for another.
+func lowerCase(name string) string {
+	switch name {
+	case relay.HeaderDedupKey:
+		return "pgtrickle-dedup-key"
+	case relay.HeaderSubject:
+		return "pgtrickle-subject"
+	case relay.HeaderOp:
+		return "pgtrickle-op"
+	case relay.HeaderOutboxID:
+		return "pgtrickle-outbox-id"
+	case relay.HeaderFullRefresh:
+		return "pgtrickle-full-refresh"
+	case relay.HeaderContentType:
+		return "content-type"
+	case relay.HeaderTraceparent:
+		return name
+	}
+	return ""
 }
 
 // recordSize is about what m takes in a batch.
