@@ -4,6 +4,7 @@ import (
 	"net/textproto"
 	"net/url"
 	"strings"
+	"unicode/utf8"
 )
 
 // Names of headers, in canonical form.
@@ -53,6 +54,15 @@ func validValue(s string) bool {
 		}
 	}
 	return s == "" || (!isSpace(s[0]) && !isSpace(s[len(s)-1]))
+}
+
+func isASCII(s string) bool {
+	for i := range len(s) {
+		if s[i] >= utf8.RuneSelf {
+			return false
+		}
+	}
+	return true
 }
 
 func isSpace(c byte) bool { return c == ' ' || c == '\t' }

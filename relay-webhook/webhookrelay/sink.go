@@ -27,6 +27,8 @@ type sink struct {
 	cfg      sinkConfig
 	classes  classifier
 	fixed    *url.URL // nil where the URL has variables
+	base     *url.URL // without path, where it has
+	addr     string   // to dial
 	dialer   *net.Dialer
 	http     *http.Transport
 	do       func(*http.Request) (*http.Response, error)
@@ -73,7 +75,8 @@ func newSink(ctx context.Context, _ relay.Env, raw json.RawMessage) (relay.Sink,
 		TLSHandshakeTimeout:    cfg.Timeout.D(),
 		ForceAttemptHTTP2:      true,
 		MaxIdleConnsPerHost:    cfg.Concurrency,
-		IdleConnTimeout:        90 * time.Second,
+		IdleConnTimeout:        longestIdle,
+		WriteBufferSize:        wireBuffer,
 		MaxResponseHeaderBytes: 64 << 10,
 		DisableCompression:     true,
 		// No Proxy: behind one the guard would not see where a request goes.
@@ -82,6 +85,9 @@ func newSink(ctx context.Context, _ relay.Env, raw json.RawMessage) (relay.Sink,
 	if cfg.FollowRedirects {
 		client := &http.Client{Transport: s.http, CheckRedirect: checkRedirect}
 		s.do = client.Do
+	}
+	if s.base, s.addr, err = s.endpoint(); err != nil {
+		return nil, err
 	}
 	for range cfg.Concurrency {
 		s.workers = append(s.workers, newWorker(s))
@@ -244,26 +250,29 @@ func (s *sink) Destination(m *relay.Message) (string, error) {
 	return s.cfg.Method + " " + u.Redacted(), nil
 }
 
-// Ping connects to the endpoint and sends nothing.
-func (s *sink) Ping(ctx context.Context) error {
-	u := s.fixed
-	if u == nil {
+// endpoint returns the URL as far as it is known, and its address.
+func (s *sink) endpoint() (u *url.URL, addr string, err error) {
+	if u = s.fixed; u == nil {
 		scheme, rest, _ := strings.Cut(s.cfg.URL.String(), "://")
 		if end := strings.IndexAny(rest, "/?#"); end >= 0 {
 			rest = rest[:end]
 		}
-		var err error
 		if u, err = url.Parse(scheme + "://" + rest); err != nil {
-			return relaycfg.Errorf("url", "has no valid host")
+			return nil, "", relaycfg.Errorf("url", "has no valid host")
 		}
 	}
 	port := u.Port()
 	if port == "" {
 		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
 	}
-	conn, err := s.dialer.DialContext(ctx, "tcp", net.JoinHostPort(u.Hostname(), port))
+	return u, net.JoinHostPort(u.Hostname(), port), nil
+}
+
+// Ping connects to the endpoint and sends nothing.
+func (s *sink) Ping(ctx context.Context) error {
+	conn, err := s.dialer.DialContext(ctx, "tcp", s.addr)
 	if err != nil {
-		return fmt.Errorf("reach webhook %s: %w", u.Host, err)
+		return fmt.Errorf("reach webhook %s: %w", s.base.Host, err)
 	}
 	return conn.Close()
 }
@@ -280,5 +289,8 @@ func (s *sink) Limits() (messages, bytes int) {
 func (s *sink) Close() error {
 	s.closed = true
 	s.http.CloseIdleConnections()
+	for _, w := range s.workers {
+		w.close()
+	}
 	return nil
 }

@@ -612,7 +612,7 @@ func TestOnePacket(t *testing.T) {
 			if err != nil {
 				return
 			}
-			b := make([]byte, 8<<10)
+			b := make([]byte, 32<<10)
 			if n, _ := conn.Read(b); n > 0 { // not the sink's look at whether it is there
 				first <- string(b[:n])
 				_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")

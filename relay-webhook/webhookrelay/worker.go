@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/textproto"
 	"net/url"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -23,20 +24,21 @@ const (
 	maxDetail   = 256      // bytes of an answer that an error quotes
 	maxDrain    = 64 << 10 // bytes of an answer that are read so that its connection can be used again
 	maxResults  = 4 << 20  // bytes of the answer to a batch
-	maxTogether = 3 << 10  // bytes of a body that go in one packet with its header; the transport's buffer has 4 KiB
+	maxTogether = 12 << 10 // bytes of a body that go in one write with its header
 	usualFields = 14       // of a header; more make its map twice as large
 )
 
-// worker sends one request at a time. It reuses what does not go to the
-// transport: that may still look at a request when its answer is there, for an
-// endpoint can answer what it has not read.
+// worker sends one request at a time: over its wire, or by the transport where
+// there is TLS, a redirect may have to be followed, or the body is large. It
+// reuses what it does not give to the transport: that may still look at a request
+// when its answer is there, for an endpoint can answer what it has not read.
 type worker struct {
 	sink   *sink
 	signer *signer
 	header http.Header
 	values []string // what the header's one-element slices point into
 	host   string
-	wire   []relay.Header
+	fields []relay.Header
 	text   []byte // scratch for templates
 	answer []byte // scratch for answers
 	bodies sync.WaitGroup
@@ -44,12 +46,22 @@ type worker struct {
 	requests context.Context // until release
 	cancel   context.CancelCauseFunc
 	timer    *time.Timer
+
+	wire    *wire // nil where it cannot be used
+	unwatch func() bool
+	plain   http.Request
+	body    bytes.Reader
+	closer  io.ReadCloser // of body
 }
 
 var errTimeout = errors.New("no answer in time")
 
 func newWorker(s *sink) *worker {
 	w := &worker{sink: s, answer: make([]byte, 4<<10)}
+	if s.base.Scheme == "http" && isASCII(s.base.Host) && !s.cfg.FollowRedirects {
+		w.wire = newWire(s.dialer, s.addr)
+		w.closer = io.NopCloser(&w.body)
+	}
 	if len(s.cfg.secrets) > 0 {
 		w.signer = newSigner(s.cfg.secrets)
 	}
@@ -63,11 +75,11 @@ func (w *worker) event(ctx context.Context, m *relay.Message) error {
 		return err
 	}
 	w.reset()
-	w.wire = m.WireHeaders(w.wire[:0])
+	w.fields = m.WireHeaders(w.fields[:0])
 	if m.Subject != "" {
-		w.wire = append(w.wire, relay.Header{Name: relay.HeaderSubject, Value: m.Subject})
+		w.fields = append(w.fields, relay.Header{Name: relay.HeaderSubject, Value: m.Subject})
 	}
-	for _, h := range w.wire {
+	for _, h := range w.fields {
 		if err := w.add(h.Name, h.Value); err != nil {
 			return fmt.Errorf("message %s: %w", m.ID, err)
 		}
@@ -83,8 +95,12 @@ func (w *worker) event(ctx context.Context, m *relay.Message) error {
 }
 
 func (w *worker) reset() {
-	w.header = make(http.Header, usualFields)
-	w.values = make([]string, 0, usualFields)
+	if w.header == nil {
+		w.header = make(http.Header, usualFields)
+		w.values = make([]string, 0, usualFields)
+	}
+	clear(w.header)
+	w.values = w.values[:0]
 	w.host = ""
 	w.set(headerUserAgent, userAgent)
 }
@@ -152,16 +168,61 @@ func (w *worker) identify(id string, body []byte) error {
 // post sends the request and returns up to limit bytes of a successful answer,
 // valid until the next call.
 func (w *worker) post(ctx context.Context, u *url.URL, body []byte, limit int) ([]byte, error) {
-	s := w.sink
-	w.prepare(ctx)
-	req := (&http.Request{
-		Method: s.cfg.Method, URL: u, Header: w.header, Host: w.host,
-		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, ContentLength: int64(len(body)),
-	}).WithContext(w.requests)
 	if u.User != nil && len(w.header["Authorization"]) == 0 {
 		password, _ := u.User.Password()
-		req.SetBasicAuth(u.User.Username(), password)
+		(&http.Request{Header: w.header}).SetBasicAuth(u.User.Username(), password)
 	}
+	var status int
+	var answer []byte
+	var delay time.Duration
+	var err error
+	if w.wire != nil && len(body) <= maxTogether {
+		status, delay, answer, err = w.overWire(ctx, u, body, limit)
+	} else {
+		status, delay, answer, err = w.byTransport(ctx, u, body, limit)
+		w.header, w.values = nil, nil
+	}
+	if err != nil {
+		return nil, w.failed(ctx, u, err)
+	}
+	if status >= 200 && status < 300 {
+		return answer, nil
+	}
+	err = w.sink.classes.classify(status, excerpt(answer), delay)
+	return nil, fmt.Errorf("%s %s: %w", w.sink.cfg.Method, u.Redacted(), err)
+}
+
+func (w *worker) overWire(ctx context.Context, u *url.URL, body []byte, limit int) (status int, delay time.Duration, answer []byte, err error) {
+	if w.unwatch == nil {
+		w.unwatch = context.AfterFunc(ctx, w.wire.breakOff)
+	}
+	w.plain = http.Request{
+		Method: w.sink.cfg.Method, URL: u, Header: w.header, Host: w.host,
+		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, ContentLength: int64(len(body)), Body: w.closer,
+	}
+	deadline := time.Now().Add(w.sink.cfg.Timeout.D())
+	resp, err := w.wire.exchange(ctx, &w.plain, func() { w.body.Reset(body) }, deadline) //nolint:bodyclose // that would read it to its end, which it may not have
+	if err != nil {
+		return 0, 0, nil, err
+	}
+	answer, whole, err := w.read(resp.Body, limit)
+	if whole && !resp.Close && resp.StatusCode >= 200 {
+		w.wire.keep()
+	} else {
+		w.wire.hangUp()
+	}
+	if err != nil {
+		return 0, 0, nil, fmt.Errorf("read answer %d: %w", resp.StatusCode, err)
+	}
+	return resp.StatusCode, retryAfter(resp.Header, time.Now()), answer, nil
+}
+
+func (w *worker) byTransport(ctx context.Context, u *url.URL, body []byte, limit int) (status int, delay time.Duration, answer []byte, err error) {
+	w.prepare(ctx)
+	req := (&http.Request{
+		Method: w.sink.cfg.Method, URL: u, Header: w.header, Host: w.host,
+		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, ContentLength: int64(len(body)),
+	}).WithContext(w.requests)
 	if len(body) <= maxTogether {
 		// Only of a reader of this type the transport knows that its bytes are there.
 		// Any other body gets a packet, a system call and a wake-up of its own.
@@ -171,30 +232,27 @@ func (w *worker) post(ctx context.Context, u *url.URL, body []byte, limit int) (
 		req.GetBody = func() (io.ReadCloser, error) { return w.newBody(body), nil }
 	}
 	req.Body, _ = req.GetBody()
-	w.timer.Reset(s.cfg.Timeout.D())
-	resp, err := s.do(req)
+	w.timer.Reset(w.sink.cfg.Timeout.D())
+	resp, err := w.sink.do(req)
 	if err != nil {
-		return nil, w.failed(ctx, u, err)
+		return 0, 0, nil, err
 	}
-	answer, err := w.read(resp.Body, limit)
+	answer, _, err = w.read(resp.Body, limit)
 	_ = resp.Body.Close()
 	w.bodies.Wait()
 	if err != nil {
-		return nil, w.failed(ctx, u, fmt.Errorf("read answer %d: %w", resp.StatusCode, err))
+		return 0, 0, nil, fmt.Errorf("read answer %d: %w", resp.StatusCode, err)
 	}
 	if !w.timer.Stop() {
 		w.release() // its context is cancelled
 	}
-	if resp.StatusCode >= 200 && resp.StatusCode < 300 {
-		return answer, nil
-	}
-	err = s.classes.classify(resp.StatusCode, excerpt(answer), retryAfter(resp.Header, time.Now()))
-	return nil, fmt.Errorf("%s %s: %w", s.cfg.Method, u.Redacted(), err)
+	return resp.StatusCode, retryAfter(resp.Header, time.Now()), answer, nil
 }
 
 // failed ends a request that has no answer.
 func (w *worker) failed(ctx context.Context, u *url.URL, err error) error {
-	timedOut := errors.Is(context.Cause(w.requests), errTimeout)
+	timedOut := errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded) ||
+		(w.requests != nil && errors.Is(context.Cause(w.requests), errTimeout))
 	w.release() // the transport must let go of the body
 	w.bodies.Wait()
 	switch {
@@ -223,8 +281,17 @@ func (w *worker) prepare(ctx context.Context) {
 	w.timer.Stop()
 }
 
-// release ends the context of the worker's requests.
+// release ends the context of the worker's requests, and lets go of the last one.
 func (w *worker) release() {
+	w.plain = http.Request{}
+	w.body.Reset(nil)
+	if w.unwatch != nil {
+		if !w.unwatch() { // it may be at work yet
+			w.wire.hangUp()
+			w.wire = newWire(w.sink.dialer, w.sink.addr)
+		}
+		w.unwatch = nil
+	}
 	if w.requests == nil {
 		return
 	}
@@ -233,11 +300,18 @@ func (w *worker) release() {
 	w.requests, w.cancel, w.timer = nil, nil, nil
 }
 
+// close ends the worker's connection.
+func (w *worker) close() {
+	if w.wire != nil {
+		w.wire.hangUp()
+	}
+}
+
 // read returns up to limit bytes of body and drops a little more, so that the
-// connection can be used again.
-func (w *worker) read(body io.Reader, limit int) ([]byte, error) {
+// connection can be used again where that was the whole of it.
+func (w *worker) read(body io.Reader, limit int) (answer []byte, whole bool, err error) {
 	if body == http.NoBody {
-		return nil, nil
+		return nil, true, nil
 	}
 	n := 0
 	for n < limit {
@@ -247,15 +321,15 @@ func (w *worker) read(body io.Reader, limit int) ([]byte, error) {
 		got, err := body.Read(w.answer[n:])
 		n += got
 		if errors.Is(err, io.EOF) {
-			return w.answer[:min(n, limit)], nil
+			return w.answer[:min(n, limit)], true, nil
 		}
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
 	}
 	// Whether the rest comes is of no importance.
-	_, _ = io.CopyN(io.Discard, body, maxDrain)
-	return w.answer[:limit], nil
+	_, err = io.CopyN(io.Discard, body, maxDrain)
+	return w.answer[:limit], errors.Is(err, io.EOF), nil
 }
 
 func excerpt(answer []byte) string {
