@@ -21,7 +21,7 @@
 //	mandatory         refuse a message that no queue would get; true. Without it such a message is lost
 //	persistent        messages survive a restart of the broker; true
 //	strict_order      one message of a key in flight; false. See Order
-//	max_in_flight     messages ahead of their confirms; 1000
+//	max_in_flight     messages ahead of their confirms; 2000
 //	confirm_timeout   a broker that confirms nothing for so long is dead; 30s, not counted while it says that it is blocked
 //
 // # Source keys
