@@ -144,8 +144,10 @@ func redisTarget(ctx context.Context, b *bench, n int) (target, error) {
 			for from := 0; from < n; from += 1000 {
 				pipe := client.Pipeline()
 				for i := from; i < min(n, from+1000); i++ {
+					id := outboxID(ids[i])
 					pipe.XAdd(ctx, &redis.XAddArgs{Stream: name, Values: []any{
 						"dedup_key", ids[i], "subject", "pgtrickle.bench.insert", "op", "insert", "payload", bodies[i],
+						"pgtrickle-outbox-id", id, "pgtrickle-key", id, "content-type", "application/json",
 					}})
 				}
 				if _, err := pipe.Exec(ctx); err != nil {
@@ -184,7 +186,11 @@ func kafkaTarget(ctx context.Context, b *bench, n int) (target, error) {
 				to := min(n, from+10_000)
 				batch := make([]kafka.Message, 0, to-from)
 				for i := from; i < to; i++ {
-					batch = append(batch, kafka.Message{Value: bodies[i], Headers: []kafka.Header{{Key: "pgtrickle-dedup-key", Value: []byte(ids[i])}}})
+					id := []byte(outboxID(ids[i]))
+					batch = append(batch, kafka.Message{Key: id, Value: bodies[i], Headers: []kafka.Header{
+						{Key: "pgtrickle-dedup-key", Value: []byte(ids[i])}, {Key: "pgtrickle-subject", Value: []byte("pgtrickle.bench.insert")},
+						{Key: "pgtrickle-op", Value: []byte("insert")}, {Key: "pgtrickle-outbox-id", Value: id}, {Key: "content-type", Value: []byte("application/json")},
+					}})
 				}
 				if err := writer.WriteMessages(ctx, batch...); err != nil {
 					return err
