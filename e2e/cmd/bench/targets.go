@@ -187,10 +187,16 @@ func kafkaTarget(ctx context.Context, b *bench, n int) (target, error) {
 				batch := make([]kafka.Message, 0, to-from)
 				for i := from; i < to; i++ {
 					id := []byte(outboxID(ids[i]))
-					batch = append(batch, kafka.Message{Key: id, Value: bodies[i], Headers: []kafka.Header{
-						{Key: "pgtrickle-dedup-key", Value: []byte(ids[i])}, {Key: "pgtrickle-subject", Value: []byte("pgtrickle.bench.insert")},
-						{Key: "pgtrickle-op", Value: []byte("insert")}, {Key: "pgtrickle-outbox-id", Value: id}, {Key: "content-type", Value: []byte("application/json")},
-					}})
+					batch = append(batch, kafka.Message{
+						Key: id, Value: bodies[i],
+						Headers: []kafka.Header{
+							{Key: "pgtrickle-dedup-key", Value: []byte(ids[i])},
+							{Key: "pgtrickle-subject", Value: []byte("pgtrickle.bench.insert")},
+							{Key: "pgtrickle-op", Value: []byte("insert")},
+							{Key: "pgtrickle-outbox-id", Value: id},
+							{Key: "content-type", Value: []byte("application/json")},
+						},
+					})
 				}
 				if err := writer.WriteMessages(ctx, batch...); err != nil {
 					return err
