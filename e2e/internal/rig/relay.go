@@ -212,18 +212,8 @@ func (r *Relay) Exited() (bool, error) {
 	}
 }
 
-// Pid returns the process id, 0 when it cannot be found out.
-func (r *Relay) Pid() int {
-	if r.container == "" {
-		return r.cmd.Process.Pid
-	}
-	out, err := exec.Command("docker", "inspect", "--format", "{{.State.Pid}}", r.container).Output()
-	if err != nil {
-		return 0
-	}
-	pid, _ := strconv.Atoi(strings.TrimSpace(string(out)))
-	return pid
-}
+// Pid returns the process id, of a relay that is no container.
+func (r *Relay) Pid() int { return r.cmd.Process.Pid }
 
 // Health is the answer of /health.
 type Health struct {
