@@ -49,12 +49,24 @@ func newFence(t *table, l *layout, pos mark) *fence {
 
 func (f *fence) position() mark { return f.pos }
 
-// complete returns the id up to which nothing can appear any more.
+// complete returns the id up to which nothing can appear any more, and nothing is
+// left of a read that is being repeated after a restart.
 func (m *mark) complete() int64 {
+	id := m.last
 	if len(m.holes) > 0 {
-		return m.holes[0].lo - 1
+		id = m.holes[0].lo - 1
 	}
-	return m.last
+	if !m.open {
+		return id
+	}
+	next := max(m.at, m.from) + 1
+	for _, f := range m.fill {
+		if f > m.at {
+			next = min(next, f)
+			break
+		}
+	}
+	return min(id, next-1)
 }
 
 func (f *fence) read(ctx context.Context, db *session, want int, take taker) (readMarks, error) {

@@ -114,3 +114,24 @@ func TestCheckpointNeverPassesWhatIsNotSettled(t *testing.T) {
 		}
 	}
 }
+
+// A read that is repeated after a restart may come in several parts. What of it has
+// not come yet is not settled.
+func TestRepeatedReadClaimsNoMoreThanItHas(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		mark mark
+		want int64
+	}{
+		"closed":              {mark{last: 100, at: beginning}, 100},
+		"closed, with a hole": {mark{last: 100, at: beginning, holes: []hole{{lo: 50, hi: 70}}}, 49},
+		"nothing of it":       {mark{last: 100, open: true, at: beginning, from: 40}, 40},
+		"part of it":          {mark{last: 100, open: true, at: 60, from: 40}, 60},
+		"a filled hole":       {mark{last: 100, open: true, at: 10, from: 40, fill: []int64{7, 22, 30}}, 21},
+		"before its hole":     {mark{last: 100, open: true, at: 60, from: 40, holes: []hole{{lo: 20, hi: 30}}}, 19},
+	} {
+		if got := tc.mark.complete(); got != tc.want {
+			t.Errorf("%s: complete = %d, want %d", name, got, tc.want)
+		}
+	}
+}
