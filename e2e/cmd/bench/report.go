@@ -84,7 +84,7 @@ func (r report) markdown(o options) string {
 
 // shortFloor is the part of a floor that a short run on a busy machine is held
 // to: it is there to catch a fall, not to measure.
-const shortFloor = 0.35
+const shortFloor = 0.45
 
 func (r report) check(short bool) error {
 	var low []string
