@@ -442,10 +442,24 @@ func TestZombie(t *testing.T) {
 		return delivered == 10
 	})
 	zombie.signal(t, syscall.SIGSTOP)
-	took := eventually(t, "the heir takes over", patience, func() bool { return heir.owned() == 1 })
-	t.Logf("a stopped process was replaced after %s", took.Round(time.Millisecond))
-	w.insert(t, 11, 20)
-	eventually(t, "delivery", patience, count(w.spool("p"))(20))
+	var version int
+	if err := w.pool.QueryRow(t.Context(), `SELECT current_setting('server_version_num')::int`).Scan(&version); err != nil {
+		t.Fatal(err)
+	}
+	if version >= 140000 {
+		took := eventually(t, "the heir takes over", patience, func() bool { return heir.owned() == 1 })
+		t.Logf("a stopped process was replaced after %s", took.Round(time.Millisecond))
+		w.insert(t, 11, 20)
+		eventually(t, "delivery", patience, count(w.spool("p"))(20))
+	} else {
+		// Without idle_session_timeout a stopped process keeps its locks for as long as
+		// its kernel answers. It must give them up itself when it is continued.
+		w.insert(t, 11, 20)
+		time.Sleep(6 * time.Second)
+		if heir.owned() != 0 {
+			t.Error("PostgreSQL 13 has ended a session that was idle: say so in package lease's documentation")
+		}
+	}
 	zombie.signal(t, syscall.SIGCONT)
 	eventually(t, "the zombie notices", patience, func() bool { return strings.Contains(zombie.log.String(), "lease session lost") })
 	w.insert(t, 21, 30)
