@@ -523,9 +523,9 @@ func TestResumeSurvivesAnotherCrash(t *testing.T) {
 			b.cfg.Source, b.cfg.State = b.source, b.ledger.state
 			b.start()
 			time.Sleep(time.Second)
-			want(t, "checkpoint", b.ledger.state.Checkpoint.LastID, int64(upTo))
 			b.kill()
 			<-b.result
+			want(t, "checkpoint", b.ledger.state.Checkpoint.LastID, int64(upTo))
 			b.source.rows = append(b.source.rows, all[min(upTo, len(all)):]...)
 		}
 		want(t, "arrived", b.arrived(), numbers(1, 4001))
