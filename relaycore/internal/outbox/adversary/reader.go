@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"hash/fnv"
 	"io"
@@ -115,7 +114,9 @@ func read(ctx context.Context, url, strategy string, out *bufio.Writer) error {
 			return err
 		}
 		if tag.RowsAffected() == 0 {
-			return errors.New("another reader has taken over")
+			// A reader that was killed as it began may have raised the epoch after us: its
+			// statement was on its way.
+			die()
 		}
 		if r.IntN(400) == 0 {
 			die()
