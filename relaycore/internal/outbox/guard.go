@@ -86,12 +86,15 @@ func (s *Source) checkWindows(ctx context.Context, t *table) error {
 	case !t.xidIndexed:
 		return relay.Fatal(fmt.Errorf("column %s of %s has no index: CREATE INDEX CONCURRENTLY ON %s (%s)", t.xid, t.qualified(), t.qualified(), quote(t.xid)))
 	}
-	if t.idOwner.cache > 1 && s.cfg.Settings.SequenceCache == "accept" {
-		s.log.Warn("the sequence hands out ids in bulk: rows of a key come in order only if one session at a time writes the key", "table", t.qualified(), "sequence", t.idOwner.name, "cache", t.idOwner.cache)
-	} else if t.idOwner.cache > 1 {
-		return relay.Fatal(fmt.Errorf("%w; or set sequence_cache to accept, if each key is written by one session at a time", checkSequence(t, "in which rows of one key commit")))
-	} else if err := checkSequence(t, "in which rows of one key commit"); err != nil {
+	accept := s.cfg.Settings.SequenceCache == "accept"
+	if err := checkSequence(t, "in which rows of one key commit", accept); err != nil {
+		if t.idOwner.cache > 1 && !accept {
+			err = relay.Fatal(fmt.Errorf("%w; or set sequence_cache to accept, if each key is written by one session at a time", err))
+		}
 		return err
+	}
+	if t.idOwner.cache > 1 {
+		s.log.Warn("the sequence hands out ids in bulk: rows of a key come in order only if one session at a time writes the key", "table", t.qualified(), "sequence", t.idOwner.name, "cache", t.idOwner.cache)
 	}
 	// Rows that were copied from another cluster may bear numbers that this one
 	// has yet to give out.
@@ -118,15 +121,17 @@ func checkFence(t *table) error {
 		return relay.Fatal(fmt.Errorf("column %s of %s does not take its values from a sequence, so gaps in it say nothing: ALTER TABLE %s ALTER COLUMN %s ADD GENERATED ALWAYS AS IDENTITY, or have it read by snapshot windows: %s adds the column for them",
 			t.id, t.qualified(), t.qualified(), quote(t.id), addXid(t)))
 	}
-	return checkSequence(t, "in which rows were written")
+	return checkSequence(t, "in which rows were written", false)
 }
 
-func checkSequence(t *table, order string) error {
+// checkSequence checks that ids come in the order in which they are taken. cached
+// says that one session may take several at once.
+func checkSequence(t *table, order string, cached bool) error {
 	q := t.idOwner
 	switch {
 	case q.oid == 0:
 		return nil
-	case q.cache != 1:
+	case q.cache != 1 && !cached:
 		return relay.Fatal(fmt.Errorf("sequence %s hands out %d ids to a session at once (CACHE), so ids are not in the order %s: ALTER SEQUENCE %s CACHE 1", q.name, q.cache, order, q.name))
 	case q.increment < 1:
 		return relay.Fatal(fmt.Errorf("sequence %s counts by %d: ALTER SEQUENCE %s INCREMENT BY 1", q.name, q.increment, q.name))

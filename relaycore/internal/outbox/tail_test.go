@@ -159,4 +159,10 @@ func TestAcceptedCache(t *testing.T) {
 	if _, err := outbox.Open(ctx, plain, outbox.Config{Outbox: "outbox_orders", Settings: outbox.Settings{Strategy: "fence", SequenceCache: "accept"}}); !relay.IsFatal(err) {
 		t.Errorf("the fence over a cached sequence = %v, want a fatal error", err)
 	}
+	if _, err := pool.Exec(ctx, `DO $$ BEGIN EXECUTE 'ALTER SEQUENCE ' || pg_get_serial_sequence('pgtrickle.outbox_orders', 'id') || ' CYCLE'; END $$`); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := outbox.Open(ctx, plain, outbox.Config{Outbox: "outbox_orders", Settings: outbox.Settings{SequenceCache: "accept"}}); !relay.IsFatal(err) || !strings.Contains(err.Error(), "NO CYCLE") {
+		t.Errorf("a cached sequence that begins again = %v, want a fatal error with the cure", err)
+	}
 }
