@@ -94,7 +94,9 @@ func (f *fast) fits(batch []relay.Message) bool {
 // sendFast publishes batch as one fast batch. The caller waits for its end.
 func (s *sink) sendFast(ctx context.Context, batch []relay.Message) error {
 	w, f := s.win, s.win.fast
+	w.mu.Lock()
 	*f = fast{prefix: f.prefix, replies: f.replies, order: f.order[:0]}
+	w.mu.Unlock()
 	clear(s.blocked)
 	for i := range batch {
 		m := &batch[i]

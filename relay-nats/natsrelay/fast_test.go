@@ -69,15 +69,7 @@ func TestFastBatchIntoFullStream(t *testing.T) {
 	if !ok || len(partial.Failed) != 300 || relay.IsPermanent(partial.Failed[700]) || relay.IsFatal(partial.Failed[700]) {
 		t.Fatalf("Publish = %v, want the last 300 failed, transiently", err)
 	}
-	st, err := js.Stream(testContext(t), stream)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cfg := st.CachedInfo().Config
-	cfg.MaxMsgs = -1
-	if _, err := js.UpdateStream(testContext(t), cfg); err != nil {
-		t.Fatal(err)
-	}
+	changeStream(t, js, stream, func(c *jetstream.StreamConfig) { c.MaxMsgs = -1 })
 	if err := s.Publish(testContext(t), batch[700:]); err != nil {
 		t.Fatal(err)
 	}
@@ -115,15 +107,7 @@ func TestFastBatchesForbidden(t *testing.T) {
 	_, js := connect(t, url)
 	stream, prefix := addStream(t, js, allowFast)
 	s := openSink(t, fmt.Sprintf(`{"url":%q,"stream":%q}`, url, stream))
-	st, err := js.Stream(testContext(t), stream)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cfg := st.CachedInfo().Config
-	cfg.AllowBatchPublish = false
-	if _, err := js.UpdateStream(testContext(t), cfg); err != nil {
-		t.Fatal(err)
-	}
+	changeStream(t, js, stream, func(c *jetstream.StreamConfig) { c.AllowBatchPublish = false })
 	batch := messages(prefix+".a", 1, 100, 3)
 	if err := s.Publish(testContext(t), batch); err == nil || relay.IsPermanent(err) || relay.IsFatal(err) {
 		t.Fatalf("Publish = %v, want a transient error", err)

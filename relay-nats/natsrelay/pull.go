@@ -316,30 +316,15 @@ func (p *pull) translate(m *delivery, out *relay.Message) {
 	out.Subject, out.Op, out.Body, out.Time, out.Origin, out.Token = m.Subject, relay.OpEvent, m.Data, m.time, p.origin, m
 	for name, values := range m.Header {
 		for _, value := range values {
-			addHeader(out, name, value)
+			if strings.EqualFold(name, nats.MsgIdHdr) {
+				out.ID = value
+				continue
+			}
+			out.AddWireHeader(name, value)
 		}
 	}
 	if out.ID == "" {
 		out.ID = "nats:" + p.info.Stream + ":" + strconv.FormatUint(m.seq, 10)
-	}
-}
-
-// addHeader spares a header that is spelled as we spell it the comparison without
-// regard to case.
-func addHeader(m *relay.Message, name, value string) {
-	switch {
-	case name == nats.MsgIdHdr || strings.EqualFold(name, nats.MsgIdHdr):
-		m.ID = value
-	case name == relay.HeaderOp:
-		m.Op = value
-	case name == relay.HeaderKey:
-		m.Key = value
-	case name == relay.HeaderContentType:
-		m.ContentType = value
-	case name == relay.HeaderOutboxID:
-		m.OutboxID, _ = strconv.ParseInt(value, 10, 64)
-	default:
-		m.AddWireHeader(name, value)
 	}
 }
 

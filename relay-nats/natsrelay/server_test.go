@@ -149,6 +149,19 @@ func addStream(t testing.TB, js jetstream.JetStream, change func(*jetstream.Stre
 	return name, name
 }
 
+func changeStream(t testing.TB, js jetstream.JetStream, name string, change func(*jetstream.StreamConfig)) {
+	t.Helper()
+	s, err := js.Stream(testContext(t), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := s.CachedInfo().Config
+	change(&cfg)
+	if _, err := js.UpdateStream(testContext(t), cfg); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func testContext(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	t.Cleanup(cancel)

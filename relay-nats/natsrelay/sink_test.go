@@ -134,15 +134,7 @@ func TestErrorClasses(t *testing.T) {
 		},
 		"stream was sealed": {
 			broken: func(t *testing.T, stream string) {
-				st, err := js.Stream(t.Context(), stream)
-				if err != nil {
-					t.Fatal(err)
-				}
-				cfg := st.CachedInfo().Config
-				cfg.Sealed = true
-				if _, err := js.UpdateStream(t.Context(), cfg); err != nil {
-					t.Fatal(err)
-				}
+				changeStream(t, js, stream, func(c *jetstream.StreamConfig) { c.Sealed = true })
 			}, change: func(*relay.Message) {}, want: fatal,
 		},
 		"stream was deleted": {

@@ -117,24 +117,28 @@ func (m *Message) outboxIDText() string {
 // Headers with its name in lower case.
 func (m *Message) AddWireHeader(name, value string) {
 	switch {
-	case strings.EqualFold(name, HeaderDedupKey):
+	case sameHeader(name, HeaderDedupKey):
 		m.ID = value
-	case strings.EqualFold(name, HeaderOp):
+	case sameHeader(name, HeaderOp):
 		m.Op = value
-	case strings.EqualFold(name, HeaderOutboxID):
+	case sameHeader(name, HeaderOutboxID):
 		m.OutboxID, _ = strconv.ParseInt(value, 10, 64)
-	case strings.EqualFold(name, HeaderFullRefresh):
+	case sameHeader(name, HeaderFullRefresh):
 		m.FullRefresh = value == "true"
-	case strings.EqualFold(name, HeaderKey):
+	case sameHeader(name, HeaderKey):
 		m.Key = value
-	case strings.EqualFold(name, HeaderSubject):
+	case sameHeader(name, HeaderSubject):
 		m.Subject = value
-	case strings.EqualFold(name, HeaderContentType):
+	case sameHeader(name, HeaderContentType):
 		m.ContentType = value
 	default:
 		m.Headers = append(m.Headers, Header{strings.ToLower(name), value})
 	}
 }
+
+// sameHeader spares a name that is spelled as we spell it the comparison without
+// regard to case.
+func sameHeader(name, ours string) bool { return name == ours || strings.EqualFold(name, ours) }
 
 // Header returns the value of the first of the message's own headers called
 // name, and whether there is one.
