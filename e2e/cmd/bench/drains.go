@@ -91,17 +91,10 @@ func (b *bench) drain(ctx context.Context, d drain, pairs int) (line drainLine, 
 	}
 	line.Raw, line.Relay, line.Ratio = median(raws), median(relays), median(ratios)
 	line.Least, line.Most = slices.Min(ratios), slices.Max(ratios)
-	of := func(f func(sample) float64) float64 {
-		var v []float64
-		for _, s := range samples {
-			v = append(v, f(s))
-		}
-		return median(v)
-	}
-	line.CPU = of(func(s sample) float64 { return s.cpu })
-	line.Allocs = of(func(s sample) float64 { return s.allocs })
-	line.WAL = of(func(s sample) float64 { return s.wal })
-	line.RSS = of(func(s sample) float64 { return s.rss })
+	line.CPU = medianOf(samples, func(s sample) float64 { return s.cpu })
+	line.Allocs = medianOf(samples, func(s sample) float64 { return s.allocs })
+	line.WAL = medianOf(samples, func(s sample) float64 { return s.wal })
+	line.RSS = medianOf(samples, func(s sample) float64 { return s.rss })
 	return line, nil
 }
 
@@ -125,6 +118,14 @@ func (b *bench) relayDrain(ctx context.Context, d drain, n int) (sample, error) 
 	}
 	t.keys["stream_table"] = "bench"
 	return b.relayRun(ctx, "set_relay_outbox", t.keys, n)
+}
+
+func medianOf(samples []sample, f func(sample) float64) float64 {
+	v := make([]float64, len(samples))
+	for i, s := range samples {
+		v[i] = f(s)
+	}
+	return median(v)
 }
 
 func median(v []float64) float64 {

@@ -136,17 +136,10 @@ func (b *bench) sideBySide(ctx context.Context, pipelines int) (s sample, err er
 }
 
 func compare(name string, base, with []sample) scaleLine {
-	of := func(samples []sample, f func(sample) float64) float64 {
-		v := make([]float64, len(samples))
-		for i, s := range samples {
-			v[i] = f(s)
-		}
-		return median(v)
-	}
 	rate := func(s sample) float64 { return s.rate }
-	l := scaleLine{Name: name, Base: of(base, rate), Rate: of(with, rate)}
+	l := scaleLine{Name: name, Base: medianOf(base, rate), Rate: medianOf(with, rate)}
 	l.Ratio = l.Rate / l.Base
-	l.CPU = of(with, func(s sample) float64 { return s.cpu })
-	l.RSS = of(with, func(s sample) float64 { return s.rss })
+	l.CPU = medianOf(with, func(s sample) float64 { return s.cpu })
+	l.RSS = medianOf(with, func(s sample) float64 { return s.rss })
 	return l
 }
