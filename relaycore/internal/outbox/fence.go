@@ -113,7 +113,7 @@ func (f *fence) read(ctx context.Context, db *session, want int, take taker) (re
 	}
 	in := f.pos
 	in.open, in.from, in.fill = true, from, fill
-	return readMarks{in: in, after: f.pos, secure: beginning, more: len(ids) > 0}, nil
+	return readMarks{in: in, after: f.pos, secure: beginning, more: cut || len(ids) >= manyRows}, nil
 }
 
 // tail makes a hole of the ids behind the last row that the sequence has handed

@@ -37,6 +37,7 @@ type Source struct {
 	lastRow   time.Time // when the last row was seen
 	checked   time.Time // when the guard last looked
 	failed    bool      // the last read ended in an error
+	caughtUp  bool      // the last read left nothing behind
 	upgrade   bool      // windows have become possible
 	lateSaid  bool      // a row came below what was said to be settled
 
@@ -75,6 +76,11 @@ const (
 	firstRows = 64
 	mostRows  = smallWindow
 )
+
+// manyRows is how many rows a read has that is worth another one at once. A read
+// of fewer has caught up: one more would mostly be empty, and be in the way of the
+// next row.
+const manyRows = 16
 
 // Open finds the outbox, checks that it can be read without losing a row, and
 // returns a source that goes on behind cfg.Checkpoint.
@@ -122,7 +128,7 @@ func (s *Source) begin(ctx context.Context, c relay.Checkpoint) error {
 		table: t.name, stream: t.streamTable, source: t.qualified(), layout: l, plain: t.plain,
 		raw: typ != "json" && typ != "jsonb", skip: start.skip, spare: s.spare,
 	}
-	s.ready, s.streaming, s.failed = nil, nil, false
+	s.ready, s.streaming, s.failed, s.caughtUp = nil, nil, false, false
 	s.checked = time.Now()
 	s.shape.Store(t)
 	s.lag.Store(&lagPoint{mode, start.mark})
@@ -154,6 +160,12 @@ func (s *Source) Receive(ctx context.Context, limit int) ([]relay.Message, error
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
+		if s.caughtUp {
+			s.caughtUp = false
+			if err := s.wait(ctx); err != nil {
+				return nil, err
+			}
+		}
 		more, err := s.poll(ctx, limit)
 		if err != nil {
 			if ctx.Err() != nil {
@@ -161,11 +173,7 @@ func (s *Source) Receive(ctx context.Context, limit int) ([]relay.Message, error
 			}
 			return nil, err
 		}
-		if len(s.ready) == 0 && !more {
-			if err := s.wait(ctx); err != nil {
-				return nil, err
-			}
-		}
+		s.caughtUp = !more
 	}
 }
 
@@ -270,7 +278,7 @@ func (s *Source) readOnce(ctx context.Context, limit int) (more bool, err error)
 		s.wantRows = firstRows
 	}
 	s.deliver(b.claim == nil)
-	return true, nil
+	return marks.more || b.claim != nil, nil
 }
 
 // record keeps a position that changed though there was no row.

@@ -36,8 +36,8 @@ type windows struct {
 	seen    int64    // the highest id yet: handed out or, without numbers, visible
 	wait    *writers // for whom to wait until ids up to waitFor are complete
 	waitFor int64
-	idle    bool  // the last window had no rows
-	closing int64 // complete with the open window; beginning = nothing is
+	rowsAt  time.Time // when the last rows came
+	closing int64     // complete with the open window; beginning = nothing is
 
 	openSQL, sizeSQL, leastSQL, armsSQL, walkSQL string
 }
@@ -163,7 +163,7 @@ func (w *windows) saw(last int64) {
 // what those who have ended wrote.
 func (w *windows) bound(ctx context.Context, db *session) error {
 	pause := boundEvery
-	if w.idle {
+	if time.Since(w.rowsAt) > boundIdle {
 		pause = boundIdle
 	}
 	if !w.bounded || (w.wait == nil && w.seen <= w.waitFor) || time.Since(w.locks.at) < pause {
@@ -259,9 +259,12 @@ func (w *windows) open(ctx context.Context, db *session, want int, take taker) (
 	}
 	w.big, w.known = false, true
 	w.saw(last)
-	w.idle = rows == 0
-	marks := readMarks{in: w.pos, more: rows > 0}
-	marks.secure = w.step(last, rows < want && !cut)
+	if rows > 0 {
+		w.rowsAt = time.Now()
+	}
+	complete := rows < want && !cut
+	marks := readMarks{in: w.pos, more: !complete || rows >= manyRows}
+	marks.secure = w.step(last, complete)
 	marks.after = w.pos
 	return marks, true, nil
 }
