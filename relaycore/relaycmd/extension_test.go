@@ -178,7 +178,7 @@ func TestPulseUnderPlainRole(t *testing.T) {
 				}
 				return n
 			}
-			time.Sleep(5 * time.Second) // by itself the source polls ever less often, until every 30 s
+			time.Sleep(5 * time.Second) // by itself the source polls ever less often, until once a minute
 			before := polls()
 			if name == "no right" {
 				took := eventually(t, "an idle outbox is read", patience, func() bool { return polls()-before > 30 })

@@ -55,7 +55,7 @@ func (b *bench) idle(ctx context.Context, pipelines int, short bool) (*idleLine,
 	if short {
 		span = 10 * time.Second
 	}
-	time.Sleep(5 * time.Second)
+	time.Sleep(12 * time.Second) // a session that went idle reports what it did up to ten seconds later
 	var busy, busyAfter float64
 	const active = `SELECT active_time FROM pg_stat_database WHERE datname = current_database()`
 	if err := b.pool.QueryRow(ctx, active).Scan(&busy); err != nil {

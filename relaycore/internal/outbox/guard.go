@@ -327,12 +327,14 @@ func (s *Source) overtaken(ctx context.Context, t *table, safe int64, lowest *in
 	return last - next + 1, nil
 }
 
-// guardSQL identifies the table and, if the last parameter is true, asks whether it
-// can be read by windows.
-const guardSQL = `SELECT coalesce(to_regclass($1)::oid, 0::oid), coalesce(pg_relation_filenode(to_regclass($1)), 0::oid), coalesce(pg_relation_filenode($2::oid), 0::oid), pg_is_in_recovery(),
+// guardSQL identifies the table and, with the expression that stands for the
+// timeline, the server. If the last parameter is true, it asks whether the table can
+// be read by windows.
+const guardSQL = `SELECT coalesce(to_regclass($1)::oid, 0::oid), coalesce(pg_relation_filenode(to_regclass($1)), 0::oid), coalesce(pg_relation_filenode($2::oid), 0::oid),
+	pg_is_in_recovery(), CASE WHEN pg_is_in_recovery() THEN '' ELSE (%s) END,
 	$4 AND EXISTS (SELECT FROM pg_attribute a JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
 		JOIN pg_index i ON i.indrelid = a.attrelid AND i.indkey[0] = a.attnum AND i.indisvalid AND i.indpred IS NULL
-		WHERE a.attrelid = to_regclass($1) AND a.atttypid = 'xid8'::regtype AND a.attnotnull AND ($3::text IN ('', a.attname::text)) AND pg_get_expr(d.adbin, d.adrelid) LIKE '%pg_current_xact_id()%')`
+		WHERE a.attrelid = to_regclass($1) AND a.atttypid = 'xid8'::regtype AND a.attnotnull AND ($3::text IN ('', a.attname::text)) AND pg_get_expr(d.adbin, d.adrelid) LIKE '%%pg_current_xact_id()%%')`
 
 // quiescent reports whether the fence has settled all that it has read and keeps
 // no hole. Then its last id is where windows can go on and repeat nothing.
@@ -350,19 +352,17 @@ func (s *Source) guard(ctx context.Context, conn *pgx.Conn) error {
 	var timeline string
 	var recovering, windowed bool
 	upgradable := s.cfg.Settings.Strategy == "auto" && s.Strategy() == modeFence
-	err := conn.QueryRow(ctx, guardSQL, s.table.qualified(), s.table.idOwner.oid, s.cfg.Settings.XidColumn, upgradable).Scan(&table, &file, &seq, &recovering, &windowed)
+	ask := `SELECT ''`
+	if s.origin.Timeline != "" { // or it may not be asked for
+		ask = timelineSQL
+	}
+	err := conn.QueryRow(ctx, fmt.Sprintf(guardSQL, ask), s.table.qualified(), s.table.idOwner.oid, s.cfg.Settings.XidColumn, upgradable).Scan(&table, &file, &seq, &recovering, &timeline, &windowed)
 	if err != nil {
 		s.failed = true
 		return fmt.Errorf("look at outbox %s: %w", s.table.qualified(), err)
 	}
 	if recovering {
 		return fmt.Errorf("read outbox %s: the server is a standby", s.table.qualified())
-	}
-	if s.origin.Timeline != "" {
-		if timeline, err = optional(ctx, conn, timelineSQL); err != nil {
-			s.failed = true
-			return fmt.Errorf("identify server: %w", err)
-		}
 	}
 	s.upgrade = windowed
 	o := s.origin

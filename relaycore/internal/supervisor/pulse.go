@@ -15,7 +15,7 @@ type numbered interface {
 
 // quietPoll is how often a source polls by itself when its sequence is watched: for
 // rows whose ids somebody chose.
-const quietPoll = 30 * time.Second
+const quietPoll = time.Minute
 
 // pulse watches the sequences of all outboxes with one query, in place of one
 // poll of each, and wakes the sources whose sequence has moved: an id that was
@@ -23,7 +23,7 @@ const quietPoll = 30 * time.Second
 // finds out which. A hundred idle pipelines cost what one does.
 func (s *Supervisor) pulse(ctx context.Context) {
 	const most = 100 * time.Millisecond
-	asked := make(map[*runner]time.Time)
+	var due []watch
 	for wait := most; ; {
 		timer := time.NewTimer(wait)
 		select {
@@ -32,58 +32,55 @@ func (s *Supervisor) pulse(ctx context.Context) {
 			return
 		case <-timer.C:
 		}
-		wait = most
-		due := make(map[*runner]numbered)
-		current := make(map[*runner]time.Time)
+		wait, due = most, due[:0]
+		now := time.Now()
 		s.each(func(r *runner) {
 			source, interval := r.watched()
 			if source == nil {
 				return
 			}
 			wait = min(wait, max(interval, 5*time.Millisecond))
-			current[r] = asked[r]
-			if time.Since(asked[r]) >= interval {
-				due[r] = source
+			if now.Sub(r.asked) >= interval {
+				due = append(due, watch{runner: r, source: source})
 			}
 		})
-		asked = current
 		if len(due) > 0 {
-			now := time.Now()
 			s.look(ctx, due)
-			for r := range due {
-				asked[r] = now
-			}
 		}
+		for i := range due {
+			due[i].asked = now
+		}
+		clear(due) // a runner may have ended
 	}
 }
 
+// watch is a source whose sequence is looked at.
+type watch struct {
+	*runner
+	source   numbered
+	sequence uint32
+	settled  int64
+}
+
 // look asks for the sequences of the sources and wakes those that have to read.
-func (s *Supervisor) look(ctx context.Context, due map[*runner]numbered) {
-	settled := make(map[*runner]int64, len(due))
-	sequence := make(map[*runner]uint32, len(due))
+func (s *Supervisor) look(ctx context.Context, due []watch) {
 	oids := make([]uint32, 0, len(due))
-	for r, source := range due {
-		oid, id, ok := source.Numbering()
-		if !ok {
-			r.setQuiet(false)
-			continue
-		}
-		settled[r], sequence[r] = id, oid
-		if !slices.Contains(oids, oid) { // pipelines may share an outbox
-			oids = append(oids, oid)
+	for i := range due {
+		w := &due[i]
+		var ok bool
+		if w.sequence, w.settled, ok = w.source.Numbering(); ok {
+			oids = append(oids, w.sequence)
 		}
 	}
+	slices.Sort(oids)
+	oids = slices.Compact(oids) // pipelines may share an outbox
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	last, err := s.cfg.Sequences(ctx, oids)
-	for r := range due {
-		id, seen := last[sequence[r]]
-		switch {
-		case err != nil || !seen:
-			r.setQuiet(false)
-		default:
-			r.setQuiet(id == nil || *id == settled[r])
-		}
+	for i := range due {
+		w := &due[i]
+		id, seen := last[w.sequence]
+		w.setQuiet(err == nil && seen && (id == nil || *id == w.settled))
 	}
 }
 
