@@ -379,9 +379,16 @@ func sqsTarget(ctx context.Context, b *bench, n int) (target, error) {
 			return parallel(4, (n+9)/10, func(batch int) error {
 				in := &sqs.SendMessageBatchInput{QueueUrl: queue.QueueUrl}
 				for i := batch * 10; i < min(n, batch*10+10); i++ {
+					text := func(v string) types.MessageAttributeValue {
+						return types.MessageAttributeValue{DataType: aws.String("String"), StringValue: &v}
+					}
+					id := outboxID(ids[i])
 					in.Entries = append(in.Entries, types.SendMessageBatchRequestEntry{
 						Id: aws.String(fmt.Sprint(i)), MessageBody: aws.String(string(bodies[i])),
-						MessageAttributes: map[string]types.MessageAttributeValue{"dedup_key": {DataType: aws.String("String"), StringValue: &ids[i]}},
+						MessageAttributes: map[string]types.MessageAttributeValue{
+							"dedup_key": text(ids[i]), "Pgtrickle-Subject": text("pgtrickle.bench.insert"), "Pgtrickle-Op": text("insert"),
+							"Pgtrickle-Outbox-Id": text(id), "Pgtrickle-Key": text(id), "Content-Type": text("application/json"),
+						},
 					})
 				}
 				out, err := client.SendMessageBatch(ctx, in)
