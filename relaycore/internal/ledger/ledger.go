@@ -3,7 +3,9 @@
 //
 // Every write carries the epoch of the lease under which the pipeline runs, and
 // touches nothing when the cursor has a later one. So an owner that lost its
-// lease without noticing can move nothing: it gets [engine.ErrFenced].
+// lease without noticing can move nothing: it gets [engine.ErrFenced]. A standby
+// that is promoted has the epochs of the old primary, and may lack rows that the
+// owner has delivered. So commits carry the server's timeline, too.
 package ledger
 
 import (
@@ -13,6 +15,7 @@ import (
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/engine"
@@ -33,33 +36,48 @@ type Ledger struct {
 	id    ID
 	epoch int64
 	owner string
+	// timeline is that of the server which gave the state; "" where it may not be read.
+	timeline string
 	// source is the table the checkpoints belong to.
 	source string
 }
+
+// timelineSQL changes its answer when a standby is promoted.
+const timelineSQL = `substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)`
 
 // Open loads the state of id, whose cursor the lease has raised to epoch. owner
 // is shown to operators. It returns [engine.ErrFenced] when the epoch is not current.
 func Open(ctx context.Context, pool *pgxpool.Pool, id ID, epoch int64, owner string) (*Ledger, engine.State, error) {
 	l := &Ledger{pool: pool, id: id, epoch: epoch, owner: owner}
-	var state engine.State
-	var checkpoint []byte
-	var source, position, status *string
-	err := pool.QueryRow(ctx, `
-		SELECT checkpoint, last_id, source, sink_position, status
-		FROM pgtrickle.relay_cursors
-		WHERE relay_group_id = $1 AND direction = $2 AND pipeline = $3 AND epoch = $4`,
-		id.Group, id.Direction, id.Pipeline, epoch,
-	).Scan(&checkpoint, &state.Checkpoint.LastID, &source, &position, &status)
+	state, err := l.load(ctx, timelineSQL)
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) && (pg.Code == "42501" || pg.Code == "42883" || pg.Code == "0A000") {
+		state, err = l.load(ctx, `''`)
+	}
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, engine.State{}, engine.ErrFenced
 	}
 	if err != nil {
 		return nil, engine.State{}, fmt.Errorf("load cursor: %w", err)
 	}
+	return l, state, nil
+}
+
+// load reads the state and the timeline, in one statement: the next one may come
+// to another server.
+func (l *Ledger) load(ctx context.Context, timeline string) (state engine.State, err error) {
+	var checkpoint []byte
+	var source, position, status *string
+	err = l.pool.QueryRow(ctx, `
+		SELECT checkpoint, last_id, source, sink_position, status, `+timeline+`
+		FROM pgtrickle.relay_cursors
+		WHERE relay_group_id = $1 AND direction = $2 AND pipeline = $3 AND epoch = $4`,
+		l.id.Group, l.id.Direction, l.id.Pipeline, l.epoch,
+	).Scan(&checkpoint, &state.Checkpoint.LastID, &source, &position, &status, &l.timeline)
 	state.Checkpoint.State = json.RawMessage(checkpoint)
 	state.Source, state.Position = deref(source), deref(position)
 	state.Clean = deref(status) == StatusStopped
-	return l, state, nil
+	return state, err
 }
 
 func deref(s *string) string {
@@ -73,10 +91,14 @@ func deref(s *string) string {
 // belong.
 func (l *Ledger) SetSource(table string) { l.source = table }
 
-// commitSQL changes the cursor and, for outboxes, the public view of progress,
-// in one statement and so in one transaction and one round trip. It returns
-// whether the epoch was current.
-const commitSQL = `
+// A commit changes the cursor and, for outboxes, the public view of progress, in
+// one statement and so in one transaction and one round trip. It returns whether
+// the epoch was current.
+const (
+	commitSQL     = moveSQL + publishSQL
+	commitHereSQL = moveSQL + ` AND ` + timelineSQL + ` = $13` + publishSQL
+
+	moveSQL = `
 WITH moved AS (
 	UPDATE pgtrickle.relay_cursors SET
 		checkpoint    = coalesce($5::jsonb, checkpoint),
@@ -87,7 +109,8 @@ WITH moved AS (
 		skipped       = skipped + $10,
 		dead_lettered = dead_lettered + $11,
 		updated_at    = now()
-	WHERE relay_group_id = $1 AND direction = $2 AND pipeline = $3 AND epoch = $4
+	WHERE relay_group_id = $1 AND direction = $2 AND pipeline = $3 AND epoch = $4`
+	publishSQL = `
 	RETURNING last_id
 ), published AS (
 	INSERT INTO pgtrickle.relay_consumer_offsets AS o (relay_group_id, pipeline_id, last_change_id, worker_id, updated_at)
@@ -96,6 +119,7 @@ WITH moved AS (
 		SET last_change_id = greatest(o.last_change_id, excluded.last_change_id), worker_id = excluded.worker_id, updated_at = excluded.updated_at
 )
 SELECT count(*) FROM moved`
+)
 
 // Commit makes c durable, all of it or nothing.
 func (l *Ledger) Commit(ctx context.Context, c engine.Commit) error {
@@ -136,8 +160,11 @@ func (l *Ledger) move(ctx context.Context, db querier, c engine.Commit) error {
 		}
 	}
 	var moved int
-	err := db.QueryRow(ctx, commitSQL, l.id.Group, l.id.Direction, l.id.Pipeline, l.epoch,
-		state, lastID, source, c.Position, c.Delivered, c.Skipped, dead, l.owner).Scan(&moved)
+	sql, args := commitSQL, []any{l.id.Group, l.id.Direction, l.id.Pipeline, l.epoch, state, lastID, source, c.Position, c.Delivered, c.Skipped, dead, l.owner}
+	if l.timeline != "" {
+		sql, args = commitHereSQL, append(args, l.timeline)
+	}
+	err := db.QueryRow(ctx, sql, args...).Scan(&moved)
 	if err != nil {
 		return fmt.Errorf("commit checkpoint: %w", err)
 	}

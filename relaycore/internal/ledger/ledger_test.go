@@ -119,6 +119,47 @@ func TestAnOldOwnerMovesNothing(t *testing.T) {
 	}
 }
 
+// A promoted standby has the epoch of the owner that delivered rows which it may
+// lack, and the owner does not know yet that it is another server.
+func TestAnOwnerMovesNothingOnAPromotedStandby(t *testing.T) {
+	t.Parallel()
+	pool := newDatabase(t)
+	old, _ := open(t, pool, 1)
+	commit(t, old, engine.Commit{Checkpoint: &relay.Checkpoint{State: json.RawMessage(`{"at":7}`), LastID: 7}})
+	redefine(t, pool, `RETURN overlay(pg_catalog.pg_walfile_name($1) PLACING '00000FFF' FROM 1)`)
+	ahead := relay.Checkpoint{State: json.RawMessage(`{"at":9}`), LastID: 9}
+	for name, c := range map[string]engine.Commit{"checkpoint": {Checkpoint: &ahead}, "letters": {Checkpoint: &ahead, Letters: []engine.Letter{refused(8, "k")}}} {
+		if err := old.Commit(t.Context(), c); !errors.Is(err, engine.ErrFenced) {
+			t.Errorf("commit of %s = %v, want ErrFenced", name, err)
+		}
+	}
+	next, state := open(t, pool, 1)
+	if state.Checkpoint.LastID != 7 {
+		t.Errorf("the checkpoint is at %d, want 7", state.Checkpoint.LastID)
+	}
+	commit(t, next, engine.Commit{Checkpoint: &ahead})
+}
+
+// Where the timeline may not be read, commits go by the epoch alone.
+func TestCommitWithoutATimeline(t *testing.T) {
+	t.Parallel()
+	pool := newDatabase(t)
+	redefine(t, pool, `RAISE insufficient_privilege`)
+	l, _ := open(t, pool, 1)
+	commit(t, l, engine.Commit{Checkpoint: &relay.Checkpoint{State: json.RawMessage(`{"at":7}`), LastID: 7}})
+}
+
+// redefine makes pg_walfile_name do something else.
+func redefine(t *testing.T, pool *pgxpool.Pool, what string) {
+	t.Helper()
+	db := pgx.Identifier{pool.Config().ConnConfig.Database}.Sanitize()
+	if _, err := pool.Exec(t.Context(), `CREATE SCHEMA redefined; CREATE FUNCTION redefined.pg_walfile_name(pg_lsn) RETURNS text LANGUAGE plpgsql AS $$ BEGIN `+what+`; END $$;
+		ALTER DATABASE `+db+` SET search_path = redefined, pg_catalog, public`); err != nil {
+		t.Fatal(err)
+	}
+	pool.Reset() // sessions have the old path
+}
+
 func refused(n int, key string) engine.Letter {
 	m := relaytest.Message(n, key)
 	m.Before = []byte(`{"n":0}`)
