@@ -249,13 +249,22 @@ func (r *run) prepare(ctx context.Context) error {
 }
 
 // markPosition stores where the sink's destination ends before anything is
-// published, so that even the first messages can be found again.
+// published, so that even the first messages can be found again. The checkpoint
+// with it says of which source these are.
 func (r *run) markPosition(ctx context.Context) error {
 	position, err := r.resumer.Position(ctx)
 	if err != nil {
 		return err
 	}
-	return r.Ledger.Commit(ctx, Commit{Position: position})
+	c := Commit{Position: position}
+	if src, ok := r.Source.(relay.Checkpointer); ok {
+		at, err := src.Checkpoint(nil)
+		if err != nil {
+			return err
+		}
+		c.Checkpoint = &at
+	}
+	return r.Ledger.Commit(ctx, c)
 }
 
 // retry calls fn until it returns nil, a fatal error or [ErrFenced], or ctx ends.

@@ -469,6 +469,19 @@ func TestUndecodableIsDeadLettered(t *testing.T) {
 	})
 }
 
+// What is read back from a position means nothing without knowing which source's
+// messages lie behind it.
+func TestPositionComesWithACheckpoint(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(0, 1)
+		b.cfg.Sink = &resumableSink{script: b.sink, queue: b.queue}
+		b.start()
+		time.Sleep(time.Second)
+		b.finish(t)
+		want(t, "state", b.ledger.state, engine.State{Position: "0", Checkpoint: relay.Checkpoint{State: json.RawMessage("0")}})
+	})
+}
+
 // A crash between publish and checkpoint: the successor reads the tail back.
 func TestResumeSkipsWhatArrived(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -150,6 +150,7 @@ type starting struct {
 	skip    map[int64][][2]int64
 	audit   audit
 	expired int64
+	reused  bool // see Source.Reused
 }
 
 // startFrom turns a checkpoint into a position in this table, in this database.
@@ -171,10 +172,12 @@ func (s *Source) startFrom(ctx context.Context, t *table, here origin, mode stri
 		start.expired, err = s.overtaken(ctx, t, max(offset, lastID), lowest)
 		return fresh(start, mode), err
 	}
+	was := st
 	var err error
-	if st, err = s.compare(t, here, st); err != nil {
+	if st, err = s.compare(t, here, was); err != nil {
 		return start, err
 	}
+	start.reused = st != was || s.promoted(here, was)
 	if st == nil { // the table's ids begin again
 		return fresh(start, mode), nil
 	}
@@ -186,9 +189,11 @@ func (s *Source) startFrom(ctx context.Context, t *table, here origin, mode stri
 		return start, err
 	}
 	if mode == modeWindow {
-		if err := s.checkSnapshot(ctx, &start.mark); err != nil {
+		back, err := s.checkSnapshot(ctx, &start.mark)
+		if err != nil {
 			return start, err
 		}
+		start.reused = start.reused || back
 	}
 	start.skip = make(map[int64][][2]int64)
 	if len(st.Part) == 2 {
@@ -264,34 +269,46 @@ func (s *Source) compare(t *table, here origin, st *state) (*state, error) {
 	return st, nil
 }
 
+// promoted reports whether a checkpoint was made on another timeline: before a
+// standby was promoted, or the server restored to an earlier time.
+func (s *Source) promoted(here origin, st *state) bool {
+	if st.Of.Timeline == "" || here.Timeline == "" || st.Of.Timeline == here.Timeline {
+		return false
+	}
+	s.log.Warn("a standby was promoted, or the server restored, since the checkpoint: going on behind it, which may repeat rows; "+
+		"where rows were lost their ids are given out again, and receivers that remember message ids take new rows for repetitions",
+		"timeline", here.Timeline, "checkpoint", st.Of.Timeline, "behind_id", st.Safe)
+	return true
+}
+
 // checkSnapshot refuses a checkpoint that knows transactions which this server
-// has not had yet.
-func (s *Source) checkSnapshot(ctx context.Context, m *mark) error {
+// has not had yet, or reports that it goes back to where it is safe.
+func (s *Source) checkSnapshot(ctx context.Context, m *mark) (back bool, err error) {
 	var text string
 	if err := s.pool.QueryRow(ctx, `SELECT pg_current_snapshot()::text`).Scan(&text); err != nil {
-		return fmt.Errorf("take snapshot: %w", err)
+		return false, fmt.Errorf("take snapshot: %w", err)
 	}
 	now, err := parseSnapshot(text)
 	if err != nil {
-		return err
+		return false, err
 	}
 	known := m.lo.xmax
 	if m.open {
 		known = max(known, m.hi.xmax)
 	}
 	if now.xmax >= known {
-		return nil
+		return false, nil
 	}
 	if s.cfg.Settings.OnRestore != "rebase" {
-		back := m.lo
+		from := m.lo
 		if m.open {
-			back = m.hi
+			from = m.hi
 		}
-		return relay.Fatal(fmt.Errorf("%w; disable the pipeline, or set on_restore to rebase, which may repeat rows", &errBackwards{from: back.text, to: text}))
+		return false, relay.Fatal(fmt.Errorf("%w; disable the pipeline, or set on_restore to rebase, which may repeat rows", &errBackwards{from: from.text, to: text}))
 	}
 	s.log.Warn("the database's snapshot went backwards; reading from the last safe id", "checkpoint", m.lo.text, "now", text)
 	*m = mark{lo: nothing, at: s.floor()}
-	return nil
+	return true, nil
 }
 
 func (s *Source) floor() int64 {

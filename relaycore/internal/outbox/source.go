@@ -39,6 +39,7 @@ type Source struct {
 	failed    bool      // the last read ended in an error
 	caughtUp  bool      // the last read left nothing behind
 	upgrade   bool      // windows have become possible
+	reused    bool      // see Reused
 	lateSaid  bool      // a row came below what was said to be settled
 
 	settler atomic.Pointer[settler]
@@ -116,7 +117,7 @@ func (s *Source) begin(ctx context.Context, c relay.Checkpoint) error {
 		return err
 	}
 	l := newLayout(t)
-	s.table, s.origin = t, here
+	s.table, s.origin, s.reused = t, here, start.reused
 	s.sess = session{formats: l.formats(0), formatsHeader: l.formats(1)}
 	if mode == modeWindow {
 		s.strategy = newWindows(t, l, start.mark, start.safe)
@@ -148,6 +149,12 @@ func (s *Source) Strategy() string { return s.settler.Load().mode }
 // KeyColumns returns the primary key of the stream table, nil where it is not
 // known.
 func (s *Source) KeyColumns() []string { return slices.Clone(s.table.keys) }
+
+// Reused reports whether ids behind the checkpoint may have stood for other rows:
+// the table's ids have begun again, or the server goes on from an earlier state of
+// itself. Then what the far end has under an id need not be the row that has it now.
+// It is asked before the first Receive.
+func (s *Source) Reused() bool { return s.reused }
 
 // Receive implements [relay.Source].
 func (s *Source) Receive(ctx context.Context, limit int) ([]relay.Message, error) {

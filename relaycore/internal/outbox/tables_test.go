@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/url"
+	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -255,6 +256,33 @@ func TestSnapshotThatWentBackwardsIsRefused(t *testing.T) {
 	if got := receive(t, src, 1); ids(got) != "4:0" {
 		t.Fatalf("received %s, want 4:0", ids(got))
 	}
+}
+
+// TestIDsThatMayBeReused: what the far end has under an id says nothing once the
+// server has gone back in time, or the table begins again.
+func TestIDsThatMayBeReused(t *testing.T) {
+	t.Parallel()
+	bothStrategies(t, func(t *testing.T, pool *pgxpool.Pool) {
+		exec(t, pool, insertOne, 1, 3)
+		src := open(t, pool, relay.Checkpoint{})
+		c := waitFor(t, src, receive(t, src, 3), 3)
+		if src = open(t, pool, c); src.Reused() {
+			t.Error("ids are taken for reused after a restart")
+		}
+		promoted := c
+		promoted.State = regexp.MustCompile(`"timeline":"\w+"`).ReplaceAll(c.State, []byte(`"timeline":"00000000"`))
+		if src = open(t, pool, promoted); !src.Reused() {
+			t.Errorf("ids are not taken for reused by another timeline than that of %s", promoted.State)
+		}
+		exec(t, pool, insertOne, 4, 4)
+		if got := receive(t, src, 1); ids(got) != "4:0" {
+			t.Fatalf("received %s, want 4:0", ids(got))
+		}
+		exec(t, pool, "TRUNCATE pgtrickle.outbox_orders RESTART IDENTITY")
+		if src = open(t, pool, c); !src.Reused() {
+			t.Error("ids are not taken for reused by a table that begins again")
+		}
+	})
 }
 
 func TestChangeOfStrategy(t *testing.T) {

@@ -56,6 +56,9 @@ func (b *Builder) Run(ctx context.Context, job *Job) (err error) {
 		return job.Pipeline.Explain(err)
 	}
 	opened()
+	if p.reused {
+		state.Position = "" // a row is repeated rather than taken for another of its id
+	}
 
 	s := resolved.Settings
 	eng := engine.New(engine.Config{
@@ -91,6 +94,7 @@ type pipeline struct {
 	sink      relay.Sink
 	transform func(batch []relay.Message, buf []byte) []byte
 	outbox    string
+	reused    bool // see outbox.Source.Reused
 }
 
 func (p *pipeline) open(ctx context.Context, led *ledger.Ledger, state engine.State) error {
@@ -116,7 +120,7 @@ func (p *pipeline) openForward(ctx context.Context, led *ledger.Ledger, state en
 	if _, _, watched := src.Numbering(); watched { // [Supervisor.pulse] wakes it
 		src.SetPollInterval(max(quietPoll, s.PollInterval.D()))
 	}
-	p.source, p.outbox = src, src.Table()
+	p.source, p.outbox, p.reused = src, src.Table(), src.Reused()
 	led.SetSource(src.Table())
 	enc, err := NewEncoder(s, src.KeyColumns(), p.Version)
 	if err != nil {
