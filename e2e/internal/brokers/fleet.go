@@ -55,6 +55,7 @@ type spec struct {
 	request  func(opts Options, hostPort int) testcontainers.ContainerRequest
 	url      func(hostPort int) string
 	ready    func(ctx context.Context, url string) error // nil once the server answers its own protocol
+	started  func(ctx context.Context, s *Server) error  // what the server's container waits for; may be nil
 
 	forgetful bool // see Server.Forgetful
 }
@@ -121,13 +122,19 @@ func (f *Fleet) start(ctx context.Context, name string) error {
 	if !ok {
 		return fmt.Errorf("unknown server; there are %s", strings.Join(Names(), ", "))
 	}
-	began := time.Now()
 	image, err := f.images.choose(ctx, f.opts.Log, sp)
 	if err != nil {
 		return err
 	}
+	return f.run(ctx, name, image, sp)
+}
+
+// run starts a server in a container of image and waits until it answers.
+func (f *Fleet) run(ctx context.Context, name, image string, sp spec) error {
+	began := time.Now()
 	var c testcontainers.Container
 	var port int
+	var err error
 	// The host port is chosen here and not by Docker, because Docker chooses anew
 	// at every restart. Someone else may take it in between: then another one.
 	for try := 0; ; try++ {
@@ -156,6 +163,11 @@ func (f *Fleet) start(ctx context.Context, name string) error {
 	f.mu.Lock()
 	f.servers[name] = s
 	f.mu.Unlock()
+	if sp.started != nil {
+		if err := sp.started(ctx, s); err != nil {
+			return err
+		}
+	}
 	if err := s.Ready(ctx); err != nil {
 		return err
 	}
