@@ -7,8 +7,9 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
-// ErrFenced says that another owner has taken the pipeline over.
-var ErrFenced = errors.New("another owner has taken the pipeline over")
+// ErrFenced says that another owner has taken the pipeline over, or that the
+// ledger is on another server now: a standby was promoted.
+var ErrFenced = errors.New("another owner has taken the pipeline over, or a standby was promoted")
 
 // Ledger is a pipeline's durable memory. Its methods return [ErrFenced] once
 // another owner has the pipeline; other errors are taken for passing ones.
