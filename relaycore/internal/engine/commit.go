@@ -82,6 +82,9 @@ func (c *committer) add(s settlement) {
 	if c.checkpointer != nil {
 		c.recycle(s.spent) // letters are copies
 	}
+	if s.joined != nil {
+		c.leave(s.joined)
+	}
 }
 
 // free gives back the room that s took, and its buffers.

@@ -167,7 +167,8 @@ type run struct {
 	settled  chan settlement
 	local    *semaphore.Weighted
 	buffers  sync.Pool
-	recycler relay.Recycler // nil where the source wants nothing back
+	joined   chan []relay.Message // empty slices to be filled again
+	recycler relay.Recycler       // nil where the source wants nothing back
 
 	// The publisher's own.
 	parked     map[string]bool // keys that have letters
@@ -190,6 +191,7 @@ func newRun(e *Engine) *run {
 		Config: e.cfg, redrive: e.redrive,
 		received: make(chan chunk, 2), ready: make(chan chunk, 16), settled: make(chan settlement, 4),
 		local:  semaphore.NewWeighted(e.cfg.InFlightBytes),
+		joined: make(chan []relay.Message, 2),
 		parked: make(map[string]bool), tail: newTail(e.cfg.Source),
 		pace:     newPacer(e.cfg.RateMessages, e.cfg.RateBytes),
 		maxBatch: 4096, maxBytes: int(min(e.cfg.InFlightBytes, 4<<20)),

@@ -14,7 +14,8 @@ import (
 type settlement struct {
 	Commit
 	messages []relay.Message // to be acknowledged
-	spent    []relay.Message // to be used again, and messages may lie in it
+	spent    []relay.Message // the source's, to be used again, and messages may lie in it
+	joined   []relay.Message // as spent, of the engine
 	bytes    int64           // to be released
 	bufs     []*[]byte       // to be reused
 	done     chan<- struct{} // closed once it is durable; nil if nobody waits
@@ -114,15 +115,35 @@ func (r *run) gather(c chunk) settlement {
 		s.bufs = append(s.bufs, next.buf)
 	}
 	if len(chunks) > 1 {
-		s.messages, s.spent = make([]relay.Message, 0, count), nil
+		s.joined, s.spent = r.room(count), nil
 		for i := range chunks {
-			s.messages = append(s.messages, chunks[i].messages...)
+			s.joined = append(s.joined, chunks[i].messages...)
 			r.recycle(chunks[i].messages)
 		}
+		s.messages = s.joined
 	}
 	clear(chunks)
 	r.gathered = chunks
 	return s
+}
+
+// room returns an empty slice for n messages, a used one if there is one.
+func (r *run) room(n int) []relay.Message {
+	var used []relay.Message
+	select {
+	case used = <-r.joined:
+	default:
+	}
+	return slices.Grow(used, n)
+}
+
+// leave takes back what room gave.
+func (r *run) leave(used []relay.Message) {
+	clear(used) // it must not hold on to the rows that were in it
+	select {
+	case r.joined <- used[:0]:
+	default:
+	}
 }
 
 // recycle gives a slice back to a source that wants it.
