@@ -128,20 +128,42 @@ const consumeEvery = 5 * time.Second
 // claim-check rows nobody needs any more; these are shared by all readers, so the
 // slowest one decides.
 func (s *Source) Committed(ctx context.Context, c relay.Checkpoint) error {
-	t := s.shape.Load()
-	claimed := s.claimed.Load()
-	if t.delta.name == "" || claimed <= s.consumed || c.LastID <= s.consumed || time.Since(s.consumedAt) < consumeEvery {
+	if s.shape.Load().delta.name == "" || s.claimed.Load() <= s.consumed || c.LastID <= s.consumed {
+		return nil
+	}
+	if pause := consumeEvery - time.Since(s.consumedAt); pause > 0 {
+		s.remind(pause)
 		return nil
 	}
 	s.consumedAt = time.Now()
+	if err := s.consume(ctx, c.LastID); err != nil {
+		s.remind(consumeEvery)
+		return err
+	}
+	return nil
+}
+
+// remind makes something move after a pause, for Committed to be called again: the
+// outbox may have fallen idle.
+func (s *Source) remind(pause time.Duration) {
+	if s.reminder == nil {
+		s.reminder = time.AfterFunc(pause, s.move)
+		return
+	}
+	s.reminder.Reset(pause)
+}
+
+// consume gives up claim-check rows up to lastID, or to where the slowest reader is.
+func (s *Source) consume(ctx context.Context, lastID int64) error {
+	t := s.shape.Load()
 	_, readers, err := Readers(ctx, s.pool, s.cfg.Outbox)
 	if err != nil {
 		return fmt.Errorf("find the slowest reader of %s: %w", t.qualified(), err)
 	}
-	upTo := c.LastID
+	upTo := lastID
 	for _, r := range readers {
 		if r.Name == s.cfg.Pipeline && r.Group == s.cfg.Group {
-			continue // its cursor may be older than c
+			continue // its cursor may be older than the checkpoint
 		}
 		upTo = min(upTo, r.LastID)
 	}

@@ -52,6 +52,7 @@ type Source struct {
 	// Committed's side.
 	consumed   int64
 	consumedAt time.Time
+	reminder   *time.Timer // nil until there is something to be reminded of
 }
 
 // strategy decides which rows come next.
@@ -136,6 +137,11 @@ func (s *Source) begin(ctx context.Context, c relay.Checkpoint) error {
 	set := &settler{mode: mode, origin: here, moved: s.signal, base: start.mark, part: start.part, safe: start.safe, done: start.done, counts: start.audit, expired: start.expired}
 	set.counts.on = t.idOwner.oid != 0
 	s.settler.Store(set)
+	if t.delta.name != "" && start.safe > 0 {
+		// A predecessor may have been killed before it gave up what it had settled.
+		s.claimed.Store(max(s.claimed.Load(), start.safe))
+		s.move()
+	}
 	s.log.Debug("outbox opened", "table", t.qualified(), "strategy", mode, "settled_up_to", start.safe)
 	return nil
 }
@@ -332,7 +338,12 @@ func (s *Source) Checkpoint(batch []relay.Message) (relay.Checkpoint, error) {
 }
 
 // Close implements [relay.Source]. The pool is the caller's.
-func (s *Source) Close() error { return nil }
+func (s *Source) Close() error {
+	if s.reminder != nil {
+		s.reminder.Stop()
+	}
+	return nil
+}
 
 // explain gives errors of the server the class and the cure that they have here.
 func (s *Source) explain(err error) error {
@@ -369,6 +380,14 @@ func (s *Source) Recycle(batch []relay.Message) {
 	clear(batch) // it must not hold on to the rows that were in it
 	select {
 	case s.spare <- batch[:0]:
+	default:
+	}
+}
+
+// move makes the engine store a checkpoint, be it the same.
+func (s *Source) move() {
+	select {
+	case s.signal <- struct{}{}:
 	default:
 	}
 }
