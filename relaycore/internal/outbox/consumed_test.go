@@ -73,6 +73,51 @@ func TestClaimChecksAreGivenUp(t *testing.T) {
 	}
 }
 
+// TestNothingIsGivenUpForAnEarlierTable: a pipeline that was far in a table whose ids
+// have begun again has nothing of what they stand for now, until it says so.
+func TestNothingIsGivenUpForAnEarlierTable(t *testing.T) {
+	t.Parallel()
+	for name, again := range map[string]string{
+		"created anew": `SELECT pgtrickle.disable_outbox('public.orders'); SELECT pgtrickle.enable_outbox('public.orders')`,
+		"truncated":    `TRUNCATE pgtrickle.outbox_orders, pgtrickle.outbox_delta_rows_orders RESTART IDENTITY`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			pool := extension(t)
+			for range 3 {
+				refresh(t, pool)
+			}
+			var before, fast, slow gate
+			before.open(100)
+			for _, name := range []string{"fast", "slow"} {
+				stop := run(t, pool, name, &before)
+				settles(t, pool, name, 3)
+				stop()
+			}
+			exec(t, pool, again+`; TRUNCATE consumed`)
+			refresh(t, pool)
+			refresh(t, pool)
+			fast.open(100)
+			stop := run(t, pool, "fast", &fast)
+			settles(t, pool, "fast", 2)
+			stop()
+			stop = run(t, pool, "slow", &slow)
+			slow.open(1)
+			settles(t, pool, "slow", 1)
+			stop()
+			if got := deltas(t, pool); got != "[2]" {
+				t.Errorf("deltas of %s are there, want those that the slow pipeline needs: 2", got)
+			}
+			slow.open(100)
+			run(t, pool, "slow", &slow)
+			gone(t, pool, 2)
+			if n := len(slow.queue.Messages()); n != 4 {
+				t.Errorf("%d messages came, want 4", n)
+			}
+		})
+	}
+}
+
 // extension returns a database with the extension's outbox of a table of two rows
 // and two pipelines on it. Table consumed has the calls of outbox_rows_consumed,
 // each with the id up to which every pipeline was settled at the time.
@@ -89,7 +134,7 @@ func extension(t *testing.T) *pgxpool.Pool {
 		CREATE TABLE consumed (up_to bigint, settled bigint);
 		ALTER FUNCTION pgtrickle.outbox_rows_consumed RENAME TO fixture_rows_consumed;
 		CREATE FUNCTION pgtrickle.outbox_rows_consumed(p_stream_table text, p_outbox_id bigint) RETURNS void LANGUAGE sql AS $$
-			INSERT INTO consumed SELECT p_outbox_id, min(last_id) FROM pgtrickle.relay_cursors;
+			INSERT INTO consumed SELECT p_outbox_id, min(coalesce((checkpoint->>'safe')::bigint, 0)) FROM pgtrickle.relay_cursors;
 			SELECT pgtrickle.fixture_rows_consumed(p_stream_table, p_outbox_id) $$`)
 	return pool
 }
@@ -163,7 +208,7 @@ func (g *gate) Close() error { return nil }
 func settles(t *testing.T, pool *pgxpool.Pool, name string, id int64) {
 	t.Helper()
 	eventually(t, fmt.Sprintf("%s is settled up to %d", name, id), func() bool {
-		return column[int64](t, pool, `SELECT last_id FROM pgtrickle.relay_cursors WHERE pipeline = '`+name+`'`)[0] == id
+		return column[int64](t, pool, `SELECT coalesce((checkpoint->>'safe')::bigint, 0) FROM pgtrickle.relay_cursors WHERE pipeline = '`+name+`'`)[0] == id
 	})
 }
 

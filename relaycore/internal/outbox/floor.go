@@ -51,7 +51,7 @@ func Readers(ctx context.Context, q Querier, outbox string) (table string, reade
 		return ignoreMissing(err)
 	}
 	known := func(r Reader) { cursors[r.Name] = append(cursors[r.Name], r) }
-	if err := add(`SELECT pipeline, relay_group_id, last_id, source FROM pgtrickle.relay_cursors WHERE direction = 'forward'`, known); err != nil {
+	if err := add(fmt.Sprintf(cursorsSQL, literal(t.qualified())), known); err != nil {
 		return table, nil, fmt.Errorf("read cursors: %w", err)
 	}
 	if err := add(`SELECT o.pipeline_id, o.relay_group_id, o.last_change_id, NULL FROM pgtrickle.relay_consumer_offsets o
@@ -85,6 +85,20 @@ func Readers(ctx context.Context, q Querier, outbox string) (table string, reade
 	}
 	return table, readers, nil
 }
+
+// cursorsSQL lists how far pipelines are. last_id never falls, so where the ids of
+// the table have begun again it is the checkpoint that tells: one made in an earlier
+// table, as [Source.compare] would find it, is at the beginning of this one.
+const cursorsSQL = `
+SELECT c.pipeline, c.relay_group_id, CASE
+		WHEN s.safe IS NULL THEN c.last_id
+		WHEN s.table <> t.oid OR s.file <> t.file AND s.sequence <> 0 AND NOT EXISTS (SELECT FROM pg_class q WHERE q.relkind = 'S' AND q.relfilenode = s.sequence) THEN 0
+		ELSE least(c.last_id, greatest(s.safe, 0)) END, c.source
+FROM pgtrickle.relay_cursors c
+CROSS JOIN LATERAL (SELECT (c.checkpoint->>'safe')::bigint AS safe, (c.checkpoint->'of'->>'table')::oid AS table,
+	coalesce((c.checkpoint->'of'->>'file')::oid, 0) AS file, coalesce((c.checkpoint->'of'->>'sequence')::oid, 0) AS sequence) s
+CROSS JOIN (SELECT o.oid, coalesce(pg_relation_filenode(o.oid), 0) AS file FROM (SELECT to_regclass(%s)::oid AS oid) o) t
+WHERE c.direction = 'forward'`
 
 // forwardPipelines returns the stream table of every forward pipeline.
 func forwardPipelines(ctx context.Context, q Querier) (map[string]string, error) {
@@ -128,7 +142,10 @@ const consumeEvery = 5 * time.Second
 // claim-check rows nobody needs any more; these are shared by all readers, so the
 // slowest one decides.
 func (s *Source) Committed(ctx context.Context, c relay.Checkpoint) error {
-	if s.shape.Load().delta.name == "" || s.claimed.Load() <= s.consumed || c.LastID <= s.consumed {
+	if c.LastID < s.consumed {
+		s.consumed = 0 // ids have begun again
+	}
+	if s.unable || s.shape.Load().delta.name == "" || s.claimed.Load() <= s.consumed || c.LastID <= s.consumed {
 		return nil
 	}
 	if pause := consumeEvery - time.Since(s.consumedAt); pause > 0 {
@@ -173,7 +190,7 @@ func (s *Source) consume(ctx context.Context, lastID int64) error {
 	_, err = s.pool.Exec(ctx, `SELECT pgtrickle.outbox_rows_consumed($1, $2)`, t.streamTable, upTo)
 	if err != nil {
 		if ignoreMissing(err) == nil {
-			s.consumed = 1<<63 - 1 // there is no such function, or it is not for us
+			s.unable = true // there is no such function, or it is not for us
 			s.log.Warn("claim-check rows are not given up", "err", err)
 			return nil
 		}

@@ -52,6 +52,7 @@ type Source struct {
 	// Committed's side.
 	consumed   int64
 	consumedAt time.Time
+	unable     bool        // to give anything up
 	reminder   *time.Timer // nil until there is something to be reminded of
 }
 
@@ -137,10 +138,9 @@ func (s *Source) begin(ctx context.Context, c relay.Checkpoint) error {
 	set := &settler{mode: mode, origin: here, moved: s.signal, base: start.mark, part: start.part, safe: start.safe, done: start.done, counts: start.audit, expired: start.expired}
 	set.counts.on = t.idOwner.oid != 0
 	s.settler.Store(set)
+	s.claimed.Store(max(start.safe, 0))
 	if t.delta.name != "" && start.safe > 0 {
-		// A predecessor may have been killed before it gave up what it had settled.
-		s.claimed.Store(max(s.claimed.Load(), start.safe))
-		s.move()
+		s.move() // a predecessor may have been killed before it gave up what it had settled
 	}
 	s.log.Debug("outbox opened", "table", t.qualified(), "strategy", mode, "settled_up_to", start.safe)
 	return nil
