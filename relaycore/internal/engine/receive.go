@@ -9,6 +9,7 @@ import (
 // chunk is what one Receive returned, ready to be published.
 type chunk struct {
 	messages []relay.Message
+	size     int   // of the messages
 	bytes    int64 // held of the limits on what is in flight
 	buf      *[]byte
 }
@@ -59,6 +60,10 @@ func (r *run) pass(ctx context.Context, to chan<- chunk, c chunk) bool {
 	}
 }
 
+// overhead is the bytes that a message takes beside its own: a struct of about 300,
+// in the source's slice and in the one of a joined batch.
+const overhead = 600
+
 // take waits until there is room for batch and for what will be made of it.
 func (r *run) take(ctx context.Context, batch []relay.Message) (chunk, error) {
 	size := 0
@@ -66,7 +71,7 @@ func (r *run) take(ctx context.Context, batch []relay.Message) (chunk, error) {
 		size += batch[i].Size() + len(batch[i].Row)
 	}
 	r.Meter.Received(len(batch), size)
-	c := chunk{messages: batch, bytes: min(int64(size), r.InFlightBytes)}
+	c := chunk{messages: batch, size: size, bytes: min(int64(size+overhead*len(batch)), r.InFlightBytes)}
 	if r.Budget != nil {
 		c.bytes = min(c.bytes, r.BudgetBytes)
 	}
