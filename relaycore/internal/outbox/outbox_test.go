@@ -210,3 +210,26 @@ func TestBacklogIsDrainedInOrder(t *testing.T) {
 		nothing(t, src)
 	})
 }
+
+// TestProgressInALongBacklog: how far a pipeline is shows long before its end,
+// though a writer is at work when it begins.
+func TestProgressInALongBacklog(t *testing.T) {
+	t.Parallel()
+	const rows = 20_000
+	bothStrategies(t, func(t *testing.T, pool *pgxpool.Pool) {
+		exec(t, pool, insertOne, 1, rows)
+		tx, err := pool.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := tx.Exec(t.Context(), insertOne, 1, 1); err != nil {
+			t.Fatal(err)
+		}
+		time.AfterFunc(5*time.Millisecond, func() { _ = tx.Commit(context.Background()) })
+		src := open(t, pool, relay.Checkpoint{})
+		c := checkpoint(t, src, receive(t, src, rows/2))
+		if c.LastID < rows/4 {
+			t.Errorf("half of %d rows are settled, and LastID is %d", rows, c.LastID)
+		}
+	})
+}

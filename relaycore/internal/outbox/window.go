@@ -98,13 +98,20 @@ func arms(lo *snapshot, hi uint64) (los, his string) {
 func (w *windows) position() mark { return w.pos }
 
 func (w *windows) read(ctx context.Context, db *session, want int, take taker) (readMarks, error) {
-	if !w.pos.open {
-		if err := w.bound(ctx, db); err != nil {
+	for tries := 0; !w.pos.open; tries++ {
+		if err := w.bound(ctx, db, tries > 0); err != nil {
 			return readMarks{}, err
 		}
 		marks, done, err := w.open(ctx, db, want, take)
 		if done || err != nil {
 			return marks, err
+		}
+		if w.bounded && w.closing == beginning && tries < bigTries {
+			// Whoever held a lock at the listing has most likely ended in a moment.
+			w.pos.open, w.pos.hi = false, snapshot{}
+			if err := pause(ctx, bigPause); err != nil {
+				return readMarks{}, err
+			}
 		}
 	}
 	if !w.known {
@@ -139,7 +146,10 @@ func (w *windows) read(ctx context.Context, db *session, want int, take taker) (
 	}
 	w.saw(last)
 	marks := readMarks{in: before, more: true}
-	marks.secure = w.step(last, rows < want && !cut)
+	closing := w.closing
+	if marks.secure = w.step(last, rows < want && !cut); marks.secure == beginning {
+		marks.secure = min(last, closing) // rows of a window come in the order of ids
+	}
 	marks.after = w.pos
 	return marks, nil
 }
@@ -149,6 +159,24 @@ const (
 	boundEvery = 500 * time.Millisecond
 	boundIdle  = 50 * time.Millisecond
 )
+
+// A big window takes long, and can say meanwhile how far it is if it was opened
+// when nothing was open below an id. So it is tried for, a few times.
+const (
+	bigTries = 4
+	bigPause = 5 * time.Millisecond
+)
+
+func pause(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return nil
+	}
+}
 
 // saw notes the highest id of a read. One above what the sequence has handed out
 // was written by hand, and says nothing.
@@ -161,12 +189,15 @@ func (w *windows) saw(last int64) {
 // bound finds out, off the path of the rows, below which id nothing appears any
 // more. It comes before a window is opened, since only that one's snapshot shows
 // what those who have ended wrote.
-func (w *windows) bound(ctx context.Context, db *session) error {
-	pause := boundEvery
+func (w *windows) bound(ctx context.Context, db *session, soon bool) error {
+	every := boundEvery
 	if time.Since(w.rowsAt) > boundIdle {
-		pause = boundIdle
+		every = boundIdle
 	}
-	if !w.bounded || (w.wait == nil && w.seen <= w.waitFor) || time.Since(w.locks.at) < pause {
+	if soon {
+		every = 0
+	}
+	if !w.bounded || (w.wait == nil && w.seen <= w.waitFor) || time.Since(w.locks.at) < every {
 		return nil
 	}
 	now, newlyPrepared, err := w.locks.list(ctx, db)
