@@ -20,6 +20,8 @@ func postgres(official, own, env string) spec {
 				Cmd: []string{
 					"postgres", "-c", "max_connections=300", "-c", "max_prepared_transactions=64",
 					"-c", "shared_buffers=512MB", "-c", "wal_level=logical", "-c", "max_wal_size=4GB",
+					// A session whose client a network cut has hidden ends soon, and with it its transaction.
+					"-c", "tcp_keepalives_idle=2", "-c", "tcp_keepalives_interval=1", "-c", "tcp_keepalives_count=3",
 				},
 				Tmpfs: map[string]string{"/dev/shm": "size=1g"},
 			}
