@@ -77,6 +77,37 @@ func TestVisibilityIsExtended(t *testing.T) {
 	}
 }
 
+// A message whose deletion failed, and is not tried again, comes again: else it
+// would hold up its group for ever.
+func TestFailedAckComesAgain(t *testing.T) {
+	endpoint := relaytest.Endpoint(t, endpointEnv)
+	url := newQueue(t, endpoint, ".fifo")
+	if err := openSink(t, url, nil).Publish(t.Context(), []relay.Message{relaytest.Message(1, "k"), relaytest.Message(2, "k")}); err != nil {
+		t.Fatalf("Publish = %v", err)
+	}
+	src := openSource(t, url, map[string]any{"visibility_timeout": 4, "wait_time_seconds": 1, "max_messages": 1})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	first, err := src.Receive(ctx, 1)
+	if err != nil {
+		t.Fatalf("Receive = %v", err)
+	}
+	cut, cutOff := context.WithCancel(ctx)
+	cutOff()
+	if err := src.Ack(cut, first); err == nil {
+		t.Fatal("Ack without a connection = nil, want an error")
+	}
+	for _, want := range []string{"outbox_orders:1:0", "outbox_orders:2:0"} {
+		got, err := src.Receive(ctx, 1)
+		if err != nil || got[0].ID != want {
+			t.Fatalf("Receive = %v, %v; want %s", got, err, want)
+		}
+		if err := src.Ack(ctx, got); err != nil {
+			t.Fatalf("Ack = %v", err)
+		}
+	}
+}
+
 // Close leaves no message hidden, be it held or given to a request that was out
 // when Close was called: the next source has it long before it would be visible.
 func TestCloseGivesBack(t *testing.T) {

@@ -234,6 +234,9 @@ func (s *source) Ack(ctx context.Context, batch []relay.Message) error {
 		}
 		if !r.deleted { // by an Ack that failed for others
 			open = append(open, r)
+			// It is stored. Should it never be deleted, because nobody tries again, it has to
+			// come again, or it would stay hidden and hold up its group for ever.
+			delete(s.held, r)
 		}
 	}
 	s.mu.Unlock()
