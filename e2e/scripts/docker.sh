@@ -25,7 +25,7 @@ if [ -d /run/systemd/system ]; then
 	sudo_ systemctl start docker || true
 else
 	say "starting dockerd, log in $log"
-	sudo_ sh -c "setsid nohup dockerd --userland-proxy=false >'$log' 2>&1 </dev/null &"
+	sudo_ sh -c "setsid nohup dockerd ${DOCKERD_FLAGS:-} >'$log' 2>&1 </dev/null &"
 fi
 for _ in $(seq 60); do
 	if answers; then exit; fi
