@@ -277,7 +277,7 @@ func (s *source) delete(ctx context.Context, part []*receipt) error {
 	defer s.mu.Unlock()
 	for i := range res.Successful {
 		if at := entryIndex(res.Successful[i].Id); at >= 0 && at < len(part) {
-			s.settle(part[at])
+			part[at].deleted = true
 		}
 	}
 	var failure error
@@ -291,18 +291,12 @@ func (s *source) delete(ctx context.Context, part []*receipt) error {
 			// The message was out for too long and comes again; its id tells that it
 			// has been here. No second try will delete it by this receipt.
 			s.env.Logger.InfoContext(ctx, "a message could not be deleted as its visibility timeout had passed; it comes again", "code", text(f.Code))
-			s.settle(part[at])
+			part[at].deleted = true
 			continue
 		}
 		failure = fmt.Errorf("delete a message from %s: %s: %s", s.cfg.QueueURL, text(f.Code), text(f.Message))
 	}
 	return failure
-}
-
-// settle is called with the mutex held.
-func (s *source) settle(r *receipt) {
-	r.deleted = true
-	delete(s.held, r)
 }
 
 func stale(code string) bool {
