@@ -164,7 +164,7 @@ func (s *Source) Committed(ctx context.Context, c relay.Checkpoint) error {
 // outbox may have fallen idle.
 func (s *Source) remind(pause time.Duration) {
 	if s.reminder == nil {
-		s.reminder = time.AfterFunc(pause, s.move)
+		s.reminder = time.AfterFunc(pause, s.signal.ring)
 		return
 	}
 	s.reminder.Reset(pause)

@@ -36,7 +36,7 @@ const maxDone = 1000
 type settler struct {
 	mode   string
 	origin origin
-	moved  chan struct{} // see relay.Mover
+	moved  bell // see relay.Mover
 
 	mu      sync.Mutex
 	chunks  []*chunk // in order of delivery
@@ -114,10 +114,7 @@ func (s *settler) raise(id int64) {
 		return
 	}
 	s.safe = id
-	select {
-	case s.moved <- struct{}{}:
-	default:
-	}
+	s.moved.ring()
 }
 
 // settle marks messages as settled and returns the checkpoint.

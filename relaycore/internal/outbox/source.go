@@ -46,7 +46,7 @@ type Source struct {
 	shape   atomic.Pointer[table] // as table, for others than Receive
 	lag     atomic.Pointer[lagPoint]
 	claimed atomic.Int64         // highest claim check received
-	signal  chan struct{}        // see relay.Mover
+	signal  bell                 // see relay.Mover
 	spare   chan []relay.Message // see relay.Recycler
 
 	// Committed's side.
@@ -89,7 +89,7 @@ const manyRows = 16
 // returns a source that goes on behind cfg.Checkpoint.
 func Open(ctx context.Context, pool *pgxpool.Pool, cfg Config) (*Source, error) {
 	cfg.defaults()
-	s := &Source{pool: pool, cfg: cfg, log: cfg.Logger, wantRows: firstRows, claimRows: firstRows, signal: make(chan struct{}, 1), spare: make(chan []relay.Message, mostSpare)}
+	s := &Source{pool: pool, cfg: cfg, log: cfg.Logger, wantRows: firstRows, claimRows: firstRows, signal: make(bell, 1), spare: make(chan []relay.Message, mostSpare)}
 	if err := s.begin(ctx, cfg.Checkpoint); err != nil {
 		return nil, fmt.Errorf("open outbox %q: %w", cfg.Outbox, err)
 	}
@@ -140,7 +140,7 @@ func (s *Source) begin(ctx context.Context, c relay.Checkpoint) error {
 	s.settler.Store(set)
 	s.claimed.Store(max(start.safe, 0))
 	if t.delta.name != "" && start.safe > 0 {
-		s.move() // a predecessor may have been killed before it gave up what it had settled
+		s.signal.ring() // a predecessor may have been killed before it gave up what it had settled
 	}
 	s.log.Debug("outbox opened", "table", t.qualified(), "strategy", mode, "settled_up_to", start.safe)
 	return nil
@@ -384,10 +384,12 @@ func (s *Source) Recycle(batch []relay.Message) {
 	}
 }
 
-// move makes the engine store a checkpoint, be it the same.
-func (s *Source) move() {
+// bell makes the engine store a checkpoint, be it the same.
+type bell chan struct{}
+
+func (b bell) ring() {
 	select {
-	case s.signal <- struct{}{}:
+	case b <- struct{}{}:
 	default:
 	}
 }

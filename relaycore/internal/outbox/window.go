@@ -146,10 +146,7 @@ func (w *windows) read(ctx context.Context, db *session, want int, take taker) (
 	}
 	w.saw(last)
 	marks := readMarks{in: before, more: true}
-	closing := w.closing
-	if marks.secure = w.step(last, rows < want && !cut); marks.secure == beginning {
-		marks.secure = min(last, closing) // rows of a window come in the order of ids
-	}
+	marks.secure = w.step(last, rows < want && !cut)
 	marks.after = w.pos
 	return marks, nil
 }
@@ -238,11 +235,11 @@ func (w *windows) measure(ctx context.Context, db *session) error {
 }
 
 // step moves behind what a read has taken. It returns the id up to which all is
-// now read, or beginning.
+// now read, or beginning: rows of a window come in the order of ids.
 func (w *windows) step(last int64, complete bool) int64 {
 	if !complete {
 		w.pos.at = last
-		return beginning
+		return min(last, w.closing)
 	}
 	w.pos = mark{lo: w.pos.hi, at: beginning}
 	w.known = false
