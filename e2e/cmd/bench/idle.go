@@ -61,12 +61,12 @@ func (b *bench) idle(ctx context.Context, pipelines int, short bool) (*idleLine,
 	if err := b.pool.QueryRow(ctx, active).Scan(&busy); err != nil {
 		return nil, err
 	}
-	before, err := p.cost(ctx)
+	before, err := p.cpu()
 	if err != nil {
 		return nil, err
 	}
 	time.Sleep(span)
-	after, err := p.cost(ctx)
+	after, err := p.cpu()
 	if err != nil {
 		return nil, err
 	}
@@ -74,7 +74,7 @@ func (b *bench) idle(ctx context.Context, pipelines int, short bool) (*idleLine,
 	if err := b.pool.QueryRow(ctx, active).Scan(&busyAfter); err != nil {
 		return nil, err
 	}
-	line := &idleLine{Pipelines: pipelines, Relay: (after.cpu - before.cpu) / span.Seconds(), Postgres: (busyAfter - busy) / 1000 / span.Seconds()}
+	line := &idleLine{Pipelines: pipelines, Relay: (after - before) / span.Seconds(), Postgres: (busyAfter - busy) / 1000 / span.Seconds()}
 	fmt.Fprintf(os.Stderr, "bench: %d idle pipelines: relay %.2f%% of a core, PostgreSQL %.2f%%\n", pipelines, 100*line.Relay, 100*line.Postgres)
 	_, err = b.pool.Exec(ctx, `SELECT pgtrickle.delete_relay(name) FROM pgtrickle.list_relay_configs()`)
 	return line, err

@@ -176,17 +176,8 @@ func (p *process) cost(ctx context.Context) (c cost, err error) {
 		return c, err
 	}
 	c.scrapes = p.scrapes
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
-	if err != nil {
+	if c.cpu, err = p.cpu(); err != nil {
 		return c, err
-	}
-	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-	for _, i := range []int{11, 12} { // utime and stime, in hundredths of a second
-		ticks, err := strconv.ParseFloat(fields[i], 64)
-		if err != nil {
-			return c, err
-		}
-		c.cpu += ticks / 100
 	}
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
 	if err != nil {
@@ -200,4 +191,21 @@ func (p *process) cost(ctx context.Context) (c cost, err error) {
 		c.rss = kib / 1024
 	}
 	return c, nil
+}
+
+// cpu returns the seconds that the process has computed so far.
+func (p *process) cpu() (seconds float64, err error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
+	if err != nil {
+		return 0, err
+	}
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	for _, i := range []int{11, 12} { // utime and stime, in hundredths of a second
+		ticks, err := strconv.ParseFloat(fields[i], 64)
+		if err != nil {
+			return 0, err
+		}
+		seconds += ticks / 100
+	}
+	return seconds, nil
 }

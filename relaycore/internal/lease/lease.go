@@ -42,9 +42,11 @@ type Instance struct {
 type Wire interface {
 	// Beat returns the live instances of the group.
 	Beat(ctx context.Context) ([]Instance, error)
-	// Idle returns nil when ctx ends, and an error as soon as the connection is
-	// seen to be closed.
-	Idle(ctx context.Context) error
+	// Idle returns nil at a time or when it is interrupted, and an error as soon as
+	// the connection is seen to be closed.
+	Idle(until time.Time) error
+	// Interrupt ends the Idle that runs, or the next one. Anybody may call it.
+	Interrupt()
 	// TryLock takes the pipeline's lock if it is free and raises its epoch.
 	TryLock(ctx context.Context, key catalog.Key) (epoch int64, ok bool, err error)
 	Unlock(ctx context.Context, key catalog.Key) error
@@ -156,7 +158,7 @@ func (k *Keeper) open(ctx context.Context) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &session{wire: wire, cfg: &k.cfg, base: time.Now(), requests: make(chan request), ended: make(chan struct{}), held: make(map[*Lease]context.CancelCauseFunc)}
+	s := &session{wire: wire, cfg: &k.cfg, base: time.Now(), requests: make(chan request, 16), ended: make(chan struct{}), held: make(map[*Lease]context.CancelCauseFunc)}
 	asked := time.Now()
 	members, err := wire.Beat(ctx)
 	if err != nil {
@@ -342,6 +344,7 @@ func (s *session) do(ctx context.Context, fn func(context.Context) error) error 
 	r := request{fn, make(chan error, 1)}
 	select {
 	case s.requests <- r:
+		s.wire.Interrupt()
 	case <-s.ended:
 		return ErrLost
 	case <-ctx.Done():
@@ -365,27 +368,10 @@ func (s *session) opContext(ctx context.Context) (context.Context, context.Cance
 // run owns the wire until ctx ends or the session is lost, and says why.
 func (s *session) run(ctx context.Context) error {
 	defer close(s.ended)
+	defer context.AfterFunc(ctx, s.wire.Interrupt)()
 	next := time.Now().Add(s.cfg.Beat)
-	for {
-		r, err := s.idle(ctx, next)
-		switch {
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case err != nil:
-			return err
-		case r != nil:
-			asked := time.Now()
-			opCtx, cancel := s.opContext(ctx)
-			err := r.fn(opCtx)
-			cancel()
-			r.done <- err
-			if s.wire.Broken() {
-				return fmt.Errorf("connection broken: %w", err)
-			}
-			if err == nil || errors.Is(err, ErrHeld) {
-				s.trust(asked)
-			}
-		default:
+	for ctx.Err() == nil {
+		if time.Until(next) <= 0 { // before requests, lest they starve it
 			asked := time.Now()
 			if err := s.beat(ctx); err != nil {
 				return err
@@ -393,7 +379,34 @@ func (s *session) run(ctx context.Context) error {
 			s.trust(asked)
 			next = asked.Add(s.cfg.Beat)
 		}
+		select {
+		case r := <-s.requests:
+			if err := s.serve(ctx, r); err != nil {
+				return err
+			}
+		default:
+			if err := s.wire.Idle(next); err != nil {
+				return fmt.Errorf("connection closed: %w", err)
+			}
+		}
 	}
+	return ctx.Err()
+}
+
+// serve runs a request. It fails if that has cost the connection.
+func (s *session) serve(ctx context.Context, r request) error {
+	asked := time.Now()
+	opCtx, cancel := s.opContext(ctx)
+	err := r.fn(opCtx)
+	cancel()
+	r.done <- err
+	if s.wire.Broken() {
+		return fmt.Errorf("connection broken: %w", err)
+	}
+	if err == nil || errors.Is(err, ErrHeld) {
+		s.trust(asked)
+	}
+	return nil
 }
 
 func (s *session) beat(ctx context.Context) error {
@@ -410,33 +423,4 @@ func (s *session) beat(ctx context.Context) error {
 		s.cfg.Changed()
 	}
 	return nil
-}
-
-// idle waits for a request, the next beat, or the loss of the connection.
-func (s *session) idle(ctx context.Context, next time.Time) (*request, error) {
-	if time.Until(next) <= 0 { // requests do not starve the beat
-		return nil, nil //nolint:nilnil // the beat is due
-	}
-	ctx, cancel := context.WithDeadline(ctx, next)
-	defer cancel()
-	got := make(chan *request, 1)
-	go func() {
-		defer close(got)
-		select {
-		case r := <-s.requests:
-			got <- &r
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
-	err := s.wire.Idle(ctx)
-	cancel()
-	r := <-got
-	if err != nil {
-		if r != nil {
-			r.done <- ErrLost
-		}
-		return nil, fmt.Errorf("connection closed: %w", err)
-	}
-	return r, nil
 }

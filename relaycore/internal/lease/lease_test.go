@@ -16,17 +16,18 @@ import (
 
 // fakeWire answers as told.
 type fakeWire struct {
-	mu     sync.Mutex
-	beat   func(ctx context.Context) error
-	closed chan struct{} // closed: the connection is seen to close
-	held   map[catalog.Key]bool
-	epoch  int64
-	beats  int
-	last   time.Time // when the last answered beat was asked
+	mu        sync.Mutex
+	beat      func(ctx context.Context) error
+	closed    chan struct{} // closed: the connection is seen to close
+	interrupt chan struct{}
+	held      map[catalog.Key]bool
+	epoch     int64
+	beats     int
+	last      time.Time // when the last answered beat was asked
 }
 
 func newFakeWire() *fakeWire {
-	return &fakeWire{beat: func(context.Context) error { return nil }, closed: make(chan struct{}), held: make(map[catalog.Key]bool)}
+	return &fakeWire{beat: func(context.Context) error { return nil }, closed: make(chan struct{}), interrupt: make(chan struct{}, 1), held: make(map[catalog.Key]bool)}
 }
 
 func (w *fakeWire) Beat(ctx context.Context) ([]Instance, error) {
@@ -57,12 +58,23 @@ func (w *fakeWire) onBeat(beat func(ctx context.Context) error) {
 	w.beat = beat
 }
 
-func (w *fakeWire) Idle(ctx context.Context) error {
+func (w *fakeWire) Idle(until time.Time) error {
+	timer := time.NewTimer(time.Until(until))
+	defer timer.Stop()
 	select {
-	case <-ctx.Done():
+	case <-timer.C:
+		return nil
+	case <-w.interrupt:
 		return nil
 	case <-w.closed:
 		return errors.New("EOF")
+	}
+}
+
+func (w *fakeWire) Interrupt() {
+	select {
+	case w.interrupt <- struct{}{}:
+	default:
 	}
 }
 

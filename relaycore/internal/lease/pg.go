@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -25,6 +26,10 @@ var ErrStandby = errors.New("the server is a standby; give the primary's address
 type pgWire struct {
 	conn *pgx.Conn
 	self Instance
+
+	mu          sync.Mutex
+	idling      bool
+	interrupted bool
 }
 
 // Connect dials a session of its own, makes sure that it is one, sets its
@@ -35,7 +40,7 @@ func Connect(ctx context.Context, config *pgx.ConnConfig, self Instance) (Wire, 
 	if err != nil {
 		return nil, err
 	}
-	w := &pgWire{conn, self}
+	w := &pgWire{conn: conn, self: self}
 	if err := w.prepare(ctx, config); err != nil {
 		conn.Close(context.WithoutCancel(ctx)) // err says more
 		return nil, err
@@ -184,18 +189,41 @@ func Live(ctx context.Context, db catalog.Querier, group string) ([]Instance, er
 }
 
 // Idle implements [Wire]. Waiting for a notification that never comes is a read,
-// and a read sees the connection close.
-func (w *pgWire) Idle(ctx context.Context) error {
-	for {
-		_, err := w.conn.WaitForNotification(ctx)
-		switch {
-		case err == nil:
-		case ctx.Err() != nil && !w.conn.IsClosed():
-			return nil
-		default:
-			return err
-		}
+// and a read sees the connection close. The connection's own deadline ends it: a
+// context's would start goroutines, four times a second.
+func (w *pgWire) Idle(until time.Time) error {
+	w.mu.Lock()
+	if w.interrupted {
+		w.interrupted = false
+		w.mu.Unlock()
+		return nil
 	}
+	w.idling = true
+	err := w.conn.PgConn().Conn().SetReadDeadline(until)
+	w.mu.Unlock()
+
+	for err == nil {
+		_, err = w.conn.WaitForNotification(context.Background())
+	}
+
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.idling = false
+	if w.conn.IsClosed() || !pgconn.Timeout(err) {
+		return err
+	}
+	return w.conn.PgConn().Conn().SetReadDeadline(time.Time{})
+}
+
+// Interrupt implements [Wire].
+func (w *pgWire) Interrupt() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.idling {
+		w.interrupted = true // the deadline would cut a statement off
+		return
+	}
+	_ = w.conn.PgConn().Conn().SetReadDeadline(time.Now()) // it fails where the connection is closed, which Idle sees
 }
 
 // lockName is what is hashed for the second half of the pipeline's lock.
