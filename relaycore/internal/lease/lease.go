@@ -61,7 +61,7 @@ type Wire interface {
 // Config is what a [Keeper] needs.
 type Config struct {
 	Connect func(ctx context.Context) (Wire, error) // dials, probes, registers
-	Beat    time.Duration                           // 0 means 250ms
+	Beat    time.Duration                           // 0 means 300ms
 	Trust   time.Duration                           // 0 means 4s
 	Logger  *slog.Logger
 	// Changed is called, from one goroutine, after every beat that found other
@@ -71,7 +71,7 @@ type Config struct {
 }
 
 const (
-	defaultBeat  = 250 * time.Millisecond
+	defaultBeat  = 300 * time.Millisecond
 	defaultTrust = 4 * time.Second
 	// serverPatience is how long the server keeps the locks of a session that it
 	// hears nothing from. It must exceed the trust by more than a reply's journey.
@@ -369,7 +369,7 @@ func (s *session) opContext(ctx context.Context) (context.Context, context.Cance
 func (s *session) run(ctx context.Context) error {
 	defer close(s.ended)
 	defer context.AfterFunc(ctx, s.wire.Interrupt)()
-	next := time.Now().Add(s.cfg.Beat)
+	next := s.nextBeat()
 	for ctx.Err() == nil {
 		if time.Until(next) <= 0 { // before requests, lest they starve it
 			asked := time.Now()
@@ -377,7 +377,7 @@ func (s *session) run(ctx context.Context) error {
 				return err
 			}
 			s.trust(asked)
-			next = asked.Add(s.cfg.Beat)
+			next = s.nextBeat()
 		}
 		select {
 		case r := <-s.requests:
@@ -407,6 +407,13 @@ func (s *session) serve(ctx context.Context, r request) error {
 		s.trust(asked)
 	}
 	return nil
+}
+
+// nextBeat is at a round time of the clock, when others that wake an idle process
+// do so too.
+func (s *session) nextBeat() time.Time {
+	now := time.Now()
+	return now.Add(s.cfg.Beat - time.Duration(now.UnixNano())%s.cfg.Beat)
 }
 
 func (s *session) beat(ctx context.Context) error {

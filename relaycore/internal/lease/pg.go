@@ -190,7 +190,7 @@ func Live(ctx context.Context, db catalog.Querier, group string) ([]Instance, er
 
 // Idle implements [Wire]. Waiting for a notification that never comes is a read,
 // and a read sees the connection close. The connection's own deadline ends it: a
-// context's would start goroutines, four times a second.
+// context's would start goroutines at every beat.
 func (w *pgWire) Idle(until time.Time) error {
 	w.mu.Lock()
 	if w.interrupted {
