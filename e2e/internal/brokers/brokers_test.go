@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/grove/pgtrickle-relay/e2e/internal/only"
 )
 
@@ -56,5 +58,61 @@ func TestServersSurvive(t *testing.T) {
 				t.Logf("%s: back after %v", step.name, time.Since(began).Round(time.Millisecond))
 			}
 		})
+	}
+}
+
+// TestCutSessionEnds cuts PostgreSQL off while it works on an answer: the session
+// ends soon although nobody is left to take the answer, and its transaction, which
+// would hold up every reader of the outbox, with it.
+func TestCutSessionEnds(t *testing.T) {
+	fleet, err := New(t.Context(), Options{Log: t.Output()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := fleet.Close(context.WithoutCancel(t.Context())); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, name := range []string{"pg18", "redis"} { // the first address of the network is PostgreSQL's
+		if err := fleet.Start(t.Context(), name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s, other := fleet.Server("pg18"), fleet.Server("redis")
+	cut, err := pgx.Connect(t.Context(), s.URL+"?application_name=cut")
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer := make(chan error, 1)
+	go func() {
+		_, err := cut.Exec(t.Context(), `BEGIN; SELECT pg_current_xact_id(), pg_sleep(3)`)
+		answer <- err
+	}()
+	time.Sleep(time.Second)
+	// Somebody else gets its address, so that it is not told that the client has gone.
+	for _, step := range []func(context.Context) error{s.Disconnect, other.Disconnect, other.Connect, s.Connect} {
+		if err := step(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	watch, err := pgx.Connect(t.Context(), s.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer watch.Close(context.WithoutCancel(t.Context()))
+	began := time.Now()
+	for open := true; open; time.Sleep(100 * time.Millisecond) {
+		if err := watch.QueryRow(t.Context(), `SELECT count(*) > 0 FROM pg_stat_activity WHERE application_name = 'cut'`).Scan(&open); err != nil {
+			t.Fatal(err)
+		}
+		if time.Since(began) > 30*time.Second {
+			t.Fatal("the session is still there")
+		}
+	}
+	t.Logf("gone %v after the network was back", time.Since(began).Round(time.Millisecond))
+	_ = cut.Close(t.Context())
+	if err := <-answer; err == nil {
+		t.Error("the client has got its answer")
 	}
 }
