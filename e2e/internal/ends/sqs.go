@@ -60,8 +60,15 @@ func (e *sqsEnd) Arrived(ctx context.Context) ([]Record, error) {
 			},
 			MessageAttributeNames: []string{"All"},
 		})
-		if err != nil || len(res.Messages) == 0 {
+		if err != nil {
 			return slices.Clone(e.got), err
+		}
+		if len(res.Messages) == 0 {
+			empty, err := e.empty(ctx)
+			if empty || err != nil {
+				return slices.Clone(e.got), err
+			}
+			continue
 		}
 		done := make([]types.DeleteMessageBatchRequestEntry, 0, 10)
 		for i, m := range res.Messages {
@@ -76,6 +83,25 @@ func (e *sqsEnd) Arrived(ctx context.Context) ([]Record, error) {
 			return nil, err
 		}
 	}
+}
+
+// empty reports whether nothing is in the queue, be it visible or not: the SDK
+// loses an answer now and then and asks again, and what was in it stays hidden
+// for its visibility timeout, with all that follows in its groups.
+func (e *sqsEnd) empty(ctx context.Context) (bool, error) {
+	names := []types.QueueAttributeName{
+		types.QueueAttributeNameApproximateNumberOfMessages, types.QueueAttributeNameApproximateNumberOfMessagesNotVisible,
+	}
+	res, err := e.client.GetQueueAttributes(ctx, &sqs.GetQueueAttributesInput{QueueUrl: &e.queue, AttributeNames: names})
+	if err != nil {
+		return false, err
+	}
+	for _, name := range names {
+		if res.Attributes[string(name)] != "0" {
+			return false, nil
+		}
+	}
+	return true, nil
 }
 
 func key(m types.Message) string {
