@@ -5,7 +5,9 @@ import (
 	"log/slog"
 	"math"
 	"os"
+	"runtime"
 	"runtime/debug"
+	"runtime/metrics"
 	"strconv"
 	"strings"
 
@@ -21,7 +23,7 @@ const gcPercent = 80
 // left to what Go does not count.
 func limitMemory(log *slog.Logger) int64 {
 	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
+		collectAbove(heapFloor)
 	}
 	if limit := debug.SetMemoryLimit(-1); limit != math.MaxInt64 {
 		return limit
@@ -33,6 +35,31 @@ func limitMemory(log *slog.Logger) int64 {
 		log.Debug("memory limit set from the container's", "bytes", limit)
 	}
 	return limit
+}
+
+// heapFloor is what the heap may grow to before anything is collected. A relay
+// holds little, so that a percentage alone would collect dozens of times a second
+// when it is busy, and make rows wait that come one by one.
+const heapFloor = 24 << 20
+
+// collectAbove has the heap collected when it has grown by gcPercent, and to floor at
+// the least. Each collection finds the object that this leaves behind, and so
+// calls for the next percentage.
+func collectAbove(floor uint64) {
+	debug.SetGCPercent(gcPercent)
+	type mark struct{ self *mark }
+	sizes := []metrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/gc/scan/stack:bytes"}, {Name: "/gc/scan/globals:bytes"}}
+	var adjust func(*mark)
+	adjust = func(m *mark) {
+		metrics.Read(sizes)
+		live, percent := sizes[0].Value.Uint64(), gcPercent
+		if roots := live + sizes[1].Value.Uint64() + sizes[2].Value.Uint64(); 0 < roots && live < floor {
+			percent = max(percent, int(100*(floor-live)/roots)) //nolint:gosec // a few thousand
+		}
+		debug.SetGCPercent(percent)
+		runtime.SetFinalizer(m, adjust)
+	}
+	runtime.SetFinalizer(new(mark), adjust)
 }
 
 func containerLimit() int64 {

@@ -82,7 +82,9 @@ func defaultCommon() Common {
 
 func defaultForward() forwardSettings {
 	subject, _ := relay.ParseTemplate("pgtrickle.{stream_table}.{op}")
-	return forwardSettings{defaultCommon(), Forward{SubjectTemplate: subject, Settings: outbox.DefaultSettings()}}
+	common := defaultCommon()
+	common.BatchSize = 2000 // a round trip's pause each thousand rows would cost a tenth of the server's rate
+	return forwardSettings{common, Forward{SubjectTemplate: subject, Settings: outbox.DefaultSettings()}}
 }
 
 func defaultReverse() reverseSettings {

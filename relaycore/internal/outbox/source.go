@@ -373,7 +373,7 @@ func (s *Source) Overtaken() int64 {
 
 // mostSpare is how many slices are kept to be filled again: as many as are on
 // their way between two reads of a busy outbox.
-const mostSpare = 8
+const mostSpare = 4
 
 // Recycle implements [relay.Recycler].
 func (s *Source) Recycle(batch []relay.Message) {
