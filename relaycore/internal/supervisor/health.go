@@ -127,7 +127,7 @@ const (
 	lagEvery     = 5 * time.Second
 	lettersEvery = 10 * time.Second
 	auditEvery   = 30 * time.Second
-	lookFor      = 500 * time.Millisecond
+	lookFor      = time.Second
 )
 
 // monitor keeps the gauges that have to be asked for.

@@ -6,10 +6,13 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
 // numbered is a source whose rows a sequence numbers.
 type numbered interface {
+	relay.Lagger
 	Numbering() (sequence uint32, settled int64, ok bool)
 }
 
@@ -24,9 +27,10 @@ const quietPoll = time.Minute
 // times of the clock, as leases are renewed at such: a wake-up of an idle process
 // costs more than what is done in it.
 func (s *Supervisor) pulse(ctx context.Context) {
-	const most = 100 * time.Millisecond
-	var due []watch
-	for wait := most; ; {
+	var list []watch
+	var due []*watch
+	var listed time.Time
+	for wait := mostPause; ; {
 		timer := time.NewTimer(wait - time.Duration(time.Now().UnixNano())%wait)
 		select {
 		case <-ctx.Done():
@@ -34,43 +38,68 @@ func (s *Supervisor) pulse(ctx context.Context) {
 			return
 		case <-timer.C:
 		}
-		wait, due = most, due[:0]
 		now := time.Now()
-		s.each(func(r *runner) {
-			source, interval := r.watched()
-			if source == nil {
-				return
+		if now.Sub(listed) >= listEvery {
+			clear(list) // a runner may have ended
+			list, wait = s.watches(list[:0])
+			listed = now
+		}
+		due = due[:0]
+		for i := range list {
+			if w := &list[i]; now.Sub(w.asked) >= w.every-wait/2 { // timers are a little early or late
+				w.asked = now
+				due = append(due, w)
 			}
-			wait = min(wait, max(interval, 5*time.Millisecond))
-			if now.Sub(r.asked) >= interval {
-				due = append(due, watch{runner: r, source: source})
-			}
-		})
+		}
 		if len(due) > 0 {
 			s.look(ctx, due)
 		}
-		for i := range due {
-			due[i].asked = now
-		}
-		clear(due) // a runner may have ended
 	}
 }
 
-// watch is a source whose sequence is looked at.
+// Pauses between two looks, and how often it is asked anew what there is to look at.
+const (
+	leastPause = 5 * time.Millisecond
+	mostPause  = 100 * time.Millisecond
+	listEvery  = time.Second
+)
+
+// watch is a source whose sequence is looked at. What it holds of a quiet source is
+// good until its sequence moves, and is in few places: in a process that is mostly
+// idle every place is a cache miss.
 type watch struct {
-	*runner
+	runner   *runner
 	source   numbered
+	every    time.Duration
+	asked    time.Time
+	quiet    bool
+	tells    bool
 	sequence uint32
 	settled  int64
 }
 
+// watches lists what there is to look at, and the longest pause that suits all.
+func (s *Supervisor) watches(list []watch) ([]watch, time.Duration) {
+	pause := mostPause
+	s.each(func(r *runner) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if source, ok := r.lag.(numbered); ok {
+			list = append(list, watch{runner: r, source: source, every: r.poll})
+			pause = min(pause, max(r.poll, leastPause))
+		}
+	})
+	return list, pause
+}
+
 // look asks for the sequences of the sources and wakes those that have to read.
-func (s *Supervisor) look(ctx context.Context, due []watch) {
+func (s *Supervisor) look(ctx context.Context, due []*watch) {
 	oids := make([]uint32, 0, len(due))
-	for i := range due {
-		w := &due[i]
-		var ok bool
-		if w.sequence, w.settled, ok = w.source.Numbering(); ok {
+	for _, w := range due {
+		if !w.quiet {
+			w.sequence, w.settled, w.tells = w.source.Numbering()
+		}
+		if w.tells {
 			oids = append(oids, w.sequence)
 		}
 	}
@@ -79,26 +108,30 @@ func (s *Supervisor) look(ctx context.Context, due []watch) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	last, err := s.cfg.Sequences(ctx, oids)
-	for i := range due {
-		w := &due[i]
-		id, seen := last[w.sequence]
-		w.setQuiet(err == nil && seen && (id == nil || *id == w.settled))
+	for _, w := range due {
+		still := func() bool {
+			id, seen := last[w.sequence]
+			return err == nil && w.tells && seen && (id == nil || *id == w.settled)
+		}
+		if w.quiet && still() {
+			continue
+		}
+		if w.quiet { // the source may have been notified, and have read it all
+			w.sequence, w.settled, w.tells = w.source.Numbering()
+		}
+		w.quiet = still()
+		w.runner.setQuiet(w.source, w.quiet)
 	}
 }
 
-// watched returns the source if its sequence is to be watched, and how often.
-func (r *runner) watched() (numbered, time.Duration) {
+// setQuiet notes whether the source has nothing to read, and wakes it if it has.
+func (r *runner) setQuiet(source numbered, quiet bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	source, _ := r.lag.(numbered)
-	return source, r.poll
-}
-
-// setQuiet wakes the source unless it has nothing to read.
-func (r *runner) setQuiet(quiet bool) {
-	r.mu.Lock()
+	if r.lag != source { // it has been closed
+		return
+	}
 	r.quiet = quiet
-	r.mu.Unlock()
 	if !quiet {
 		poke(r.wake)
 	}
