@@ -37,6 +37,7 @@ func openQueue(ctx context.Context, cfg *connection) (*queue, error) {
 	// The engine retries, and knows what may be sent again.
 	client := awshttp.NewBuildableClient().WithTransportOptions(func(t *http.Transport) {
 		t.MaxIdleConnsPerHost = 2*cfg.Concurrency + 2
+		t.WriteBufferSize = 64 << 10         // a request of ten small messages goes out in one piece
 		t.IdleConnTimeout = 30 * time.Second // nothing else closes them: the client copies its transport
 	})
 	options := []func(*config.LoadOptions) error{

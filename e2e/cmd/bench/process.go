@@ -141,7 +141,7 @@ func (p *process) waitPublished(ctx context.Context, pipeline string, n float64)
 		if first < 0 {
 			first, began = got, at
 		}
-		pause := 5 * time.Millisecond
+		pause := max(5*time.Millisecond, at.Sub(began)/100) // so the end is known to a hundredth
 		if got > first {
 			left := time.Duration(float64(at.Sub(began)) / (got - first) * (n - got))
 			pause = min(max(left/2, pause), 250*time.Millisecond)
