@@ -43,11 +43,11 @@ func limitMemory(log *slog.Logger) int64 {
 const heapFloor = 24 << 20
 
 // collectAbove has the heap collected when it has grown by gcPercent, and to floor at
-// the least. Each collection finds the object that this leaves behind, and so
-// calls for the next percentage.
+// the least. Each collection finds an object that nobody holds, and its finalizer
+// sets the percentage for the next one.
 func collectAbove(floor uint64) {
 	debug.SetGCPercent(gcPercent)
-	type mark struct{ self *mark }
+	type mark struct{ _ *mark } // with a pointer it shares its memory with nothing
 	sizes := []metrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/gc/scan/stack:bytes"}, {Name: "/gc/scan/globals:bytes"}}
 	var adjust func(*mark)
 	adjust = func(m *mark) {

@@ -88,7 +88,9 @@ func natsTarget(ctx context.Context, b *bench, n int) (target, error) {
 		keys: map[string]any{"sink_type": "nats", "nats_url": nc.ConnectedUrl(), "nats_stream": name, "nats_subject": name + ".{op}"},
 		raw: func(context.Context) error {
 			for i := range ids {
-				msg := &nats.Msg{Subject: name + ".insert", Data: bodies[i], Header: nats.Header{nats.MsgIdHdr: {ids[i]}}}
+				msg := &nats.Msg{Subject: name + ".insert", Data: bodies[i], Header: nats.Header{
+					nats.MsgIdHdr: {ids[i]}, "Pgtrickle-Op": {"insert"}, "Pgtrickle-Outbox-Id": {outboxID(ids[i])}, "Content-Type": {"application/json"},
+				}}
 				if _, err := js.PublishMsgAsync(msg, nats.StallWait(20*time.Second)); err != nil {
 					return err
 				}
