@@ -88,7 +88,9 @@ func defaultForward() forwardSettings {
 }
 
 func defaultReverse() reverseSettings {
-	return reverseSettings{defaultCommon(), Reverse{InboxSchema: "pgtrickle"}}
+	common := defaultCommon()
+	common.MaxInFlightBytes = 8 << 20 // clients hold what they receive in more memory than outboxes
+	return reverseSettings{common, Reverse{InboxSchema: "pgtrickle"}}
 }
 
 // Keys lists the keys that every pipeline of the direction knows.
