@@ -40,8 +40,7 @@ func (s *Supervisor) pulse(ctx context.Context) {
 		}
 		now := time.Now()
 		if now.Sub(listed) >= listEvery {
-			clear(list) // a runner may have ended
-			list, wait = s.watches(list[:0])
+			list, wait = s.watches(list)
 			listed = now
 		}
 		due = due[:0]
@@ -78,14 +77,20 @@ type watch struct {
 	settled  int64
 }
 
-// watches lists what there is to look at, and the longest pause that suits all.
+// watches lists what there is to look at, and the longest pause that suits all. It
+// makes the list that it is given into the new one.
 func (s *Supervisor) watches(list []watch) ([]watch, time.Duration) {
+	for i := range list {
+		list[i].runner.asked = list[i].asked
+	}
+	clear(list) // a runner may have ended
+	list = list[:0]
 	pause := mostPause
 	s.each(func(r *runner) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		if source, ok := r.lag.(numbered); ok {
-			list = append(list, watch{runner: r, source: source, every: r.poll})
+			list = append(list, watch{runner: r, source: source, every: r.poll, asked: r.asked})
 			pause = min(pause, max(r.poll, leastPause))
 		}
 	})

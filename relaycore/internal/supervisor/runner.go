@@ -71,6 +71,8 @@ type runner struct {
 	limit     time.Duration // on the drain
 	poll      time.Duration // how often the outbox's sequence is looked at
 	quiet     bool          // there is nothing to read
+
+	asked time.Time // when the sequence was looked at; [Supervisor.pulse]'s own
 }
 
 func newRunner(s *Supervisor, p catalog.Pipeline) *runner {
