@@ -12,9 +12,9 @@ import (
 
 func TestMain(m *testing.M) { only.E2E(m) }
 
-// TestServersSurvive breaks every server in every way and wants each back at its
-// old address.
-func TestServersSurvive(t *testing.T) {
+// newFleet returns a fleet without servers, which ends with the test.
+func newFleet(t *testing.T) *Fleet {
+	t.Helper()
 	fleet, err := New(t.Context(), Options{Log: t.Output()})
 	if err != nil {
 		t.Fatal(err)
@@ -24,6 +24,13 @@ func TestServersSurvive(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	return fleet
+}
+
+// TestServersSurvive breaks every server in every way and wants each back at its
+// old address.
+func TestServersSurvive(t *testing.T) {
+	fleet := newFleet(t)
 	if err := fleet.Start(t.Context(), Names()...); err != nil {
 		t.Fatal(err)
 	}
@@ -65,15 +72,7 @@ func TestServersSurvive(t *testing.T) {
 // ends soon although nobody is left to take the answer, and its transaction, which
 // would hold up every reader of the outbox, with it.
 func TestCutSessionEnds(t *testing.T) {
-	fleet, err := New(t.Context(), Options{Log: t.Output()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := fleet.Close(context.WithoutCancel(t.Context())); err != nil {
-			t.Error(err)
-		}
-	})
+	fleet := newFleet(t)
 	for _, name := range []string{"pg18", "redis"} { // the first address of the network is PostgreSQL's
 		if err := fleet.Start(t.Context(), name); err != nil {
 			t.Fatal(err)
@@ -89,30 +88,40 @@ func TestCutSessionEnds(t *testing.T) {
 		_, err := cut.Exec(t.Context(), `BEGIN; SELECT pg_current_xact_id(), pg_sleep(3)`)
 		answer <- err
 	}()
-	time.Sleep(time.Second)
+	await(t, s.URL, `SELECT count(*) > 0 FROM pg_stat_activity WHERE application_name = 'cut' AND wait_event = 'PgSleep'`)
 	// Somebody else gets its address, so that it is not told that the client has gone.
 	for _, step := range []func(context.Context) error{s.Disconnect, other.Disconnect, other.Connect, s.Connect} {
 		if err := step(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}
-	watch, err := pgx.Connect(t.Context(), s.URL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer watch.Close(context.WithoutCancel(t.Context()))
 	began := time.Now()
-	for open := true; open; time.Sleep(100 * time.Millisecond) {
-		if err := watch.QueryRow(t.Context(), `SELECT count(*) > 0 FROM pg_stat_activity WHERE application_name = 'cut'`).Scan(&open); err != nil {
-			t.Fatal(err)
-		}
-		if time.Since(began) > 30*time.Second {
-			t.Fatal("the session is still there")
-		}
-	}
+	await(t, s.URL, `SELECT count(*) = 0 FROM pg_stat_activity WHERE application_name = 'cut'`)
 	t.Logf("gone %v after the network was back", time.Since(began).Round(time.Millisecond))
 	_ = cut.Close(t.Context())
 	if err := <-answer; err == nil {
 		t.Error("the client has got its answer")
+	}
+}
+
+// await asks a database until the answer is true, for half a minute.
+func await(t *testing.T, url, question string) {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.WithoutCancel(t.Context()))
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		var yes bool
+		if err := conn.QueryRow(t.Context(), question).Scan(&yes); err != nil {
+			t.Fatal(err)
+		}
+		if yes {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("still not true: %s", question)
+		}
 	}
 }
