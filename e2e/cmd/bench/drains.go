@@ -105,26 +105,18 @@ func (b *bench) drain(ctx context.Context, d drain, pairs int) (line drainLine, 
 // behind in a server slows the second.
 func (b *bench) both(ctx context.Context, d drain, n int, relayFirst bool) (raw float64, s sample, err error) {
 	runtime.GC()
-	runs := []func() error{
-		func() error {
-			if raw, err = b.rawRun(ctx, d, n); err != nil {
-				return fmt.Errorf("raw: %w", err)
-			}
-			return nil
-		},
-		func() error {
-			if s, err = b.relayDrain(ctx, d, n); err != nil {
-				return fmt.Errorf("relay: %w", err)
-			}
-			return nil
-		},
-	}
+	sides := []string{"raw", "relay"}
 	if relayFirst {
-		slices.Reverse(runs)
+		slices.Reverse(sides)
 	}
-	for _, run := range runs {
-		if err := run(); err != nil {
-			return 0, s, err
+	for _, side := range sides {
+		if side == "raw" {
+			raw, err = b.rawRun(ctx, d, n)
+		} else {
+			s, err = b.relayDrain(ctx, d, n)
+		}
+		if err != nil {
+			return 0, s, fmt.Errorf("%s: %w", side, err)
 		}
 	}
 	return raw, s, nil
