@@ -268,7 +268,7 @@ type session struct {
 	base     time.Time
 	until    atomic.Int64 // trust ends at base + until
 	members  atomic.Pointer[[]Instance]
-	requests chan request
+	requests chan request  // buffered: a request is there before the interrupt
 	ended    chan struct{} // closed when run returns
 	holds    sync.WaitGroup
 
