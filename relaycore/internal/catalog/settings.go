@@ -20,7 +20,7 @@ type Settings struct {
 // Common are the keys of both directions.
 type Common struct {
 	BatchSize         int               `json:"batch_size" relay:"min=1" doc:"Messages one receive may return."`
-	PollInterval      relaycfg.Duration `json:"poll_interval_ms" relay:"alias=poll_interval" doc:"Upper bound of the pause between two polls of an idle source."`
+	PollInterval      relaycfg.Duration `json:"poll_interval_ms" relay:"alias=poll_interval" doc:"Upper bound of the pause between two polls of an idle source; twice as long for an outbox that has been quiet for ten seconds."`
 	MaxInFlightBytes  relaycfg.Size     `json:"max_in_flight_bytes" relay:"min=1" doc:"Bytes that may be between source and sink."`
 	Format            string            `json:"format" relay:"enum=envelope|payload|cloudevents|debezium" doc:"Shape of the bodies: as they are written, or as they arrive."`
 	OnError           string            `json:"on_error" relay:"enum=park|skip|halt" doc:"What a permanent failure of one message does: park its key behind it, skip it, or halt the pipeline."`

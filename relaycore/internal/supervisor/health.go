@@ -175,7 +175,7 @@ func (s *Supervisor) monitor(ctx context.Context) {
 
 func (r *runner) measureLag(ctx context.Context) {
 	r.mu.Lock()
-	lag, quiet := r.lag, r.quiet
+	lag, quiet := r.lag, !r.quietSince.IsZero()
 	r.mu.Unlock()
 	switch {
 	case lag == nil:

@@ -59,9 +59,14 @@ func (s *Supervisor) pulse(ctx context.Context) {
 // Pauses between two looks, and how often it is asked anew what there is to look at.
 const (
 	leastPause = 5 * time.Millisecond
-	mostPause  = 100 * time.Millisecond
+	mostPause  = 200 * time.Millisecond
 	listEvery  = time.Second
 )
+
+// An outbox that has been quiet so long is looked at half as often as its pipeline
+// asks for: most outboxes of a relay that has many are quiet for hours, and what
+// writes into one most likely notifies.
+const longQuiet = 10 * time.Second
 
 // watch is a source whose sequence is looked at. What it holds of a quiet source is
 // good until its sequence moves, and is in few places: in a process that is mostly
@@ -90,8 +95,12 @@ func (s *Supervisor) watches(list []watch) ([]watch, time.Duration) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		if source, ok := r.lag.(numbered); ok {
-			list = append(list, watch{runner: r, source: source, every: r.poll, asked: r.asked})
-			pause = min(pause, max(r.poll, leastPause))
+			every := r.poll
+			if !r.quietSince.IsZero() && time.Since(r.quietSince) >= longQuiet {
+				every *= 2
+			}
+			list = append(list, watch{runner: r, source: source, every: every, asked: r.asked})
+			pause = min(pause, max(every, leastPause))
 		}
 	})
 	return list, pause
@@ -125,20 +134,21 @@ func (s *Supervisor) look(ctx context.Context, due []*watch) {
 			w.sequence, w.settled, w.tells = w.source.Numbering()
 		}
 		w.quiet = still()
-		w.runner.setQuiet(w.source, w.quiet)
+		w.runner.note(w)
 	}
 }
 
-// setQuiet notes whether the source has nothing to read, and wakes it if it has.
-func (r *runner) setQuiet(source numbered, quiet bool) {
+// note takes over whether the source has nothing to read, and wakes it if it has.
+func (r *runner) note(w *watch) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.lag != source { // it has been closed
-		return
-	}
-	r.quiet = quiet
-	if !quiet {
+	switch {
+	case r.lag != w.source: // it has been closed
+	case !w.quiet:
+		r.quietSince = time.Time{}
 		poke(r.wake)
+	case r.quietSince.IsZero() || r.quietAt != w.settled:
+		r.quietSince, r.quietAt = time.Now(), w.settled
 	}
 }
 

@@ -10,50 +10,61 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
 )
 
-// idleSource is settled up to an id of sequence 7.
-type idleSource struct{ settled int64 }
+// numberedSource is settled up to an id of sequence 7.
+type numberedSource struct{ settled atomic.Int64 }
 
-func (s *idleSource) Lag(context.Context) (int64, float64, error) { return 0, 0, nil }
+func (s *numberedSource) Lag(context.Context) (int64, float64, error) { return 0, 0, nil }
 
-func (s *idleSource) Numbering() (uint32, int64, bool) { return 7, s.settled, true }
+func (s *numberedSource) Numbering() (uint32, int64, bool) { return 7, s.settled.Load(), true }
 
-// TestPulse looks as often as a pipeline asks for, ten times a second or six times a
-// minute, and wakes its source when the sequence moves, but not before.
+// TestPulse looks as often as a pipeline asks for, half as often once it has been
+// quiet for long, and wakes its source when the sequence moves, but not before.
 func TestPulse(t *testing.T) {
 	for name, tt := range map[string]struct {
 		every       time.Duration
+		busy        bool  // each second there is a row, which a notification announces
 		least, most int64 // looks a minute
 	}{
-		"often":  {100 * time.Millisecond, 590, 610},
-		"rarely": {10 * time.Second, 5, 7},
+		"often":    {every: 100 * time.Millisecond, least: 100 + 250 - 10, most: 100 + 250 + 20},
+		"rarely":   {every: 10 * time.Second, least: 3, most: 4},
+		"notified": {every: 100 * time.Millisecond, busy: true, least: 590, most: 610},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var last, looks atomic.Int64
-				last.Store(3)
+				source := &numberedSource{}
+				row := func() {
+					last.Add(1)
+					source.settled.Add(1)
+				}
+				row()
 				s := &Supervisor{cfg: Config{Sequences: func(context.Context, []uint32) (map[uint32]*int64, error) {
 					looks.Add(1)
 					id := last.Load()
 					return map[uint32]*int64{7: &id}, nil
 				}}}
-				source := &idleSource{settled: 3}
 				r := &runner{lag: source, poll: tt.every, wake: make(chan struct{}, 1)}
 				s.runners = map[catalog.Key]*runner{{Name: "orders"}: r}
 				ctx, cancel := context.WithCancel(t.Context())
 				defer cancel()
 				go s.pulse(ctx)
 
-				time.Sleep(time.Minute)
-				synctest.Wait()
+				for range 60 {
+					time.Sleep(time.Second)
+					synctest.Wait()
+					if tt.busy {
+						row()
+					}
+				}
 				if n := looks.Load(); n < tt.least || n > tt.most {
 					t.Errorf("%d looks in a minute, want %d to %d", n, tt.least, tt.most)
 				}
 				if quiet := isQuiet(r); !quiet || len(r.wake) > 0 {
-					t.Errorf("nothing has moved: quiet %v, woken %v", quiet, len(r.wake) > 0)
+					t.Errorf("nothing is there to read: quiet %v, woken %v", quiet, len(r.wake) > 0)
 				}
 
-				last.Store(4)
-				time.Sleep(tt.every + mostPause)
+				last.Add(1)
+				time.Sleep(2*tt.every + mostPause)
 				synctest.Wait()
 				if quiet := isQuiet(r); quiet || len(r.wake) == 0 {
 					t.Errorf("the sequence has moved: quiet %v, woken %v", quiet, len(r.wake) > 0)
@@ -66,5 +77,5 @@ func TestPulse(t *testing.T) {
 func isQuiet(r *runner) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.quiet
+	return !r.quietSince.IsZero()
 }

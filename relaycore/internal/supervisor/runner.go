@@ -70,7 +70,9 @@ type runner struct {
 	guarantee string
 	limit     time.Duration // on the drain
 	poll      time.Duration // how often the outbox's sequence is looked at
-	quiet     bool          // there is nothing to read
+
+	quietSince time.Time // since when there is nothing to read; zero when there may be something
+	quietAt    int64     // the id up to which everything was settled then
 
 	asked time.Time // when the sequence was looked at; [Supervisor.pulse]'s own
 }
@@ -279,7 +281,7 @@ func (r *runner) drainLimit() time.Duration {
 
 func (r *runner) release() {
 	r.mu.Lock()
-	r.onRedrive, r.lag, r.outbox, r.epoch, r.quiet = nil, nil, "", 0, false
+	r.onRedrive, r.lag, r.outbox, r.epoch, r.quietSince = nil, nil, "", 0, time.Time{}
 	r.mu.Unlock()
 	r.meter.Disown()
 }
