@@ -30,6 +30,7 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/internal/lease"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/migrate"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/observe"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/retention"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/supervisor"
 )
@@ -37,12 +38,13 @@ import (
 // daemon is a running relay.
 type daemon struct {
 	*program
-	log  *slog.Logger
-	pool *pgxpool.Pool
-	conn *pgx.ConnConfig // of connections outside the pool
-	self lease.Instance
-	reg  *prometheus.Registry
-	met  *observe.Metrics
+	log     *slog.Logger
+	pool    *pgxpool.Pool
+	readers *pgxpool.Pool   // connections that read outboxes
+	conn    *pgx.ConnConfig // of connections outside the pool
+	self    lease.Instance
+	reg     *prometheus.Registry
+	met     *observe.Metrics
 
 	mu      sync.Mutex
 	super   *supervisor.Supervisor // nil while the catalog is awaited
@@ -59,6 +61,7 @@ func runDaemon(ctx context.Context, p *program, _ []string) error {
 		return err
 	}
 	defer d.pool.Close()
+	defer d.readers.Close()
 	ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", p.opts.metricsAddr)
 	if err != nil {
 		return fmt.Errorf("--metrics-addr: %w", err)
@@ -86,12 +89,21 @@ func (d *daemon) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	config, err := poolConfig(d.opts.postgresURL, d.name, d.opts.maxConnections)
+	// Half of the connections read outboxes, and are tuned for it. An inbox may have
+	// triggers, and foreign keys, which are to be planned as their owner has it.
+	readers := max(d.opts.maxConnections/2, 2)
+	config, err := poolConfig(d.opts.postgresURL, d.name, d.opts.maxConnections-readers)
 	if err != nil {
 		return err
 	}
 	d.conn = config.ConnConfig.Copy()
 	if d.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil { // connects to nothing yet
+		return err
+	}
+	config = config.Copy()
+	config.MaxConns = int32(min(readers, math.MaxInt32)) //nolint:gosec // bounded
+	config.AfterConnect = outbox.Tune
+	if d.readers, err = pgxpool.NewWithConfig(ctx, config); err != nil {
 		return err
 	}
 	if d.met, err = observe.NewMetrics(d.reg, d.name, buildVersion(), runtime.Version()); err != nil {
@@ -211,7 +223,7 @@ func (d *daemon) supervise(ctx, stop context.Context) {
 	var budget int64
 	_, _ = fmt.Sscan(d.opts.maxInFlight, &budget) // prepare wrote it
 	builder := &supervisor.Builder{
-		Pool: d.pool, Group: d.opts.group, Owner: d.self.ID, Version: buildVersion(),
+		Pool: d.pool, Readers: d.readers, Group: d.opts.group, Owner: d.self.ID, Version: buildVersion(),
 		Budget: semaphore.NewWeighted(budget), BudgetBytes: budget,
 	}
 	cat := catalog.New(d.registry)

@@ -82,7 +82,7 @@ func (o *options) daemon(fs *flag.FlagSet) {
 	fs.DurationVar(&o.drain, "drain-timeout", 30*time.Second, "`time` that a shutdown may take before what is in flight is abandoned")
 	fs.BoolVar(&o.autoMigrate, "auto-migrate", false, "install or upgrade the catalog at the start, as the migrate command does")
 	fs.BoolVar(&o.pprof, "pprof", false, "serve /debug/pprof on the metrics address")
-	fs.IntVar(&o.maxConnections, "max-connections", 16, "`number` of database connections at most, besides the two for leases and notifications")
+	fs.IntVar(&o.maxConnections, "max-connections", 16, "`number` of database connections at most, 4 at least, besides the two for leases and notifications")
 	fs.StringVar(&o.maxInFlight, "max-in-flight-bytes", "", "`size` such as 64MiB of what all pipelines together may hold between source and sink; default: a quarter of the memory limit, at most 256MiB")
 }
 

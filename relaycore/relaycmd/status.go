@@ -230,7 +230,7 @@ func runCheck(ctx context.Context, p *program, args []string) error {
 }
 
 func (p *program) builder(pool *pgxpool.Pool) *supervisor.Builder {
-	return &supervisor.Builder{Pool: pool, Group: p.opts.group, Owner: p.name, Version: buildVersion()}
+	return &supervisor.Builder{Pool: pool, Readers: pool, Group: p.opts.group, Owner: p.name, Version: buildVersion()}
 }
 
 func (p *program) check(ctx context.Context, b *supervisor.Builder, pl catalog.Pipeline, busy bool) checkResult {

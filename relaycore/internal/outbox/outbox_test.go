@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox"
@@ -185,6 +186,46 @@ func TestLateCommitIsDelivered(t *testing.T) {
 			}
 			nothing(t, s)
 		}
+	})
+}
+
+// TestBurstBehindFewRows: after windows of few rows comes one of many, whose ids are
+// not in the order of its transactions.
+func TestBurstBehindFewRows(t *testing.T) {
+	t.Parallel()
+	bothStrategies(t, func(t *testing.T, pool *pgxpool.Pool) {
+		ctx := t.Context()
+		exec(t, pool, insertOne, 1, 3)
+		src := open(t, pool, relay.Checkpoint{})
+		receive(t, src, 3)
+		nothing(t, src)
+		begin := func() pgx.Tx {
+			tx, err := pool.Begin(ctx)
+			if err == nil {
+				_, err = tx.Exec(ctx, `SELECT pg_current_xact_id()`)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			return tx
+		}
+		older, younger := begin(), begin()
+		for i, tx := range []pgx.Tx{younger, older} {
+			if _, err := tx.Exec(ctx, insertOne, 4+40*i, 43+40*i); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, tx := range []pgx.Tx{older, younger} {
+			if err := tx.Commit(ctx); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for i, m := range receive(t, src, 80) {
+			if m.OutboxID != int64(4+i) {
+				t.Fatalf("message %d is row %d, want %d", i, m.OutboxID, 4+i)
+			}
+		}
+		nothing(t, src)
 	})
 }
 

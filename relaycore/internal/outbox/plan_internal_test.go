@@ -50,6 +50,7 @@ func TestPlans(t *testing.T) {
 		args []any
 	}{
 		"open":     {w.openSQL, []any{los, his, "0", "4096"}},
+		"few":      {w.fewSQL, []any{los, his, "0", "64"}},
 		"size":     {w.sizeSQL, []any{los, his, "0", hi}},
 		"least":    {w.leastSQL, []any{los, his}},
 		"arms":     {w.armsSQL, []any{los, his, "0", hi, "4096"}},

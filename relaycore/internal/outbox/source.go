@@ -72,6 +72,7 @@ type readMarks struct {
 	in, after mark
 	secure    int64 // no row appears up to it once all of this is settled; beginning = not known
 	more      bool  // there may be more at once
+	again     bool  // what came is to be forgotten, and read again
 }
 
 // rows of a first read, before it is known how large they are, and of any.
@@ -267,8 +268,8 @@ func (s *Source) readOnce(ctx context.Context, limit int) (more bool, err error)
 		}
 		return b.row(v, id) && b.bytes < s.cfg.ReadBytes, nil
 	})
-	if err != nil {
-		return false, err
+	if err != nil || marks.again {
+		return marks.again, err
 	}
 	s.cfg.Polled(rows > 0)
 	st := s.settler.Load()

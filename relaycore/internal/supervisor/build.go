@@ -23,6 +23,7 @@ import (
 // Builder makes pipelines out of their configuration and runs them.
 type Builder struct {
 	Pool    *pgxpool.Pool
+	Readers *pgxpool.Pool // for outboxes; see [outbox.Tune]
 	Group   string
 	Owner   string // the instance, as operators see it
 	Version string
@@ -110,7 +111,7 @@ func (p *pipeline) env() relay.Env {
 
 func (p *pipeline) openForward(ctx context.Context, led *ledger.Ledger, state engine.State) error {
 	s := p.resolved.Settings
-	src, err := outbox.Open(ctx, p.Pool, outbox.Config{
+	src, err := outbox.Open(ctx, p.Readers, outbox.Config{
 		Outbox: s.StreamTable, Settings: s.Forward.Settings, Group: p.Group, Pipeline: p.job.Pipeline.Name,
 		Checkpoint: state.Checkpoint, PollInterval: s.PollInterval.D(), Wake: p.job.Wake, Polled: p.job.Meter.Polled, Logger: p.job.Logger,
 	})

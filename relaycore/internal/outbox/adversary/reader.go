@@ -49,6 +49,7 @@ func read(ctx context.Context, url, strategy string, out *bufio.Writer) error {
 		return err
 	}
 	config.ConnConfig.RuntimeParams["application_name"] = "adversary-reader"
+	config.AfterConnect = outbox.Tune
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
 		return err
