@@ -98,21 +98,29 @@ func (s *sink) Publish(ctx context.Context, batch []relay.Message) error {
 	}
 	var failed relay.BatchError
 	s.line(batch, &failed)
-	results := make(chan *request)
-	var wait sync.WaitGroup
+	most := s.cfg.Concurrency + 1 // one is at hand for whoever is done first
+	loaded, results := make(chan *request, most), make(chan *request, most)
+	var workers sync.WaitGroup
+	started, flying := 0, 0
 	var stop error
-	for flying := 0; flying > 0 || len(s.ready) > 0; {
-		for stop == nil && flying < s.cfg.Concurrency && len(s.ready) > 0 {
+	for flying > 0 || len(s.ready) > 0 {
+		for stop == nil && len(s.ready) > 0 && (flying < s.cfg.Concurrency || flying < most && len(s.ready) >= maxEntries) {
 			r := s.load(batch, &failed)
 			if len(r.indexes) == 0 {
 				s.free = append(s.free, r)
 				continue
 			}
-			flying++
-			wait.Go(func() {
-				s.send(ctx, r)
-				results <- r
-			})
+			loaded <- r
+			if flying++; flying > started && started < s.cfg.Concurrency {
+				started++
+				// One for many requests: the client needs a deep stack, which is costly to grow.
+				workers.Go(func() {
+					for r := range loaded {
+						s.send(ctx, r)
+						results <- r
+					}
+				})
+			}
 		}
 		if flying == 0 {
 			break
@@ -124,7 +132,8 @@ func (s *sink) Publish(ctx context.Context, batch []relay.Message) error {
 		}
 		s.take(r, batch, &failed)
 	}
-	wait.Wait()
+	close(loaded)
+	workers.Wait()
 	if stop != nil {
 		return s.unsent(batch, &failed, stop)
 	}

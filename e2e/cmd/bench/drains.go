@@ -17,12 +17,16 @@ type drain struct {
 	most    int     // rows at the most; 0 = no bound
 	reverse bool
 	// warm says that the server runs in a virtual machine that compiles what it
-	// runs often: the first run is not counted.
+	// runs often: the first runs are not counted.
 	warm bool
 	// target makes a destination and returns the pipeline's keys for it, and what
 	// fills it with n messages by the broker's own client.
 	target func(ctx context.Context, b *bench, n int) (target, error)
 }
+
+// warmRuns is after how many runs such a server's rate no longer rises by more
+// than runs differ.
+const warmRuns = 3
 
 type target struct {
 	keys  map[string]any
@@ -78,7 +82,10 @@ func (b *bench) drain(ctx context.Context, d drain, pairs int) (line drainLine, 
 	line = drainLine{Name: d.name, Against: d.against, Floor: d.floor, Rows: n}
 	var raws, relays, ratios []float64
 	var samples []sample
-	if d.warm {
+	for range warmRuns {
+		if !d.warm {
+			break
+		}
 		if _, err := b.rawRun(ctx, d, n); err != nil {
 			return line, fmt.Errorf("warm up: %w", err)
 		}
