@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -176,6 +177,34 @@ func TestCloseIsBounded(t *testing.T) {
 	}
 	if took := time.Since(began); took < time.Second || took > 10*time.Second {
 		t.Errorf("Close took %v; want about %v", took, time.Second+closeGrace)
+	}
+}
+
+// Nothing more is sent once a request has failed in a way that stops the pipeline.
+func TestStopIsHeeded(t *testing.T) {
+	t.Parallel()
+	var sent atomic.Int32
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/x-amz-json-1.0")
+		if strings.HasSuffix(r.Header.Get("X-Amz-Target"), ".SendMessageBatch") {
+			sent.Add(1)
+			w.WriteHeader(http.StatusForbidden)
+			fmt.Fprint(w, `{"__type":"com.amazonaws.sqs#AccessDeniedException"}`)
+			return
+		}
+		fmt.Fprint(w, "{}")
+	}))
+	defer server.Close()
+	var batch []relay.Message
+	for i := range 5 * maxEntries {
+		batch = append(batch, relaytest.Message(i+1, ""))
+	}
+	err := openSink(t, server.URL+"/000000000000/q", map[string]any{"concurrency": 1}).Publish(t.Context(), batch)
+	if !relay.IsFatal(err) {
+		t.Errorf("Publish = %v, want an error that stops the pipeline", err)
+	}
+	if n := sent.Load(); n != 1 {
+		t.Errorf("%d requests were sent, want 1", n)
 	}
 }
 

@@ -98,20 +98,19 @@ func (s *sink) Publish(ctx context.Context, batch []relay.Message) error {
 	}
 	var failed relay.BatchError
 	s.line(batch, &failed)
-	most := s.cfg.Concurrency + 1 // one is at hand for whoever is done first
-	loaded, results := make(chan *request, most), make(chan *request, most)
+	loaded, results := make(chan *request, s.cfg.Concurrency), make(chan *request, s.cfg.Concurrency)
 	var workers sync.WaitGroup
 	started, flying := 0, 0
 	var stop error
 	for flying > 0 || len(s.ready) > 0 {
-		for stop == nil && len(s.ready) > 0 && (flying < s.cfg.Concurrency || flying < most && len(s.ready) >= maxEntries) {
+		for stop == nil && flying < s.cfg.Concurrency && len(s.ready) > 0 {
 			r := s.load(batch, &failed)
 			if len(r.indexes) == 0 {
 				s.free = append(s.free, r)
 				continue
 			}
 			loaded <- r
-			if flying++; flying > started && started < s.cfg.Concurrency {
+			if flying++; flying > started {
 				started++
 				// One for many requests: the client needs a deep stack, which is costly to grow.
 				workers.Go(func() {
