@@ -89,10 +89,8 @@ func (d *daemon) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// Half of the connections read outboxes, and are tuned for it. An inbox may have
-	// triggers, and foreign keys, which are to be planned as their owner has it.
-	readers := max(d.opts.maxConnections/2, 2)
-	config, err := poolConfig(d.opts.postgresURL, d.name, d.opts.maxConnections-readers)
+	half := d.opts.maxConnections / 2
+	config, err := poolConfig(d.opts.postgresURL, d.name, d.opts.maxConnections-half)
 	if err != nil {
 		return err
 	}
@@ -100,8 +98,11 @@ func (d *daemon) prepare(ctx context.Context) error {
 	if d.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil { // connects to nothing yet
 		return err
 	}
-	config = config.Copy()
-	config.MaxConns = int32(min(readers, math.MaxInt32)) //nolint:gosec // bounded
+	// Those that read outboxes are tuned for it, and no others: an inbox may have
+	// triggers, and foreign keys, which are to be planned as their owner has it.
+	if config, err = poolConfig(d.opts.postgresURL, d.name, half); err != nil {
+		return err
+	}
 	config.AfterConnect = outbox.Tune
 	if d.readers, err = pgxpool.NewWithConfig(ctx, config); err != nil {
 		return err

@@ -16,17 +16,13 @@ type drain struct {
 	share   int     // of the rows: 1 = all, 10 = a tenth
 	most    int     // rows at the most; 0 = no bound
 	reverse bool
-	// warm says that the server runs in a virtual machine that compiles what it
-	// runs often: the first runs are not counted.
-	warm bool
+	// warm is how many runs precede those that count, for a server in a virtual
+	// machine that compiles what it runs often.
+	warm int
 	// target makes a destination and returns the pipeline's keys for it, and what
 	// fills it with n messages by the broker's own client.
 	target func(ctx context.Context, b *bench, n int) (target, error)
 }
-
-// warmRuns is after how many runs such a server's rate no longer rises by more
-// than runs differ.
-const warmRuns = 3
 
 type target struct {
 	keys  map[string]any
@@ -39,10 +35,10 @@ func drains() []drain {
 		{name: "stdout", against: "keyset read of the same columns, 1000 rows at a time", floor: 0.85, share: 1, target: stdoutTarget},
 		{name: "nats", against: "nats.go PublishAsync with Msg-Id, best window", floor: 0.95, share: 1, target: natsTarget},
 		{name: "redis", against: "pipelined XADD of 1000", floor: 0.65, share: 1, target: redisTarget},
-		{name: "kafka", against: "kafka-go Writer, acks=all, batches of 10,000", floor: 0.85, share: 1, warm: true, target: kafkaTarget},
+		{name: "kafka", against: "kafka-go Writer, acks=all, batches of 10,000", floor: 0.85, share: 1, warm: 3, target: kafkaTarget},
 		{name: "rabbitmq", against: "quorum queue, deferred confirms, window 1000", floor: 0.85, share: 3, target: rabbitTarget},
 		{name: "webhook", against: "net/http, one request an event, 16 at once", floor: 0.85, share: 5, target: webhookTarget},
-		{name: "sqs", against: "SDK SendMessageBatch, 4 at once", floor: 0.9, most: 60_000, share: 1, warm: true, target: sqsTarget},
+		{name: "sqs", against: "SDK SendMessageBatch, 4 at once", floor: 0.9, most: 60_000, share: 1, warm: 3, target: sqsTarget},
 		{name: "pg-inbox", against: "INSERT of unnest, 1000 rows at a time", floor: 0.85, share: 3, target: inboxTarget},
 		{name: "nats-to-inbox", against: "INSERT of unnest, 1000 rows at a time", floor: 0.85, share: 3, reverse: true, target: natsInboxTarget},
 	}
@@ -82,10 +78,7 @@ func (b *bench) drain(ctx context.Context, d drain, pairs int) (line drainLine, 
 	line = drainLine{Name: d.name, Against: d.against, Floor: d.floor, Rows: n}
 	var raws, relays, ratios []float64
 	var samples []sample
-	for range warmRuns {
-		if !d.warm {
-			break
-		}
+	for range d.warm {
 		if _, err := b.rawRun(ctx, d, n); err != nil {
 			return line, fmt.Errorf("warm up: %w", err)
 		}
