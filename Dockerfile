@@ -10,12 +10,13 @@ ARG BINARY=relay-all
 ARG TARGETOS=linux
 ARG TARGETARCH
 ARG LDFLAGS="-s -w"
+ARG VERSION=dev
 WORKDIR /src
 COPY . .
 RUN --mount=type=cache,target=/go/pkg/mod --mount=type=cache,target=/root/.cache/go-build \
     cd "${BINARY}" && \
     GOWORK=off GOFLAGS=-mod=readonly CGO_ENABLED=0 GOOS=${TARGETOS} GOARCH=${TARGETARCH} \
-    go build -trimpath -ldflags "${LDFLAGS}" -o /out/relay .
+    go build -trimpath -ldflags "${LDFLAGS} -X github.com/grove/pgtrickle-relay/relaycore/relaycmd.version=${VERSION}" -o /out/relay .
 RUN mkdir -p /out/etc/ssl/certs && \
     cp /etc/ssl/certs/ca-certificates.crt /out/etc/ssl/certs/ && \
     echo 'relay:x:65532:65532:relay:/:/nonexistent' >/out/etc/passwd
@@ -35,5 +36,7 @@ COPY --from=build /out /
 USER 65532:65532
 EXPOSE 9090
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=10s --timeout=5s --start-period=10s --retries=3 CMD ["/relay", "healthcheck"]
+# Not /health, which is 503 while a broker is away: who replaces unhealthy
+# containers would restart the relay for that, and a restart cures no broker.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=10s --retries=3 CMD ["/relay", "healthcheck", "--live"]
 ENTRYPOINT ["/relay"]

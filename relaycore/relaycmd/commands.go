@@ -281,7 +281,11 @@ func runHealthcheck(ctx context.Context, p *program, _ []string) error {
 		if ip := net.ParseIP(host); host == "" || (ip != nil && ip.IsUnspecified()) {
 			host = "127.0.0.1"
 		}
-		url = "http://" + net.JoinHostPort(host, port) + "/health"
+		path := "/health"
+		if p.opts.live {
+			path = "/livez"
+		}
+		url = "http://" + net.JoinHostPort(host, port) + path
 	}
 	ctx, cancel := context.WithTimeout(ctx, 4*time.Second)
 	defer cancel()

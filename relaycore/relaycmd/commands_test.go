@@ -116,6 +116,9 @@ func TestHealthcheck(t *testing.T) {
 	eventually(t, "unhealthy", patience, func() bool { code, _ := p.get("/health"); return code == 503 })
 	w.refused(t, `says 503 Service Unavailable: {"status":"unhealthy"`, "healthcheck", "--metrics-addr", p.addr)
 	w.refused(t, `connection refused`, "healthcheck", "--metrics-addr", freeAddr(t))
+	if out := w.command(t, "healthcheck", "--live", "--metrics-addr", p.addr); out != "ok\n" {
+		t.Errorf("healthcheck --live prints %q; want ok", out)
+	}
 }
 
 // Replay publishes again, marked, beside the running pipeline, whose checkpoint

@@ -52,6 +52,7 @@ type options struct {
 	after     string
 	all       bool
 	url       string
+	live      bool
 }
 
 func (o *options) json() bool { return o.output == "json" }
@@ -97,8 +98,8 @@ func envName(flagName string) string {
 const envPrefix = "PGTRICKLE_RELAY_"
 
 // byKubernetes matches what Kubernetes sets in every pod when there is a service
-// called pgtrickle-relay.
-var byKubernetes = regexp.MustCompile(`^PGTRICKLE_RELAY_(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT|PORT_\d+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)$`) //nolint:gochecknoglobals // constant
+// called pgtrickle-relay, or pgtrickle-relay-metrics.
+var byKubernetes = regexp.MustCompile(`^PGTRICKLE_RELAY_([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT|PORT_\d+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)$`) //nolint:gochecknoglobals // constant
 
 // parse finds the command, and fills the options from flags, environment and
 // file, the first of which wins.
@@ -435,8 +436,9 @@ func commands() []command {
 		{name: "verify", usage: "verify NAME", short: "account for every row of a forward pipeline's outbox", minArgs: 1, maxArgs: 1, database: true, run: runVerify},
 		{name: "keys", usage: "keys [BACKEND]", short: "show every key of a pipeline's configuration", maxArgs: 1, run: runKeys},
 		{name: "version", usage: "version", short: "show version and backends", run: runVersion},
-		{name: "healthcheck", usage: "healthcheck [--url URL]", short: "ask a running relay for its health; for container health checks", flags: func(fs *flag.FlagSet, o *options) {
+		{name: "healthcheck", usage: "healthcheck [--live] [--url URL]", short: "ask a running relay for its health; for container health checks", flags: func(fs *flag.FlagSet, o *options) {
 			fs.StringVar(&o.url, "url", "", "`URL` to ask; default: /health at --metrics-addr on this machine")
+			fs.BoolVar(&o.live, "live", false, "ask /livez instead, which says only that the process runs")
 		}, run: runHealthcheck},
 	}
 }

@@ -109,12 +109,13 @@ func TestUsageErrors(t *testing.T) {
 }
 
 // Kubernetes sets these in every pod when there is a service called
-// pgtrickle-relay.
+// pgtrickle-relay, or pgtrickle-relay-metrics.
 func TestVariablesOfKubernetes(t *testing.T) {
 	t.Parallel()
 	environ := []string{
 		"PGTRICKLE_RELAY_SERVICE_HOST=10.0.0.1", "PGTRICKLE_RELAY_SERVICE_PORT=9090", "PGTRICKLE_RELAY_SERVICE_PORT_METRICS=9090", "PGTRICKLE_RELAY_PORT=tcp://10.0.0.1:9090",
 		"PGTRICKLE_RELAY_PORT_9090_TCP=tcp://10.0.0.1:9090", "PGTRICKLE_RELAY_PORT_9090_TCP_PROTO=tcp", "PGTRICKLE_RELAY_PORT_9090_TCP_PORT=9090", "PGTRICKLE_RELAY_PORT_9090_TCP_ADDR=10.0.0.1",
+		"PGTRICKLE_RELAY_METRICS_SERVICE_HOST=10.0.0.1", "PGTRICKLE_RELAY_METRICS_SERVICE_PORT_HTTP=9090", "PGTRICKLE_RELAY_METRICS_PORT=tcp://10.0.0.1:9090", "PGTRICKLE_RELAY_METRICS_PORT_9090_TCP_ADDR=10.0.0.1",
 	}
 	if _, err := parseArgs(t, environ); err != nil {
 		t.Errorf("parse = %v", err)

@@ -91,8 +91,9 @@ type keyRow struct {
 	Position  int             `json:"position"`
 }
 
-// keysSQL returns the statements that store the keys of all backends.
-func keysSQL(linked []Backend) (string, error) {
+// keysSQL returns the statement that stores the keys of all backends, or of those
+// only that the database does not know.
+func keysSQL(linked []Backend, unknownOnly bool) (string, error) {
 	backends, err := Known(linked)
 	if err != nil {
 		return "", err
@@ -125,21 +126,23 @@ func keysSQL(linked []Backend) (string, error) {
 		lines[i] = string(line)
 	}
 	list := quote("[\n" + strings.Join(lines, ",\n") + "\n]")
-	return fmt.Sprintf(storeKeys, list), nil
+	return fmt.Sprintf(storeKeys, list, unknownOnly), nil
 }
 
 // A backend that is not in the list came with another binary, and is left alone.
 const storeKeys = `DO $keys$
 DECLARE
     list constant jsonb := %s;
+    unknown_only constant boolean := %t;
 BEGIN
     DELETE FROM pgtrickle.relay_backend_keys k
-        WHERE k.backend IN (SELECT e ->> 'backend' FROM jsonb_array_elements(list) e);
+        WHERE NOT unknown_only AND k.backend IN (SELECT e ->> 'backend' FROM jsonb_array_elements(list) e);
     INSERT INTO pgtrickle.relay_backend_keys
         (backend, direction, key, type, required, aliases, enum, doc, unit, minimum, default_value, position)
     SELECT r.backend, r.direction, r.key, r.type, r.required, r.aliases, r.enum, r.doc, r.unit, r.minimum, r.default_value, r.position
         FROM jsonb_to_recordset(list) AS r(backend text, direction text, key text, type text, required boolean, aliases text[],
-            enum text[], doc text, unit text, minimum bigint, default_value jsonb, position integer);
+            enum text[], doc text, unit text, minimum bigint, default_value jsonb, position integer)
+        WHERE NOT EXISTS (SELECT FROM pgtrickle.relay_backend_keys k WHERE k.backend = r.backend);
 END $keys$;
 `
 

@@ -87,7 +87,7 @@ type Conn interface {
 
 // Up brings the database to the version of this binary, in one transaction. It
 // changes nothing when the database is there already, and waits when another Up
-// runs. backends are those linked into the binary; see [Specs].
+// runs. To a newer version's it adds the keys of unknown backends alone. backends are those linked into the binary; see [Specs].
 //
 // A role that may not be created and privileges that may not be granted are no
 // errors: the caller should print what [Missing] returns afterwards.
@@ -96,7 +96,11 @@ func Up(ctx context.Context, conn Conn, backends []Backend) error {
 	if err != nil {
 		return err
 	}
-	keys, err := keysSQL(backends)
+	keys, err := keysSQL(backends, false)
+	if err != nil {
+		return err
+	}
+	unknown, err := keysSQL(backends, true)
 	if err != nil {
 		return err
 	}
@@ -108,10 +112,13 @@ func Up(ctx context.Context, conn Conn, backends []Backend) error {
 		if err != nil {
 			return err
 		}
-		if s.upToDate(done) && done[0] == checksum(keys) {
-			return nil
+		switch {
+		case newer(done, s):
+			return execute(ctx, tx, migration{name: "backend keys", sql: settings + unknown})
+		case !s.upToDate(done) || done[0] != checksum(keys):
+			return execute(ctx, tx, s.steps(done, keys)...)
 		}
-		return s.run(ctx, tx, done, keys)
+		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("migrate: %w", err)
@@ -119,15 +126,19 @@ func Up(ctx context.Context, conn Conn, backends []Backend) error {
 	return nil
 }
 
-func (s script) run(ctx context.Context, tx pgx.Tx, done map[int]string, keys string) error {
+// steps lists what leads from what is done to the version of s.
+func (s script) steps(done map[int]string, keys string) []migration {
 	steps := []migration{{name: "prologue", sql: settings + s.prologue}}
 	for _, m := range s.migrations {
-		if !newer(done, s) && done[m.version] != m.checksum {
+		if done[m.version] != m.checksum {
 			steps = append(steps, migration{name: m.name, sql: m.sql + m.record()})
 		}
 	}
-	steps = append(steps, migration{name: "backend keys", sql: keys + keysMigration(keys).record()},
+	return append(steps, migration{name: "backend keys", sql: keys + keysMigration(keys).record()},
 		migration{name: "epilogue", sql: s.epilogue})
+}
+
+func execute(ctx context.Context, tx pgx.Tx, steps ...migration) error {
 	for _, step := range steps {
 		// The simple protocol: a file is many statements.
 		if _, err := tx.Conn().PgConn().Exec(ctx, step.sql).ReadAll(); err != nil {
@@ -175,12 +186,8 @@ func applied(ctx context.Context, tx pgx.Tx) (map[int]string, error) {
 	return done, err
 }
 
-// upToDate reports whether the database has every migration of s, or those of a
-// newer binary.
+// upToDate reports whether the database has every migration of s.
 func (s script) upToDate(done map[int]string) bool {
-	if newer(done, s) {
-		return true
-	}
 	for _, m := range s.migrations {
 		if done[m.version] != m.checksum {
 			return false
@@ -207,7 +214,7 @@ func SQL(backends []Backend) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	keys, err := keysSQL(backends)
+	keys, err := keysSQL(backends, false)
 	if err != nil {
 		return "", err
 	}

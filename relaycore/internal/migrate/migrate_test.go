@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -145,8 +146,12 @@ func TestUpLeavesNewerCatalogAlone(t *testing.T) {
 	run(t, pool, `INSERT INTO pgtrickle.relay_migrations VALUES (998, 'future', 'x')`)
 	run(t, pool, `UPDATE pgtrickle.relay_migrations SET checksum = 'other' WHERE version > 0`)
 	run(t, pool, `DROP FUNCTION pgtrickle.delete_relay(text)`)
-	if err := migrate.Up(context.Background(), pool, nil); err != nil {
+	run(t, pool, `DELETE FROM pgtrickle.relay_backend_keys WHERE backend = 'nats' AND key <> 'url'`)
+	if err := migrate.Up(context.Background(), pool, []migrate.Backend{{Name: "pigeon", HasSink: true}}); err != nil {
 		t.Fatalf("Up: %v", err)
+	}
+	if got := query(t, pool, `SELECT DISTINCT backend || '.' || key FROM pgtrickle.relay_backend_keys WHERE backend IN ('nats', 'pigeon') ORDER BY 1`); !slices.Equal(got, []string{"nats.url", "pigeon.type"}) {
+		t.Errorf("Up over a newer version makes keys %v; want those of unknown backends alone", got)
 	}
 	if got := query(t, pool, `SELECT proname::text FROM pg_proc WHERE proname = 'delete_relay'`); len(got) > 0 {
 		t.Errorf("Up put back a function of an older version")

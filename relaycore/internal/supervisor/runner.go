@@ -62,6 +62,7 @@ type runner struct {
 	mu        sync.Mutex
 	state     string
 	since     time.Time
+	saidHeld  bool // in this state
 	err       error
 	epoch     int64
 	outbox    string
@@ -110,15 +111,19 @@ func (r *runner) set(state string, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.state != state {
-		r.since = time.Now()
+		r.since, r.saidHeld = time.Now(), false
 	}
 	r.state, r.err = state, err
+	health := observe.HealthGood
 	switch state {
 	case observe.StateRetrying, observe.StateBackoff, observe.StateFailed:
-		r.meter.SetHealth(observe.HealthBad)
-	default:
-		r.meter.SetHealth(observe.HealthGood)
+		health = observe.HealthBad
+	case observe.StateWaiting:
+		if time.Since(r.since) > heldLong {
+			health = observe.HealthBad // whoever holds the lock may be no more able to say so
+		}
 	}
+	r.meter.SetHealth(health)
 }
 
 func (r *runner) running(outbox string, redrive func(), lag relay.Lagger, guarantee string) {
@@ -177,7 +182,6 @@ func (r *runner) run(ctx context.Context) {
 	defer r.meter.SetHealth(observe.HealthNone)
 	backoff := time.Duration(0)
 	said := ""
-	var heldSince time.Time
 	for r.stop.Err() == nil && ctx.Err() == nil {
 		started := time.Now()
 		err := r.attempt(ctx)
@@ -193,8 +197,8 @@ func (r *runner) run(ctx context.Context) {
 		var wait time.Duration
 		switch {
 		case errors.Is(err, lease.ErrHeld):
-			heldSince = r.saySinceHeld(heldSince)
 			r.set(observe.StateWaiting, nil)
+			r.sayHeld()
 			wait, backoff = jitter(heldRetry), 0
 		case errors.Is(err, lease.ErrLost), errors.Is(err, lease.ErrNoSession), errors.Is(err, engine.ErrFenced):
 			r.set(observe.StateWaiting, err)
@@ -223,16 +227,14 @@ func (r *runner) run(ctx context.Context) {
 	}
 }
 
-// saySinceHeld says once that a lock does not come free.
-func (r *runner) saySinceHeld(since time.Time) time.Time {
-	switch {
-	case since.IsZero():
-		return time.Now()
-	case !since.After(time.Now()) && time.Since(since) > heldLong:
-		r.log.Warn("waiting for the pipeline's lock: a process that should have let go of it holds it", "for", time.Since(since).Round(time.Second).String())
-		return time.Now().Add(24 * time.Hour)
+// sayHeld says once that a lock does not come free.
+func (r *runner) sayHeld() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if waited := time.Since(r.since); waited > heldLong && !r.saidHeld {
+		r.saidHeld = true
+		r.log.Warn("waiting for the pipeline's lock: a process that should have let go of it holds it", "for", waited.Round(time.Second).String())
 	}
-	return since
 }
 
 func jitter(d time.Duration) time.Duration { return d*3/4 + rand.N(d/2) }
