@@ -24,9 +24,9 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
-	"golang.org/x/sync/semaphore"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/engine"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/lease"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/migrate"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/observe"
@@ -225,7 +225,7 @@ func (d *daemon) supervise(ctx, stop context.Context) {
 	_, _ = fmt.Sscan(d.opts.maxInFlight, &budget) // prepare wrote it
 	builder := &supervisor.Builder{
 		Pool: d.pool, Readers: d.readers, Group: d.opts.group, Owner: d.self.ID, Version: buildVersion(),
-		Budget: semaphore.NewWeighted(budget), BudgetBytes: budget,
+		Budget: engine.NewBudget(budget),
 	}
 	cat := catalog.New(d.registry)
 	s := supervisor.New(supervisor.Config{

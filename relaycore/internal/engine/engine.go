@@ -28,21 +28,18 @@ type Config struct {
 	Source   relay.Source
 	Sink     relay.Sink
 	// Transform encodes or decodes a batch that was received. It appends what it
-	// writes to buf and returns it.
+	// writes to buf and returns it. It is not called twice at a time.
 	Transform func(batch []relay.Message, buf []byte) []byte
 	Ledger    Ledger
 	State     State // as the ledger had it when the lease was acquired
 
-	Batch         int   // messages a receive may return; 0 means 1000
-	InFlightBytes int64 // between source and sink; 0 means 16 MiB
-	// Budget, if any, bounds the bytes in flight of all pipelines together;
-	// BudgetBytes is its size.
-	Budget       *semaphore.Weighted
-	BudgetBytes  int64
-	OnError      string        // "" means park
-	RateMessages float64       // a second; 0 means no limit
-	RateBytes    float64       // a second; 0 means no limit
-	CommitEvery  time.Duration // 0 means 50 ms; an idle pipeline commits at once
+	Batch         int           // messages a receive may return; 0 means 1000
+	InFlightBytes int64         // between source and sink; 0 means 16 MiB
+	Budget        *Budget       // that it shares with other pipelines; nil means none
+	OnError       string        // "" means park
+	RateMessages  float64       // a second; 0 means no limit
+	RateBytes     float64       // a second; 0 means no limit
+	CommitEvery   time.Duration // 0 means 50 ms; an idle pipeline commits at once
 	// Trusted reports whether the lease still holds by the local clock. It is
 	// asked before every publish.
 	Trusted func() bool
@@ -67,6 +64,9 @@ type Meter interface {
 	SourceFailed()
 	Committed(took time.Duration)
 	InFlight(bytes int64) // added to, or with a negative sign taken from, what is in flight
+	// Delivering tells how old the messages in the sink's hand are, by the first of
+	// them that says; zero when there are none.
+	Delivering(oldest time.Time)
 }
 
 // Engine runs one pipeline once.
@@ -142,8 +142,8 @@ func (e *Engine) Run(ctx, stop context.Context) error {
 		if errs[2] = r.commitAll(ctx); errs[2] != nil {
 			cancel(errs[2]) // nothing may be published that cannot be committed
 		}
-		for range r.settled { // let the publisher finish
-			continue
+		for s := range r.settled { // let the publisher finish
+			r.release(s.bytes)
 		}
 	})
 	wg.Wait()
@@ -166,6 +166,8 @@ type run struct {
 	ready    chan chunk
 	settled  chan settlement
 	local    *semaphore.Weighted
+	share    share
+	encoding sync.Mutex // see transform
 	buffers  sync.Pool
 	joined   chan []relay.Message // empty slices to be filled again
 	recycler relay.Recycler       // nil where the source wants nothing back
@@ -190,7 +192,7 @@ func newRun(e *Engine) *run {
 	r := &run{
 		Config: e.cfg, redrive: e.redrive,
 		received: make(chan chunk, 2), ready: make(chan chunk, 16), settled: make(chan settlement, 4),
-		local:  semaphore.NewWeighted(e.cfg.InFlightBytes),
+		local: semaphore.NewWeighted(e.cfg.InFlightBytes), share: share{of: e.cfg.Budget},
 		joined: make(chan []relay.Message, 2),
 		parked: make(map[string]bool), tail: newTail(e.cfg.Source),
 		pace:     newPacer(e.cfg.RateMessages, e.cfg.RateBytes),

@@ -14,3 +14,4 @@ func (noMeter) PublishFailed()                    {}
 func (noMeter) SourceFailed()                     {}
 func (noMeter) Committed(time.Duration)           {}
 func (noMeter) InFlight(int64)                    {}
+func (noMeter) Delivering(time.Time)              {}

@@ -1,9 +1,10 @@
 package engine
 
 import (
-	"context"
 	"math"
 	"time"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
 // pacer holds a pipeline to so many messages and bytes a second. It lets a batch
@@ -25,25 +26,23 @@ func (p *pacer) burst() int {
 	return max(1, int(p.messages/10))
 }
 
-// wait returns when a batch of so many messages and bytes may pass.
-func (p *pacer) wait(ctx context.Context, messages, bytes int) error {
+// delay returns how long batch has to wait, and counts it as passed.
+func (p *pacer) delay(batch []relay.Message) time.Duration {
 	if p.messages <= 0 && p.bytes <= 0 {
-		return nil
+		return 0
 	}
 	now := time.Now()
-	if delay := p.free.Sub(now); delay > 0 {
-		if err := sleep(ctx, delay); err != nil {
-			return err
-		}
-		now = p.free
+	start := now
+	if p.free.After(now) {
+		start = p.free
 	}
 	var seconds float64
 	if p.messages > 0 {
-		seconds = float64(messages) / p.messages
+		seconds = float64(len(batch)) / p.messages
 	}
 	if p.bytes > 0 {
-		seconds = max(seconds, float64(bytes)/p.bytes)
+		seconds = max(seconds, float64(bodies(batch))/p.bytes)
 	}
-	p.free = now.Add(time.Duration(seconds * float64(time.Second)))
-	return nil
+	p.free = start.Add(time.Duration(seconds * float64(time.Second)))
+	return start.Sub(now)
 }

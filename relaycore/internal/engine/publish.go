@@ -48,6 +48,8 @@ func (r *run) publishAll(ctx context.Context) error {
 // publishBatch delivers c and whatever else is ready, and hands the outcome on.
 func (r *run) publishBatch(ctx context.Context, c chunk) error {
 	s := r.gather(c)
+	r.Meter.Delivering(oldest(s.messages))
+	defer r.Meter.Delivering(time.Time{})
 	todo, err := r.sort(&s)
 	unresolved, deliverErr := r.deliver(ctx, todo, r.parked, &s)
 	if deliverErr != nil {
@@ -68,6 +70,16 @@ func (r *run) publishBatch(ctx context.Context, c chunk) error {
 		}
 	}
 	return errors.Join(err, r.settle(ctx, s))
+}
+
+// oldest returns the time of the first message that has one: a batch is in order.
+func oldest(batch []relay.Message) time.Time {
+	for i := range batch {
+		if !batch[i].Time.IsZero() {
+			return batch[i].Time
+		}
+	}
+	return time.Time{}
 }
 
 // without returns the messages of all that are not in some.
@@ -177,7 +189,7 @@ func (r *run) sort(s *settlement) ([]relay.Message, error) {
 	for i := range batch {
 		m := &batch[i]
 		switch {
-		case r.tail.take(m.ID):
+		case r.tail.takeDue(m.ID):
 			s.Skipped++
 			r.Meter.Skipped(1)
 		case m.Key != "" && r.parked[m.Key]:
@@ -218,9 +230,31 @@ func (r *run) deliver(ctx context.Context, todo []relay.Message, parked map[stri
 		if unresolved, err := r.deliverPart(ctx, todo[:n], parked, s); err != nil {
 			return slices.Concat(unresolved, todo[n:]), err
 		}
-		todo = todo[n:]
+		if todo = todo[n:]; len(todo) == 0 {
+			break
+		}
+		if err := r.settlePart(ctx, todo[0].ID, s); err != nil {
+			return todo, err
+		}
+		if r.stopping.Err() != nil {
+			return todo, context.Canceled // the rest is delivered after the restart
+		}
 	}
 	return nil, nil
+}
+
+// settlePart settles what lies before message next, so that a stop does not repeat
+// all of a batch that takes long. Letters stay with the rest of the batch, in whose
+// buffers they lie, and so does what would be behind them; a redrive settles as a
+// whole. There is no position: see sift.
+func (r *run) settlePart(ctx context.Context, next string, s *settlement) error {
+	at := slices.IndexFunc(s.messages, func(m relay.Message) bool { return m.ID == next })
+	if at <= 0 || len(s.Letters) > 0 {
+		return nil
+	}
+	part := settlement{Commit: s.Commit, messages: s.messages[:at]}
+	s.Commit, s.messages = Commit{}, s.messages[at:]
+	return r.settle(ctx, part)
 }
 
 // fits returns how many of todo the sink should be given at once.
@@ -239,6 +273,11 @@ func (r *run) deliverPart(ctx context.Context, todo []relay.Message, parked map[
 	for {
 		if todo = r.withoutParked(todo, parked, s); len(todo) == 0 {
 			return nil, nil
+		}
+		if d := r.pace.delay(todo); d > 0 {
+			if err := r.wait(ctx, d); err != nil {
+				return todo, err
+			}
 		}
 		err := r.publish(ctx, todo)
 		if err == nil {
@@ -289,15 +328,15 @@ func (r *run) wait(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// publish is one call of the sink, if the limits and the lease allow it.
-func (r *run) publish(ctx context.Context, batch []relay.Message) error {
-	bytes := 0
+func bodies(batch []relay.Message) (bytes int) {
 	for i := range batch {
 		bytes += len(batch[i].Body)
 	}
-	if err := r.pace.wait(ctx, len(batch), bytes); err != nil {
-		return err
-	}
+	return bytes
+}
+
+// publish is one call of the sink, if the lease allows it.
+func (r *run) publish(ctx context.Context, batch []relay.Message) error {
 	if !r.Trusted() {
 		return relay.Fatal(ErrFenced)
 	}
@@ -306,7 +345,7 @@ func (r *run) publish(ctx context.Context, batch []relay.Message) error {
 	if err != nil {
 		return err
 	}
-	r.published(batch, bytes, time.Since(began))
+	r.published(batch, bodies(batch), time.Since(began))
 	return nil
 }
 

@@ -72,17 +72,12 @@ func (r *run) take(ctx context.Context, batch []relay.Message) (chunk, error) {
 	}
 	r.Meter.Received(len(batch), size)
 	c := chunk{messages: batch, size: size, bytes: min(int64(size+overhead*len(batch)), r.InFlightBytes)}
-	if r.Budget != nil {
-		c.bytes = min(c.bytes, r.BudgetBytes)
-	}
 	if err := r.local.Acquire(ctx, c.bytes); err != nil {
 		return c, err
 	}
-	if r.Budget != nil {
-		if err := r.Budget.Acquire(ctx, c.bytes); err != nil {
-			r.local.Release(c.bytes)
-			return c, err
-		}
+	if err := r.share.acquire(ctx, c.bytes); err != nil {
+		r.local.Release(c.bytes)
+		return c, err
 	}
 	r.Meter.InFlight(c.bytes)
 	return c, nil
@@ -93,7 +88,7 @@ func (r *run) take(ctx context.Context, batch []relay.Message) (chunk, error) {
 func (r *run) transformAll(ctx context.Context) {
 	for c := range r.received {
 		c.buf = r.buffers.Get().(*[]byte)
-		*c.buf = r.Transform(c.messages, (*c.buf)[:0])
+		*c.buf = r.transform(c.messages, (*c.buf)[:0])
 		if !r.pass(ctx, r.ready, c) {
 			break
 		}
@@ -103,14 +98,20 @@ func (r *run) transformAll(ctx context.Context) {
 	}
 }
 
+// transform is for one goroutine at a time: the publisher's redrives are encoded
+// beside what is being received.
+func (r *run) transform(batch []relay.Message, buf []byte) []byte {
+	r.encoding.Lock()
+	defer r.encoding.Unlock()
+	return r.Transform(batch, buf)
+}
+
 // release gives back what a chunk held of the limits.
 func (r *run) release(bytes int64) {
 	if bytes == 0 {
 		return
 	}
 	r.local.Release(bytes)
-	if r.Budget != nil {
-		r.Budget.Release(bytes)
-	}
+	r.share.release(bytes)
 	r.Meter.InFlight(-bytes)
 }

@@ -62,7 +62,7 @@ func (r *run) redriveSome(ctx context.Context, letters []Letter) error {
 	for i := range letters {
 		batch[i] = letters[i].Message
 	}
-	r.Transform(batch, nil)
+	r.transform(batch, nil)
 	var s settlement
 	failedKeys := make(map[string]bool)
 	todo := make([]relay.Message, 0, len(batch))

@@ -52,6 +52,10 @@ func (t *tail) take(id string) bool {
 	return ok
 }
 
+// takeDue is take for what the source has given. An id that it was not to give any
+// more stands for another message now: the table's ids have begun again.
+func (t *tail) takeDue(id string) bool { return t.ids[id] && t.take(id) }
+
 // passed says that so many messages have come by. It forgets what will not come
 // any more; where nobody knows, all that has not come by then.
 func (t *tail) passed(messages int) {

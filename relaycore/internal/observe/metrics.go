@@ -101,6 +101,7 @@ type Pipeline struct {
 	restarts                  atomic.Int64
 	polls, emptyPolls         atomic.Int64
 	inFlight                  atomic.Int64
+	delivering                atomic.Int64 // Unix nanoseconds of the oldest message in the sink's hand; 0 when none
 	lastCommit                atomic.Int64 // Unix nanoseconds; 0 when none
 	latency, publish          *histogram
 	commit, batch             *histogram
@@ -168,6 +169,26 @@ func (p *Pipeline) Committed(took time.Duration) {
 
 // InFlight adds to what lies between source and sink.
 func (p *Pipeline) InFlight(bytes int64) { p.inFlight.Add(bytes) }
+
+// Delivering sets the time of the oldest message in the sink's hand; zero when there
+// is none.
+func (p *Pipeline) Delivering(oldest time.Time) {
+	if oldest.IsZero() {
+		p.delivering.Store(0)
+	} else {
+		p.delivering.Store(oldest.UnixNano())
+	}
+}
+
+// lag is the age of the oldest message that is not delivered: one that the source
+// has not given yet, or the sink has not confirmed.
+func (p *Pipeline) lag() (seconds float64) {
+	seconds = math.Float64frombits(p.lagSeconds.Load())
+	if at := p.delivering.Load(); at != 0 {
+		seconds = max(seconds, time.Since(time.Unix(0, at)).Seconds())
+	}
+	return seconds
+}
 
 // Restarted counts a run that ended in an error.
 func (p *Pipeline) Restarted() { p.restarts.Add(1) }
@@ -238,7 +259,7 @@ func (p *Pipeline) Numbers() Numbers {
 		if rows := p.lagRows.Load(); rows >= 0 {
 			n.LagRows = &rows
 		}
-		seconds := math.Float64frombits(p.lagSeconds.Load())
+		seconds := p.lag()
 		n.LagSeconds = &seconds
 	}
 	if at := p.lastCommit.Load(); at != 0 {
@@ -391,7 +412,7 @@ func (c collector) merged(keys []catalog.Key, pipelines map[catalog.Key]*Pipelin
 			if p.hasLag.Load() {
 				hasLag = true
 				lagRows = max(lagRows, p.lagRows.Load())
-				lagSeconds = max(lagSeconds, math.Float64frombits(p.lagSeconds.Load()))
+				lagSeconds = max(lagSeconds, p.lag())
 			}
 			unaccounted = max(unaccounted, p.unaccounted.Load())
 			latency.add(p.latency)
@@ -402,10 +423,10 @@ func (c collector) merged(keys []catalog.Key, pipelines map[catalog.Key]*Pipelin
 			c.value(describe(prometheus.GaugeValue, metricName, help, byPipeline...), v, name)
 		}
 		if health != math.MaxInt32 {
-			gauge("pipeline_healthy", "1 when the pipeline runs and is not failing.", number(health == HealthGood))
+			gauge("pipeline_healthy", "1 when the pipeline runs and is not failing, nor waits long for its lock.", number(health == HealthGood))
 		}
 		if hasLag {
-			gauge("lag_seconds", "Age of the oldest message not yet received.", lagSeconds)
+			gauge("lag_seconds", "Age of the oldest message that is not delivered.", lagSeconds)
 			if lagRows >= 0 {
 				gauge("lag_rows", "Messages not yet received.", float64(lagRows))
 			}

@@ -9,7 +9,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
-	"golang.org/x/sync/semaphore"
 
 	"github.com/grove/pgtrickle-relay/relaycore/inbox"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
@@ -28,8 +27,7 @@ type Builder struct {
 	Owner   string // the instance, as operators see it
 	Version string
 	// Budget bounds the bytes in flight of all pipelines together.
-	Budget      *semaphore.Weighted
-	BudgetBytes int64
+	Budget *engine.Budget
 }
 
 // openTimeout bounds the opening of both ends.
@@ -64,7 +62,7 @@ func (b *Builder) Run(ctx context.Context, job *Job) (err error) {
 	s := resolved.Settings
 	eng := engine.New(engine.Config{
 		Pipeline: job.Pipeline.Name, Source: p.source, Sink: p.sink, Transform: p.transform, Ledger: led, State: state,
-		Batch: s.BatchSize, InFlightBytes: int64(s.MaxInFlightBytes), Budget: b.Budget, BudgetBytes: b.BudgetBytes,
+		Batch: s.BatchSize, InFlightBytes: int64(s.MaxInFlightBytes), Budget: b.Budget,
 		OnError: s.OnError, RateMessages: float64(s.RateLimitMessages), RateBytes: float64(s.RateLimitBytes),
 		Trusted: job.Lease.Valid, Meter: job.Meter, Logger: job.Logger, Changed: status.changed,
 	})
