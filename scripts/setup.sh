@@ -8,7 +8,7 @@
 #   nats-server             relay-nats: accounts, TLS, restarts
 #   java, Kafka's jars      relay-kafka: SASL, TLS, ACLs, restarts
 #   pgbouncer               relaycore/internal/lease: poolers are recognised
-#   psql                    relaycore/internal/migrate: the script that `migrate --print` makes
+#   psql                    relaycore/internal/migrate: the script that `migrate --sql` makes
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
