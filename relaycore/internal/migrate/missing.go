@@ -98,7 +98,7 @@ func Missing(ctx context.Context, conn Querier) ([]string, error) {
 		return nil, err
 	}
 	for _, d := range denied {
-		missing = append(missing, fmt.Sprintf("role %q lacks %s: let the table's owner run SELECT pgtrickle.relay_grant_access()", user, d))
+		missing = append(missing, fmt.Sprintf("role %q lacks %s: run SELECT pgtrickle.relay_grant_access() as the role that ran migrate, and let the table's owner run what it returns", user, d))
 	}
 	return missing, nil
 }
