@@ -106,7 +106,8 @@ func TestTemplate(t *testing.T) {
 		"{stream}":                      {wantErr: "unknown variable {stream}"},
 		"{row.}":                        {wantErr: "unknown variable {row.}"},
 		"{}":                            {wantErr: "unknown variable {}"},
-		"a{op":                          {wantErr: "no closing brace"},
+		"a{op":                          {wantErr: "no closing brace for the one at character 2"},
+		"é{stream}":                     {wantErr: "unknown variable {stream};"},
 		"{row.missing}":                 {wantErr: `the row of outbox_orders:41:2 has no field "missing"`},
 	} {
 		t.Run(text, func(t *testing.T) {
@@ -126,6 +127,38 @@ func TestTemplate(t *testing.T) {
 				t.Errorf("template %q renders %q, %v; want %q", text, got, err, tc.want)
 			}
 		})
+	}
+}
+
+// A token that ${env:NAME} put into a template is in no error.
+func TestTemplateErrorsKeepSecrets(t *testing.T) {
+	t.Parallel()
+	for _, text := range []string{
+		"https://h/s3cr3t/{row.missing}", "https://h/s3cr3t/{row.id", "https://h/{s3cr3t/{row.id}", "https://h/s3cr3t/{nope}", "https://h/s3cr3t/{row.}",
+	} {
+		tmpl, err := relay.ParseTemplate(text)
+		if err == nil {
+			_, err = tmpl.Render(&relay.Message{ID: "outbox_orders:41:2", Row: []byte(`{"id":1}`)})
+		}
+		if err == nil || strings.Contains(err.Error(), "s3cr3t") {
+			t.Errorf("template %q: %v, want an error without s3cr3t", text, err)
+		}
+	}
+}
+
+// Half a rendering is not handed out.
+func TestTemplateAppendsAllOrNothing(t *testing.T) {
+	t.Parallel()
+	tmpl, err := relay.ParseTemplate("a.{row.id}.{row.missing}")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := relay.Message{Row: []byte(`{"id":1}`)}
+	if got, err := tmpl.Append([]byte("before"), &m); err == nil || string(got) != "before" {
+		t.Errorf("Append = %s, %v; want what was there, and an error", got, err)
+	}
+	if got, err := tmpl.Render(&m); err == nil || got != "" {
+		t.Errorf("Render = %q, %v; want nothing, and an error", got, err)
 	}
 }
 

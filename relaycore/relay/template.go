@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/jsonscan"
 )
@@ -27,7 +29,8 @@ var templateVars = []string{"stream_table", "op", "outbox_id", "refresh_id"}
 
 // ParseTemplate returns an error that names the variable when text has one that
 // does not exist, and says where a brace is not closed. "{{" stands for "{" and
-// "}}" for "}".
+// "}}" for "}". No error quotes text itself: it may have a secret in it, such as
+// the token in a webhook's URL.
 func ParseTemplate(text string) (Template, error) {
 	t := Template{text: text}
 	var lit strings.Builder
@@ -45,13 +48,12 @@ func ParseTemplate(text string) (Template, error) {
 		case rest[0] == '{':
 			end := strings.IndexByte(rest, '}')
 			if end < 0 {
-				return Template{}, fmt.Errorf("template %q: no closing brace for %q", text, rest)
+				return Template{}, fmt.Errorf("no closing brace for the one at character %d; \"{{\" stands for a brace itself", position(text, rest))
 			}
 			name := rest[1:end]
 			field, isRow := strings.CutPrefix(name, "row.")
 			if (!isRow && !slices.Contains(templateVars, name)) || (isRow && field == "") {
-				return Template{}, fmt.Errorf("template %q: unknown variable {%s}; there are {%s} and {row.FIELD}",
-					text, name, strings.Join(templateVars, "}, {"))
+				return Template{}, unknownVariable(name, position(text, rest))
 			}
 			flush()
 			t.parts = append(t.parts, part{name: name, field: field})
@@ -69,6 +71,17 @@ func ParseTemplate(text string) (Template, error) {
 		t.fixed = t.parts[0].literal
 	}
 	return t, nil
+}
+
+// position is where rest, the end of text, begins: the first character is 1.
+func position(text, rest string) int { return utf8.RuneCountInString(text[:len(text)-len(rest)]) + 1 }
+
+func unknownVariable(name string, at int) error {
+	what := fmt.Sprintf("unknown variable {%s}", name)
+	if strings.ContainsFunc(name, func(r rune) bool { return r != '_' && r != '.' && !unicode.IsLetter(r) && !unicode.IsDigit(r) }) {
+		what = fmt.Sprintf("no variable in the braces at character %d", at) // it was not meant for one
+	}
+	return fmt.Errorf("%s; there are {%s} and {row.FIELD}", what, strings.Join(templateVars, "}, {"))
 }
 
 // UnmarshalText makes a Template decodable from JSON.
@@ -103,8 +116,9 @@ func (t Template) PerMessage() bool {
 }
 
 // Append renders t for m onto dst. A field that the row lacks is an error of
-// class permanent: no retry will give the row that field. A null renders as
-// nothing, a string as its text, all else as its JSON.
+// class permanent: no retry will give the row that field. With an error dst comes
+// back as it was. A null renders as nothing, a string as its text, all else as
+// its JSON.
 func (t Template) Append(dst []byte, m *Message) ([]byte, error) {
 	return t.AppendEscaped(dst, m, nil)
 }
@@ -113,6 +127,7 @@ func (t Template) Append(dst []byte, m *Message) ([]byte, error) {
 // escape, so that a value cannot change the form of what is rendered, such as a
 // URL. The template's own text is left as it is.
 func (t Template) AppendEscaped(dst []byte, m *Message, escape func(string) string) ([]byte, error) {
+	before := len(dst)
 	for _, p := range t.parts {
 		start := len(dst)
 		switch {
@@ -121,7 +136,7 @@ func (t Template) AppendEscaped(dst []byte, m *Message, escape func(string) stri
 		case p.field != "":
 			raw, ok := jsonscan.Field(m.Row, p.field)
 			if !ok {
-				return dst, Permanent(fmt.Errorf("template %q: the row of %s has no field %q", t.text, m.ID, p.field))
+				return dst[:before], Permanent(fmt.Errorf("the row of %s has no field %q", m.ID, p.field))
 			}
 			dst = jsonscan.AppendText(dst, raw)
 		case p.name == "stream_table":

@@ -142,7 +142,7 @@ func TestNormaliseErrors(t *testing.T) {
 		"wrong type common":       {relay.Forward, `{"stream_table":"o","sink_type":"nats","nats_url":"a","batch_size":"many"}`, `key "batch_size": wants integer, not the string "many"`},
 		"zero batch":              {relay.Forward, `{"stream_table":"o","sink_type":"nats","nats_url":"a","batch_size":0}`, `key "batch_size": is 0; must be at least 1`},
 		"enum":                    {relay.Forward, `{"stream_table":"o","sink_type":"nats","nats_url":"a","on_error":"parc"}`, `unknown value "parc"; did you mean "park"?`},
-		"template":                {relay.Forward, `{"stream_table":"o","sink_type":"nats","nats_url":"a","subject_template":"{table}"}`, `key "subject_template": template "{table}": unknown variable {table}`},
+		"template":                {relay.Forward, `{"stream_table":"o","sink_type":"nats","nats_url":"a","subject_template":"{table}"}`, `key "subject_template": unknown variable {table}`},
 		"of another backend":      {relay.Forward, `{"stream_table":"o","sink_type":"nats","nats_url":"a","kafka_topic":"x"}`, `key "kafka_topic": belongs to backend "kafka", but sink_type is "nats"`},
 		"both forms":              {relay.Forward, `{"stream_table":"o","sink_type":"nats","nats_url":"a","sink":{"url":"b"}}`, `key "sink.url": says the same as "nats_url"; keep one`},
 		"types disagree":          {relay.Forward, `{"stream_table":"o","sink_type":"nats","sink":{"type":"kafka"}}`, `key "sink_type": is "nats", but sink.type is "kafka"`},
