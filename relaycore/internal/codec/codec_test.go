@@ -125,6 +125,44 @@ func TestAddress(t *testing.T) {
 	}
 }
 
+// What cannot be rendered leaves nothing behind: half a subject would be taken for
+// the whole when the letter is redriven, half a key would park a stranger's.
+func TestNothingIsLeftOfAHalfRendering(t *testing.T) {
+	t.Parallel()
+	row := `{"id": 7}`
+	half := template(t, "shop.{row.region}")
+	for name, tc := range map[string]struct {
+		cfg                   codec.EncoderConfig
+		subject, key, wantErr string
+	}{
+		"subject":      {codec.EncoderConfig{Subject: half, KeyColumns: []string{"id"}}, "", "7", `subject_template: the row of outbox_orders:5:2 has no field "region"`},
+		"key template": {codec.EncoderConfig{Subject: template(t, "s.{row.id}"), KeyTemplate: half}, "s.7", "", `key_template: the row of outbox_orders:5:2 has no field "region"`},
+		"both":         {codec.EncoderConfig{Subject: half, KeyTemplate: half}, "", "", "subject_template: "},
+		"header":       {codec.EncoderConfig{Subject: template(t, "s.{row.id}"), KeyColumns: []string{"id"}, Headers: map[string]relay.Template{"x-region": half}}, "s.7", "7", "headers.x-region: "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e, err := codec.NewEncoder(tc.cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			good := change(relay.OpInsert, `{"id": 8, "region": "eu"}`)
+			batch := []relay.Message{good, change(relay.OpInsert, row), good}
+			e.Encode(batch, nil)
+			got := batch[1]
+			if got.Subject != tc.subject || got.Key != tc.key || len(got.Headers) > 0 || got.Body != nil {
+				t.Errorf("subject %q, key %q, headers %v, body %s; want %q, %q and no more", got.Subject, got.Key, got.Headers, got.Body, tc.subject, tc.key)
+			}
+			if got.Err == nil || !strings.HasPrefix(got.Err.Error(), tc.wantErr) || !relay.IsPermanent(got.Err) {
+				t.Errorf("Err = %v, want a permanent error with %q", got.Err, tc.wantErr)
+			}
+			if batch[0].Err != nil || batch[2].Err != nil || batch[0].Subject != batch[2].Subject || batch[0].Key != batch[2].Key {
+				t.Errorf("its neighbours are %+v and %+v", batch[0], batch[2])
+			}
+		})
+	}
+}
+
 func TestHeaders(t *testing.T) {
 	t.Parallel()
 	m := change(relay.OpInsert, `{"tenant":"acme"}`)

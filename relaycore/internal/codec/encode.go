@@ -137,14 +137,17 @@ func (e *Encoder) estimate(batch []relay.Message) int {
 	return n
 }
 
-// address renders the message's subject, key and headers.
+// address renders the message's subject, key and headers. What cannot be rendered
+// is left empty: a letter has to be rendered anew when its template is corrected.
+// A message without subject has its key all the same, for it parks it.
 func (e *Encoder) address(m *relay.Message) (s span) {
+	known := m.Err == nil // else it stands for rows that nobody could read
 	s.subject = len(e.text)
 	if m.Subject == "" {
 		m.Err = first(m.Err, e.subject(m))
 	}
 	s.key = len(e.text)
-	if m.Key == "" && m.Err == nil {
+	if m.Key == "" && known {
 		m.Err = first(m.Err, e.key(m))
 	}
 	s.end = len(e.text)
@@ -159,11 +162,22 @@ func (e *Encoder) address(m *relay.Message) (s span) {
 	}
 	for _, h := range e.headers {
 		value, err := h.value.Render(m)
-		m.Err = first(m.Err, err)
+		if err != nil {
+			m.Err = first(m.Err, of("headers."+h.name, err))
+			continue
+		}
 		own = append(own, relay.Header{Name: h.name, Value: value})
 	}
 	m.Headers = own
 	return s
+}
+
+// of says because of which key of the configuration err is.
+func of(key string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", key, err)
 }
 
 func first(a, b error) error {
@@ -179,7 +193,7 @@ const maxSubjects = 1000
 func (e *Encoder) subject(m *relay.Message) (err error) {
 	if e.cfg.Subject.PerMessage() {
 		e.text, err = e.cfg.Subject.Append(e.text, m)
-		return err
+		return of("subject_template", err)
 	}
 	if m.StreamTable == e.recent.of.table && m.Op == e.recent.of.op && e.recent.subject != "" {
 		m.Subject = e.recent.subject
@@ -189,7 +203,7 @@ func (e *Encoder) subject(m *relay.Message) (err error) {
 	s, ok := e.subjects[k]
 	if !ok {
 		if s, err = e.cfg.Subject.Render(m); err != nil {
-			return err
+			return of("subject_template", err)
 		}
 		if len(e.subjects) < maxSubjects {
 			e.subjects[k] = s
@@ -204,7 +218,7 @@ func (e *Encoder) key(m *relay.Message) (err error) {
 	switch {
 	case !e.cfg.KeyTemplate.IsZero():
 		e.text, err = e.cfg.KeyTemplate.Append(e.text, m)
-		return err
+		return of("key_template", err)
 	case e.cfg.KeyField != "":
 		value, ok := jsonscan.First(m.Row, e.cfg.KeyField)
 		if !ok {
