@@ -275,6 +275,30 @@ func TestReverseKeepsTheBrokersBytes(t *testing.T) {
 	}
 }
 
+// A corrected template applies to a letter: it has its row, and no subject of the
+// old template. Its key it keeps, for others wait behind it.
+func TestALetterIsAddressedAnew(t *testing.T) {
+	t.Parallel()
+	pool := newDatabase(t)
+	l, _ := open(t, pool, 1)
+	unaddressed := relaytest.Message(2, "b")
+	unaddressed.Subject, unaddressed.Body, unaddressed.Err = "", nil, errors.New("no field region")
+	commit(t, l, engine.Commit{Letters: []engine.Letter{
+		refused(1, "a"),
+		{Message: unaddressed, Class: engine.ClassEncode, Reason: "no field region"},
+	}})
+	dlq(t, pool, `relay_dlq_retry('orders')`)
+	_, letters := deliverable(t, l)
+	if len(letters) != 2 {
+		t.Fatalf("%d letters may be delivered, want 2", len(letters))
+	}
+	for i, want := range []relay.Message{refused(1, "a").Message, unaddressed} {
+		if m := letters[i].Message; m.Subject != "" || m.Key != want.Key || string(m.Row) != string(want.Row) || m.Err != nil {
+			t.Errorf("letter %d = subject %q, key %q, row %s, error %v; want no subject, %q and %s", i, m.Subject, m.Key, m.Row, m.Err, want.Key, want.Row)
+		}
+	}
+}
+
 // What stands for a row that nobody could decode is never published as it is.
 func TestAnUndecodedRowIsNoMessage(t *testing.T) {
 	t.Parallel()

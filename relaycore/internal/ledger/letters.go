@@ -24,7 +24,7 @@ func (l *Ledger) writeLetters(ctx context.Context, tx pgx.Tx, letters []engine.L
 			status, attempts = "parked", 0
 		}
 		body := m.Row
-		if l.id.Direction == relay.Reverse || m.Err != nil || body == nil {
+		if l.id.Direction == relay.Reverse || body == nil {
 			body = m.Body
 		}
 		if body == nil {
@@ -120,7 +120,9 @@ func (l *Ledger) Deliverable(ctx context.Context, limit int) ([]engine.Letter, e
 		case letter.Class == engine.ClassDecode: // it stands for messages that nobody knows; SQL does not let it through
 			m.Body, m.Err = body, relay.Permanent(fmt.Errorf("row %d could not be decoded: publish it with replay, and discard this letter", m.OutboxID))
 		default:
-			m.Row = body
+			// The subject is rendered anew, by the template as it is now. The key stays:
+			// it says behind what the letter waits.
+			m.Row, m.Subject = body, ""
 		}
 		var pairs [][2]string
 		if err := json.Unmarshal(headers, &pairs); err != nil {
