@@ -164,6 +164,7 @@ func bodyID(body []byte) string {
 	return ""
 }
 
+// cloudID is what the decoder of format cloudevents makes of source and id, too.
 func cloudID(source, id string) string {
 	if source == "" || strings.HasPrefix(source, "/pgtrickle/") {
 		return id

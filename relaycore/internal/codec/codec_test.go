@@ -229,8 +229,25 @@ func TestDecode(t *testing.T) {
 		},
 		"id missing":       {cfg: codec.DecoderConfig{EventIDFrom: "body:id"}, body: `{}`, wantErr: "event_id_from"},
 		"not a cloudevent": {cfg: codec.DecoderConfig{Format: "cloudevents"}, body: `{"a":1}`, wantErr: "not a CloudEvents event"},
-		"not debezium":     {cfg: codec.DecoderConfig{Format: "debezium"}, body: `{"a":1}`, wantErr: "not a Debezium event"},
-		"bare debezium":    {cfg: codec.DecoderConfig{Format: "debezium"}, body: `{"op":"c","after":{"id":1},"source":{}}`, want: `nats:S:1 orders.new  insert nats:S {"id":1}`},
+		"ids of two sources": {
+			cfg:  codec.DecoderConfig{Format: "cloudevents"},
+			body: `{"specversion":"1.0","id":"1","source":"/billing","type":"paid","data":{"n":1}}`, want: `/billing#1 paid  event /billing {"n":1}`,
+		},
+		"a cloudevent of ours": {
+			cfg:  codec.DecoderConfig{Format: "cloudevents"},
+			body: `{"specversion":"1.0","id":"outbox_orders:5:2","source":"/pgtrickle/orders","type":"s","pgtrickleop":"insert","data":{"n":1}}`, want: `outbox_orders:5:2 s  insert /pgtrickle/orders {"n":1}`,
+		},
+		"a cloudevent without data": {
+			cfg:  codec.DecoderConfig{Format: "cloudevents"},
+			body: `{"specversion":"1.0","id":"1","source":"/s","type":"t"}`, want: `/s#1 t  event /s null`,
+		},
+		"binary data": {
+			cfg:  codec.DecoderConfig{Format: "cloudevents"},
+			body: `{"specversion":"1.0","id":"1","source":"/s","type":"t","data_base64":"AAH/"}`,
+			want: `/s#1 t  event /s {"specversion":"1.0","id":"1","source":"/s","type":"t","data_base64":"AAH/"}`,
+		},
+		"not debezium":  {cfg: codec.DecoderConfig{Format: "debezium"}, body: `{"a":1}`, wantErr: "not a Debezium event"},
+		"bare debezium": {cfg: codec.DecoderConfig{Format: "debezium"}, body: `{"op":"c","after":{"id":1},"source":{}}`, want: `nats:S:1 orders.new  insert nats:S {"id":1}`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

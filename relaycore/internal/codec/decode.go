@@ -185,6 +185,8 @@ func same(known string, value []byte) string {
 	return jsonText(value)
 }
 
+// unwrapCloudEvent takes an event's data for the row. Binary data is no JSON value:
+// with it the whole event becomes the row, so that nothing of it is lost.
 func unwrapCloudEvent(m *relay.Message) error {
 	if err := validate(m); err != nil {
 		return err
@@ -193,6 +195,7 @@ func unwrapCloudEvent(m *relay.Message) error {
 		ID, Source, Type, PartitionKey, PgtrickleOp string
 		Time                                        time.Time
 		Data                                        json.RawMessage
+		Binary                                      *string `json:"data_base64"`
 	}
 	if err := json.Unmarshal(m.Body, &e); err != nil {
 		return fmt.Errorf("message %s is not a CloudEvents event: %w", m.ID, err)
@@ -200,8 +203,13 @@ func unwrapCloudEvent(m *relay.Message) error {
 	if e.ID == "" || e.Type == "" || e.Source == "" {
 		return fmt.Errorf("message %s is not a CloudEvents event in structured mode: id, source and type are required", m.ID)
 	}
-	m.ID, m.Subject, m.Origin, m.Row = e.ID, e.Type, e.Source, e.Data
-	if m.Row == nil {
+	m.ID, m.Subject, m.Origin = cloudID(e.Source, e.ID), e.Type, e.Source
+	switch {
+	case e.Binary != nil:
+		m.Row = m.Body
+	case e.Data != nil:
+		m.Row = e.Data
+	default:
 		m.Row = []byte("null")
 	}
 	if e.PartitionKey != "" {
@@ -214,6 +222,15 @@ func unwrapCloudEvent(m *relay.Message) error {
 		m.Time = e.Time
 	}
 	return nil
+}
+
+// cloudID identifies an event: an id is unique within its source only, but for
+// ours, which are unique by themselves. The webhook's source does the same.
+func cloudID(source, id string) string {
+	if strings.HasPrefix(source, ourCloudSource) {
+		return id
+	}
+	return source + "#" + id
 }
 
 // unwrapDebezium takes the row after the change, or the one before a delete,
