@@ -48,9 +48,9 @@
 // [name, value].
 //
 // The source reads all of this back. A stranger's message gets its
-// MessageDeduplicationId for an id, unless that is the body's hash (a queue with
-// content-based deduplication; the same body may come again), else its
-// MessageId; its MessageGroupId for a key, the queue's name for a subject, and
+// MessageGroupId, a space and its MessageDeduplicationId for an id, unless the
+// latter is the body's hash (a queue with content-based deduplication; the same
+// body may come again), else its MessageId; its MessageGroupId for a key, the queue's name for a subject, and
 // the operation "event". The origin is sqs:<queue>.
 //
 // # Delivery

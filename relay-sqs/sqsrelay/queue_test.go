@@ -230,8 +230,29 @@ func TestForeignIDs(t *testing.T) {
 		}
 		ids[got[0].ID] = got[0].Key
 	}
-	if ids["given"] != "gg" || ids[*sent[1].MessageId] == "" {
-		t.Errorf("received ids and keys %v; want the deduplication id that was given, and %s in place of the body's hash", ids, *sent[1].MessageId)
+	if ids["gg given"] != "gg" || ids[*sent[1].MessageId] == "" {
+		t.Errorf("received ids and keys %v; want the group with the deduplication id that was given, and %s in place of the body's hash", ids, *sent[1].MessageId)
+	}
+}
+
+// A queue may deduplicate by group (DeduplicationScope=messageGroup), and a
+// sender number the messages of each group from 1.
+func TestForeignIDsAreUniqueAcrossGroups(t *testing.T) {
+	t.Parallel()
+	s := &source{}
+	message := func(group, id string, attributes map[string]types.MessageAttributeValue) relay.Message {
+		return s.message(&types.Message{
+			MessageId: aws.String("m"), Body: aws.String("{}"), MessageAttributes: attributes,
+			Attributes: map[string]string{"MessageGroupId": group, "MessageDeduplicationId": id},
+		})
+	}
+	a, b := message("a", "1", nil), message("b", "1", nil)
+	if a.ID != "a 1" || b.ID != "b 1" || a.Key != "a" {
+		t.Errorf("ids of two groups = %q, %q; want one each", a.ID, b.ID)
+	}
+	ours := map[string]types.MessageAttributeValue{attrDedupKey: {StringValue: aws.String("outbox_orders:5:0")}}
+	if m := message("a", "outbox_orders:5:0", ours); m.ID != "outbox_orders:5:0" {
+		t.Errorf("id of one of ours = %q, want it as it was sent", m.ID)
 	}
 }
 

@@ -78,7 +78,7 @@ func (s *source) Guarantee() relay.Guarantee {
 		Weakest: "the queue's retention, or a redrive policy that counts receives",
 	}
 	if s.cfg.fifo() {
-		g.Dedup, g.Order = "attribute dedup_key, else MessageDeduplicationId", "per message group"
+		g.Dedup, g.Order = "attribute dedup_key, else message group and MessageDeduplicationId", "per message group"
 	}
 	return g
 }
@@ -189,17 +189,24 @@ func (s *source) message(in *types.Message) relay.Message {
 		m.Time = time.UnixMilli(millis)
 	}
 	if m.ID == "" { // not one of ours
-		m.ID = text(in.MessageId)
-		// A queue with content-based deduplication uses the body's hash, and a body
-		// may come again when the five minutes of deduplication are over.
-		if id := in.Attributes["MessageDeduplicationId"]; id != "" && id != bodyHash(m.Body) {
-			m.ID = id
-		}
+		m.ID = strangersID(in, m.Body)
 		if m.Key == "" {
 			m.Key = in.Attributes["MessageGroupId"]
 		}
 	}
 	return m
+}
+
+// strangersID identifies a message that the relay has not sent. Where the queue
+// deduplicates by group, two groups may use the same id; neither holds a space.
+func strangersID(in *types.Message, body []byte) string {
+	id := in.Attributes["MessageDeduplicationId"]
+	// A queue with content-based deduplication uses the body's hash, and a body
+	// may come again when the five minutes of deduplication are over.
+	if id == "" || id == bodyHash(body) {
+		return text(in.MessageId)
+	}
+	return in.Attributes["MessageGroupId"] + " " + id
 }
 
 func addPacked(m *relay.Message, packed string) {
