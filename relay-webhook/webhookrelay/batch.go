@@ -4,9 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"fmt"
-	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
@@ -132,45 +130,4 @@ func batchID(messages []relay.Message) string {
 		_, _ = h.Write([]byte{'\n'})
 	}
 	return "batch_" + hex.EncodeToString(h.Sum(nil)[:16])
-}
-
-// results reads an answer with results per item; see the package comment. An
-// answer of any other form confirms everything.
-func (s *sink) results(answer []byte, messages []relay.Message) ([]error, error) {
-	var parsed struct {
-		Results *[]struct {
-			ID     string `json:"id"`
-			Status int    `json:"status"`
-			Error  string `json:"error"`
-		} `json:"results"`
-	}
-	if json.Unmarshal(answer, &parsed) != nil || parsed.Results == nil {
-		return nil, nil
-	}
-	byID := make(map[string]int, len(messages))
-	for i := range messages {
-		byID[messages[i].ID] = i
-	}
-	errs := make([]error, len(messages))
-	for i, item := range *parsed.Results {
-		at, ok := i, true
-		if item.ID != "" {
-			at, ok = byID[item.ID]
-		} else if len(*parsed.Results) != len(messages) {
-			return nil, fmt.Errorf("the answer has %d results without ids for %d events", len(*parsed.Results), len(messages))
-		}
-		if !ok {
-			return nil, fmt.Errorf("the answer has a result for %q, which was not sent", item.ID)
-		}
-		if item.Status == 0 {
-			item.Status = http.StatusOK
-			if item.Error != "" {
-				item.Status = http.StatusUnprocessableEntity
-			}
-		}
-		if err := s.classes.classify(item.Status, item.Error, 0); err != nil {
-			errs[at] = fmt.Errorf("event %s: %w", messages[at].ID, err)
-		}
-	}
-	return errs, nil
 }

@@ -58,8 +58,12 @@
 //
 // Results without ids must be as many as the events; with ids, an event that is
 // not among them is confirmed. status defaults to 200, or to 422 beside an error,
-// and is classified like an answer's. Of a key of which it refuses an event, the
-// endpoint must not take later ones of the same array: they are sent again.
+// and is classified like an answer's. An id or a status may be a string or a
+// number, an error any JSON. results that cannot be read, and those of an answer
+// of more than 4 MiB, confirm nothing: the array is sent again, and the error says
+// what is wrong with the answer. Any other 2xx confirms all. Of a key of which it
+// refuses an event, the endpoint must not take later ones of the same array: they
+// are sent again.
 //
 // # Delivery of the sink
 //

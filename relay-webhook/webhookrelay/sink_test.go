@@ -348,12 +348,33 @@ func TestBatchResults(t *testing.T) {
 		want   string // classes of the four events
 	}{
 		"nothing said":  {`thanks`, "ok ok ok ok"},
+		"other JSON":    {`{"ok":true,"data":{"results":"none"}}`, "ok ok ok ok"},
+		"a list":        {`["results"]`, "ok ok ok ok"},
+		"no results":    {`{"results":null}`, "ok ok ok ok"},
 		"by position":   {`{"results":[{"status":200},{"status":422,"error":"no"},{"status":503},{}]}`, "ok permanent transient held"},
 		"by id":         {`{"results":[{"id":"outbox_orders:3:0","status":500}]}`, "ok ok ok transient"},
 		"error alone":   {`{"results":[{"id":"outbox_orders:1:0","error":"no"}]}`, "ok permanent ok held"},
 		"wrong number":  {`{"results":[{"status":200}]}`, "transient transient transient transient"},
 		"unknown id":    {`{"results":[{"id":"x","status":200}]}`, "transient transient transient transient"},
 		"empty results": {`{"results":[]}`, "ok ok ok ok"},
+
+		// There is no doubt what these mean.
+		"status in quotes":   {`{"results":[{"status":"200"},{"status":"422","error":"no"},{"status":"503"},{"status":0}]}`, "ok permanent transient held"},
+		"error is an object": {`{"results":[{"id":"outbox_orders:1:0","status":422,"error":{"code":7}}]}`, "ok permanent ok held"},
+		"error object alone": {`{"results":[{"id":"outbox_orders:1:0","error":{"code":7}}]}`, "ok permanent ok held"},
+		"no error":           {`{"results":[{"error":null},{"error":false},{"error":""},{"status":200,"error":"x"}]}`, "ok ok ok ok"},
+		"numbers for ids":    {`{"results":[{"id":7,"status":200}]}`, "transient transient transient transient"},
+
+		// And these have a refusal in them that nobody can read.
+		"status in words":    {`{"results":[{},{"status":"rejected"},{},{}]}`, "transient transient transient transient"},
+		"status out of HTTP": {`{"results":[{},{"status":42},{},{}]}`, "transient transient transient transient"},
+		"status is a list":   {`{"results":[{},{"status":[422]},{},{}]}`, "transient transient transient transient"},
+		"id is an object":    {`{"results":[{"id":{},"status":422}]}`, "transient transient transient transient"},
+		"not objects":        {`{"results":["ok","no","ok","ok"]}`, "transient transient transient transient"},
+		"not a list":         {`{"results":{"outbox_orders:1:0":422}}`, "transient transient transient transient"},
+		"broken off":         {`{"results":[{"id":"outbox_orders:1:0","status":422`, "transient transient transient transient"},
+		"cut off":            {`{"results":[` + strings.Repeat(" ", maxResults) + `{"id":"outbox_orders:1:0","status":422}]}`, "transient transient transient transient"},
+		"long thanks":        {`thanks ` + strings.Repeat("a lot ", maxResults/6), "ok ok ok ok"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -385,6 +406,30 @@ func TestBatchResults(t *testing.T) {
 				t.Errorf("results = %s, want %s (%v)", strings.Join(got, " "), tc.want, err)
 			}
 		})
+	}
+}
+
+// What is wrong with an answer is told to whom it may concern: the endpoint's
+// author reads it in the relay's log.
+func TestBatchResultsThatCannotBeRead(t *testing.T) {
+	t.Parallel()
+	s := &sink{}
+	for answer, want := range map[string]string{
+		`{"results":[{"status":"rejected"}]}`: `result 0 of the answer: status: "rejected" is not one of HTTP`,
+		`{"results":[{"id":[]}]}`:             `result 0 of the answer: id: neither a string nor a number`,
+		`{"results":["no"]}`:                  `result 0 of the answer: "no" is not an object`,
+		`{"results":"no"}`:                    `the answer's results are not a list: "no"`,
+		`{"results":[{}],}`:                   `the answer has results and is not JSON`,
+	} {
+		if _, err := s.results([]byte(answer), one()); err == nil || !strings.Contains(err.Error(), want) || classOf(err) != "transient" {
+			t.Errorf("results(%s) = %v, want a transient error with %q", answer, err, want)
+		}
+	}
+	events := one()
+	events[0].ID = "42"
+	errs, err := s.results([]byte(`{"results":[{"id":42,"error":"no"}]}`), events)
+	if err != nil || len(errs) != 1 || !relay.IsPermanent(errs[0]) {
+		t.Errorf("results by a number = %v, %v; want event 42 refused", errs, err)
 	}
 }
 
