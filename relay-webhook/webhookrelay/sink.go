@@ -225,7 +225,7 @@ func (s *sink) target(m *relay.Message) (*url.URL, error) {
 	}
 	text, err := s.cfg.URL.AppendEscaped(nil, m, escape)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("webhook_url: %w", err)
 	}
 	u, err := url.Parse(string(text))
 	if err != nil {
@@ -267,6 +267,10 @@ func (s *sink) endpoint() (u *url.URL, addr string, err error) {
 	}
 	return u, net.JoinHostPort(u.Hostname(), port), nil
 }
+
+// origin is what errors say of the URL. Path, query and user may hold a secret, and
+// errors are logged, stored and shown.
+func (s *sink) origin() string { return s.base.Scheme + "://" + s.base.Host }
 
 // Ping connects to the endpoint and sends nothing.
 func (s *sink) Ping(ctx context.Context) error {

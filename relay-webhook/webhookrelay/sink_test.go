@@ -551,6 +551,43 @@ func TestUserInfoAndDestination(t *testing.T) {
 	}
 }
 
+// Errors are logged, stored and shown; a token in the URL is not.
+func TestErrorsKeepTheURLsSecrets(t *testing.T) {
+	t.Parallel()
+	const token = "T0p-s3cr3t"
+	const path = "/hooks/" + token + "?key=" + token
+	repeat := func(space int) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(http.StatusNotFound)
+			_, _ = io.WriteString(w, strings.Repeat(" ", space)+"Cannot POST "+r.RequestURI)
+		}
+	}
+	abort := func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }
+	for name, tc := range map[string]struct {
+		url    string
+		config map[string]any
+		want   string
+	}{
+		"an answer":          {url: serve(t, answer(503)) + path, want: ": answer 503"},
+		"an answer to many":  {url: serve(t, answer(503)) + path, config: map[string]any{"mode": "batch"}, want: ": answer 503"},
+		"repeated by it":     {url: serve(t, repeat(0)) + path, want: "Cannot POST /hooks/…?key=…"},
+		"repeated and cut":   {url: serve(t, repeat(maxDetail-len("Cannot POST /hooks/T0p-s3cr"))) + path, want: `"Cannot POST /hooks/"`},
+		"no answer":          {url: serve(t, abort) + path, want: "EOF"},
+		"no answer, client":  {url: serve(t, abort) + path, config: map[string]any{"follow_redirects": true}, want: "EOF"},
+		"a field is missing": {url: serve(t, answer(200)) + path + "&id={row.nope}", want: `webhook_url: the row of outbox_orders:1:0 has no field "nope"`},
+		"of a header":        {url: serve(t, answer(200)) + path, config: map[string]any{"headers": map[string]string{"X-Token": token + "{row.nope}"}}, want: `webhook_headers.X-Token: the row of`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := openSink(t, strings.Replace(tc.url, "http://", "http://u:"+token+"@", 1), tc.config)
+			err := s.Publish(context.Background(), one())
+			if err == nil || strings.Contains(err.Error(), token[:4]) || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("Publish = %v, want an error with %q and without the token", err, tc.want)
+			}
+		})
+	}
+}
+
 func TestHeadersThatCannotTravel(t *testing.T) {
 	t.Parallel()
 	var got http.Header

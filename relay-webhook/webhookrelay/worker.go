@@ -22,6 +22,7 @@ import (
 const (
 	userAgent   = "pgtrickle-relay"
 	maxDetail   = 256      // bytes of an answer that an error quotes
+	minToken    = 8        // bytes; a shorter part of a URL is no secret
 	maxDrain    = 64 << 10 // bytes of an answer that are read so that its connection can be used again
 	maxResults  = 4 << 20  // bytes of the answer to a batch
 	maxTogether = 12 << 10 // bytes of a body that go in one write with its header
@@ -141,7 +142,7 @@ func (w *worker) addOwn(m *relay.Message) error {
 		text, err := tmpl.Append(w.text[:0], m)
 		w.text = text
 		if err != nil {
-			return err
+			return fmt.Errorf("webhook_headers.%s: %w", name, err)
 		}
 		if err := w.add(name, string(text)); err != nil {
 			return err
@@ -183,13 +184,13 @@ func (w *worker) post(ctx context.Context, u *url.URL, body []byte, limit int) (
 		w.header, w.values = nil, nil
 	}
 	if err != nil {
-		return nil, w.failed(ctx, u, err)
+		return nil, w.failed(ctx, err)
 	}
 	if status >= 200 && status < 300 {
 		return answer, nil
 	}
-	err = w.sink.classes.classify(status, excerpt(answer), delay)
-	return nil, fmt.Errorf("%s %s: %w", w.sink.cfg.Method, u.Redacted(), err)
+	err = w.sink.classes.classify(status, excerpt(hide(answer, u)), delay)
+	return nil, fmt.Errorf("%s %s: %w", w.sink.cfg.Method, w.sink.origin(), err)
 }
 
 func (w *worker) overWire(ctx context.Context, u *url.URL, body []byte, limit int) (status int, delay time.Duration, answer []byte, err error) {
@@ -250,7 +251,7 @@ func (w *worker) byTransport(ctx context.Context, u *url.URL, body []byte, limit
 }
 
 // failed ends a request that has no answer.
-func (w *worker) failed(ctx context.Context, u *url.URL, err error) error {
+func (w *worker) failed(ctx context.Context, err error) error {
 	timedOut := errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded) ||
 		(w.requests != nil && errors.Is(context.Cause(w.requests), errTimeout))
 	w.release() // the transport must let go of the body
@@ -261,11 +262,11 @@ func (w *worker) failed(ctx context.Context, u *url.URL, err error) error {
 	case timedOut:
 		err = fmt.Errorf("%w (%s)", errTimeout, w.sink.cfg.Timeout)
 	}
-	var wrapped *url.Error // the client says method and URL itself
+	var wrapped *url.Error // the client says method and URL itself, with all that is in it
 	if errors.As(err, &wrapped) {
 		err = wrapped.Err
 	}
-	return fmt.Errorf("%s %s: %w", w.sink.cfg.Method, u.Redacted(), err)
+	return fmt.Errorf("%s %s: %w", w.sink.cfg.Method, w.sink.origin(), err)
 }
 
 // prepare makes a context that the timer can cancel, for as many requests as
@@ -330,6 +331,22 @@ func (w *worker) read(body io.Reader, limit int) (answer []byte, whole bool, err
 	// Whether the rest comes is of no importance.
 	_, err = io.CopyN(io.Discard, body, maxDrain)
 	return w.answer[:limit], errors.Is(err, io.EOF), nil
+}
+
+// hide takes out of an answer what it repeats of the URL, in which a token may be:
+// many servers say what it is that they have not found.
+func hide(answer []byte, u *url.URL) []byte {
+	parts := bytes.FieldsFunc([]byte(u.RequestURI()), func(r rune) bool { return strings.ContainsRune("/?&=", r) })
+	for _, part := range parts {
+		if len(part) < minToken {
+			continue
+		}
+		answer = bytes.ReplaceAll(answer, part, []byte("…"))
+		for n := len(part) - 1; n >= minToken/2; n-- { // the answer may be cut off within it
+			answer = bytes.TrimSuffix(answer, part[:n])
+		}
+	}
+	return answer
 }
 
 func excerpt(answer []byte) string {
