@@ -114,7 +114,7 @@ type sourceConfig struct {
 	Bind            string            `json:"bind" relay:"alias=listen_addr" doc:"Address to listen on. Pipelines of one process share it."`
 	Path            string            `json:"path" doc:"Path that belongs to this pipeline."`
 	MaxBody         relaycfg.Size     `json:"max_body" relay:"min=1,alias=max_body_bytes" doc:"Largest body; a larger one is answered with 413."`
-	MaxPending      relaycfg.Size     `json:"max_pending" relay:"min=1" doc:"Bytes of bodies that may wait for the inbox; beyond it requests are answered with 429."`
+	MaxPending      relaycfg.Size     `json:"max_pending" relay:"min=1" doc:"Bytes that may wait for the inbox, bodies and 1 KiB for each event; beyond it requests are answered with 429."`
 	Auth            string            `json:"auth" relay:"enum=none|bearer|hmac|standard-webhooks|github|stripe" doc:"How a request proves where it comes from."`
 	Secret          relaycfg.Secrets  `json:"secret" relay:"alias=auth_value" doc:"Secrets or tokens of auth; any of several will do."`
 	AuthHeader      string            `json:"auth_header" doc:"Header that carries the token of auth bearer."`
@@ -159,8 +159,8 @@ func (c *sourceConfig) Validate() (err error) {
 		return relaycfg.Errorf("tls_cert", "goes together with tls_key: set both or none")
 	case c.ClientCA != "" && c.TLSCert == "":
 		return relaycfg.Errorf("client_ca", "needs tls_cert and tls_key: without TLS a client shows no certificate")
-	case c.MaxPending < c.MaxBody:
-		return relaycfg.Errorf("max_pending", "is %d bytes, less than max_body with %d: the largest body would never be taken", c.MaxPending, c.MaxBody)
+	case c.MaxPending < c.MaxBody+eventOverhead:
+		return relaycfg.Errorf("max_pending", "is %d bytes; must be at least %d, max_body and 1 KiB, or the largest body would never be taken", c.MaxPending, c.MaxBody+eventOverhead)
 	case !validName(c.AuthHeader):
 		return relaycfg.Errorf("auth_header", "is not a valid name of a header")
 	case !validName(c.SignatureHeader):

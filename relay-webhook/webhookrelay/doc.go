@@ -93,7 +93,8 @@
 //	bind              0.0.0.0:8080         address to listen on (also: listen_addr); pipelines of a process share it
 //	path              /events              path that belongs to this pipeline
 //	max_body          1 MiB                largest body (also: max_body_bytes)
-//	max_pending       16 MiB               bytes that may wait for the inbox before requests get 429
+//	max_pending       16 MiB               bytes that may wait for the inbox, bodies and 1 KiB for each event, before
+//	                                       requests get 429; at least 1 KiB more than max_body
 //	auth              none                 none, bearer, hmac, standard-webhooks, github or stripe; see below
 //	secret            required by auth     one or, for rotation, several (also: auth_value)
 //	auth_header       Authorization        auth bearer: header with the token, with or without "Bearer "
@@ -148,7 +149,7 @@
 //	404     no pipeline has this path
 //	405     neither POST nor PUT
 //	409     an event with the same id and another body is on its way
-//	413     larger than max_body
+//	413     larger than max_body, or a batch of so many events that max_pending never has room for it
 //	415     a form, or a Content-Encoding
 //	429     max_pending is reached: the inbox does not keep up; Retry-After is set
 //	503     the pipeline stops or restarts, or the inbox took longer than ack_timeout; Retry-After is set

@@ -20,7 +20,8 @@ var errNoID = errors.New("the event has no id: send it in webhook-id or Idempote
 // messages makes the events of one request.
 func (s *source) messages(h http.Header, mediaType string, body []byte) ([]relay.Message, error) {
 	isJSON := mediaType == "application/json" || strings.HasSuffix(mediaType, "+json")
-	if isJSON && !json.Valid(body) {
+	batch := s.isBatch(body)
+	if isJSON && !batch && !json.Valid(body) {
 		return nil, errors.New("the body is not JSON")
 	}
 	m := relay.Message{Op: relay.OpEvent, Body: body, Origin: "webhook:" + s.cfg.Path, Subject: strings.TrimPrefix(s.cfg.Path, "/"), Time: time.Now()}
@@ -36,13 +37,42 @@ func (s *source) messages(h http.Header, mediaType string, body []byte) ([]relay
 	if event := h.Get("X-Github-Event"); event != "" && s.cfg.Auth == authGitHub {
 		m.Subject = event
 	}
-	if trimmed := bytes.TrimLeft(body, " \t\r\n"); s.cfg.SplitArrays && len(trimmed) > 0 && trimmed[0] == '[' && json.Valid(body) {
+	if batch {
 		return s.split(&m, mediaType, body)
 	}
 	if err := s.complete(&m); err != nil {
 		return nil, err
 	}
 	return []relay.Message{m}, nil
+}
+
+// isBatch reports whether the elements of the body are events.
+func (s *source) isBatch(body []byte) bool {
+	return s.cfg.SplitArrays && bytes.HasPrefix(bytes.TrimLeft(body, " \t\r\n"), []byte("[")) && json.Valid(body)
+}
+
+// count returns how many events messages makes of a body.
+func (s *source) count(body []byte) int {
+	if !s.isBatch(body) {
+		return 1
+	}
+	n, depth, quoted := 1, 0, false
+	for i := 0; i < len(body); i++ {
+		switch c := body[i]; {
+		case quoted && c == '\\':
+			i++
+		case c == '"':
+			quoted = !quoted
+		case quoted:
+		case c == '[' || c == '{':
+			depth++
+		case c == ']' || c == '}':
+			depth--
+		case c == ',' && depth == 1:
+			n++
+		}
+	}
+	return n
 }
 
 // requestID is the id that the headers give. Where the sender signs an id, no

@@ -75,57 +75,66 @@ func (s *source) take(w http.ResponseWriter, r *http.Request) (int, error) {
 		}
 		return 0, &refusal{http.StatusUnauthorized, "the token is missing or wrong"}
 	}
-	body, reserved, err := s.read(w, r)
+	body, err := s.read(w, r)
 	if err != nil {
 		return 0, err
 	}
 	items, err := s.accept(r, mediaType, body)
-	s.unreserve(reserved) // accept has reserved what it took
+	s.unreserve(int64(len(body))) // accept has reserved what it took
 	if err != nil {
 		return 0, err
 	}
 	return len(items), s.wait(r.Context(), items)
 }
 
-// read returns the body, having reserved what it may take.
-func (s *source) read(w http.ResponseWriter, r *http.Request) (body []byte, reserved int64, err error) {
+// read returns the body, and has reserved its bytes.
+func (s *source) read(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	limit := int64(s.cfg.MaxBody)
 	tooLarge := &refusal{http.StatusRequestEntityTooLarge, "the body is larger than " + strconv.FormatInt(limit, 10) + " bytes"}
-	reserved = limit
-	if r.ContentLength > limit {
-		return nil, 0, tooLarge
+	size := limit
+	switch {
+	case r.ContentLength > limit:
+		return nil, tooLarge
+	case r.ContentLength >= 0:
+		size = r.ContentLength
 	}
-	if r.ContentLength >= 0 {
-		reserved = r.ContentLength
-		body = make([]byte, 0, r.ContentLength+1) // one more, so that the end is seen without growing
+	body, err := s.readAll(http.MaxBytesReader(w, r.Body, limit), size)
+	var maxErr *http.MaxBytesError
+	if errors.As(err, &maxErr) {
+		return nil, tooLarge
 	}
-	if err := s.reserve(reserved); err != nil {
-		return nil, 0, err
-	}
-	body, err = readAll(http.MaxBytesReader(w, r.Body, limit), body)
-	if err != nil {
-		s.unreserve(reserved)
-		var maxErr *http.MaxBytesError
-		if errors.As(err, &maxErr) {
-			return nil, 0, tooLarge
-		}
-		return nil, 0, err
-	}
-	return body, reserved, nil
+	return body, err
 }
 
-func readAll(from io.Reader, into []byte) ([]byte, error) {
-	for {
-		if len(into) == cap(into) {
-			into = append(into, 0)[:len(into)]
-		}
-		n, err := from.Read(into[len(into):cap(into)])
-		into = into[:len(into)+n]
-		if errors.Is(err, io.EOF) {
-			return into, nil
-		}
+// firstRead is how many bytes of a body there is room for before any has come.
+const firstRead = 4 << 10
+
+// readAll reads a body of size bytes at the most. Room is reserved for what has
+// arrived, and made for twice as much: who announces a body and does not send it,
+// which takes no secret, holds nothing that others could need.
+func (s *source) readAll(from io.Reader, size int64) (body []byte, err error) {
+	defer func() {
 		if err != nil {
-			return nil, err
+			s.unreserve(int64(len(body)))
+			body = nil
+		}
+	}()
+	most := int(size) + 1 // so that the end is seen without growing
+	body = make([]byte, 0, min(most, firstRead))
+	for {
+		if len(body) == cap(body) {
+			body = append(make([]byte, 0, min(most, 2*cap(body))), body...)
+		}
+		n, err := from.Read(body[len(body):cap(body)])
+		if full := s.reserve(int64(n)); full != nil {
+			return body, full
+		}
+		body = body[:len(body)+n]
+		switch {
+		case errors.Is(err, io.EOF):
+			return body, nil
+		case err != nil:
+			return body, err
 		}
 	}
 }
@@ -135,6 +144,15 @@ func (s *source) accept(r *http.Request, mediaType string, body []byte) ([]*item
 	if !s.verify.after(r.Header, body) {
 		return nil, &refusal{http.StatusUnauthorized, "the signature is missing, wrong or too old"}
 	}
+	n := s.count(body)
+	room := int64(n) * eventOverhead
+	if int64(len(body))+room > int64(s.cfg.MaxPending) {
+		return nil, &refusal{http.StatusRequestEntityTooLarge, "max_pending has no room for a batch of " + strconv.Itoa(n) + " events; send fewer at a time"}
+	}
+	if err := s.reserve(room); err != nil {
+		return nil, err
+	}
+	defer s.unreserve(room) // enqueue reserves for what it takes
 	messages, err := s.messages(r.Header, mediaType, body)
 	if err != nil {
 		return nil, &refusal{http.StatusBadRequest, err.Error()}

@@ -27,8 +27,13 @@ type source struct {
 	closed   bool
 	queue    []*item          // not yet received
 	inFlight map[string]*item // not yet acknowledged, by id
-	reserved int64            // bytes of bodies being read or in flight
+	reserved int64            // bytes of bodies being read and of events in flight
 }
+
+// eventOverhead is about what an event takes beside its body: the message, its
+// item, its places in the queue and among those in flight, and the channel that
+// its request waits on. A body of small events is the least part of what they take.
+const eventOverhead = 1 << 10
 
 // item is one event on its way. More than one request may wait for it, when a
 // sender repeats itself.
@@ -134,7 +139,7 @@ var (
 	errConflict = errors.New("an event with this id and another body is on its way")
 )
 
-// reserve makes room for a body before it is read.
+// reserve makes room for bytes that have come or are about to be taken.
 func (s *source) reserve(size int64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -170,7 +175,7 @@ func (s *source) enqueue(messages []relay.Message) ([]*item, error) {
 	for i := range messages {
 		it := s.inFlight[messages[i].ID]
 		if it == nil {
-			it = &item{message: messages[i], size: int64(len(messages[i].Body)), done: make(chan struct{})}
+			it = &item{message: messages[i], size: int64(len(messages[i].Body)) + eventOverhead, done: make(chan struct{})}
 			s.inFlight[it.message.ID] = it
 			s.queue = append(s.queue, it)
 			s.reserved += it.size

@@ -290,7 +290,7 @@ func TestConflictFullSlowAndStopping(t *testing.T) {
 	t.Parallel()
 	bind := freeAddr(t)
 	b := Backend()
-	src := openSource(t, b, map[string]any{"bind": bind, "max_body": 10, "max_pending": 15, "ack_timeout": "200ms"})
+	src := openSource(t, b, map[string]any{"bind": bind, "max_body": 10, "max_pending": 2*eventOverhead + 16, "ack_timeout": "200ms"})
 	other := openSource(t, b, map[string]any{"bind": bind, "path": "/other"})
 	url := "http://" + bind + "/events"
 	first := make(chan int, 1)
@@ -330,6 +330,80 @@ func TestConflictFullSlowAndStopping(t *testing.T) {
 	if status, _, _ := send(t, "POST", "http://"+bind+"/other", map[string]string{"Idempotency-Key": "w"}, `1`); status != http.StatusServiceUnavailable {
 		t.Errorf("a request just after its pipeline has stopped = %d, want 503", status)
 	}
+}
+
+// What small events take is mostly not their bodies: a MiB of them would be half a
+// million.
+func TestSmallEventsAreCounted(t *testing.T) {
+	t.Parallel()
+	bind := freeAddr(t)
+	src := openSource(t, Backend(), map[string]any{"bind": bind, "max_body": 16 << 10, "max_pending": 64 << 10}).(*source)
+	post := func(id string, n int) int {
+		status, _, _ := send(t, "POST", "http://"+bind+"/events", map[string]string{"Idempotency-Key": id}, "[1"+strings.Repeat(",1", n-1)+"]")
+		return status
+	}
+	if status := post("a", 64); status != http.StatusRequestEntityTooLarge {
+		t.Fatalf("a batch for which there is never room = %d, want 413", status)
+	}
+	first := make(chan int, 1)
+	go func() { first <- post("b", 40) }()
+	got, err := src.Receive(context.Background(), 100)
+	if err != nil || len(got) != 40 {
+		t.Fatalf("Receive = %d events, %v; want 40", len(got), err)
+	}
+	if status := post("c", 40); status != http.StatusTooManyRequests {
+		t.Errorf("a batch for which there is no room now = %d, want 429", status)
+	}
+	if err := src.Ack(context.Background(), got); err != nil {
+		t.Fatal(err)
+	}
+	if status := <-first; status != http.StatusOK {
+		t.Errorf("the first batch = %d, want 200", status)
+	}
+	holds(t, src, 0)
+}
+
+// Anybody can announce a body, and hold the connection for a minute.
+func TestAnnouncedBodiesTakeNoRoom(t *testing.T) {
+	t.Parallel()
+	bind := freeAddr(t)
+	src := openSource(t, Backend(), map[string]any{"bind": bind, "auth": "github", "secret": "s", "max_body": 16 << 10, "max_pending": 32 << 10}).(*source)
+	begin := func(body string) net.Conn {
+		conn, err := net.Dial("tcp", bind)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+		if _, err := fmt.Fprintf(conn, "POST /events HTTP/1.1\r\nHost: h\r\nContent-Length: 16384\r\n\r\n%s", body); err != nil {
+			t.Fatal(err)
+		}
+		return conn
+	}
+	for range 10 {
+		begin("")
+	}
+	half := begin(strings.Repeat("x", 10_000))
+	holds(t, src, 10_000)
+	if status, answer, _ := send(t, "POST", "http://"+bind+"/events", nil, "{}"); status != http.StatusUnauthorized {
+		t.Errorf("a request beside idle ones = %d %s, want 401", status, answer)
+	}
+	_ = half.Close()
+	holds(t, src, 0)
+}
+
+// holds waits until src accounts for so many bytes.
+func holds(t *testing.T, src *source, want int64) {
+	t.Helper()
+	var got int64
+	for end := time.Now().Add(relaytest.Patience()); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		src.mu.Lock()
+		got = src.reserved
+		src.mu.Unlock()
+		if got == want {
+			return
+		}
+	}
+	t.Errorf("%d bytes are accounted for, want %d", got, want)
 }
 
 func TestSharedListener(t *testing.T) {
@@ -504,7 +578,7 @@ func FuzzVerify(f *testing.F) {
 // Whatever the body, its events have distinct ids and their bodies are JSON
 // parts of it, or the request is refused.
 func FuzzMessages(f *testing.F) {
-	for _, body := range []string{`{"dedup_key":"a"}`, `[{"dedup_key":"a"},1]`, `[`, ``, `[[]]`, "\x00", `{"specversion":1,"id":"x"}`} {
+	for _, body := range []string{`{"dedup_key":"a"}`, `[{"dedup_key":"a"},1]`, `[`, ``, `[[]]`, "\x00", `{"specversion":1,"id":"x"}`, `[{"a":[1,2],"b":"]\",["}, [3,4] ,"\\\\"]`} {
 		f.Add("b", "application/json", body)
 		f.Add("", "", body)
 	}
@@ -524,8 +598,8 @@ func FuzzMessages(f *testing.F) {
 				t.Fatalf("event %q of %q is not JSON", m.Body, body)
 			}
 		}
-		if len(got) == 0 {
-			t.Fatalf("no event in %q and no error", body)
+		if n := s.count([]byte(body)); len(got) == 0 || len(got) != n {
+			t.Fatalf("%d events in %q, counted %d, and no error", len(got), body, n)
 		}
 	})
 }
