@@ -1,9 +1,9 @@
 package stdoutrelay
 
 import (
+	"bufio"
 	"bytes"
 	"context"
-	"encoding/csv"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -303,7 +303,8 @@ func (p position) is(path string) bool {
 	return err == nil && crc32.ChecksumIEEE(head) == p.Head
 }
 
-// readIDs calls seen with the id of each message in the file from offset on.
+// readIDs calls seen with the id of each message in the file from offset on. It
+// goes line by line, so that a stranger's line hides nothing but itself.
 func (s *file) readIDs(ctx context.Context, path string, offset int64, seen func(id string)) error {
 	f, err := os.Open(path)
 	if err != nil {
@@ -313,21 +314,52 @@ func (s *file) readIDs(ctx context.Context, path string, offset int64, seen func
 	if _, err := f.Seek(offset, io.SeekStart); err != nil {
 		return err
 	}
+	read := (&jsonIDs{seen: seen}).line
 	if s.cfg.Format == "csv" {
-		return readCSV(ctx, f, seen)
+		read = func(line []byte) { csvID(line, seen) }
 	}
-	dec := json.NewDecoder(f)
-	for ctx.Err() == nil {
-		var body json.RawMessage
-		switch err := dec.Decode(&body); {
-		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+	for in := bufio.NewReaderSize(f, 64<<10); ctx.Err() == nil; {
+		line, err := in.ReadBytes('\n')
+		read(bytes.TrimRight(line, "\r\n"))
+		if errors.Is(err, io.EOF) {
 			return nil
-		case err != nil:
-			// A stranger's line. Go on behind it.
-			if dec, err = nextLine(f, dec); err != nil {
-				return nil //nolint:nilerr // the file ends with it
-			}
-			continue
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
+}
+
+// jsonIDs finds ids in JSON values, each on a line or indented over several.
+type jsonIDs struct {
+	seen  func(id string)
+	value []byte // the beginning of an indented one
+}
+
+func (j *jsonIDs) line(line []byte) {
+	begun := len(j.value) > 0
+	switch {
+	case string(line) == "{", string(line) == "[":
+		j.value = append(j.value[:0], line...)
+	case begun && len(line) > 0 && line[0] == ' ':
+		j.value = append(j.value, line...)
+	case begun && len(line) > 0 && (line[0] == '}' || line[0] == ']'):
+		j.values(append(j.value, line...))
+		j.value = j.value[:0]
+	default:
+		j.value = j.value[:0]
+		j.values(line)
+	}
+}
+
+// values takes as many values from text as there are: a stranger may have left
+// out the line's end behind one of its own.
+func (j *jsonIDs) values(text []byte) {
+	for dec := json.NewDecoder(bytes.NewReader(text)); ; {
+		var body json.RawMessage
+		if dec.Decode(&body) != nil {
+			return
 		}
 		var m struct {
 			DedupKey string `json:"dedup_key"`
@@ -338,45 +370,35 @@ func (s *file) readIDs(ctx context.Context, path string, offset int64, seen func
 			continue
 		}
 		if m.DedupKey != "" {
-			seen(m.DedupKey)
+			j.seen(m.DedupKey)
 		} else if m.Spec != "" && m.ID != "" {
-			seen(m.ID)
-		}
-	}
-	return ctx.Err()
-}
-
-// nextLine returns a decoder behind the line at which dec failed.
-func nextLine(f *os.File, dec *json.Decoder) (*json.Decoder, error) {
-	rest := io.MultiReader(dec.Buffered(), f)
-	var one [1]byte
-	for {
-		if _, err := io.ReadFull(rest, one[:]); err != nil {
-			return nil, err
-		}
-		if one[0] == '\n' {
-			return json.NewDecoder(rest), nil
+			j.seen(m.ID)
 		}
 	}
 }
 
-func readCSV(ctx context.Context, r io.Reader, seen func(id string)) error {
-	rows := csv.NewReader(r)
-	rows.FieldsPerRecord = -1
-	rows.LazyQuotes = true
-	rows.ReuseRecord = true
-	for ctx.Err() == nil {
-		row, err := rows.Read()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err == nil && len(row) > 0 && !bytes.Equal([]byte(row[0]), []byte("dedup_key")) {
-			seen(row[0])
-		}
-		var syntax *csv.ParseError
-		if err != nil && !errors.As(err, &syntax) {
-			return err
-		}
+// csvID finds the id in a line as [appendCSV] writes it. A reader of CSV would
+// take a quote that a stranger has left open for the beginning of many lines.
+func csvID(line []byte, seen func(id string)) {
+	if id := firstField(line); id != "" && id != "dedup_key" {
+		seen(id)
 	}
-	return ctx.Err()
+}
+
+// firstField undoes [appendField]; of a line that it did not write it may return
+// anything.
+func firstField(line []byte) string {
+	if len(line) == 0 || line[0] != '"' {
+		field, _, _ := bytes.Cut(line, []byte{','})
+		return string(field)
+	}
+	var field []byte
+	for rest := line[1:]; ; {
+		text, behind, closed := bytes.Cut(rest, []byte{'"'})
+		field = append(field, text...)
+		if !closed || len(behind) == 0 || behind[0] != '"' {
+			return string(field)
+		}
+		field, rest = append(field, '"'), behind[1:]
+	}
 }

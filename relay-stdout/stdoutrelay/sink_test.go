@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -144,6 +145,57 @@ func TestResumeThroughRotation(t *testing.T) {
 	want := []string{"10", "11", "12", "13", "14", "15", "16", "17", "18", "19"}
 	if !slices.Equal(got, want) {
 		t.Errorf("Resume(%s) saw %v, want %v", at, got, want)
+	}
+}
+
+// A stranger's line hides no id but its own, wherever the reader's buffer ends.
+func TestResumeBetweenStrangers(t *testing.T) {
+	t.Parallel()
+	strangers := map[string][]string{
+		"jsonl":       {"hello", "{", "[1,", `{"dedup_key":`, "", "   ", `"open`},
+		"json_pretty": {"hello", "{", "}", "[1,", "", `"whole"`},
+		"csv":         {"hello", `"open`, `a "b" c`, "", `""`, `",`},
+	}
+	for format, lines := range strangers {
+		t.Run(format, func(t *testing.T) {
+			t.Parallel()
+			path := filepath.Join(t.TempDir(), "out")
+			s := openFile(t, sinkConfig{Format: format, Path: path})
+			at, err := s.Position(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			var want []string
+			for n := range 400 {
+				m := event(n, fmt.Sprintf(`{"dedup_key":"%d","payload":"%s"}`, n, strings.Repeat("x", n*37%3000)))
+				m.ID = strconv.Itoa(n)
+				if n%10 == 3 {
+					m.ID = `a, "quoted" id ` + m.ID
+					m.Body = fmt.Appendf(nil, `{"dedup_key":%q}`, m.ID)
+				}
+				if err := s.Publish(t.Context(), []relay.Message{m}); err != nil {
+					t.Fatal(err)
+				}
+				want = append(want, m.ID)
+				for range n % 3 { // one behind the other, too
+					appendTo(t, path, []byte(strings.Repeat("z", n*53%700)+lines[n%len(lines)]+"\n"))
+				}
+				appendTo(t, path, []byte(lines[n%len(lines)]+"\n"))
+			}
+			ours := make(map[string]bool, len(want))
+			for _, id := range want {
+				ours[id] = true
+			}
+			var got []string
+			err = openFile(t, sinkConfig{Format: format, Path: path}).Resume(t.Context(), at, func(id string) {
+				if ours[id] {
+					got = append(got, id)
+				}
+			})
+			if err != nil || !slices.Equal(got, want) {
+				t.Errorf("Resume saw %d of %d ids, %v", len(got), len(want), err)
+			}
+		})
 	}
 }
 
