@@ -245,9 +245,12 @@ func (s *tailed) read(limit int) ([]relay.Message, error) {
 				continue
 			}
 		} else if err != nil {
+			if len(batch) > 0 {
+				return batch, nil // what comes with an error is not delivered; the next call meets it
+			}
 			_ = s.f.Close()
 			s.f = nil
-			return batch, fmt.Errorf("read %s: %w", s.cfg.Path, err)
+			return nil, fmt.Errorf("read %s: %w", s.cfg.Path, err)
 		}
 		start := s.at
 		s.at.Offset += int64(length)

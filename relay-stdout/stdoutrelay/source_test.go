@@ -1,12 +1,15 @@
 package stdoutrelay
 
 import (
+	"bufio"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"testing/iotest"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
@@ -102,6 +105,40 @@ func TestUnfinishedLineIsWaitedFor(t *testing.T) {
 	appendTo(t, path, []byte("2}\n"))
 	if got := receive(t, s, 1); string(got[0].Body) != `{"a":2}` || got[0].ID != "file:in:2" {
 		t.Errorf("received %s %q, want the line as a whole", got[0].ID, got[0].Body)
+	}
+}
+
+// Lines that were read before an error are delivered before it is reported.
+func TestReadError(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "in")
+	appendTo(t, path, []byte("1\n2\n3\n4\n"))
+	s := openTailed(t, sourceConfig{Path: path, Follow: true, MaxLine: 100}, relay.Checkpoint{})
+	bad := errors.New("input/output error")
+	s.lines.in = bufio.NewReader(io.MultiReader(strings.NewReader("1\n2\n3"), iotest.ErrReader(bad)))
+	var got []relay.Message
+	var failures int
+	for len(got) < 4 {
+		batch, err := s.Receive(withTimeout(t), 10)
+		if err != nil && len(batch) > 0 {
+			t.Fatalf("Receive = %d messages and %v, want one or the other", len(batch), err)
+		}
+		if err != nil {
+			if failures++; failures > 1 || !errors.Is(err, bad) {
+				t.Fatalf("Receive = %v, want %v once", err, bad)
+			}
+		}
+		got = append(got, batch...)
+	}
+	if want := []string{"file:in:0", "file:in:2", "file:in:4", "file:in:6"}; failures != 1 || !slices.Equal(ids(got), want) {
+		t.Errorf("%d failures, ids = %v, want %v", failures, ids(got), want)
+	}
+	at, err := s.Checkpoint(got)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := `"offset":8`; !strings.Contains(string(at.State), want) {
+		t.Errorf("checkpoint = %s, want %s", at.State, want)
 	}
 }
 
