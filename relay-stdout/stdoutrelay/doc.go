@@ -55,11 +55,19 @@
 //	origin   file:NAME or stdin
 //
 // Where a file has been read up to is kept in the pipeline's cursor, together
-// with the file's inode, and written in one transaction with dead letters; after
-// a crash the lines behind it are read again, and the inbox knows their ids. A
-// followed file is read to its end after it has been renamed to path.1, then
-// path.2 and so on, also while the relay was down. Without follow the pipeline
-// idles at the end of the file.
+// with the file's inode and a checksum of its first bytes, and written in one
+// transaction with dead letters; after a crash the lines behind it are read again,
+// and the inbox knows their ids. Without follow the pipeline idles at the end of
+// the file.
+//
+// A followed file is read to its end after it has been renamed to path.1, then
+// path.2 and so on, also while the relay was down. It is left two seconds after
+// both the next file has been written to and nothing more has come into it, so
+// that writers have time to open the next one; at once where that has been renamed
+// too. Where rotation has deleted the file before it was left, the oldest file
+// that was written to since comes next, and the log warns of what is lost. A file
+// that was emptied while the relay was down (copytruncate) counts as deleted: its
+// copy is read from the beginning.
 //
 // Standard input cannot be read twice. A reloaded pipeline loses nothing of it,
 // but what was read and not stored when the process dies is lost.

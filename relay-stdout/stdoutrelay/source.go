@@ -6,21 +6,33 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strconv"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
-var errSourceClosed = errors.New("the source is closed")
+var (
+	errSourceClosed = errors.New("the source is closed")
+	errMoved        = errors.New("rotation has just put another file there")
+)
 
 // followEvery is how often a followed file is looked at while nothing comes.
 const followEvery = 100 * time.Millisecond
+
+// reopenWithin is how long a renamed file must have been quiet before it is left,
+// counted from when the next one is written to. logrotate renames a file, creates
+// an empty one and only then tells the writer, and of several processes that write
+// to it some open the new one later than others; a second is what is commonly
+// allowed them.
+const reopenWithin = 2 * time.Second
 
 // lines cuts what it reads into lines, in a buffer that grows to the longest.
 type lines struct {
@@ -48,9 +60,12 @@ func (l *lines) next() (line []byte, length int, err error) {
 	}
 }
 
+// held is the length of what there is of the present line.
+func (l *lines) held() int { return len(l.line) + l.over }
+
 // take returns what there is of the present line.
 func (l *lines) take() (line []byte, length int) {
-	line, length = l.line, len(l.line)+l.over
+	line, length = l.line, l.held()
 	l.line, l.over = nil, 0
 	if n := len(line); n > 0 && line[n-1] == '\n' {
 		line = line[:n-1]
@@ -71,12 +86,16 @@ func (l *lines) message(id, origin string, line []byte, length int) relay.Messag
 }
 
 // mark is the checkpoint of a file: the next byte to read, and of which file.
-// generation counts the files that path has led to, so that the same offset of
-// two of them makes two ids.
+// The file is known by its inode and by how it begins, as in [position]; marks of
+// old have the inode alone. generation counts the files that path has led to, so
+// that the same offset of two of them makes two ids.
 type mark struct {
 	Inode      uint64 `json:"inode"`
 	Offset     int64  `json:"offset"`
 	Generation int    `json:"generation,omitempty"`
+	Head       uint32 `json:"head,omitempty"`
+	HeadLength int    `json:"head_length,omitempty"`
+	Modified   int64  `json:"modified,omitempty"` // when it was last seen written to, in nanoseconds since 1970
 }
 
 type tailed struct {
@@ -90,6 +109,7 @@ type tailed struct {
 	lines lines
 	at    mark // of the next line
 	eof   bool // without follow: all is read
+	quiet quiet
 
 	mu      sync.Mutex // Receive and Checkpoint overlap
 	pending []line     // received and not settled, in order
@@ -112,60 +132,171 @@ func newFile(cfg sourceConfig, env relay.Env) (*tailed, error) {
 		}
 	}
 	s.settled = s.at
-	if err := s.open(); err != nil && (!cfg.Follow || !errors.Is(err, os.ErrNotExist)) {
+	if err := s.open(); err != nil && !s.awaits(err) {
 		return nil, err
 	}
 	return s, nil
 }
 
+// awaits reports whether err is about a file that will come.
+func (s *tailed) awaits(err error) bool {
+	return s.cfg.Follow && (errors.Is(err, os.ErrNotExist) || errors.Is(err, errMoved))
+}
+
 // open opens the file of s.at, under whatever name rotation has given it, or,
 // where that is gone, the oldest that cannot have been read.
 func (s *tailed) open() error {
-	path := s.cfg.Path
-	if s.at.Inode != 0 {
-		if n := s.find(s.at.Inode); n >= 0 {
-			path = rotated(s.cfg.Path, n)
-		} else {
-			s.log.Warn("the file that was being read is gone; beginning with the one that has its name", "path", path)
-			s.at = mark{Generation: s.at.Generation + 1}
-		}
+	if s.at.Inode == 0 {
+		return s.openAt(candidate{}, s.at)
 	}
-	return s.openAt(path)
+	if c := s.find(s.at); c.info != nil {
+		return s.openAt(c, s.at)
+	}
+	var c candidate
+	if s.cfg.Follow {
+		c = s.oldestSince(s.at.Modified)
+	}
+	gone := s.at
+	if err := s.openAt(c, mark{Generation: gone.Generation + 1}); err != nil {
+		return err
+	}
+	s.log.Warn("the file that was being read is gone or was emptied; whatever it held behind offset, and files between it and path, are lost; "+
+		"going on with path, the oldest file that was written to since", "path", rotated(s.cfg.Path, c.n), "inode", gone.Inode, "offset", gone.Offset)
+	return nil
 }
 
-func (s *tailed) openAt(path string) error {
-	f, err := os.Open(path)
+// openAt opens a file to read on from at. Where rotation has put another one in
+// the place of the one that was found, the caller has to look again; without info
+// any will do.
+func (s *tailed) openAt(c candidate, at mark) error {
+	path := rotated(s.cfg.Path, c.n)
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe would wait for a writer
 	if err != nil {
 		return classifySource(fmt.Errorf("open %s: %w", path, err), s.cfg.Follow)
 	}
 	info, err := f.Stat()
-	if err == nil && !info.Mode().IsRegular() {
+	switch {
+	case err != nil:
+	case !info.Mode().IsRegular():
 		err = relay.Fatal(fmt.Errorf("%s is not a regular file; feed a pipe through standard input", path))
-	}
-	if err == nil {
-		if s.at.Inode != 0 && info.Size() < s.at.Offset { // emptied in place
-			s.at.Offset = 0
-			s.at.Generation++
-		}
-		_, err = f.Seek(s.at.Offset, io.SeekStart)
+	case c.info != nil && !os.SameFile(info, c.info):
+		err = errMoved
+	default:
+		_, err = f.Seek(at.Offset, io.SeekStart)
 	}
 	if err != nil {
 		_ = f.Close()
 		return fmt.Errorf("open %s: %w", path, err)
 	}
-	s.at.Inode = inode(info)
-	s.f, s.lines = f, lines{in: bufio.NewReaderSize(f, 256<<10), max: int(s.cfg.MaxLine)}
+	if s.f != nil {
+		_ = s.f.Close()
+	}
+	at.Inode = inode(info)
+	s.f, s.at, s.quiet = f, at, quiet{}
+	s.lines = lines{in: bufio.NewReaderSize(f, 256<<10), max: int(s.cfg.MaxLine)}
 	return nil
 }
 
-// find returns n where path.n is the file with the inode, 0 for path, -1 for none.
-func (s *tailed) find(id uint64) int {
-	for n := 0; n == 0 || exists(rotated(s.cfg.Path, n)); n++ {
-		if info, err := os.Stat(rotated(s.cfg.Path, n)); err == nil && inode(info) == id {
-			return n
+// is reports whether the file at path is the one that m was made of, and holds
+// what was read of it. A deleted file's inode is soon given to another one.
+func (m mark) is(path string, info os.FileInfo) bool {
+	if inode(info) != m.Inode || info.Size() < m.Offset {
+		return false
+	}
+	if m.HeadLength == 0 {
+		return true
+	}
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return false
+	}
+	defer f.Close() //nolint:errcheck // opened for reading
+	head := make([]byte, m.HeadLength)
+	_, err = io.ReadFull(f, head)
+	return err == nil && crc32.ChecksumIEEE(head) == m.Head
+}
+
+// note takes down what tells the open file from another one.
+func (s *tailed) note() error {
+	info, err := s.f.Stat()
+	if err != nil {
+		return fmt.Errorf("read %s: %w", s.cfg.Path, err)
+	}
+	s.at.Modified = info.ModTime().UnixNano()
+	length := min(info.Size(), headSize)
+	if int64(s.at.HeadLength) >= length {
+		return nil
+	}
+	head := make([]byte, length)
+	if _, err := io.ReadFull(io.NewSectionReader(s.f, 0, length), head); err != nil {
+		return fmt.Errorf("read %s: %w", s.cfg.Path, err)
+	}
+	s.at.Head, s.at.HeadLength = crc32.ChecksumIEEE(head), int(length)
+	return nil
+}
+
+// each calls do with path, path.1, path.2 and so on, those that exist, until it
+// returns false. Rotation renames the last one first, so that there is one gap at
+// most, and a file that is renamed meanwhile is met again but never missed.
+func (s *tailed) each(do func(n int, info os.FileInfo) bool) {
+	for n, missing := 0, 0; missing < 2; n++ {
+		info, err := os.Stat(rotated(s.cfg.Path, n))
+		switch {
+		case err == nil:
+			missing = 0
+		case n > 0:
+			missing++
+		}
+		if err == nil && (n == 0 || info.Mode().IsRegular()) && !do(n, info) {
+			return
 		}
 	}
-	return -1
+}
+
+// candidate is a file that was found at path.n; info is nil where there was none.
+type candidate struct {
+	n    int
+	info os.FileInfo
+}
+
+// find returns the file that m was made of.
+func (s *tailed) find(m mark) (c candidate) {
+	s.each(func(n int, info os.FileInfo) bool {
+		if m.is(rotated(s.cfg.Path, n), info) {
+			c = candidate{n, info}
+		}
+		return c.info == nil
+	})
+	return c
+}
+
+// oldestSince returns the oldest file that was written to since then. One that was
+// last written to in the same tick of the clock counts: better a line twice than
+// not at all.
+func (s *tailed) oldestSince(modified int64) (c candidate) {
+	s.each(func(n int, info os.FileInfo) bool {
+		if info.ModTime().UnixNano() >= modified {
+			c = candidate{n, info}
+		}
+		return true
+	})
+	return c
+}
+
+// after returns the file that was begun after the one that is open, and whether
+// that one still has a name that rotation gives. It returns no file while the open
+// one is the newest.
+func (s *tailed) after(open os.FileInfo) (next candidate, kept bool) {
+	s.each(func(n int, info os.FileInfo) bool {
+		if kept = os.SameFile(info, open); !kept {
+			next = candidate{n, info}
+		}
+		return !kept
+	})
+	if !kept {
+		next = s.oldestSince(open.ModTime().UnixNano())
+	}
+	return next, kept
 }
 
 func classifySource(err error, follow bool) error {
@@ -224,11 +355,14 @@ func (s *tailed) read(limit int) ([]relay.Message, error) {
 	defer s.file.Unlock()
 	if s.f == nil {
 		if err := s.open(); err != nil {
-			if s.cfg.Follow && errors.Is(err, os.ErrNotExist) {
-				return nil, nil // it will come
+			if s.awaits(err) {
+				return nil, nil
 			}
 			return nil, err
 		}
+	}
+	if err := s.note(); err != nil {
+		return nil, err
 	}
 	var batch []relay.Message
 	for len(batch) < limit {
@@ -237,13 +371,14 @@ func (s *tailed) read(limit int) ([]relay.Message, error) {
 			if len(batch) > 0 {
 				return batch, nil
 			}
-			more, err := s.atEnd()
-			if err != nil || !more {
+			what, err := s.atEnd()
+			if err != nil || what == wait {
 				return nil, err
 			}
-			if text, length = s.lines.take(); length == 0 {
+			if what == again {
 				continue
 			}
+			text, length = s.lines.take()
 		} else if err != nil {
 			if len(batch) > 0 {
 				return batch, nil // what comes with an error is not delivered; the next call meets it
@@ -280,42 +415,88 @@ func (s *tailed) id(at mark) string {
 	return "file:" + s.name + ":" + strconv.Itoa(at.Generation) + ":" + strconv.FormatInt(at.Offset, 10)
 }
 
-// atEnd decides what the end of the file means: more is true when an unfinished
-// line is all there will be of it, or when another file has been opened.
-func (s *tailed) atEnd() (more bool, err error) {
-	unfinished := len(s.lines.line) > 0
+// atEnd says what the end of the file means.
+func (s *tailed) atEnd() (step, error) {
 	if !s.cfg.Follow {
-		return unfinished, nil
+		if s.lines.held() > 0 {
+			return cut, nil
+		}
+		return wait, nil
 	}
-	info, err := os.Stat(s.cfg.Path)
-	switch {
-	case errors.Is(err, os.ErrNotExist):
-		return false, nil // between two files
-	case err != nil:
-		return false, fmt.Errorf("follow %s: %w", s.cfg.Path, err)
-	case inode(info) != s.at.Inode:
-		if unfinished {
-			return true, nil // nobody will finish it
-		}
-		if grown, err := s.f.Stat(); err == nil && grown.Size() > s.at.Offset {
-			return true, nil
-		}
-		next := s.cfg.Path // the one that was begun after this one
-		if n := s.find(s.at.Inode); n > 1 {
-			next = rotated(s.cfg.Path, n-1)
-		}
-		return s.goOn(next)
-	case info.Size() < s.at.Offset: // emptied in place
-		return s.goOn(s.cfg.Path)
+	if _, err := os.Stat(s.cfg.Path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return wait, fmt.Errorf("follow %s: %w", s.cfg.Path, err)
 	}
-	return false, nil
+	open, err := s.f.Stat()
+	if err != nil {
+		return wait, fmt.Errorf("follow %s: %w", s.cfg.Path, err)
+	}
+	read := s.at.Offset + int64(s.lines.held())
+	next, kept := s.after(open)
+	if kept && next.info == nil && open.Size() < read { // emptied in place
+		return s.goOn(candidate{0, open})
+	}
+	if next.info == nil || !s.left(next, open.Size()) {
+		return wait, nil
+	}
+	if open, err = s.f.Stat(); err != nil {
+		return wait, fmt.Errorf("follow %s: %w", s.cfg.Path, err)
+	}
+	if open.Size() > read { // it has grown since its end was met
+		return again, nil
+	}
+	if s.lines.held() > 0 {
+		return cut, nil // nobody will finish it
+	}
+	what, err := s.goOn(next)
+	if what == again && !kept && next.n > 0 {
+		s.log.Warn("the file that was read to its end has been deleted by rotation, and perhaps others between it and path, which are lost; "+
+			"going on with path, the oldest that was written to since", "path", rotated(s.cfg.Path, next.n))
+	}
+	return what, err
 }
 
-func (s *tailed) goOn(path string) (bool, error) {
-	_ = s.f.Close()
-	s.f = nil
-	s.at = mark{Generation: s.at.Generation + 1}
-	return true, s.openAt(path)
+// step is what follows the end of a file.
+type step int
+
+const (
+	wait  step = iota // nothing more for now
+	again             // there is more to read
+	cut               // the unfinished line is all there will be of it
+)
+
+// quiet is since when a file that was renamed has had its size.
+type quiet struct {
+	size  int64
+	since time.Time
+}
+
+// left reports whether whoever wrote to the open file has left it for next. As
+// long as nothing is in next, nothing is won by going there. Next has been renamed
+// itself where its n is above 0: then its writer rotates faster than one that is
+// signalled could, and closes a file before it renames it, and to wait would give
+// rotation the time to delete files unread.
+func (s *tailed) left(next candidate, size int64) bool {
+	switch {
+	case next.n > 0:
+		return true
+	case next.info.Size() == 0:
+		s.quiet = quiet{}
+		return false
+	case s.quiet.since.IsZero() || s.quiet.size != size:
+		s.quiet = quiet{size, time.Now()}
+	}
+	return time.Since(s.quiet.since) >= reopenWithin
+}
+
+func (s *tailed) goOn(next candidate) (step, error) {
+	err := s.openAt(next, mark{Generation: s.at.Generation + 1})
+	switch {
+	case err == nil:
+		return again, nil
+	case s.awaits(err):
+		return wait, nil
+	}
+	return wait, err
 }
 
 // Checkpoint implements [relay.Checkpointer].

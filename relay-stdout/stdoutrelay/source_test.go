@@ -2,14 +2,21 @@ package stdoutrelay
 
 import (
 	"bufio"
+	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"testing/iotest"
+	"testing/synctest"
+	"time"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
@@ -35,6 +42,10 @@ func receive(t *testing.T, s relay.Source, n int) (got []relay.Message) {
 
 func TestFollowThroughRotation(t *testing.T) {
 	t.Parallel()
+	synctest.Test(t, testFollowThroughRotation)
+}
+
+func testFollowThroughRotation(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "in")
 	appendTo(t, path, []byte("1\n\n2\r\n"))
 	cfg := sourceConfig{Path: path, Follow: true, MaxLine: 100}
@@ -53,12 +64,7 @@ func TestFollowThroughRotation(t *testing.T) {
 	appendTo(t, path, []byte("3\n"))
 	// Two rotations while nobody reads.
 	for _, text := range []string{"4\n", "5\n"} {
-		if exists(path + ".1") {
-			_ = os.Rename(path+".1", path+".2")
-		}
-		if err := os.Rename(path, path+".1"); err != nil {
-			t.Fatal(err)
-		}
+		rotateFile(t, path, 9)
 		appendTo(t, path, []byte(text))
 	}
 	got := receive(t, openTailed(t, cfg, at), 3)
@@ -69,6 +75,200 @@ func TestFollowThroughRotation(t *testing.T) {
 		if string(got[i].Body) != want {
 			t.Errorf("body %d = %q, want %q", i, got[i].Body, want)
 		}
+	}
+}
+
+// rotateFile does what logrotate does without create; keep files stay.
+func rotateFile(t *testing.T, path string, keep int) {
+	t.Helper()
+	_ = os.Remove(rotated(path, keep))
+	for n := keep; n > 0; n-- {
+		if err := os.Rename(rotated(path, n-1), rotated(path, n)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Fatal(err)
+		}
+	}
+}
+
+func bodies(batch []relay.Message) (out []string) {
+	for i := range batch {
+		out = append(out, string(batch[i].Body))
+	}
+	return out
+}
+
+// The file that was being read is deleted by rotation; the oldest one that is left
+// comes next, and not the newest.
+func TestRotatedBeyondKeep(t *testing.T) {
+	t.Parallel()
+	for name, restart := range map[string]bool{"while it is read": false, "while the source is down": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				path := filepath.Join(t.TempDir(), "in")
+				cfg := sourceConfig{Path: path, Follow: true, MaxLine: 100}
+				appendTo(t, path, []byte("1\n"))
+				s := openTailed(t, cfg, relay.Checkpoint{})
+				at, err := s.Checkpoint(receive(t, s, 1))
+				if err != nil {
+					t.Fatal(err)
+				}
+				for n := 2; n < 10; n++ {
+					rotateFile(t, path, 3)
+					appendTo(t, path, fmt.Appendf(nil, "%d\n", n))
+				}
+				if restart {
+					_ = s.Close()
+					s = openTailed(t, cfg, at)
+				}
+				got := receive(t, s, 4)
+				if want := []string{"6", "7", "8", "9"}; !slices.Equal(bodies(got), want) {
+					t.Errorf("received %v, want %v, which is what is left", bodies(got), want)
+				}
+				if want := "file:in:1:0"; got[0].ID != want {
+					t.Errorf("id = %s, want %s", got[0].ID, want)
+				}
+			})
+		})
+	}
+}
+
+// Files that were read before the one that is gone are not read again.
+func TestRotatedBeyondKeepOlderFiles(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "in")
+		appendTo(t, path+".3", []byte("0\n"))
+		hourAgo := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+		if err := os.Chtimes(path+".3", hourAgo, hourAgo); err != nil {
+			t.Fatal(err)
+		}
+		cfg := sourceConfig{Path: path, Follow: true, MaxLine: 100}
+		appendTo(t, path, []byte("1\n"))
+		s := openTailed(t, cfg, relay.Checkpoint{})
+		at, err := s.Checkpoint(receive(t, s, 1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = s.Close()
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+		appendTo(t, path+".1", []byte("2\n"))
+		appendTo(t, path, []byte("3\n"))
+		if got, want := bodies(receive(t, openTailed(t, cfg, at), 2)), []string{"2", "3"}; !slices.Equal(got, want) {
+			t.Errorf("received %v, want %v", got, want)
+		}
+	})
+}
+
+// collect receives until the test ends.
+func collect(t *testing.T, s relay.Source) (got func() []string) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	t.Cleanup(func() { cancel(); <-ended })
+	var mu sync.Mutex
+	var all []string
+	go func() {
+		defer close(ended)
+		for {
+			batch, err := s.Receive(ctx, 10)
+			if err != nil {
+				return
+			}
+			mu.Lock()
+			all = append(all, bodies(batch)...)
+			mu.Unlock()
+		}
+	}()
+	return func() []string {
+		synctest.Wait()
+		mu.Lock()
+		defer mu.Unlock()
+		return slices.Clone(all)
+	}
+}
+
+// A writer goes on with the file that logrotate has renamed until it is told.
+func TestWriterReopensLate(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "in")
+		appendTo(t, path, []byte("1\n\"unfin"))
+		s := openTailed(t, sourceConfig{Path: path, Follow: true, MaxLine: 100}, relay.Checkpoint{})
+		got := collect(t, s)
+		check := func(want ...string) {
+			t.Helper()
+			if !slices.Equal(got(), want) {
+				t.Fatalf("received %q, want %q", got(), want)
+			}
+		}
+		check("1")
+		rotateFile(t, path, 3)
+		appendTo(t, path, nil) // logrotate's create
+		time.Sleep(time.Minute)
+		check("1")
+		appendTo(t, path+".1", []byte("ished\"\n2\n")) // not told yet
+		time.Sleep(time.Second)
+		check("1", `"unfinished"`, "2")
+		appendTo(t, path, []byte("5\n")) // one process has the new file
+		time.Sleep(time.Second)
+		appendTo(t, path+".1", []byte("3\n")) // and one not yet
+		time.Sleep(reopenWithin - 2*followEvery)
+		appendTo(t, path+".1", []byte("4\n\"cut"))
+		time.Sleep(reopenWithin - 2*followEvery)
+		check("1", `"unfinished"`, "2", "3", "4")
+		time.Sleep(4 * followEvery)
+		check("1", `"unfinished"`, "2", "3", "4", `"cut`, "5")
+	})
+}
+
+// A file that follows one of the same inode is another one.
+func TestInodeOfADeletedFile(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("x", headSize)
+	for name, tc := range map[string]struct {
+		mark          func(at string) string
+		before, after string
+		want          []string
+	}{
+		"another beginning": {before: "1\n2\n", after: "3\n4\n5\n", want: []string{"file:in:1:0", "file:in:1:2", "file:in:1:4"}},
+		"a smaller file":    {before: "1\n2\n", after: "3\n", want: []string{"file:in:1:0"}},
+		"the same file":     {before: "1\n2\n", after: "1\n2\n3\n", want: []string{"file:in:4"}},
+		"a long beginning":  {before: long + "1\n", after: long + "1\n2\n", want: []string{fmt.Sprint("file:in:", headSize+2)}},
+		"a mark of old": {
+			mark: func(at string) string {
+				var m mark
+				if err := json.Unmarshal([]byte(at), &m); err != nil {
+					return err.Error()
+				}
+				return fmt.Sprintf(`{"inode":%d,"offset":%d}`, m.Inode, m.Offset)
+			},
+			before: "1\n2\n", after: "3\n4\n5\n", want: []string{"file:in:4"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			path := filepath.Join(t.TempDir(), "in")
+			cfg := sourceConfig{Path: path, Follow: true, MaxLine: 100}
+			appendTo(t, path, []byte(tc.before))
+			s := openTailed(t, cfg, relay.Checkpoint{})
+			at, err := s.Checkpoint(receive(t, s, strings.Count(tc.before, "\n")))
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = s.Close()
+			if tc.mark != nil {
+				at.State = json.RawMessage(tc.mark(string(at.State)))
+			}
+			// Written over, which is how it gets the same inode for certain.
+			if err := os.WriteFile(path, []byte(tc.after), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if got := ids(receive(t, openTailed(t, cfg, at), len(tc.want))); !slices.Equal(got, tc.want) {
+				t.Errorf("after %s ids = %v, want %v", at.State, got, tc.want)
+			}
+		})
 	}
 }
 
@@ -168,6 +368,13 @@ func TestSourceErrors(t *testing.T) {
 	}
 	if _, err := newFile(sourceConfig{Path: t.TempDir()}, env); !relay.IsFatal(err) {
 		t.Errorf("a directory = %v, want a fatal error", err)
+	}
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := newFile(sourceConfig{Path: pipe}, env); !relay.IsFatal(err) { // and does not wait for a writer
+		t.Errorf("a pipe = %v, want a fatal error", err)
 	}
 }
 
