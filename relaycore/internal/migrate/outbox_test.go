@@ -227,17 +227,24 @@ func TestPublish(t *testing.T) {
 	}
 }
 
+// roles makes a role that owns tables and one that has nothing to do with them.
+func roles(t testing.TB, pool *pgxpool.Pool) (owner, stranger string) {
+	t.Helper()
+	db := one(t, pool, `SELECT current_database()::text`)
+	owner, stranger = db+"_app", db+"_mallory"
+	for _, role := range []string{owner, stranger} {
+		run(t, pool, `CREATE ROLE `+role)
+		t.Cleanup(func() { run(t, pool, `DROP OWNED BY `+role+`; DROP ROLE `+role) })
+	}
+	return owner, stranger
+}
+
 // TestPrivileges tries what a stranger and what a table's owner may do.
 func TestPrivileges(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	pool := migrated(t)
-	db := one(t, pool, `SELECT current_database()::text`)
-	owner, stranger := db+"_app", db+"_mallory"
-	for _, role := range []string{owner, stranger} {
-		run(t, pool, `CREATE ROLE `+role)
-		t.Cleanup(func() { run(t, pool, `DROP OWNED BY `+role+`; DROP ROLE `+role) })
-	}
+	owner, stranger := roles(t, pool)
 	run(t, pool, `CREATE SCHEMA app AUTHORIZATION `+owner)
 	run(t, pool, `GRANT CREATE, USAGE ON SCHEMA public TO `+stranger)
 	as := func(role, sql string) error {
@@ -283,7 +290,11 @@ func TestPrivileges(t *testing.T) {
 		`SELECT pgtrickle.outbox_rows_consumed('app.t', 1)`,
 		`SELECT pgtrickle.create_outbox('mine')`,
 		`SELECT pgtrickle.drop_inbox('box')`,
-		`SELECT pgtrickle._relay_unregister_inbox('box')`,
+		`INSERT INTO pgtrickle._relay_requests (action, target) VALUES ('drop outbox', 'outbox_t')`,
+		`INSERT INTO pgtrickle._relay_requests (action, target) VALUES ('unregister inbox', 'box')`,
+		`INSERT INTO pgtrickle._relay_requests (caller, action, target) VALUES ('` + owner + `', 'unregister inbox', 'box')`,
+		`INSERT INTO pgtrickle._relay_requests (action, target) VALUES ('nothing', 'box')`,
+		`SELECT * FROM pgtrickle._relay_requests`,
 		`SELECT pgtrickle.replay_inbox_messages('box', '{}')`,
 		`SELECT pgtrickle.set_relay_outbox('p', config => '{}')`,
 		`SELECT pgtrickle.enable_relay('p')`,

@@ -2,14 +2,68 @@
 --
 -- What a caller does to its own table it does with its own rights: the functions
 -- that create and drop triggers run as the caller, so that PostgreSQL itself asks
--- who may. Only what belongs to us is made by SECURITY DEFINER functions, and
--- these ask for themselves whether the caller owns the table.
+-- who may. What belongs to us they ask for by a row in _relay_requests.
+--
+-- A SECURITY DEFINER function cannot tell who called it. session_user is no answer:
+-- ANALYZE, REINDEX and the like switch to a table's owner before they run the code
+-- in its indexes, but the session stays the superuser's or autovacuum's. A column's
+-- default and a trigger's condition are evaluated with the rights of whoever
+-- inserts, so there current_user is the caller, and what says otherwise is refused.
 
--- +function pgtrickle._relay_caller(): the role that called the SECURITY DEFINER function which calls this one
-CREATE OR REPLACE FUNCTION pgtrickle._relay_caller() RETURNS name
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $fn$
-    SELECT coalesce(nullif(current_setting('role', true), 'none'), session_user::text)::name
-$fn$;
+-- +plain-table pgtrickle._relay_requests: what roles ask of us; a trigger does it at once, so no row is ever stored
+CREATE TABLE pgtrickle._relay_requests (
+    caller name NOT NULL DEFAULT current_user,
+    action text NOT NULL,
+    target text NOT NULL,
+    detail jsonb,
+    CONSTRAINT caller_must_be_current_user CHECK (false)
+);
+GRANT INSERT ON pgtrickle._relay_requests TO PUBLIC; -- once: what is revoked stays revoked
+-- +end
+
+-- +plain-function pgtrickle._relay_request(): does what a row of _relay_requests asks for, if its caller owns the table that it is about
+CREATE OR REPLACE FUNCTION pgtrickle._relay_request() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    t     regclass;
+    owner oid;
+    what  text;
+BEGIN
+    IF NEW.action = 'create outbox' THEN
+        t := NEW.target::oid;
+        what := 'table ' || coalesce(pgtrickle._relay_table_name(t), NEW.target);
+    ELSIF NEW.action IN ('drop outbox', 'set truncate policy') THEN
+        t := pgtrickle._relay_stream_oid(NEW.target);
+        what := 'the table of outbox ' || NEW.target;
+    ELSIF NEW.action = 'register inbox' THEN
+        t := to_regclass(format('%I.%I', NEW.detail ->> 'inbox_schema', NEW.detail ->> 'inbox_name'));
+        what := 'table ' || NEW.target;
+    ELSIF NEW.action = 'unregister inbox' THEN
+        t := (SELECT to_regclass(format('%I.%I', i.inbox_schema, i.inbox_name)) FROM pgtrickle.pgt_inbox_config i WHERE i.inbox_name = NEW.target);
+        what := 'inbox ' || NEW.target;
+    END IF;
+    owner := (SELECT c.relowner FROM pg_class c WHERE c.oid = t);
+    IF t IS NULL AND NEW.action IN ('drop outbox', 'unregister inbox') THEN -- the table is gone, or there never was one
+        owner := (SELECT n.nspowner FROM pg_namespace n WHERE n.nspname = 'pgtrickle');
+    END IF;
+    IF pg_has_role(NEW.caller, owner, 'USAGE') IS NOT TRUE THEN
+        RAISE EXCEPTION 'must be owner of %', what USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    CASE NEW.action
+        WHEN 'create outbox' THEN PERFORM pgtrickle._relay_create_outbox(t, (NEW.detail ->> 'retention_hours')::integer);
+        WHEN 'drop outbox' THEN PERFORM pgtrickle._relay_drop_outbox(NEW.target);
+        WHEN 'set truncate policy' THEN PERFORM pgtrickle._relay_set_truncate_policy(NEW.target, NEW.detail ->> 'policy');
+        WHEN 'register inbox' THEN INSERT INTO pgtrickle.pgt_inbox_config SELECT (jsonb_populate_record(NULL::pgtrickle.pgt_inbox_config, NEW.detail)).*;
+        WHEN 'unregister inbox' THEN DELETE FROM pgtrickle.pgt_inbox_config i WHERE i.inbox_name = NEW.target;
+    END CASE;
+    RETURN NULL;
+END $fn$;
+-- +end
+
+-- +plain-trigger _relay_request on pgtrickle._relay_requests
+CREATE TRIGGER _relay_request BEFORE INSERT ON pgtrickle._relay_requests
+    FOR EACH ROW WHEN (NEW.caller = current_user) EXECUTE FUNCTION pgtrickle._relay_request();
+ALTER TABLE pgtrickle._relay_requests ENABLE ALWAYS TRIGGER _relay_request;
 -- +end
 
 -- +function pgtrickle._relay_name(text, text): base and suffix as one identifier of at most 63 bytes
@@ -308,18 +362,15 @@ BEGIN
 END $fn$;
 -- +end
 
--- +plain-function pgtrickle._relay_create_outbox(regclass, integer): makes the outbox of a table that the caller owns; returns its name
+-- +plain-function pgtrickle._relay_create_outbox(regclass, integer): makes the outbox of a table; returns its name
 CREATE OR REPLACE FUNCTION pgtrickle._relay_create_outbox(t regclass, p_retention_hours integer) RETURNS text
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
 DECLARE
     rel     record;
     outbox  text;
     capture text;
 BEGIN
     SELECT c.relname, c.relowner, n.nspname INTO rel FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = t;
-    IF NOT pg_has_role(pgtrickle._relay_caller(), rel.relowner, 'USAGE') THEN
-        RAISE EXCEPTION 'must be owner of table %', pgtrickle._relay_table_name(t) USING ERRCODE = 'insufficient_privilege';
-    END IF;
     LOCK TABLE pgtrickle.pgt_outbox_config IN SHARE ROW EXCLUSIVE MODE;
     IF EXISTS (SELECT FROM pgtrickle.relay_outboxes o WHERE pgtrickle._relay_stream_oid(o.outbox_table_name) = t) THEN
         RAISE EXCEPTION 'outbox already enabled for stream table: %', pgtrickle._relay_table_name(t) USING ERRCODE = 'duplicate_object';
@@ -384,9 +435,8 @@ END $fn$;
 CREATE OR REPLACE FUNCTION pgtrickle._relay_enable_outbox(p_name text, p_path name[], p_retention_hours integer) RETURNS void
 LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
 DECLARE
-    t      regclass := pgtrickle._relay_resolve(p_name, p_path);
-    rel    record;
-    outbox text;
+    t   regclass := pgtrickle._relay_resolve(p_name, p_path);
+    rel record;
 BEGIN
     SELECT c.relkind, c.relpersistence, c.relowner, n.nspname, c.relname INTO rel
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = t;
@@ -404,8 +454,10 @@ BEGIN
         RAISE WARNING '% has AFTER ROW triggers: if one of them writes to the same table, its change is recorded before the one that fired it',
             pgtrickle._relay_table_name(t) USING HINT = 'Change rows of the same table in a BEFORE trigger.';
     END IF;
-    outbox := pgtrickle._relay_create_outbox(t, p_retention_hours);
-    PERFORM pgtrickle._relay_attach(t, (SELECT o.capture_function FROM pgtrickle.relay_outboxes o WHERE o.outbox_table_name = outbox), 'delete');
+    INSERT INTO pgtrickle._relay_requests (action, target, detail)
+        VALUES ('create outbox', t::oid::text, jsonb_build_object('retention_hours', p_retention_hours));
+    PERFORM pgtrickle._relay_attach(t, o.capture_function, 'delete')
+        FROM pgtrickle.relay_outboxes o WHERE pgtrickle._relay_stream_oid(o.outbox_table_name) = t;
 END $fn$;
 -- +end
 
@@ -418,21 +470,13 @@ BEGIN
 END $fn$;
 -- +end
 
--- +plain-function pgtrickle._relay_drop_outbox(text): drops an outbox whose table the caller owns
+-- +plain-function pgtrickle._relay_drop_outbox(text): drops an outbox
 CREATE OR REPLACE FUNCTION pgtrickle._relay_drop_outbox(p_outbox text) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
 DECLARE
-    o       pgtrickle.relay_outboxes;
-    t       regclass;
-    allowed oid;
+    o pgtrickle.relay_outboxes;
 BEGIN
     SELECT r.* INTO o FROM pgtrickle.relay_outboxes r WHERE r.outbox_table_name = p_outbox FOR UPDATE;
-    t := pgtrickle._relay_stream_oid(p_outbox);
-    SELECT coalesce((SELECT c.relowner FROM pg_class c WHERE c.oid = t),
-                    (SELECT n.nspowner FROM pg_namespace n WHERE n.nspname = 'pgtrickle')) INTO allowed;
-    IF NOT pg_has_role(pgtrickle._relay_caller(), allowed, 'USAGE') THEN
-        RAISE EXCEPTION 'must be owner of the table of outbox %', p_outbox USING ERRCODE = 'insufficient_privilege';
-    END IF;
     EXECUTE format('DROP TABLE IF EXISTS pgtrickle.%I', p_outbox);
     IF o.capture_function IS NOT NULL THEN
         EXECUTE format('DROP FUNCTION IF EXISTS pgtrickle.%I()', o.capture_function);
@@ -468,7 +512,7 @@ BEGIN
     LOOP
         EXECUTE format('DROP TRIGGER %I ON %s', g.tgname, g.rel);
     END LOOP;
-    PERFORM pgtrickle._relay_drop_outbox(outbox);
+    INSERT INTO pgtrickle._relay_requests (action, target) VALUES ('drop outbox', outbox);
 END $fn$;
 -- +end
 
@@ -490,20 +534,16 @@ BEGIN
     IF t IS NULL THEN
         RAISE EXCEPTION 'outbox not enabled for stream table: %', p_name USING ERRCODE = 'undefined_object';
     END IF;
-    PERFORM pgtrickle._relay_set_truncate_policy(outbox, p_policy);
+    INSERT INTO pgtrickle._relay_requests (action, target, detail) VALUES ('set truncate policy', outbox, jsonb_build_object('policy', p_policy));
     PERFORM pgtrickle._relay_attach(t, o.capture_function, o.truncate_policy)
         FROM pgtrickle.relay_outboxes o WHERE o.outbox_table_name = outbox;
 END $fn$;
 -- +end
 
--- +plain-function pgtrickle._relay_set_truncate_policy(text, text): remembers the policy of an outbox whose table the caller owns
+-- +plain-function pgtrickle._relay_set_truncate_policy(text, text): remembers the policy of an outbox, unless it is null
 CREATE OR REPLACE FUNCTION pgtrickle._relay_set_truncate_policy(p_outbox text, p_policy text) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
 BEGIN
-    IF NOT pg_has_role(pgtrickle._relay_caller(),
-                       (SELECT c.relowner FROM pg_class c WHERE c.oid = pgtrickle._relay_stream_oid(p_outbox)), 'USAGE') THEN
-        RAISE EXCEPTION 'must be owner of the table of outbox %', p_outbox USING ERRCODE = 'insufficient_privilege';
-    END IF;
     IF p_policy IS NOT NULL AND p_policy NOT IN ('delete', 'refuse', 'ignore') THEN
         RAISE EXCEPTION 'unknown TRUNCATE policy "%": must be delete, refuse or ignore', p_policy USING ERRCODE = 'invalid_parameter_value';
     END IF;

@@ -1,33 +1,5 @@
 -- Inboxes. They belong to whoever creates them, in a schema of their choice.
 
--- +plain-function pgtrickle._relay_register_inbox(pgtrickle.pgt_inbox_config): registers an inbox whose table the caller owns
-CREATE OR REPLACE FUNCTION pgtrickle._relay_register_inbox(inbox pgtrickle.pgt_inbox_config) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
-BEGIN
-    IF pg_has_role(pgtrickle._relay_caller(),
-            (SELECT c.relowner FROM pg_class c WHERE c.oid = to_regclass(format('%I.%I', inbox.inbox_schema, inbox.inbox_name))), 'USAGE') IS NOT TRUE THEN
-        RAISE EXCEPTION 'must be owner of table %.%', inbox.inbox_schema, inbox.inbox_name USING ERRCODE = 'insufficient_privilege';
-    END IF;
-    INSERT INTO pgtrickle.pgt_inbox_config SELECT inbox.*;
-END $fn$;
--- +end
-
--- +plain-function pgtrickle._relay_unregister_inbox(text): forgets an inbox whose table the caller owns
-CREATE OR REPLACE FUNCTION pgtrickle._relay_unregister_inbox(p_name text) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
-DECLARE
-    allowed oid;
-BEGIN
-    SELECT coalesce((SELECT c.relowner FROM pg_class c WHERE c.oid = to_regclass(format('%I.%I', i.inbox_schema, i.inbox_name))),
-                    (SELECT n.nspowner FROM pg_namespace n WHERE n.nspname = 'pgtrickle')) INTO allowed
-        FROM pgtrickle.pgt_inbox_config i WHERE i.inbox_name = p_name;
-    IF NOT pg_has_role(pgtrickle._relay_caller(), allowed, 'USAGE') THEN
-        RAISE EXCEPTION 'must be owner of inbox %', p_name USING ERRCODE = 'insufficient_privilege';
-    END IF;
-    DELETE FROM pgtrickle.pgt_inbox_config WHERE inbox_name = p_name;
-END $fn$;
--- +end
-
 -- +plain-function pgtrickle.create_inbox(text, text, integer, text, boolean, boolean, integer): makes an inbox table with views of what is pending and what has failed
 CREATE OR REPLACE FUNCTION pgtrickle.create_inbox(
     p_name text, p_schema text DEFAULT 'pgtrickle', p_max_retries integer DEFAULT 3, p_schedule text DEFAULT '1s',
@@ -75,7 +47,7 @@ BEGIN
     inbox := ROW(p_name, p_schema, p_max_retries, coalesce(p_schedule, '1s'), coalesce(create_inbox.with_dead_letter, false),
                  coalesce(create_inbox.with_stats, false), coalesce(p_retention_hours, 72),
                  'event_id', 'processed_at', 'retry_count', 'error', 'received_at', 'event_type', true, now());
-    PERFORM pgtrickle._relay_register_inbox(inbox);
+    INSERT INTO pgtrickle._relay_requests (action, target, detail) VALUES ('register inbox', p_schema || '.' || p_name, to_jsonb(inbox));
     PERFORM pgtrickle._relay_grant_inbox(p_schema, p_name);
 END $fn$;
 -- +end
@@ -105,7 +77,7 @@ BEGIN
         RETURN;
     END IF;
     inbox := pgtrickle._relay_inbox(p_name);
-    PERFORM pgtrickle._relay_unregister_inbox(p_name);
+    INSERT INTO pgtrickle._relay_requests (action, target) VALUES ('unregister inbox', p_name);
     FOREACH suffix IN ARRAY ARRAY['_pending', '_dlq', '_stats'] LOOP
         EXECUTE format('DROP VIEW IF EXISTS %I.%I', inbox.inbox_schema, p_name || suffix);
     END LOOP;

@@ -1247,21 +1247,89 @@ INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (4, 'dea
 --
 -- What a caller does to its own table it does with its own rights: the functions
 -- that create and drop triggers run as the caller, so that PostgreSQL itself asks
--- who may. Only what belongs to us is made by SECURITY DEFINER functions, and
--- these ask for themselves whether the caller owns the table.
+-- who may. What belongs to us they ask for by a row in _relay_requests.
+--
+-- A SECURITY DEFINER function cannot tell who called it. session_user is no answer:
+-- ANALYZE, REINDEX and the like switch to a table's owner before they run the code
+-- in its indexes, but the session stays the superuser's or autovacuum's. A column's
+-- default and a trigger's condition are evaluated with the rights of whoever
+-- inserts, so there current_user is the caller, and what says otherwise is refused.
 
 DO $do$
 BEGIN
-    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_caller()', false) THEN
+    IF NOT pgtrickle._relay_claim('table', 'pgtrickle._relay_requests', true) THEN
         RETURN;
     END IF;
     EXECUTE $sql$
-CREATE OR REPLACE FUNCTION pgtrickle._relay_caller() RETURNS name
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $fn$
-    SELECT coalesce(nullif(current_setting('role', true), 'none'), session_user::text)::name
-$fn$;
+CREATE TABLE pgtrickle._relay_requests (
+    caller name NOT NULL DEFAULT current_user,
+    action text NOT NULL,
+    target text NOT NULL,
+    detail jsonb,
+    CONSTRAINT caller_must_be_current_user CHECK (false)
+);
+GRANT INSERT ON pgtrickle._relay_requests TO PUBLIC; -- once: what is revoked stays revoked
 $sql$;
-    COMMENT ON FUNCTION pgtrickle._relay_caller() IS 'pgtrickle-relay: the role that called the SECURITY DEFINER function which calls this one';
+    COMMENT ON TABLE pgtrickle._relay_requests IS 'pgtrickle-relay: what roles ask of us; a trigger does it at once, so no row is ever stored';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_request()', true) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_request() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    t     regclass;
+    owner oid;
+    what  text;
+BEGIN
+    IF NEW.action = 'create outbox' THEN
+        t := NEW.target::oid;
+        what := 'table ' || coalesce(pgtrickle._relay_table_name(t), NEW.target);
+    ELSIF NEW.action IN ('drop outbox', 'set truncate policy') THEN
+        t := pgtrickle._relay_stream_oid(NEW.target);
+        what := 'the table of outbox ' || NEW.target;
+    ELSIF NEW.action = 'register inbox' THEN
+        t := to_regclass(format('%I.%I', NEW.detail ->> 'inbox_schema', NEW.detail ->> 'inbox_name'));
+        what := 'table ' || NEW.target;
+    ELSIF NEW.action = 'unregister inbox' THEN
+        t := (SELECT to_regclass(format('%I.%I', i.inbox_schema, i.inbox_name)) FROM pgtrickle.pgt_inbox_config i WHERE i.inbox_name = NEW.target);
+        what := 'inbox ' || NEW.target;
+    END IF;
+    owner := (SELECT c.relowner FROM pg_class c WHERE c.oid = t);
+    IF t IS NULL AND NEW.action IN ('drop outbox', 'unregister inbox') THEN -- the table is gone, or there never was one
+        owner := (SELECT n.nspowner FROM pg_namespace n WHERE n.nspname = 'pgtrickle');
+    END IF;
+    IF pg_has_role(NEW.caller, owner, 'USAGE') IS NOT TRUE THEN
+        RAISE EXCEPTION 'must be owner of %', what USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    CASE NEW.action
+        WHEN 'create outbox' THEN PERFORM pgtrickle._relay_create_outbox(t, (NEW.detail ->> 'retention_hours')::integer);
+        WHEN 'drop outbox' THEN PERFORM pgtrickle._relay_drop_outbox(NEW.target);
+        WHEN 'set truncate policy' THEN PERFORM pgtrickle._relay_set_truncate_policy(NEW.target, NEW.detail ->> 'policy');
+        WHEN 'register inbox' THEN INSERT INTO pgtrickle.pgt_inbox_config SELECT (jsonb_populate_record(NULL::pgtrickle.pgt_inbox_config, NEW.detail)).*;
+        WHEN 'unregister inbox' THEN DELETE FROM pgtrickle.pgt_inbox_config i WHERE i.inbox_name = NEW.target;
+    END CASE;
+    RETURN NULL;
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_request() IS 'pgtrickle-relay: does what a row of _relay_requests asks for, if its caller owns the table that it is about';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('trigger', 'pgtrickle._relay_requests', true) THEN
+        RETURN;
+    END IF;
+    DROP TRIGGER IF EXISTS _relay_request ON pgtrickle._relay_requests;
+    EXECUTE $sql$
+CREATE TRIGGER _relay_request BEFORE INSERT ON pgtrickle._relay_requests
+    FOR EACH ROW WHEN (NEW.caller = current_user) EXECUTE FUNCTION pgtrickle._relay_request();
+ALTER TABLE pgtrickle._relay_requests ENABLE ALWAYS TRIGGER _relay_request;
+$sql$;
 END $do$;
 
 DO $do$
@@ -1637,16 +1705,13 @@ BEGIN
     END IF;
     EXECUTE $sql$
 CREATE OR REPLACE FUNCTION pgtrickle._relay_create_outbox(t regclass, p_retention_hours integer) RETURNS text
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
 DECLARE
     rel     record;
     outbox  text;
     capture text;
 BEGIN
     SELECT c.relname, c.relowner, n.nspname INTO rel FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = t;
-    IF NOT pg_has_role(pgtrickle._relay_caller(), rel.relowner, 'USAGE') THEN
-        RAISE EXCEPTION 'must be owner of table %', pgtrickle._relay_table_name(t) USING ERRCODE = 'insufficient_privilege';
-    END IF;
     LOCK TABLE pgtrickle.pgt_outbox_config IN SHARE ROW EXCLUSIVE MODE;
     IF EXISTS (SELECT FROM pgtrickle.relay_outboxes o WHERE pgtrickle._relay_stream_oid(o.outbox_table_name) = t) THEN
         RAISE EXCEPTION 'outbox already enabled for stream table: %', pgtrickle._relay_table_name(t) USING ERRCODE = 'duplicate_object';
@@ -1661,7 +1726,7 @@ BEGIN
     RETURN outbox;
 END $fn$;
 $sql$;
-    COMMENT ON FUNCTION pgtrickle._relay_create_outbox(regclass, integer) IS 'pgtrickle-relay: makes the outbox of a table that the caller owns; returns its name';
+    COMMENT ON FUNCTION pgtrickle._relay_create_outbox(regclass, integer) IS 'pgtrickle-relay: makes the outbox of a table; returns its name';
 END $do$;
 
 DO $do$
@@ -1732,9 +1797,8 @@ BEGIN
 CREATE OR REPLACE FUNCTION pgtrickle._relay_enable_outbox(p_name text, p_path name[], p_retention_hours integer) RETURNS void
 LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
 DECLARE
-    t      regclass := pgtrickle._relay_resolve(p_name, p_path);
-    rel    record;
-    outbox text;
+    t   regclass := pgtrickle._relay_resolve(p_name, p_path);
+    rel record;
 BEGIN
     SELECT c.relkind, c.relpersistence, c.relowner, n.nspname, c.relname INTO rel
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = t;
@@ -1752,8 +1816,10 @@ BEGIN
         RAISE WARNING '% has AFTER ROW triggers: if one of them writes to the same table, its change is recorded before the one that fired it',
             pgtrickle._relay_table_name(t) USING HINT = 'Change rows of the same table in a BEFORE trigger.';
     END IF;
-    outbox := pgtrickle._relay_create_outbox(t, p_retention_hours);
-    PERFORM pgtrickle._relay_attach(t, (SELECT o.capture_function FROM pgtrickle.relay_outboxes o WHERE o.outbox_table_name = outbox), 'delete');
+    INSERT INTO pgtrickle._relay_requests (action, target, detail)
+        VALUES ('create outbox', t::oid::text, jsonb_build_object('retention_hours', p_retention_hours));
+    PERFORM pgtrickle._relay_attach(t, o.capture_function, 'delete')
+        FROM pgtrickle.relay_outboxes o WHERE pgtrickle._relay_stream_oid(o.outbox_table_name) = t;
 END $fn$;
 $sql$;
     COMMENT ON FUNCTION pgtrickle._relay_enable_outbox(text, name[], integer) IS 'pgtrickle-relay: enable_outbox with the caller''s search path';
@@ -1782,19 +1848,11 @@ BEGIN
     END IF;
     EXECUTE $sql$
 CREATE OR REPLACE FUNCTION pgtrickle._relay_drop_outbox(p_outbox text) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
 DECLARE
-    o       pgtrickle.relay_outboxes;
-    t       regclass;
-    allowed oid;
+    o pgtrickle.relay_outboxes;
 BEGIN
     SELECT r.* INTO o FROM pgtrickle.relay_outboxes r WHERE r.outbox_table_name = p_outbox FOR UPDATE;
-    t := pgtrickle._relay_stream_oid(p_outbox);
-    SELECT coalesce((SELECT c.relowner FROM pg_class c WHERE c.oid = t),
-                    (SELECT n.nspowner FROM pg_namespace n WHERE n.nspname = 'pgtrickle')) INTO allowed;
-    IF NOT pg_has_role(pgtrickle._relay_caller(), allowed, 'USAGE') THEN
-        RAISE EXCEPTION 'must be owner of the table of outbox %', p_outbox USING ERRCODE = 'insufficient_privilege';
-    END IF;
     EXECUTE format('DROP TABLE IF EXISTS pgtrickle.%I', p_outbox);
     IF o.capture_function IS NOT NULL THEN
         EXECUTE format('DROP FUNCTION IF EXISTS pgtrickle.%I()', o.capture_function);
@@ -1803,7 +1861,7 @@ BEGIN
     DELETE FROM pgtrickle.relay_outboxes r WHERE r.outbox_table_name = p_outbox;
 END $fn$;
 $sql$;
-    COMMENT ON FUNCTION pgtrickle._relay_drop_outbox(text) IS 'pgtrickle-relay: drops an outbox whose table the caller owns';
+    COMMENT ON FUNCTION pgtrickle._relay_drop_outbox(text) IS 'pgtrickle-relay: drops an outbox';
 END $do$;
 
 DO $do$
@@ -1837,7 +1895,7 @@ BEGIN
     LOOP
         EXECUTE format('DROP TRIGGER %I ON %s', g.tgname, g.rel);
     END LOOP;
-    PERFORM pgtrickle._relay_drop_outbox(outbox);
+    INSERT INTO pgtrickle._relay_requests (action, target) VALUES ('drop outbox', outbox);
 END $fn$;
 $sql$;
     COMMENT ON FUNCTION pgtrickle._relay_disable_outbox(text, name[], boolean) IS 'pgtrickle-relay: disable_outbox with the caller''s search path';
@@ -1873,7 +1931,7 @@ BEGIN
     IF t IS NULL THEN
         RAISE EXCEPTION 'outbox not enabled for stream table: %', p_name USING ERRCODE = 'undefined_object';
     END IF;
-    PERFORM pgtrickle._relay_set_truncate_policy(outbox, p_policy);
+    INSERT INTO pgtrickle._relay_requests (action, target, detail) VALUES ('set truncate policy', outbox, jsonb_build_object('policy', p_policy));
     PERFORM pgtrickle._relay_attach(t, o.capture_function, o.truncate_policy)
         FROM pgtrickle.relay_outboxes o WHERE o.outbox_table_name = outbox;
 END $fn$;
@@ -1888,19 +1946,15 @@ BEGIN
     END IF;
     EXECUTE $sql$
 CREATE OR REPLACE FUNCTION pgtrickle._relay_set_truncate_policy(p_outbox text, p_policy text) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
 BEGIN
-    IF NOT pg_has_role(pgtrickle._relay_caller(),
-                       (SELECT c.relowner FROM pg_class c WHERE c.oid = pgtrickle._relay_stream_oid(p_outbox)), 'USAGE') THEN
-        RAISE EXCEPTION 'must be owner of the table of outbox %', p_outbox USING ERRCODE = 'insufficient_privilege';
-    END IF;
     IF p_policy IS NOT NULL AND p_policy NOT IN ('delete', 'refuse', 'ignore') THEN
         RAISE EXCEPTION 'unknown TRUNCATE policy "%": must be delete, refuse or ignore', p_policy USING ERRCODE = 'invalid_parameter_value';
     END IF;
     UPDATE pgtrickle.relay_outboxes SET truncate_policy = p_policy WHERE outbox_table_name = p_outbox AND p_policy IS NOT NULL;
 END $fn$;
 $sql$;
-    COMMENT ON FUNCTION pgtrickle._relay_set_truncate_policy(text, text) IS 'pgtrickle-relay: remembers the policy of an outbox whose table the caller owns';
+    COMMENT ON FUNCTION pgtrickle._relay_set_truncate_policy(text, text) IS 'pgtrickle-relay: remembers the policy of an outbox, unless it is null';
 END $do$;
 
 DO $do$
@@ -2193,53 +2247,11 @@ $sql$;
     COMMENT ON FUNCTION pgtrickle.outbox_rows_consumed(text, bigint) IS 'pgtrickle-relay: forgets the claim-check rows up to an outbox row, which every consumer must have delivered';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (5, 'outbox', '30752f022475e509')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (5, 'outbox', '173e216716bf59ce')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 
 -- Inboxes. They belong to whoever creates them, in a schema of their choice.
-
-DO $do$
-BEGIN
-    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_register_inbox(pgtrickle.pgt_inbox_config)', true) THEN
-        RETURN;
-    END IF;
-    EXECUTE $sql$
-CREATE OR REPLACE FUNCTION pgtrickle._relay_register_inbox(inbox pgtrickle.pgt_inbox_config) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
-BEGIN
-    IF pg_has_role(pgtrickle._relay_caller(),
-            (SELECT c.relowner FROM pg_class c WHERE c.oid = to_regclass(format('%I.%I', inbox.inbox_schema, inbox.inbox_name))), 'USAGE') IS NOT TRUE THEN
-        RAISE EXCEPTION 'must be owner of table %.%', inbox.inbox_schema, inbox.inbox_name USING ERRCODE = 'insufficient_privilege';
-    END IF;
-    INSERT INTO pgtrickle.pgt_inbox_config SELECT inbox.*;
-END $fn$;
-$sql$;
-    COMMENT ON FUNCTION pgtrickle._relay_register_inbox(pgtrickle.pgt_inbox_config) IS 'pgtrickle-relay: registers an inbox whose table the caller owns';
-END $do$;
-
-DO $do$
-BEGIN
-    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_unregister_inbox(text)', true) THEN
-        RETURN;
-    END IF;
-    EXECUTE $sql$
-CREATE OR REPLACE FUNCTION pgtrickle._relay_unregister_inbox(p_name text) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
-DECLARE
-    allowed oid;
-BEGIN
-    SELECT coalesce((SELECT c.relowner FROM pg_class c WHERE c.oid = to_regclass(format('%I.%I', i.inbox_schema, i.inbox_name))),
-                    (SELECT n.nspowner FROM pg_namespace n WHERE n.nspname = 'pgtrickle')) INTO allowed
-        FROM pgtrickle.pgt_inbox_config i WHERE i.inbox_name = p_name;
-    IF NOT pg_has_role(pgtrickle._relay_caller(), allowed, 'USAGE') THEN
-        RAISE EXCEPTION 'must be owner of inbox %', p_name USING ERRCODE = 'insufficient_privilege';
-    END IF;
-    DELETE FROM pgtrickle.pgt_inbox_config WHERE inbox_name = p_name;
-END $fn$;
-$sql$;
-    COMMENT ON FUNCTION pgtrickle._relay_unregister_inbox(text) IS 'pgtrickle-relay: forgets an inbox whose table the caller owns';
-END $do$;
 
 DO $do$
 BEGIN
@@ -2293,7 +2305,7 @@ BEGIN
     inbox := ROW(p_name, p_schema, p_max_retries, coalesce(p_schedule, '1s'), coalesce(create_inbox.with_dead_letter, false),
                  coalesce(create_inbox.with_stats, false), coalesce(p_retention_hours, 72),
                  'event_id', 'processed_at', 'retry_count', 'error', 'received_at', 'event_type', true, now());
-    PERFORM pgtrickle._relay_register_inbox(inbox);
+    INSERT INTO pgtrickle._relay_requests (action, target, detail) VALUES ('register inbox', p_schema || '.' || p_name, to_jsonb(inbox));
     PERFORM pgtrickle._relay_grant_inbox(p_schema, p_name);
 END $fn$;
 $sql$;
@@ -2337,7 +2349,7 @@ BEGIN
         RETURN;
     END IF;
     inbox := pgtrickle._relay_inbox(p_name);
-    PERFORM pgtrickle._relay_unregister_inbox(p_name);
+    INSERT INTO pgtrickle._relay_requests (action, target) VALUES ('unregister inbox', p_name);
     FOREACH suffix IN ARRAY ARRAY['_pending', '_dlq', '_stats'] LOOP
         EXECUTE format('DROP VIEW IF EXISTS %I.%I', inbox.inbox_schema, p_name || suffix);
     END LOOP;
@@ -2415,7 +2427,7 @@ $sql$;
     COMMENT ON FUNCTION pgtrickle.replay_inbox_messages(text, text[]) IS 'pgtrickle-relay: makes messages pending again; returns how many';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (6, 'inbox', '67610a1fb853a554')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (6, 'inbox', '77d6e3fbef1950b4')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 
