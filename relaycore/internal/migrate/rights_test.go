@@ -164,3 +164,24 @@ func TestRequestsCanBeClosed(t *testing.T) {
 	refused(t, pool, "42501", "_relay_requests", `SET LOCAL ROLE `+stranger+`; SELECT pgtrickle.enable_outbox('public.theirs')`)
 	run(t, pool, `SET LOCAL ROLE `+owner+`; SELECT pgtrickle.enable_outbox('public.mine'); SELECT pgtrickle.disable_outbox('public.mine')`)
 }
+
+// TestSchemaOwnerWithoutRights lets a role that may not see the tables' schema own
+// ours: who owns the tables needs nothing from it there.
+func TestSchemaOwnerWithoutRights(t *testing.T) {
+	t.Parallel()
+	pool := migrated(t)
+	owner, relay := roles(t, pool)
+	run(t, pool, fmt.Sprintf(`GRANT CREATE ON DATABASE %[3]s TO %[2]s; DROP SCHEMA pgtrickle CASCADE; CREATE SCHEMA app AUTHORIZATION %[1]s`,
+		owner, relay, one(t, pool, `SELECT quote_ident(current_database())`)))
+	if err := pgx.BeginFunc(context.Background(), pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(context.Background(), `SET LOCAL SESSION AUTHORIZATION `+relay); err != nil {
+			return err
+		}
+		return migrate.Up(context.Background(), tx, nil)
+	}); err != nil {
+		t.Fatalf("Up: %v", err)
+	}
+	run(t, pool, `SET LOCAL ROLE `+owner+`; CREATE TABLE app.t (id int); SELECT pgtrickle.create_inbox('box', 'app'); SELECT pgtrickle.enable_outbox('app.t');
+		INSERT INTO app.t VALUES (1); SELECT pgtrickle.outbox_truncate_policy('app.t', 'ignore'); TRUNCATE app.t;
+		SELECT pgtrickle.drop_inbox('box'); SELECT pgtrickle.disable_outbox('app.t')`)
+}

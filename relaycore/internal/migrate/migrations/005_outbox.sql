@@ -10,6 +10,13 @@
 -- default and a trigger's condition are evaluated with the rights of whoever
 -- inserts, so there current_user is the caller, and what says otherwise is refused.
 
+-- +function pgtrickle._relay_find(text, text): the oid of a relation, null when there is none; unlike to_regclass it needs no rights on the schema
+CREATE OR REPLACE FUNCTION pgtrickle._relay_find(p_schema text, p_name text) RETURNS regclass
+LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT c.oid::regclass FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = p_schema AND c.relname = p_name
+$fn$;
+-- +end
+
 -- +plain-table pgtrickle._relay_requests: what roles ask of us; a trigger does it at once, so no row is ever stored
 CREATE TABLE pgtrickle._relay_requests (
     caller name NOT NULL DEFAULT current_user,
@@ -36,10 +43,10 @@ BEGIN
         t := pgtrickle._relay_stream_oid(NEW.target);
         what := 'the table of outbox ' || NEW.target;
     ELSIF NEW.action = 'register inbox' THEN
-        t := to_regclass(format('%I.%I', NEW.detail ->> 'inbox_schema', NEW.detail ->> 'inbox_name'));
+        t := pgtrickle._relay_find(NEW.detail ->> 'inbox_schema', NEW.detail ->> 'inbox_name');
         what := 'table ' || NEW.target;
     ELSIF NEW.action = 'unregister inbox' THEN
-        t := (SELECT to_regclass(format('%I.%I', i.inbox_schema, i.inbox_name)) FROM pgtrickle.pgt_inbox_config i WHERE i.inbox_name = NEW.target);
+        t := (SELECT pgtrickle._relay_find(i.inbox_schema, i.inbox_name) FROM pgtrickle.pgt_inbox_config i WHERE i.inbox_name = NEW.target);
         what := 'inbox ' || NEW.target;
     END IF;
     owner := (SELECT c.relowner FROM pg_class c WHERE c.oid = t);
@@ -175,7 +182,7 @@ LANGUAGE sql STABLE STRICT SET search_path = pgtrickle, pg_catalog, pg_temp AS $
               AND NOT EXISTS (SELECT FROM pg_inherits i JOIN pg_trigger t2 ON t2.tgrelid = i.inhparent
                               WHERE i.inhrelid = t.tgrelid AND t2.tgfoid = t.tgfoid)
             ORDER BY t.tgrelid LIMIT 1),
-        to_regclass(format('%I.%I', o.stream_schema, o.stream_table)))::regclass
+        pgtrickle._relay_find(o.stream_schema, o.stream_table))::regclass
     FROM pgtrickle.relay_outboxes o WHERE o.outbox_table_name = p_outbox AND o.stream_table IS NOT NULL
 $fn$;
 -- +end

@@ -106,7 +106,7 @@ BEGIN
                 FROM (SELECT DISTINCT inbox_schema FROM pgtrickle.pgt_inbox_config) i WHERE to_regnamespace(quote_ident(i.inbox_schema)) IS NOT NULL
             UNION ALL
             SELECT pgtrickle._relay_grant('SELECT, INSERT', 'TABLE', t.oid)
-                FROM pgtrickle.pgt_inbox_config i, to_regclass(format('%I.%I', i.inbox_schema, i.inbox_name)) t(oid) WHERE t.oid IS NOT NULL
+                FROM pgtrickle.pgt_inbox_config i, pgtrickle._relay_find(i.inbox_schema, i.inbox_name) t(oid) WHERE t.oid IS NOT NULL
         ) AS a(s) WHERE s IS NOT NULL;
     END IF;
 END $fn$;

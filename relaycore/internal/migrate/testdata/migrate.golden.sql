@@ -1257,6 +1257,20 @@ INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (4, 'dea
 
 DO $do$
 BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_find(text, text)', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_find(p_schema text, p_name text) RETURNS regclass
+LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT c.oid::regclass FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = p_schema AND c.relname = p_name
+$fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_find(text, text) IS 'pgtrickle-relay: the oid of a relation, null when there is none; unlike to_regclass it needs no rights on the schema';
+END $do$;
+
+DO $do$
+BEGIN
     IF NOT pgtrickle._relay_claim('table', 'pgtrickle._relay_requests', true) THEN
         RETURN;
     END IF;
@@ -1293,10 +1307,10 @@ BEGIN
         t := pgtrickle._relay_stream_oid(NEW.target);
         what := 'the table of outbox ' || NEW.target;
     ELSIF NEW.action = 'register inbox' THEN
-        t := to_regclass(format('%I.%I', NEW.detail ->> 'inbox_schema', NEW.detail ->> 'inbox_name'));
+        t := pgtrickle._relay_find(NEW.detail ->> 'inbox_schema', NEW.detail ->> 'inbox_name');
         what := 'table ' || NEW.target;
     ELSIF NEW.action = 'unregister inbox' THEN
-        t := (SELECT to_regclass(format('%I.%I', i.inbox_schema, i.inbox_name)) FROM pgtrickle.pgt_inbox_config i WHERE i.inbox_name = NEW.target);
+        t := (SELECT pgtrickle._relay_find(i.inbox_schema, i.inbox_name) FROM pgtrickle.pgt_inbox_config i WHERE i.inbox_name = NEW.target);
         what := 'inbox ' || NEW.target;
     END IF;
     owner := (SELECT c.relowner FROM pg_class c WHERE c.oid = t);
@@ -1474,7 +1488,7 @@ LANGUAGE sql STABLE STRICT SET search_path = pgtrickle, pg_catalog, pg_temp AS $
               AND NOT EXISTS (SELECT FROM pg_inherits i JOIN pg_trigger t2 ON t2.tgrelid = i.inhparent
                               WHERE i.inhrelid = t.tgrelid AND t2.tgfoid = t.tgfoid)
             ORDER BY t.tgrelid LIMIT 1),
-        to_regclass(format('%I.%I', o.stream_schema, o.stream_table)))::regclass
+        pgtrickle._relay_find(o.stream_schema, o.stream_table))::regclass
     FROM pgtrickle.relay_outboxes o WHERE o.outbox_table_name = p_outbox AND o.stream_table IS NOT NULL
 $fn$;
 $sql$;
@@ -2247,7 +2261,7 @@ $sql$;
     COMMENT ON FUNCTION pgtrickle.outbox_rows_consumed(text, bigint) IS 'pgtrickle-relay: forgets the claim-check rows up to an outbox row, which every consumer must have delivered';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (5, 'outbox', '173e216716bf59ce')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (5, 'outbox', '7646d934c6c96ef7')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 
@@ -2558,7 +2572,7 @@ BEGIN
                 FROM (SELECT DISTINCT inbox_schema FROM pgtrickle.pgt_inbox_config) i WHERE to_regnamespace(quote_ident(i.inbox_schema)) IS NOT NULL
             UNION ALL
             SELECT pgtrickle._relay_grant('SELECT, INSERT', 'TABLE', t.oid)
-                FROM pgtrickle.pgt_inbox_config i, to_regclass(format('%I.%I', i.inbox_schema, i.inbox_name)) t(oid) WHERE t.oid IS NOT NULL
+                FROM pgtrickle.pgt_inbox_config i, pgtrickle._relay_find(i.inbox_schema, i.inbox_name) t(oid) WHERE t.oid IS NOT NULL
         ) AS a(s) WHERE s IS NOT NULL;
     END IF;
 END $fn$;
@@ -2566,7 +2580,7 @@ $sql$;
     COMMENT ON FUNCTION pgtrickle.relay_grant_access() IS 'pgtrickle-relay: gives the role pgtrickle_relay what a relay needs on everything that exists now; returns the statements that someone with more rights must run';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (7, 'access', 'bf48c985a9b690cc')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (7, 'access', '96b2b64dcf102bae')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 
