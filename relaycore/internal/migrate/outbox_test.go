@@ -268,6 +268,8 @@ func TestPrivileges(t *testing.T) {
 			t.Errorf("%s may %s", role, sql)
 		}
 	}
+	mayNot(owner, `CREATE TABLE app.t (id int); SELECT pgtrickle.enable_outbox('app.t')`)
+	run(t, pool, `GRANT EXECUTE ON FUNCTION pgtrickle.enable_outbox TO `+owner)
 	may(owner, `CREATE TABLE app.t (id int); SELECT pgtrickle.enable_outbox('app.t')`)
 	may(owner, `INSERT INTO app.t VALUES (1); TRUNCATE app.t`)
 	may(owner, `SELECT pgtrickle.outbox_status('app.t')`)

@@ -20,6 +20,7 @@ func TestBorrowedRights(t *testing.T) {
 	pool := migrated(t)
 	owner, stranger := roles(t, pool)
 	run(t, pool, fmt.Sprintf(`
+		GRANT EXECUTE ON FUNCTION pgtrickle.enable_outbox TO %[1]s, %[2]s;
 		CREATE SCHEMA app AUTHORIZATION %[1]s; CREATE SCHEMA evil AUTHORIZATION %[2]s; GRANT USAGE ON SCHEMA app TO %[2]s;
 		SET ROLE %[1]s;
 		CREATE TABLE app.payments (id int); SELECT pgtrickle.enable_outbox('app.payments'); INSERT INTO app.payments VALUES (1);
@@ -148,21 +149,24 @@ func TestBorrowedRights(t *testing.T) {
 	}
 }
 
-// TestRequestsCanBeClosed takes the right to ask away from everybody but one role.
-func TestRequestsCanBeClosed(t *testing.T) {
+// TestOutboxesAreForTrustedOwners lets a table's owner make an outbox once the
+// schema's owner has granted it, which lasts.
+func TestOutboxesAreForTrustedOwners(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	pool := migrated(t)
-	owner, stranger := roles(t, pool)
-	run(t, pool, `GRANT CREATE ON SCHEMA public TO `+owner+`, `+stranger+`;
-		REVOKE INSERT ON pgtrickle._relay_requests FROM PUBLIC; GRANT INSERT ON pgtrickle._relay_requests TO `+owner)
-	run(t, pool, `UPDATE pgtrickle.relay_migrations SET checksum = 'old'`)
+	owner, _ := roles(t, pool)
+	run(t, pool, `CREATE TABLE mine (id int); ALTER TABLE mine OWNER TO `+owner)
+	const enable = `; SELECT pgtrickle.enable_outbox('public.mine')`
+	as := `SET LOCAL ROLE ` + owner
+	refused(t, pool, "42501", "enable_outbox", as+enable)
+	refused(t, pool, "42501", "enable_outbox", as+`; INSERT INTO pgtrickle._relay_requests (action, target, detail) VALUES ('create outbox', 'public.mine'::regclass::oid::text, '{"retention_hours": 1}')`)
+	refused(t, pool, "42501", "enable_outbox", as+`; SELECT pgtrickle._relay_enable_outbox('public.mine', '{}', 1)`)
+	run(t, pool, `GRANT EXECUTE ON FUNCTION pgtrickle.enable_outbox TO `+owner+`; UPDATE pgtrickle.relay_migrations SET checksum = 'old'`)
 	if err := migrate.Up(ctx, pool, nil); err != nil {
 		t.Fatalf("Up: %v", err)
 	}
-	run(t, pool, `CREATE TABLE mine (id int); ALTER TABLE mine OWNER TO `+owner+`; CREATE TABLE theirs (id int); ALTER TABLE theirs OWNER TO `+stranger)
-	refused(t, pool, "42501", "_relay_requests", `SET LOCAL ROLE `+stranger+`; SELECT pgtrickle.enable_outbox('public.theirs')`)
-	run(t, pool, `SET LOCAL ROLE `+owner+`; SELECT pgtrickle.enable_outbox('public.mine'); SELECT pgtrickle.disable_outbox('public.mine')`)
+	run(t, pool, as+enable+`; SELECT pgtrickle.disable_outbox('public.mine')`)
 }
 
 // TestSchemaOwnerWithoutRights lets a role that may not see the tables' schema own
@@ -181,6 +185,7 @@ func TestSchemaOwnerWithoutRights(t *testing.T) {
 	}); err != nil {
 		t.Fatalf("Up: %v", err)
 	}
+	run(t, pool, `GRANT EXECUTE ON FUNCTION pgtrickle.enable_outbox TO `+owner)
 	run(t, pool, `SET LOCAL ROLE `+owner+`; CREATE TABLE app.t (id int); SELECT pgtrickle.create_inbox('box', 'app'); SELECT pgtrickle.enable_outbox('app.t');
 		INSERT INTO app.t VALUES (1); SELECT pgtrickle.outbox_truncate_policy('app.t', 'ignore'); TRUNCATE app.t;
 		SELECT pgtrickle.drop_inbox('box'); SELECT pgtrickle.disable_outbox('app.t')`)

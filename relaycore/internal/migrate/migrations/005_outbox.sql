@@ -25,7 +25,7 @@ CREATE TABLE pgtrickle._relay_requests (
     detail jsonb,
     CONSTRAINT caller_must_be_current_user CHECK (false)
 );
-GRANT INSERT ON pgtrickle._relay_requests TO PUBLIC; -- once: what is revoked stays revoked
+GRANT INSERT ON pgtrickle._relay_requests TO PUBLIC; -- the trigger says who may what
 -- +end
 
 -- +plain-function pgtrickle._relay_request(): does what a row of _relay_requests asks for, if its caller owns the table that it is about
@@ -55,6 +55,9 @@ BEGIN
     END IF;
     IF pg_has_role(NEW.caller, owner, 'USAGE') IS NOT TRUE THEN
         RAISE EXCEPTION 'must be owner of %', what USING ERRCODE = 'insufficient_privilege';
+    ELSIF NEW.action = 'create outbox' AND NOT has_function_privilege(NEW.caller, 'pgtrickle.enable_outbox(text, integer)', 'EXECUTE') THEN
+        RAISE EXCEPTION 'permission denied for function enable_outbox' USING ERRCODE = 'insufficient_privilege',
+            HINT = 'Let the owner of schema pgtrickle run: GRANT EXECUTE ON FUNCTION pgtrickle.enable_outbox TO ' || quote_ident(NEW.caller);
     END IF;
     CASE NEW.action
         WHEN 'create outbox' THEN PERFORM pgtrickle._relay_create_outbox(t, (NEW.detail ->> 'retention_hours')::integer);

@@ -1282,7 +1282,7 @@ CREATE TABLE pgtrickle._relay_requests (
     detail jsonb,
     CONSTRAINT caller_must_be_current_user CHECK (false)
 );
-GRANT INSERT ON pgtrickle._relay_requests TO PUBLIC; -- once: what is revoked stays revoked
+GRANT INSERT ON pgtrickle._relay_requests TO PUBLIC; -- the trigger says who may what
 $sql$;
     COMMENT ON TABLE pgtrickle._relay_requests IS 'pgtrickle-relay: what roles ask of us; a trigger does it at once, so no row is ever stored';
 END $do$;
@@ -1319,6 +1319,9 @@ BEGIN
     END IF;
     IF pg_has_role(NEW.caller, owner, 'USAGE') IS NOT TRUE THEN
         RAISE EXCEPTION 'must be owner of %', what USING ERRCODE = 'insufficient_privilege';
+    ELSIF NEW.action = 'create outbox' AND NOT has_function_privilege(NEW.caller, 'pgtrickle.enable_outbox(text, integer)', 'EXECUTE') THEN
+        RAISE EXCEPTION 'permission denied for function enable_outbox' USING ERRCODE = 'insufficient_privilege',
+            HINT = 'Let the owner of schema pgtrickle run: GRANT EXECUTE ON FUNCTION pgtrickle.enable_outbox TO ' || quote_ident(NEW.caller);
     END IF;
     CASE NEW.action
         WHEN 'create outbox' THEN PERFORM pgtrickle._relay_create_outbox(t, (NEW.detail ->> 'retention_hours')::integer);
@@ -2261,7 +2264,7 @@ $sql$;
     COMMENT ON FUNCTION pgtrickle.outbox_rows_consumed(text, bigint) IS 'pgtrickle-relay: forgets the claim-check rows up to an outbox row, which every consumer must have delivered';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (5, 'outbox', '7646d934c6c96ef7')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (5, 'outbox', 'fe9d7ddcf4948269')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 
