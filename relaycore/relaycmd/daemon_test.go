@@ -471,3 +471,52 @@ func TestZombie(t *testing.T) {
 		t.Errorf("epoch %d, want more than %d", got, epoch)
 	}
 }
+
+// A process that is stopped while it stores a dead letter holds nothing that its
+// heir would have to wait for.
+func TestZombieWithALetter(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	var version int
+	if err := w.pool.QueryRow(t.Context(), `SELECT current_setting('server_version_num')::int`).Scan(&version); err != nil {
+		t.Fatal(err)
+	}
+	if version < 140000 {
+		t.Skip("PostgreSQL 13 has no idle_session_timeout: a stopped process keeps its pipelines")
+	}
+	w.pipeline(t, "p", `"spool_poison":"x"`)
+	if err := os.WriteFile(w.spool("p")+".poison", nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	zombie := startRelay(t, w.url, "--instance-id", "a")
+	eventually(t, "owned", patience, func() bool { return zombie.owned() == 1 })
+	heir := startRelay(t, w.url, "--instance-id", "c")
+	eventually(t, "the heir is ready", patience, func() bool { code, _ := heir.get("/readyz"); return code == 200 })
+
+	tx, err := w.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(t.Context()) }()
+	if _, err := tx.Exec(t.Context(), `LOCK pgtrickle.relay_dead_letters IN SHARE MODE`); err != nil {
+		t.Fatal(err)
+	}
+	w.insert(t, 1, 1)
+	eventually(t, "the letter is on its way", patience, func() bool {
+		var waiting bool
+		err := w.pool.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'pgtrickle.relay_dead_letters'::regclass AND NOT granted)`).Scan(&waiting)
+		return err == nil && waiting
+	})
+	zombie.signal(t, syscall.SIGSTOP)
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	took := eventually(t, "the heir takes over", patience, func() bool { return heir.owned() == 1 })
+	t.Logf("a process that was stopped as it stored a letter was replaced after %s", took.Round(time.Millisecond))
+	w.insert(t, 2, 2)
+	eventually(t, "the letters of both", patience, func() bool {
+		var letters int
+		_ = w.pool.QueryRow(t.Context(), `SELECT count(*) FROM pgtrickle.relay_dead_letters`).Scan(&letters)
+		return letters == 2
+	})
+}

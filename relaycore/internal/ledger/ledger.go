@@ -91,13 +91,12 @@ func deref(s *string) string {
 // belong.
 func (l *Ledger) SetSource(table string) { l.source = table }
 
-// A commit changes the cursor and, for outboxes, the public view of progress, in
-// one statement and so in one transaction and one round trip. It returns whether
+// A commit is one statement, and so one transaction that is open only while the
+// server works: an owner that is stopped, or whose machine is gone, leaves no lock
+// on the cursor behind, for which its successor would wait. It changes the cursor,
+// for outboxes the public view of progress, and the letters, and returns whether
 // the epoch was current.
 const (
-	commitSQL     = moveSQL + publishSQL
-	commitHereSQL = moveSQL + ` AND ` + timelineSQL + ` = $13` + publishSQL
-
 	moveSQL = `
 WITH moved AS (
 	UPDATE pgtrickle.relay_cursors SET
@@ -109,44 +108,41 @@ WITH moved AS (
 		skipped       = skipped + $10,
 		dead_lettered = dead_lettered + $11,
 		updated_at    = now()
-	WHERE relay_group_id = $1 AND direction = $2 AND pipeline = $3 AND epoch = $4`
-	publishSQL = `
+	WHERE relay_group_id = $1 AND direction = $2 AND pipeline = $3 AND epoch = $4 AND `
+	publishSQL = ` = $13
 	RETURNING last_id
 ), published AS (
 	INSERT INTO pgtrickle.relay_consumer_offsets AS o (relay_group_id, pipeline_id, last_change_id, worker_id, updated_at)
 	SELECT $1, $3, last_id, $12, now() FROM moved WHERE $2 = 'forward' AND $6 > 0
 	ON CONFLICT (relay_group_id, pipeline_id) DO UPDATE
 		SET last_change_id = greatest(o.last_change_id, excluded.last_change_id), worker_id = excluded.worker_id, updated_at = excluded.updated_at
-)
+)`
+	movedSQL = `
 SELECT count(*) FROM moved`
 )
 
 // Commit makes c durable, all of it or nothing.
 func (l *Ledger) Commit(ctx context.Context, c engine.Commit) error {
-	if len(c.Letters) == 0 && len(c.Redriven) == 0 {
-		return l.move(ctx, l.pool, c)
+	sql, args, what := publishSQL+movedSQL, l.progress(c), "commit checkpoint"
+	if len(c.Letters) > 0 || len(c.Redriven) > 0 {
+		sql, args, what = publishSQL+lettersSQL+movedSQL, append(args, l.letters(c)...), "store dead letters"
 	}
-	err := pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
-		if err := l.move(ctx, tx, c); err != nil {
-			return err
-		}
-		if err := l.writeLetters(ctx, tx, c.Letters); err != nil {
-			return err
-		}
-		_, err := tx.Exec(ctx, `DELETE FROM pgtrickle.relay_dead_letters WHERE id = ANY($1)`, c.Redriven)
-		return err
-	})
-	if err != nil && !errors.Is(err, engine.ErrFenced) {
-		return fmt.Errorf("store dead letters: %w", err)
+	timeline := timelineSQL
+	if l.timeline == "" {
+		timeline = `''`
 	}
-	return err
+	var moved int
+	if err := l.pool.QueryRow(ctx, moveSQL+timeline+sql, args...).Scan(&moved); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	if moved == 0 {
+		return engine.ErrFenced
+	}
+	return nil
 }
 
-type querier interface {
-	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
-}
-
-func (l *Ledger) move(ctx context.Context, db querier, c engine.Commit) error {
+// progress returns what moveSQL and publishSQL are given.
+func (l *Ledger) progress(c engine.Commit) []any {
 	var state []byte
 	var lastID int64
 	source := ""
@@ -159,19 +155,10 @@ func (l *Ledger) move(ctx context.Context, db querier, c engine.Commit) error {
 			dead++
 		}
 	}
-	var moved int
-	sql, args := commitSQL, []any{l.id.Group, l.id.Direction, l.id.Pipeline, l.epoch, state, lastID, source, c.Position, c.Delivered, c.Skipped, dead, l.owner}
-	if l.timeline != "" {
-		sql, args = commitHereSQL, append(args, l.timeline)
+	return []any{
+		l.id.Group, l.id.Direction, l.id.Pipeline, l.epoch, state, lastID, source, c.Position,
+		c.Delivered, c.Skipped, dead, l.owner, l.timeline,
 	}
-	err := db.QueryRow(ctx, sql, args...).Scan(&moved)
-	if err != nil {
-		return fmt.Errorf("commit checkpoint: %w", err)
-	}
-	if moved == 0 {
-		return engine.ErrFenced
-	}
-	return nil
 }
 
 // The states of a pipeline as its cursor shows them.

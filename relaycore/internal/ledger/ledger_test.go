@@ -256,6 +256,84 @@ func TestALetterIsStoredOnce(t *testing.T) {
 	}
 }
 
+// A dead message that comes again before anybody retried it is still dead, also
+// where it would have to wait for its key.
+func TestADeadLetterStaysDead(t *testing.T) {
+	t.Parallel()
+	pool := newDatabase(t)
+	l, _ := open(t, pool, 1)
+	again := refused(1, "a")
+	again.Class = engine.ClassParked
+	commit(t, l, engine.Commit{Letters: []engine.Letter{refused(1, "a"), again}}) // in one commit
+	commit(t, l, engine.Commit{Letters: []engine.Letter{again}})                  // and in another
+	if ids, _ := deliverable(t, l); len(ids) > 0 {
+		t.Errorf("deliverable = %v, want nothing", ids)
+	}
+	dlq(t, pool, `relay_dlq_retry('orders')`)
+	if _, letters := deliverable(t, l); len(letters) != 1 || letters[0].Class != engine.ClassRefused || letters[0].Attempts != 1 {
+		t.Errorf("deliverable = %+v, want one letter, refused once", letters)
+	}
+}
+
+// A letter that comes twice in one commit is one letter, at its first place.
+func TestALetterTwiceInACommit(t *testing.T) {
+	t.Parallel()
+	pool := newDatabase(t)
+	l, _ := open(t, pool, 1)
+	commit(t, l, engine.Commit{Letters: []engine.Letter{parked(1, "a"), refused(2, "a"), refused(1, "a"), refused(1, "a")}})
+	dlq(t, pool, `relay_dlq_retry('orders')`)
+	ids, letters := deliverable(t, l)
+	if fmt.Sprint(ids) != "[outbox_orders:1:0 outbox_orders:2:0]" || letters[0].Attempts != 2 {
+		t.Errorf("deliverable = %+v, want 1, tried twice, and 2", letters)
+	}
+}
+
+// An owner can be stopped, or cut off, at any moment. Its successor has to be able
+// to change the cursor all the same.
+func TestAnOwnerLeavesNoLockBehind(t *testing.T) {
+	t.Parallel()
+	pool := newDatabase(t)
+	watched := pool.Config().Copy()
+	watch := &lockWatch{t: t, others: pool}
+	watched.ConnConfig.Tracer = watch
+	own, err := pgxpool.NewWithConfig(t.Context(), watched)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer own.Close()
+	l, _ := open(t, own, 1)
+	for name, c := range map[string]engine.Commit{
+		"letters":  {Letters: []engine.Letter{refused(1, "a"), parked(2, "a")}},
+		"redriven": {Redriven: []int64{1}, Letters: []engine.Letter{refused(2, "a")}},
+		"none":     {Checkpoint: &relay.Checkpoint{State: json.RawMessage(`{}`), LastID: 2}},
+	} {
+		watch.step, watch.looks = name, 0
+		commit(t, l, c)
+		if watch.looks == 0 {
+			t.Errorf("%s: no round trip was seen", name)
+		}
+	}
+}
+
+// lockWatch looks, after each round trip, for what a stopped owner would hold.
+type lockWatch struct {
+	t      *testing.T
+	others *pgxpool.Pool
+	step   string
+	looks  int
+}
+
+func (w *lockWatch) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+	return ctx
+}
+
+func (w *lockWatch) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, q pgx.TraceQueryEndData) {
+	w.looks++
+	if _, err := w.others.Exec(ctx, `SELECT FROM pgtrickle.relay_cursors FOR UPDATE NOWAIT`); err != nil {
+		w.t.Errorf("%s: after %s a successor has to wait: %v", w.step, q.CommandTag, err)
+	}
+}
+
 func TestReverseKeepsTheBrokersBytes(t *testing.T) {
 	t.Parallel()
 	pool := newDatabase(t)

@@ -12,41 +12,116 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
-// writeLetters stores letters in order. One that is stored already, from before
-// a crash or a redrive, keeps its place among the letters of its key.
-func (l *Ledger) writeLetters(ctx context.Context, tx pgx.Tx, letters []engine.Letter) error {
-	batch := new(pgx.Batch)
-	for i := range letters {
-		letter := &letters[i]
-		m := &letter.Message
-		status, attempts := "dead", max(letter.Attempts, 1)
-		if letter.Parked() {
-			status, attempts = "parked", 0
-		}
-		body := m.Row
-		if l.id.Direction == relay.Reverse || body == nil {
-			body = m.Body
-		}
-		if body == nil {
-			body = []byte{}
-		}
-		var sent *time.Time
-		if !m.Time.IsZero() {
-			sent = &m.Time
-		}
-		batch.Queue(`
-			INSERT INTO pgtrickle.relay_dead_letters AS d (relay_group_id, direction, pipeline, message_id, key, subject, op, body, before,
-				content_type, headers, stream_table, outbox_id, refresh_id, full_refresh, origin, message_time, error, class, attempts, status)
-			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, nullif($13, 0), nullif($14, ''), $15, nullif($16, ''), $17, $18, $19, $20, $21)
-			ON CONFLICT (relay_group_id, direction, pipeline, message_id) DO UPDATE SET
-				error = excluded.error, class = excluded.class, status = excluded.status,
-				attempts = d.attempts + excluded.attempts, updated_at = now()
-			WHERE d.status <> 'dead' OR excluded.status = 'dead'`,
-			l.id.Group, l.id.Direction, l.id.Pipeline, m.ID, text(m.Key), text(m.Subject), m.Op, body, m.Before,
-			text(m.ContentType), marshalHeaders(m.Headers), m.StreamTable, m.OutboxID, m.RefreshID, m.FullRefresh, text(m.Origin), sent,
-			text(letter.Reason), letter.Class, attempts, status)
+// lettersSQL stores letters in order, and drops those that are delivered now.
+//
+// One that is stored already, from before a crash or a redrive, keeps its place
+// among the letters of its key, and is dead until somebody retries it.
+const lettersSQL = `, stored AS (
+	INSERT INTO pgtrickle.relay_dead_letters AS d (relay_group_id, direction, pipeline, message_id, key, subject, op, body, before,
+		content_type, headers, stream_table, outbox_id, refresh_id, full_refresh, origin, message_time, error, class, attempts, status)
+	SELECT $1, $2, $3, id, key, subject, op, body, before, content_type, headers::jsonb, stream_table, nullif(outbox_id, 0), nullif(refresh_id, ''),
+		full_refresh, nullif(origin, ''), message_time, error, class, attempts, status
+	FROM moved, unnest($14::text[], $15::text[], $16::text[], $17::text[], $18::bytea[], $19::bytea[], $20::text[], $21::text[], $22::text[],
+		$23::bigint[], $24::text[], $25::boolean[], $26::text[], $27::timestamptz[], $28::text[], $29::text[], $30::integer[], $31::text[])
+		WITH ORDINALITY AS u (id, key, subject, op, body, before, content_type, headers, stream_table,
+			outbox_id, refresh_id, full_refresh, origin, message_time, error, class, attempts, status, place)
+	ORDER BY place
+	ON CONFLICT (relay_group_id, direction, pipeline, message_id) DO UPDATE SET
+		error = excluded.error, class = excluded.class, status = excluded.status,
+		attempts = d.attempts + excluded.attempts, updated_at = now()
+	WHERE d.status <> 'dead' OR excluded.status = 'dead'
+), dropped AS (
+	DELETE FROM pgtrickle.relay_dead_letters WHERE id = ANY($32::bigint[]) AND EXISTS (SELECT FROM moved)
+)`
+
+// letters returns what lettersSQL is given.
+func (l *Ledger) letters(c engine.Commit) []any {
+	rows := l.rows(c.Letters)
+	return []any{
+		column(rows, func(r *row) string { return r.ID }),
+		column(rows, func(r *row) string { return text(r.Key) }),
+		column(rows, func(r *row) string { return text(r.Subject) }),
+		column(rows, func(r *row) string { return r.Op }),
+		column(rows, func(r *row) []byte { return r.body }),
+		column(rows, func(r *row) []byte { return r.Before }),
+		column(rows, func(r *row) string { return text(r.ContentType) }),
+		column(rows, func(r *row) string { return marshalHeaders(r.Headers) }),
+		column(rows, func(r *row) string { return r.StreamTable }),
+		column(rows, func(r *row) int64 { return r.OutboxID }),
+		column(rows, func(r *row) string { return r.RefreshID }),
+		column(rows, func(r *row) bool { return r.FullRefresh }),
+		column(rows, func(r *row) string { return text(r.Origin) }),
+		column(rows, func(r *row) *time.Time { return timestamp(r.Time) }),
+		column(rows, func(r *row) string { return text(r.reason) }),
+		column(rows, func(r *row) string { return r.class }),
+		column(rows, func(r *row) int { return r.attempts }),
+		column(rows, func(r *row) string { return r.status }),
+		c.Redriven,
 	}
-	return tx.SendBatch(ctx, batch).Close()
+}
+
+func column[T any](rows []row, of func(*row) T) []T {
+	values := make([]T, len(rows))
+	for i := range rows {
+		values[i] = of(&rows[i])
+	}
+	return values
+}
+
+// row is what is stored of a letter.
+type row struct {
+	*relay.Message
+	body                  []byte
+	reason, class, status string
+	attempts              int
+}
+
+// rows makes one row for each id, as a statement can change a row only once. Of
+// two letters with one id the later one counts, unless only the first was tried.
+func (l *Ledger) rows(letters []engine.Letter) []row {
+	rows := make([]row, 0, len(letters))
+	places := make(map[string]int, len(letters))
+	for i := range letters {
+		r := l.row(&letters[i])
+		at, again := places[r.ID]
+		switch {
+		case !again:
+			places[r.ID] = len(rows)
+			rows = append(rows, r)
+		case r.status == statusDead || rows[at].status == statusParked:
+			r.attempts += rows[at].attempts
+			rows[at] = r
+		}
+	}
+	return rows
+}
+
+// The states of a letter; the third, retry, is set by SQL alone.
+const (
+	statusDead   = "dead"
+	statusParked = "parked"
+)
+
+func (l *Ledger) row(letter *engine.Letter) row {
+	m := &letter.Message
+	r := row{Message: m, body: m.Row, reason: letter.Reason, class: letter.Class, status: statusDead, attempts: max(letter.Attempts, 1)}
+	if letter.Parked() {
+		r.status, r.attempts = statusParked, 0
+	}
+	if l.id.Direction == relay.Reverse || m.Err != nil || r.body == nil {
+		r.body = m.Body
+	}
+	if r.body == nil {
+		r.body = []byte{}
+	}
+	return r
+}
+
+func timestamp(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	return &t
 }
 
 // text drops what PostgreSQL's text type cannot hold, so that an odd key or
