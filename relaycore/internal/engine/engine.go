@@ -173,7 +173,7 @@ type run struct {
 	recycler relay.Recycler       // nil where the source wants nothing back
 
 	// The publisher's own.
-	parked     map[string]bool // keys that have letters
+	parked     map[string]bool // keys that have letters, as Ledger.Key gives them
 	tail       tail
 	gathered   []chunk
 	backoff    backoff

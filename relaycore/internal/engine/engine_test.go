@@ -121,6 +121,7 @@ func (l *memory) Commit(_ context.Context, c engine.Commit) error {
 	l.total.Delivered += c.Delivered
 	l.total.Skipped += c.Skipped
 	for _, letter := range c.Letters {
+		letter.Message.Key = l.Key(letter.Message.Key)
 		at := slices.IndexFunc(l.letters, func(o engine.Letter) bool { return o.Message.ID == letter.Message.ID })
 		if at < 0 {
 			letter.ID = int64(len(l.letters) + 1)
@@ -154,6 +155,9 @@ func (l *memory) ParkedKeys(context.Context) (keys []string, err error) {
 	}
 	return keys, nil
 }
+
+// Key changes those that are not text.
+func (l *memory) Key(key string) string { return strings.ToValidUTF8(key, "?") }
 
 func (l *memory) held() []engine.Letter {
 	l.mu.Lock()

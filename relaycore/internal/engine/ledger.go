@@ -19,8 +19,12 @@ type Ledger interface {
 	// Deliverable returns at most limit stored letters that may be delivered now,
 	// in the order in which they must be.
 	Deliverable(ctx context.Context, limit int) ([]Letter, error)
-	// ParkedKeys returns the keys that have letters, whose later messages wait.
+	// ParkedKeys returns the keys that have letters, whose later messages wait, in
+	// the form that Key gives them.
 	ParkedKeys(ctx context.Context) ([]string, error)
+	// Key returns the form in which key is stored, for most keys the key itself.
+	// Given a stored form it returns that.
+	Key(key string) string
 }
 
 // Commit is one atomic change of a ledger.

@@ -192,7 +192,7 @@ func (r *run) sort(s *settlement) ([]relay.Message, error) {
 		case r.tail.takeDue(m.ID):
 			s.Skipped++
 			r.Meter.Skipped(1)
-		case m.Key != "" && r.parked[m.Key]:
+		case r.waits(m, r.parked):
 			r.park(m, s) // here, so that it stays behind a letter of this very batch
 		case m.Err == nil:
 			todo = append(todo, *m)
@@ -433,7 +433,7 @@ func (r *run) bury(m *relay.Message, class string, why error, parked map[string]
 	r.Meter.DeadLettered(1)
 	r.Logger.Error("message is dead-lettered", "message", m.ID, "key", m.Key, "class", class, "err", why)
 	if m.Key != "" && r.OnError == OnErrorPark {
-		parked[m.Key] = true
+		parked[r.Ledger.Key(m.Key)] = true
 	}
 }
 
@@ -442,15 +442,19 @@ func (r *run) park(m *relay.Message, s *settlement) {
 	r.Meter.Parked(1)
 }
 
+// waits reports whether m has to wait behind a letter of its key.
+func (r *run) waits(m *relay.Message, parked map[string]bool) bool {
+	return len(parked) > 0 && m.Key != "" && parked[r.Ledger.Key(m.Key)]
+}
+
 // withoutParked parks the messages of todo whose key has letters.
 func (r *run) withoutParked(todo []relay.Message, parked map[string]bool, s *settlement) []relay.Message {
-	waits := func(m relay.Message) bool { return m.Key != "" && parked[m.Key] }
-	if len(parked) == 0 || !slices.ContainsFunc(todo, waits) {
+	if len(parked) == 0 || !slices.ContainsFunc(todo, func(m relay.Message) bool { return r.waits(&m, parked) }) {
 		return todo
 	}
 	var rest []relay.Message
 	for i := range todo {
-		if waits(todo[i]) {
+		if r.waits(&todo[i], parked) {
 			r.park(&todo[i], s)
 		} else {
 			rest = append(rest, todo[i])

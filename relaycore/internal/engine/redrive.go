@@ -71,7 +71,7 @@ func (r *run) redriveSome(ctx context.Context, letters []Letter) error {
 		case r.tail.take(m.ID): // a predecessor was killed between delivering it and saying so
 			s.Skipped++
 			r.Meter.Skipped(1)
-		case m.Key != "" && failedKeys[m.Key]:
+		case r.waits(m, failedKeys):
 			r.park(m, &s)
 		case m.Err != nil:
 			r.bury(m, letters[i].Class, m.Err, failedKeys, &s)

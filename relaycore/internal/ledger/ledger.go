@@ -175,7 +175,7 @@ func (l *Ledger) SetStatus(ctx context.Context, status, reason string) error {
 	tag, err := l.pool.Exec(ctx, `
 		UPDATE pgtrickle.relay_cursors SET status = $5, error = nullif($6, ''), updated_at = now()
 		WHERE relay_group_id = $1 AND direction = $2 AND pipeline = $3 AND epoch = $4`,
-		l.id.Group, l.id.Direction, l.id.Pipeline, l.epoch, status, reason)
+		l.id.Group, l.id.Direction, l.id.Pipeline, l.epoch, status, text(reason))
 	if err != nil {
 		return fmt.Errorf("record status: %w", err)
 	}

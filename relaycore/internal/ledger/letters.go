@@ -38,17 +38,17 @@ const lettersSQL = `, stored AS (
 func (l *Ledger) letters(c engine.Commit) []any {
 	rows := l.rows(c.Letters)
 	return []any{
-		column(rows, func(r *row) string { return r.ID }),
-		column(rows, func(r *row) string { return text(r.Key) }),
+		column(rows, func(r *row) string { return indexed(r.ID) }),
+		column(rows, func(r *row) string { return indexed(r.Key) }),
 		column(rows, func(r *row) string { return text(r.Subject) }),
-		column(rows, func(r *row) string { return r.Op }),
+		column(rows, func(r *row) string { return text(r.Op) }),
 		column(rows, func(r *row) []byte { return r.body }),
 		column(rows, func(r *row) []byte { return r.Before }),
 		column(rows, func(r *row) string { return text(r.ContentType) }),
 		column(rows, func(r *row) string { return marshalHeaders(r.Headers) }),
-		column(rows, func(r *row) string { return r.StreamTable }),
+		column(rows, func(r *row) string { return text(r.StreamTable) }),
 		column(rows, func(r *row) int64 { return r.OutboxID }),
-		column(rows, func(r *row) string { return r.RefreshID }),
+		column(rows, func(r *row) string { return text(r.RefreshID) }),
 		column(rows, func(r *row) bool { return r.FullRefresh }),
 		column(rows, func(r *row) string { return text(r.Origin) }),
 		column(rows, func(r *row) *time.Time { return timestamp(r.Time) }),
@@ -83,10 +83,11 @@ func (l *Ledger) rows(letters []engine.Letter) []row {
 	places := make(map[string]int, len(letters))
 	for i := range letters {
 		r := l.row(&letters[i])
-		at, again := places[r.ID]
+		id := indexed(r.ID)
+		at, again := places[id]
 		switch {
 		case !again:
-			places[r.ID] = len(rows)
+			places[id] = len(rows)
 			rows = append(rows, r)
 		case r.status == statusDead || rows[at].status == statusParked:
 			r.attempts += rows[at].attempts
@@ -115,30 +116,6 @@ func (l *Ledger) row(letter *engine.Letter) row {
 		r.body = []byte{}
 	}
 	return r
-}
-
-func timestamp(t time.Time) *time.Time {
-	if t.IsZero() {
-		return nil
-	}
-	return &t
-}
-
-// text drops what PostgreSQL's text type cannot hold, so that an odd key or
-// error can never keep its message out of the dead letters.
-func text(s string) string {
-	out := make([]rune, 0, len(s))
-	clean := true
-	for _, r := range s {
-		if r == 0 || r == '\uFFFD' {
-			clean, r = false, '\uFFFD'
-		}
-		out = append(out, r)
-	}
-	if clean {
-		return s
-	}
-	return string(out)
 }
 
 func marshalHeaders(headers []relay.Header) string {
@@ -213,6 +190,9 @@ func (l *Ledger) Deliverable(ctx context.Context, limit int) ([]engine.Letter, e
 	}
 	return letters, nil
 }
+
+// Key returns the form in which key is stored.
+func (l *Ledger) Key(key string) string { return indexed(key) }
 
 // ParkedKeys returns the keys that have letters, whose later messages must wait.
 func (l *Ledger) ParkedKeys(ctx context.Context) ([]string, error) {
