@@ -256,6 +256,49 @@ func TestALetterIsStoredOnce(t *testing.T) {
 	}
 }
 
+// Ids begin again when a table is truncated or created anew. What has the id of a
+// stored letter and is another message is kept, with its own body.
+func TestAnotherMessageTakesTheLettersPlace(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		stored string
+		next   engine.Letter
+		want   string
+	}{
+		"refused after dead":    {"dead", refused(1, "b"), "dead refused 1"},
+		"refused after parked":  {"parked", refused(1, "b"), "dead refused 1"},
+		"refused after retried": {"retry", refused(1, "b"), "dead refused 1"},
+		"parked behind dead":    {"dead", parked(1, "b"), "parked parked 0"},
+		"parked after retried":  {"retry", parked(1, "b"), "parked parked 0"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			pool := newDatabase(t)
+			l, _ := open(t, pool, 1)
+			commit(t, l, engine.Commit{Letters: []engine.Letter{refused(1, "a"), refused(2, "b")}})
+			if _, err := pool.Exec(t.Context(), `UPDATE pgtrickle.relay_dead_letters SET status = $1, attempts = 7, created_at = 'epoch'`, tc.stored); err != nil {
+				t.Fatal(err)
+			}
+			m := &tc.next.Message
+			m.Row, m.Before, m.Op, m.Subject, m.OutboxID = []byte(`{"new":1}`), []byte(`{"new":0}`), relay.OpDelete, "elsewhere", 9
+			m.Headers, m.ContentType, m.StreamTable, m.RefreshID = []relay.Header{{Name: "new", Value: "1"}}, "text/new", "fresh", "r9"
+			m.FullRefresh, m.Origin, m.Time = true, "new", time.Unix(9, 0)
+			commit(t, l, engine.Commit{Letters: []engine.Letter{tc.next}})
+			var got, fresh string
+			err := pool.QueryRow(t.Context(), `
+				SELECT concat_ws(' ', status, class, attempts), concat_ws(' ', key, convert_from(body, 'UTF8'), convert_from(before, 'UTF8'), op, subject,
+					outbox_id, headers, content_type, stream_table, refresh_id, full_refresh, origin, extract(epoch FROM message_time)::int, created_at > 'epoch')
+				FROM pgtrickle.relay_dead_letters WHERE message_id = $1`, m.ID).Scan(&got, &fresh)
+			if err != nil || got != tc.want {
+				t.Errorf("the letter is %q, %v; want %q", got, err, tc.want)
+			}
+			if want := `b {"new":1} {"new":0} delete elsewhere 9 [["new", "1"]] text/new fresh r9 t new 9 t`; fresh != want {
+				t.Errorf("the letter has %s, want %s", fresh, want)
+			}
+		})
+	}
+}
+
 // A dead message that comes again before anybody retried it is still dead, also
 // where it would have to wait for its key.
 func TestADeadLetterStaysDead(t *testing.T) {
@@ -285,6 +328,24 @@ func TestALetterTwiceInACommit(t *testing.T) {
 	ids, letters := deliverable(t, l)
 	if fmt.Sprint(ids) != "[outbox_orders:1:0 outbox_orders:2:0]" || letters[0].Attempts != 2 {
 		t.Errorf("deliverable = %+v, want 1, tried twice, and 2", letters)
+	}
+}
+
+// A letter that is delivered and one that takes its id, in one commit: the second
+// is kept.
+func TestALetterThatTakesADeliveredOnesPlace(t *testing.T) {
+	t.Parallel()
+	pool := newDatabase(t)
+	l, _ := open(t, pool, 1)
+	commit(t, l, engine.Commit{Letters: []engine.Letter{refused(1, "a"), refused(2, "b")}})
+	dlq(t, pool, `relay_dlq_retry('orders')`)
+	_, letters := deliverable(t, l)
+	next := refused(1, "a")
+	next.Message.Row = []byte(`{"new":1}`)
+	commit(t, l, engine.Commit{Redriven: []int64{letters[0].ID, letters[1].ID}, Letters: []engine.Letter{next}})
+	dlq(t, pool, `relay_dlq_retry('orders')`)
+	if _, letters := deliverable(t, l); len(letters) != 1 || string(letters[0].Message.Row) != `{"new":1}` {
+		t.Errorf("letters = %+v, want the new one", letters)
 	}
 }
 
@@ -348,8 +409,17 @@ func TestReverseKeepsTheBrokersBytes(t *testing.T) {
 		Message: relay.Message{ID: "nats:S:1", Body: bytes, Row: bytes, Origin: "nats:S"}, Class: engine.ClassDecode, Reason: "not JSON",
 	}}})
 	dlq(t, pool, `relay_dlq_retry('in')`)
-	if _, letters := deliverable(t, l); len(letters) != 1 || string(letters[0].Message.Body) != string(bytes) || letters[0].Message.Row != nil {
-		t.Errorf("letters = %+v, want the broker's bytes as the body", letters)
+	_, letters := deliverable(t, l)
+	if len(letters) != 1 || string(letters[0].Message.Body) != string(bytes) || letters[0].Message.Row != nil {
+		t.Fatalf("letters = %+v, want the broker's bytes as the body", letters)
+	}
+	// With another format it can be decoded, and has a key; it is the same letter.
+	m := letters[0].Message
+	m.Row, m.Op, m.Key = []byte("{}"), relay.OpEvent, "k"
+	commit(t, l, engine.Commit{Letters: []engine.Letter{{Message: m, Class: engine.ClassRefused, Reason: "too large", Attempts: 1}}})
+	dlq(t, pool, `relay_dlq_retry('in')`)
+	if _, letters := deliverable(t, l); len(letters) != 1 || string(letters[0].Message.Body) != string(bytes) || letters[0].Attempts != 2 || letters[0].Message.Key != "k" {
+		t.Errorf("letters = %+v, want the same, tried twice", letters)
 	}
 }
 

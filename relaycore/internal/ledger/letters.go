@@ -15,7 +15,10 @@ import (
 // lettersSQL stores letters in order, and drops those that are delivered now.
 //
 // One that is stored already, from before a crash or a redrive, keeps its place
-// among the letters of its key, and is dead until somebody retries it.
+// among the letters of its key, and is dead until somebody retries it. But ids of
+// a table that was truncated or created anew begin again: what has the id of a
+// stored letter and is another message takes its place. A row of which that is
+// true cannot be dropped by the same statement, and should not be.
 const lettersSQL = `, stored AS (
 	INSERT INTO pgtrickle.relay_dead_letters AS d (relay_group_id, direction, pipeline, message_id, key, subject, op, body, before,
 		content_type, headers, stream_table, outbox_id, refresh_id, full_refresh, origin, message_time, error, class, attempts, status)
@@ -27,11 +30,19 @@ const lettersSQL = `, stored AS (
 			outbox_id, refresh_id, full_refresh, origin, message_time, error, class, attempts, status, place)
 	ORDER BY place
 	ON CONFLICT (relay_group_id, direction, pipeline, message_id) DO UPDATE SET
+		key = excluded.key, subject = excluded.subject, op = excluded.op, body = excluded.body, before = excluded.before,
+		content_type = excluded.content_type, headers = excluded.headers, stream_table = excluded.stream_table,
+		outbox_id = excluded.outbox_id, refresh_id = excluded.refresh_id, full_refresh = excluded.full_refresh,
+		origin = excluded.origin, message_time = excluded.message_time,
 		error = excluded.error, class = excluded.class, status = excluded.status,
-		attempts = d.attempts + excluded.attempts, updated_at = now()
+		attempts = excluded.attempts + CASE WHEN d.body = excluded.body THEN d.attempts ELSE 0 END,
+		created_at = CASE WHEN d.body = excluded.body THEN d.created_at ELSE now() END, updated_at = now()
 	WHERE d.status <> 'dead' OR excluded.status = 'dead'
+		OR (d.key, d.op, d.body, d.before) IS DISTINCT FROM (excluded.key, excluded.op, excluded.body, excluded.before)
+	RETURNING id
 ), dropped AS (
-	DELETE FROM pgtrickle.relay_dead_letters WHERE id = ANY($32::bigint[]) AND EXISTS (SELECT FROM moved)
+	DELETE FROM pgtrickle.relay_dead_letters
+	WHERE id = ANY($32::bigint[]) AND EXISTS (SELECT FROM moved) AND id <> ALL (ARRAY(SELECT id FROM stored))
 )`
 
 // letters returns what lettersSQL is given.
