@@ -349,6 +349,21 @@ func TestALetterThatTakesADeliveredOnesPlace(t *testing.T) {
 	}
 }
 
+// What could not be encoded is encoded again when it is redriven, from its row.
+func TestAnUnencodedLetterKeepsItsRow(t *testing.T) {
+	t.Parallel()
+	pool := newDatabase(t)
+	l, _ := open(t, pool, 1)
+	letter := refused(1, "a")
+	m := &letter.Message
+	letter.Class, m.Err, m.Body = engine.ClassEncode, relay.Permanent(errors.New("the row has no field")), nil
+	commit(t, l, engine.Commit{Letters: []engine.Letter{letter}})
+	dlq(t, pool, `relay_dlq_retry('orders')`)
+	if _, letters := deliverable(t, l); len(letters) != 1 || string(letters[0].Message.Row) != string(m.Row) || letters[0].Message.Err != nil {
+		t.Errorf("letters = %+v, want one with the row %s", letters, m.Row)
+	}
+}
+
 // An owner can be stopped, or cut off, at any moment. Its successor has to be able
 // to change the cursor all the same.
 func TestAnOwnerLeavesNoLockBehind(t *testing.T) {

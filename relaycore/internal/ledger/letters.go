@@ -120,7 +120,7 @@ func (l *Ledger) row(letter *engine.Letter) row {
 	if letter.Parked() {
 		r.status, r.attempts = statusParked, 0
 	}
-	if l.id.Direction == relay.Reverse || m.Err != nil || r.body == nil {
+	if l.id.Direction == relay.Reverse || r.body == nil { // what could not be encoded has only its row, what could not be decoded only its body
 		r.body = m.Body
 	}
 	if r.body == nil {
