@@ -113,7 +113,7 @@ func TestBorrowedRights(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer tx.Rollback(ctx) //nolint:errcheck // it is committed by then
+		defer tx.Rollback(ctx)
 		if _, err := tx.Exec(ctx, `SET LOCAL SESSION AUTHORIZATION `+stranger+`; SELECT evil.try(); SET LOCAL SESSION AUTHORIZATION DEFAULT`); err != nil {
 			t.Fatal(err)
 		}
