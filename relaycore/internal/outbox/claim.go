@@ -19,7 +19,7 @@ func (s *Source) stream(ctx context.Context, db *session, c *claimed) (last bool
 		e.refreshEnd = len(b.text)
 	}
 	if s.table.delta.name == "" {
-		if err := s.table.findDelta(ctx, s.pool); err != nil {
+		if err := s.table.findDelta(ctx, db.conn); err != nil {
 			return false, err
 		}
 	}
@@ -58,7 +58,7 @@ func (s *Source) stream(ctx context.Context, db *session, c *claimed) (last bool
 	c.index = e.index
 	last = rows < want && !cut
 	if last && !c.begun && rows == 0 {
-		if err := s.checkMissing(ctx, &e); err != nil {
+		if err := s.checkMissing(ctx, db.conn, &e); err != nil {
 			return false, err
 		}
 	}
@@ -73,12 +73,12 @@ func (s *Source) stream(ctx context.Context, db *session, c *claimed) (last bool
 }
 
 // checkMissing tells a claim check over nothing from one whose deltas are gone.
-func (s *Source) checkMissing(ctx context.Context, e *event) error {
+func (s *Source) checkMissing(ctx context.Context, q querier, e *event) error {
 	if s.table.columns["inserted_count"].typ == "" || s.table.columns["deleted_count"].typ == "" {
 		return nil
 	}
 	var n int64
-	err := s.pool.QueryRow(ctx, `SELECT coalesce(sum(inserted_count + deleted_count), 0)::bigint FROM `+s.table.qualified()+` WHERE `+quote(s.table.id)+` = $1`, e.id).Scan(&n)
+	err := q.QueryRow(ctx, `SELECT coalesce(sum(inserted_count + deleted_count), 0)::bigint FROM `+s.table.qualified()+` WHERE `+quote(s.table.id)+` = $1`, e.id).Scan(&n)
 	if err != nil {
 		return fmt.Errorf("read row %d of %s: %w", e.id, s.table.qualified(), err)
 	}

@@ -18,20 +18,20 @@ import (
 const guardEvery = time.Second
 
 // whereabouts identifies the server, the database and the table.
-func (s *Source) whereabouts(ctx context.Context, t *table) (origin, error) {
+func whereabouts(ctx context.Context, q querier, t *table) (origin, error) {
 	o := origin{Table: t.oid, File: t.filenode, Sequence: t.idOwner.filenode}
 	var recovering bool
-	err := s.pool.QueryRow(ctx, `SELECT oid, pg_is_in_recovery() FROM pg_database WHERE datname = current_database()`).Scan(&o.Database, &recovering)
+	err := q.QueryRow(ctx, `SELECT oid, pg_is_in_recovery() FROM pg_database WHERE datname = current_database()`).Scan(&o.Database, &recovering)
 	if err != nil {
 		return o, fmt.Errorf("identify database: %w", err)
 	}
 	if recovering {
 		return o, errors.New("the server is a standby: checkpoints can only be kept on the primary; put both hosts into the URL and add target_session_attrs=read-write")
 	}
-	if o.System, err = optional(ctx, s.pool, `SELECT system_identifier::text FROM pg_control_system()`); err != nil {
+	if o.System, err = optional(ctx, q, `SELECT system_identifier::text FROM pg_control_system()`); err != nil {
 		return o, fmt.Errorf("identify server: %w", err)
 	}
-	if o.Timeline, err = optional(ctx, s.pool, timelineSQL); err != nil {
+	if o.Timeline, err = optional(ctx, q, timelineSQL); err != nil {
 		return o, fmt.Errorf("identify server: %w", err)
 	}
 	return o, nil
@@ -52,7 +52,7 @@ func optional(ctx context.Context, q querier, sql string) (string, error) {
 }
 
 // choose picks the strategy and checks what it relies on.
-func (s *Source) choose(ctx context.Context, t *table) (string, error) {
+func (s *Source) choose(ctx context.Context, q querier, t *table) (string, error) {
 	mode := s.cfg.Settings.Strategy
 	if mode == "auto" {
 		mode = modeFence
@@ -64,7 +64,7 @@ func (s *Source) choose(ctx context.Context, t *table) (string, error) {
 		}
 	}
 	if mode == modeWindow {
-		return mode, s.checkWindows(ctx, t)
+		return mode, s.checkWindows(ctx, q, t)
 	}
 	return mode, checkFence(t)
 }
@@ -74,7 +74,7 @@ func addXid(t *table) string {
 	return "SELECT pgtrickle.outbox_add_xid(" + literal(t.qualified()) + ")"
 }
 
-func (s *Source) checkWindows(ctx context.Context, t *table) error {
+func (s *Source) checkWindows(ctx context.Context, q querier, t *table) error {
 	add := addXid(t) + " adds one"
 	switch {
 	case t.xid == "":
@@ -99,7 +99,7 @@ func (s *Source) checkWindows(ctx context.Context, t *table) error {
 	// Rows that were copied from another cluster may bear numbers that this one
 	// has yet to give out.
 	var future string
-	err := s.pool.QueryRow(ctx, fmt.Sprintf(`SELECT coalesce((SELECT m.%[1]s::text FROM (SELECT %[1]s FROM %[2]s ORDER BY %[1]s DESC LIMIT 1) m WHERE m.%[1]s >= pg_snapshot_xmax(pg_current_snapshot())), '')`,
+	err := q.QueryRow(ctx, fmt.Sprintf(`SELECT coalesce((SELECT m.%[1]s::text FROM (SELECT %[1]s FROM %[2]s ORDER BY %[1]s DESC LIMIT 1) m WHERE m.%[1]s >= pg_snapshot_xmax(pg_current_snapshot())), '')`,
 		quote(t.xid), t.qualified())).Scan(&future)
 	if err != nil {
 		return fmt.Errorf("look at the newest transaction of %s: %w", t.qualified(), err)
@@ -154,22 +154,22 @@ type starting struct {
 }
 
 // startFrom turns a checkpoint into a position in this table, in this database.
-func (s *Source) startFrom(ctx context.Context, t *table, here origin, mode string, st *state, lastID int64) (starting, error) {
+func (s *Source) startFrom(ctx context.Context, q querier, t *table, here origin, mode string, st *state, lastID int64) (starting, error) {
 	start := starting{safe: minID(t)}
 	var lowest *int64
-	if err := s.pool.QueryRow(ctx, `SELECT min(`+quote(t.id)+`)::bigint FROM `+t.qualified()).Scan(&lowest); err != nil {
+	if err := q.QueryRow(ctx, `SELECT min(`+quote(t.id)+`)::bigint FROM `+t.qualified()).Scan(&lowest); err != nil {
 		return start, fmt.Errorf("read first id of %s: %w", t.qualified(), err)
 	}
 	if lowest != nil {
 		start.safe = min(start.safe, *lowest-1)
 	}
 	if st == nil {
-		offset, err := s.offset(ctx)
+		offset, err := s.offset(ctx, q)
 		if err != nil {
 			return start, err
 		}
 		start.safe = max(start.safe, offset, lastID)
-		start.expired, err = s.overtaken(ctx, t, max(offset, lastID), lowest)
+		start.expired, err = s.overtaken(ctx, q, t, max(offset, lastID), lowest)
 		return fresh(start, mode), err
 	}
 	was := st
@@ -189,7 +189,7 @@ func (s *Source) startFrom(ctx context.Context, t *table, here origin, mode stri
 		return start, err
 	}
 	if mode == modeWindow {
-		back, err := s.checkSnapshot(ctx, &start.mark)
+		back, err := s.checkSnapshot(ctx, q, &start.mark)
 		if err != nil {
 			return start, err
 		}
@@ -206,7 +206,7 @@ func (s *Source) startFrom(ctx context.Context, t *table, here origin, mode stri
 		}
 	}
 	start.audit.parse(st.Audit)
-	gone, err := s.overtaken(ctx, t, st.Safe, lowest)
+	gone, err := s.overtaken(ctx, q, t, st.Safe, lowest)
 	start.expired = st.Expired + gone
 	return start, err
 }
@@ -223,13 +223,13 @@ func fresh(start starting, mode string) starting {
 }
 
 // offset is the public view of progress, which an earlier relay may have left.
-func (s *Source) offset(ctx context.Context) (int64, error) {
+func (s *Source) offset(ctx context.Context, q querier) (int64, error) {
 	var readable bool
-	if err := s.pool.QueryRow(ctx, `SELECT coalesce(has_table_privilege(to_regclass('pgtrickle.relay_consumer_offsets'), 'SELECT'), false)`).Scan(&readable); err != nil || !readable {
+	if err := q.QueryRow(ctx, `SELECT coalesce(has_table_privilege(to_regclass('pgtrickle.relay_consumer_offsets'), 'SELECT'), false)`).Scan(&readable); err != nil || !readable {
 		return beginning, err
 	}
 	var id int64
-	err := s.pool.QueryRow(ctx, `SELECT last_change_id FROM pgtrickle.relay_consumer_offsets WHERE relay_group_id = $1 AND pipeline_id = $2`, s.cfg.Group, s.cfg.Pipeline).Scan(&id)
+	err := q.QueryRow(ctx, `SELECT last_change_id FROM pgtrickle.relay_consumer_offsets WHERE relay_group_id = $1 AND pipeline_id = $2`, s.cfg.Group, s.cfg.Pipeline).Scan(&id)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return beginning, nil
 	}
@@ -283,9 +283,9 @@ func (s *Source) promoted(here origin, st *state) bool {
 
 // checkSnapshot refuses a checkpoint that knows transactions which this server
 // has not had yet, or reports that it goes back to where it is safe.
-func (s *Source) checkSnapshot(ctx context.Context, m *mark) (back bool, err error) {
+func (s *Source) checkSnapshot(ctx context.Context, q querier, m *mark) (back bool, err error) {
 	var text string
-	if err := s.pool.QueryRow(ctx, `SELECT pg_current_snapshot()::text`).Scan(&text); err != nil {
+	if err := q.QueryRow(ctx, `SELECT pg_current_snapshot()::text`).Scan(&text); err != nil {
 		return false, fmt.Errorf("take snapshot: %w", err)
 	}
 	now, err := parseSnapshot(text)
@@ -323,7 +323,7 @@ func (s *Source) floor() int64 {
 
 // overtaken notices that retention has deleted rows which were never delivered:
 // the ids behind a checkpoint are in the table or were never committed.
-func (s *Source) overtaken(ctx context.Context, t *table, safe int64, lowest *int64) (int64, error) {
+func (s *Source) overtaken(ctx context.Context, q querier, t *table, safe int64, lowest *int64) (int64, error) {
 	if safe == beginning || t.idOwner.oid == 0 || t.idOwner.cache > 1 {
 		return 0, nil // or sessions drop ids that they had taken, and a gap says nothing
 	}
@@ -332,7 +332,7 @@ func (s *Source) overtaken(ctx context.Context, t *table, safe int64, lowest *in
 	case lowest != nil:
 		last = *lowest - 1
 	case t.idOwner.readable:
-		if err := s.pool.QueryRow(ctx, t.idOwner.lastSQL()).Scan(&last); err != nil {
+		if err := q.QueryRow(ctx, t.idOwner.lastSQL()).Scan(&last); err != nil {
 			return 0, fmt.Errorf("read sequence %s: %w", t.idOwner.name, err)
 		}
 	}
@@ -363,7 +363,8 @@ func (s *Source) quiescent() bool {
 }
 
 // guard looks whether the table and the server are still those that the source
-// knows. Where they are not, it begins again behind the stored checkpoint.
+// knows. Where they are not, it begins again behind the stored checkpoint. It asks
+// on the caller's connection alone: see begin.
 func (s *Source) guard(ctx context.Context, conn *pgx.Conn) error {
 	var table, file, seq uint32
 	var timeline string
@@ -404,7 +405,7 @@ func (s *Source) guard(ctx context.Context, conn *pgx.Conn) error {
 	if err != nil {
 		return err
 	}
-	if err := s.begin(ctx, c); err != nil {
+	if err := s.begin(ctx, conn, c); err != nil {
 		return fmt.Errorf("open outbox %q again: %w", s.cfg.Outbox, err)
 	}
 	return nil

@@ -91,23 +91,25 @@ const manyRows = 16
 func Open(ctx context.Context, pool *pgxpool.Pool, cfg Config) (*Source, error) {
 	cfg.defaults()
 	s := &Source{pool: pool, cfg: cfg, log: cfg.Logger, wantRows: firstRows, claimRows: firstRows, signal: make(bell, 1), spare: make(chan []relay.Message, mostSpare)}
-	if err := s.begin(ctx, cfg.Checkpoint); err != nil {
+	if err := s.begin(ctx, pool, cfg.Checkpoint); err != nil {
 		return nil, fmt.Errorf("open outbox %q: %w", cfg.Outbox, err)
 	}
 	return s, nil
 }
 
-// begin resolves the table and goes on behind c, forgetting all that was read.
-func (s *Source) begin(ctx context.Context, c relay.Checkpoint) error {
-	t, err := resolve(ctx, s.pool, s.cfg.Outbox, s.cfg.Settings)
+// begin resolves the table and goes on behind c, forgetting all that was read. A
+// source that holds a connection gives it as q. Would it take another one, sources
+// that begin anew at once could each hold one and wait for one for ever.
+func (s *Source) begin(ctx context.Context, q querier, c relay.Checkpoint) error {
+	t, err := resolve(ctx, q, s.cfg.Outbox, s.cfg.Settings)
 	if err != nil {
 		return err
 	}
-	here, err := s.whereabouts(ctx, t)
+	here, err := whereabouts(ctx, q, t)
 	if err != nil {
 		return err
 	}
-	mode, err := s.choose(ctx, t)
+	mode, err := s.choose(ctx, q, t)
 	if err != nil {
 		return err
 	}
@@ -115,7 +117,7 @@ func (s *Source) begin(ctx context.Context, c relay.Checkpoint) error {
 	if err != nil {
 		return err
 	}
-	start, err := s.startFrom(ctx, t, here, mode, st, c.LastID)
+	start, err := s.startFrom(ctx, q, t, here, mode, st, c.LastID)
 	if err != nil {
 		return err
 	}
@@ -221,7 +223,7 @@ func (s *Source) poll(ctx context.Context, limit int) (more bool, err error) {
 	if s.upgrade && s.quiescent() {
 		s.upgrade = false
 		s.log.Info("the outbox has a transaction id column now: going on with snapshot windows", "table", s.table.qualified(), "behind_id", s.settler.Load().settledUpTo())
-		if err := s.begin(ctx, s.settler.Load().settle(nil)); err != nil {
+		if err := s.begin(ctx, c.Conn(), s.settler.Load().settle(nil)); err != nil {
 			return false, fmt.Errorf("open outbox %q again: %w", s.cfg.Outbox, err)
 		}
 	}
