@@ -219,6 +219,10 @@ func (p *Pipeline) SetLag(rows int64, seconds float64) {
 	p.hasLag.Store(true)
 }
 
+// LagUnknown says that the lag could not be measured. Its gauges disappear until it
+// is set again, rather than show how far the source was behind at some time before.
+func (p *Pipeline) LagUnknown() { p.hasLag.Store(false) }
+
 // SetLetters sets how many dead letters and parked messages are stored.
 func (p *Pipeline) SetLetters(dead, parked int64) {
 	p.dead.Store(dead)

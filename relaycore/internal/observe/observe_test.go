@@ -75,6 +75,11 @@ func TestMetrics(t *testing.T) {
 			t.Errorf("metrics lack %s", want)
 		}
 	}
+	f.LagUnknown()
+	_, text = scrape(t, h, "/metrics")
+	if n := f.Numbers(); strings.Contains(text, "_lag_") || n.LagRows != nil || n.LagSeconds != nil {
+		t.Errorf("a lag that could not be measured is still shown: %+v", n)
+	}
 	r.Disown()
 	f.Disown()
 	_, text = scrape(t, h, "/metrics")

@@ -189,6 +189,7 @@ func (r *runner) measureLag(ctx context.Context) {
 	rows, seconds, err := lag.Lag(ctx)
 	if err != nil {
 		r.log.Debug("measure the lag", "err", err)
+		r.meter.LagUnknown()
 		return
 	}
 	r.meter.SetLag(rows, seconds)
