@@ -149,16 +149,17 @@ type starting struct {
 	done    [][3]int64
 	skip    map[int64][][2]int64
 	audit   audit
-	expired int64
-	reused  bool // see Source.Reused
+	gap     gap   // ids behind the checkpoint that are not there
+	expired int64 // see state.Expired
+	reused  bool  // see Source.Reused
 }
 
 // startFrom turns a checkpoint into a position in this table, in this database.
 func (s *Source) startFrom(ctx context.Context, q querier, t *table, here origin, mode string, st *state, lastID int64) (starting, error) {
 	start := starting{safe: minID(t)}
-	var lowest *int64
-	if err := q.QueryRow(ctx, `SELECT min(`+quote(t.id)+`)::bigint FROM `+t.qualified()).Scan(&lowest); err != nil {
-		return start, fmt.Errorf("read first id of %s: %w", t.qualified(), err)
+	lowest, err := firstID(ctx, q, t)
+	if err != nil {
+		return start, err
 	}
 	if lowest != nil {
 		start.safe = min(start.safe, *lowest-1)
@@ -169,11 +170,10 @@ func (s *Source) startFrom(ctx context.Context, q querier, t *table, here origin
 			return start, err
 		}
 		start.safe = max(start.safe, offset, lastID)
-		start.expired, err = s.overtaken(ctx, q, t, max(offset, lastID), lowest)
+		start.gap, err = gapBehind(ctx, q, t, max(offset, lastID), lowest)
 		return fresh(start, mode), err
 	}
 	was := st
-	var err error
 	if st, err = s.compare(t, here, was); err != nil {
 		return start, err
 	}
@@ -206,8 +206,8 @@ func (s *Source) startFrom(ctx context.Context, q querier, t *table, here origin
 		}
 	}
 	start.audit.parse(st.Audit)
-	gone, err := s.overtaken(ctx, q, t, st.Safe, lowest)
-	start.expired = st.Expired + gone
+	start.expired = st.Expired
+	start.gap, err = gapBehind(ctx, q, t, st.Safe, lowest)
 	return start, err
 }
 
@@ -319,29 +319,6 @@ func (s *Source) floor() int64 {
 		return st.Safe
 	}
 	return beginning
-}
-
-// overtaken notices that retention has deleted rows which were never delivered:
-// the ids behind a checkpoint are in the table or were never committed.
-func (s *Source) overtaken(ctx context.Context, q querier, t *table, safe int64, lowest *int64) (int64, error) {
-	if safe == beginning || t.idOwner.oid == 0 || t.idOwner.cache > 1 {
-		return 0, nil // or sessions drop ids that they had taken, and a gap says nothing
-	}
-	next, last := safe+1, safe
-	switch {
-	case lowest != nil:
-		last = *lowest - 1
-	case t.idOwner.readable:
-		if err := q.QueryRow(ctx, t.idOwner.lastSQL()).Scan(&last); err != nil {
-			return 0, fmt.Errorf("read sequence %s: %w", t.idOwner.name, err)
-		}
-	}
-	if last < next {
-		return 0, nil
-	}
-	s.log.Error("ids behind the checkpoint are gone from the outbox: if they were not rolled back, retention deleted rows that had not been delivered",
-		"table", t.qualified(), "from_id", next, "to_id", last, "ids", last-next+1)
-	return last - next + 1, nil
 }
 
 // guardSQL identifies the table and, with the expression that stands for the

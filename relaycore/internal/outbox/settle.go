@@ -38,19 +38,19 @@ type settler struct {
 	origin origin
 	moved  bell // see relay.Mover
 
-	mu      sync.Mutex
-	chunks  []*chunk // in order of delivery
-	base    mark     // everything before chunks
-	inside  bool     // a read is settled in part:
-	at      int64    // its rows up to this one
-	part    [2]int64 // row, and how many of its messages are settled
-	ahead   int      // settled messages behind the first that is not
-	safe    int64    // no row appears at or below it any more
-	safeAt  []safety
-	counts  audit
-	expired int64
-	buf     []byte
-	done    [][3]int64 // of the checkpoint with which it began, not yet passed
+	mu     sync.Mutex
+	chunks []*chunk // in order of delivery
+	base   mark     // everything before chunks
+	inside bool     // a read is settled in part:
+	at     int64    // its rows up to this one
+	part   [2]int64 // row, and how many of its messages are settled
+	ahead  int      // settled messages behind the first that is not
+	safe   int64    // no row appears at or below it any more
+	safeAt []safety
+	counts audit
+	gone   overtaken
+	buf    []byte
+	done   [][3]int64 // of the checkpoint with which it began, not yet passed
 }
 
 // safety says that once every row up to a position is settled, all rows up to
@@ -108,12 +108,25 @@ func (s *settler) settledUpTo() int64 {
 	return s.safe
 }
 
+// secured returns the id up to which all is settled, or will be with what was handed
+// out.
+func (s *settler) secured() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	id := s.safe
+	for _, a := range s.safeAt {
+		id = max(id, a.id)
+	}
+	return id
+}
+
 // raise moves safe, and says so, since nobody may come to ask.
 func (s *settler) raise(id int64) {
 	if id <= s.safe {
 		return
 	}
 	s.safe = id
+	s.gone.settled(id)
 	s.moved.ring()
 }
 
@@ -171,6 +184,7 @@ func (s *settler) passSlot(c *chunk, sl *slot) {
 		s.part = [2]int64{}
 		s.at = sl.id
 		s.counts.count(sl.id)
+		s.gone.count(sl.id)
 	} else {
 		s.part = [2]int64{sl.id, int64(sl.index) + 1}
 	}
@@ -204,9 +218,9 @@ func (s *settler) checkpoint() relay.Checkpoint {
 	b = append(b, `,"safe":`...)
 	b = strconv.AppendInt(b, s.safe, 10)
 	b = s.counts.appendJSON(b)
-	if s.expired > 0 {
+	if s.gone.ids > 0 {
 		b = append(b, `,"expired":`...)
-		b = strconv.AppendInt(b, s.expired, 10)
+		b = strconv.AppendInt(b, s.gone.ids, 10)
 	}
 	b = append(b, '}')
 	s.buf = b

@@ -41,6 +41,9 @@ type Source struct {
 	upgrade   bool      // windows have become possible
 	reused    bool      // see Reused
 	lateSaid  bool      // a row came below what was said to be settled
+	highest   int64     // id that was read
+	returned  time.Time // when Receive last did
+	heldUp    bool      // and was not called again for long
 
 	settler atomic.Pointer[settler]
 	shape   atomic.Pointer[table] // as table, for others than Receive
@@ -138,8 +141,10 @@ func (s *Source) begin(ctx context.Context, q querier, c relay.Checkpoint) error
 	s.checked = time.Now()
 	s.shape.Store(t)
 	s.lag.Store(&lagPoint{mode, start.mark})
-	set := &settler{mode: mode, origin: here, moved: s.signal, base: start.mark, part: start.part, safe: start.safe, done: start.done, counts: start.audit, expired: start.expired}
+	set := &settler{mode: mode, origin: here, moved: s.signal, base: start.mark, part: start.part, safe: start.safe, done: start.done, counts: start.audit, gone: overtaken{ids: start.expired, say: s.sayOvertaken}}
 	set.counts.on = t.idOwner.oid != 0
+	set.gone.watch(start.gap)
+	s.highest = max(start.safe, start.gap.to)
 	s.settler.Store(set)
 	s.claimed.Store(max(start.safe, 0))
 	if t.delta.name != "" && start.safe > 0 {
@@ -167,6 +172,8 @@ func (s *Source) Reused() bool { return s.reused }
 
 // Receive implements [relay.Source].
 func (s *Source) Receive(ctx context.Context, limit int) ([]relay.Message, error) {
+	s.heldUp = s.heldUp || !s.returned.IsZero() && time.Since(s.returned) >= heldUpFor
+	defer func() { s.returned = time.Now() }()
 	for {
 		if n := min(limit, len(s.ready)); n > 0 {
 			out := s.ready[:n:n]
@@ -227,6 +234,11 @@ func (s *Source) poll(ctx context.Context, limit int) (more bool, err error) {
 			return false, fmt.Errorf("open outbox %q again: %w", s.cfg.Outbox, err)
 		}
 	}
+	if s.heldUp {
+		if err := s.lookBack(ctx, c.Conn()); err != nil {
+			return false, s.explain(err)
+		}
+	}
 	s.sess.conn = c.Conn()
 	more, err = s.readOnce(ctx, limit)
 	s.lag.Store(&lagPoint{s.settler.Load().mode, s.strategy.position()})
@@ -262,9 +274,10 @@ func (s *Source) readOnce(ctx context.Context, limit int) (more bool, err error)
 	}
 	rows := 0
 	start := s.strategy.position()
-	late, safe := int64(0), s.settler.Load().settledUpTo()
+	late, highest, safe := int64(0), s.highest, s.settler.Load().settledUpTo()
 	marks, err := s.strategy.read(ctx, &s.sess, min(s.wantRows, max(limit, firstRows)), func(v [][]byte, id int64) (bool, error) {
 		rows++
+		highest = max(highest, id)
 		if id <= safe {
 			late = id
 		}
@@ -285,6 +298,7 @@ func (s *Source) readOnce(ctx context.Context, limit int) (more bool, err error)
 			"its id was written by hand, or taken by nextval in an earlier transaction than its insert",
 			"table", s.table.qualified(), "id", late, "settled_up_to", safe)
 	}
+	s.highest = highest
 	s.lastRow = time.Now()
 	s.wantRows = min(clampRows(s.cfg.ReadBytes, b.bytes, rows), 4*s.wantRows)
 	s.marks = marks
@@ -363,15 +377,6 @@ func (s *Source) explain(err error) error {
 		s.checked = time.Time{}
 	}
 	return err
-}
-
-// Overtaken returns the number of ids that were gone before they could be
-// delivered, deleted by retention or rolled back, over the checkpoint's life.
-func (s *Source) Overtaken() int64 {
-	st := s.settler.Load()
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	return st.expired
 }
 
 // mostSpare is how many slices are kept to be filled again: as many as are on

@@ -1,8 +1,10 @@
 package outbox_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"log/slog"
 	"net/url"
 	"regexp"
 	"strings"
@@ -15,6 +17,7 @@ import (
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/migrate"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/retention"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest/pgtest"
 )
@@ -396,13 +399,99 @@ func TestOvertakenByRetention(t *testing.T) {
 		exec(t, pool, insertOne, 10, 19)
 		exec(t, pool, "DELETE FROM pgtrickle.outbox_orders WHERE id <= 15")
 		src = open(t, pool, c)
-		if got := src.Overtaken(); got != 6 {
-			t.Errorf("Overtaken = %d, want 6", got)
-		}
-		if got := receive(t, src, 4); ids(got) != "16:0 17:0 18:0 19:0" {
+		got := receive(t, src, 4)
+		if ids(got) != "16:0 17:0 18:0 19:0" {
 			t.Fatalf("received %s", ids(got))
 		}
+		c = waitFor(t, src, got, 19)
+		for range 2 { // and after a restart
+			if got := src.Overtaken(); got != 6 {
+				t.Errorf("Overtaken = %d, want 6", got)
+			}
+			src = open(t, pool, c)
+		}
+
+		t.Log("nothing is left of the table")
+		exec(t, pool, insertOne, 20, 22)
+		exec(t, pool, "DELETE FROM pgtrickle.outbox_orders")
+		src = open(t, pool, c)
+		waitFor(t, src, nil, 22)
+		if got := src.Overtaken(); got != 9 {
+			t.Errorf("Overtaken = %d, want 9", got)
+		}
 	})
+}
+
+// An id that a running transaction has is not gone: it is known only at the end
+// whether it was rolled back.
+func TestOvertakenWaitsForWriters(t *testing.T) {
+	t.Parallel()
+	bothStrategies(t, func(t *testing.T, pool *pgxpool.Pool) {
+		exec(t, pool, insertOne, 1, 9)
+		src := open(t, pool, relay.Checkpoint{})
+		c := waitFor(t, src, receive(t, src, 9), 9)
+		commits, rollsBack := begin(t, pool), begin(t, pool)
+		in(t, commits, insertOne, 10, 10)
+		in(t, rollsBack, insertOne, 11, 11)
+		exec(t, pool, insertOne, 12, 12)
+		exec(t, pool, "DELETE FROM pgtrickle.outbox_orders WHERE id <= 9")
+		var log bytes.Buffer
+		src = open(t, pool, c, func(c *outbox.Config) { c.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
+		checkpoint(t, src, receive(t, src, 1))
+		nothing(t, src)
+		if got := src.Overtaken(); got != 0 || log.Len() > 0 {
+			t.Errorf("Overtaken = %d while the writers run, want 0; log %s", got, &log)
+		}
+		commit(t, commits)
+		checkpoint(t, src, receive(t, src, 1))
+		if err := rollsBack.Rollback(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		waitFor(t, src, nil, 12)
+		if got := src.Overtaken(); got != 1 || !strings.Contains(log.String(), "from_id=10 to_id=11 ids=1") {
+			t.Errorf("Overtaken = %d, want the one that was rolled back; log %s", got, &log)
+		}
+	})
+}
+
+// Of an outbox that the relay sweeps itself nothing goes before it is delivered, so
+// an id that is missing at a restart was rolled back.
+func TestOurRetentionOvertakesNobody(t *testing.T) {
+	t.Parallel()
+	for _, strategy := range []string{"window", "fence"} {
+		t.Run(strategy, func(t *testing.T) {
+			t.Parallel()
+			ctx := context.Background()
+			pool := pgtest.Pool(t)
+			if err := migrate.Up(ctx, pool, nil); err != nil {
+				t.Fatal(err)
+			}
+			exec(t, pool, `SELECT pgtrickle.create_outbox('orders', 1); SELECT pgtrickle.relay_grant_access();
+				INSERT INTO pgtrickle.relay_outbox_config (name, enabled, config) VALUES ('p', true, '{"stream_table": "outbox_orders", "sink_type": "stdout"}')`)
+			exec(t, pool, `INSERT INTO pgtrickle.outbox_orders (created_at, payload) SELECT now() - interval '2 hours', '{"v":1,"inserted":[{}],"deleted":[]}' FROM generate_series(1, 9)`)
+			plain := pgtest.Open(t, plainRole(t, pool.Config().ConnString()))
+			var log bytes.Buffer
+			set := func(c *outbox.Config) {
+				c.Settings.Strategy, c.Logger = strategy, slog.New(slog.NewTextHandler(&log, nil))
+			}
+			src := open(t, plain, relay.Checkpoint{}, set)
+			c := waitFor(t, src, receive(t, src, 9), 9)
+			exec(t, pool, `INSERT INTO pgtrickle.relay_cursors (relay_group_id, direction, pipeline, source, last_id) VALUES ('g', 'forward', 'p', 'pgtrickle.outbox_orders', 9)`)
+			if got, err := retention.Sweep(ctx, pool, retention.Options{}); err != nil || len(got) != 1 || got[0].Deleted != 9 {
+				t.Fatalf("Sweep = %+v, %v; want 9 rows deleted", got, err)
+			}
+			gone := begin(t, pool)
+			in(t, gone, `INSERT INTO pgtrickle.outbox_orders (payload) VALUES ('{"v":1,"inserted":[{}],"deleted":[]}')`)
+			if err := gone.Rollback(ctx); err != nil {
+				t.Fatal(err)
+			}
+			src = open(t, plain, c, set)
+			waitFor(t, src, nil, 10)
+			if got := src.Overtaken(); got != 0 || log.Len() > 0 {
+				t.Errorf("Overtaken = %d, want 0; log %s", got, &log)
+			}
+		})
+	}
 }
 
 func TestClaimChecks(t *testing.T) {
