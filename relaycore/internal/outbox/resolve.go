@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,6 +36,11 @@ type column struct {
 	typ     string // format_type
 	notNull bool
 	def     string // the default's expression
+	soleKey bool   // it is the whole primary key
+}
+
+func (c column) integer() bool {
+	return c.typ == "bigint" || c.typ == "integer" || c.typ == "smallint"
 }
 
 // sequence numbers the rows.
@@ -240,8 +246,9 @@ func (t *table) introspect(ctx context.Context, q querier) error {
 	case t.rls:
 		return relay.Fatal(fmt.Errorf("row level security would hide rows of %s from the relay: CREATE POLICY relay ON %s FOR SELECT TO pgtrickle_relay USING (true), and ALTER ROLE … BYPASSRLS for the relay's login role", t.qualified(), t.qualified()))
 	}
-	rows, err := q.Query(ctx, `SELECT a.attname::text, format_type(a.atttypid, NULL), a.attnotnull, coalesce(pg_get_expr(d.adbin, d.adrelid), '')
+	rows, err := q.Query(ctx, `SELECT a.attname::text, format_type(a.atttypid, NULL), a.attnotnull, coalesce(pg_get_expr(d.adbin, d.adrelid), ''), coalesce(i.indnkeyatts = 1 AND i.indkey[0] = a.attnum, false)
 		FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+		LEFT JOIN pg_index i ON i.indrelid = a.attrelid AND i.indisprimary
 		WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped`, t.oid)
 	if err != nil {
 		return fmt.Errorf("read columns of %s: %w", t.qualified(), err)
@@ -249,7 +256,7 @@ func (t *table) introspect(ctx context.Context, q querier) error {
 	t.columns = make(map[string]column)
 	var name string
 	var c column
-	_, err = pgx.ForEachRow(rows, []any{&name, &c.typ, &c.notNull, &c.def}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&name, &c.typ, &c.notNull, &c.def, &c.soleKey}, func() error {
 		t.columns[name] = c
 		return nil
 	})
@@ -277,7 +284,7 @@ func (t *table) assign(set Settings) error {
 		}
 		return has(fallback)
 	}
-	t.id = pick("id_column", set.IDColumn, "id")
+	t.id = cmp.Or(pick("id_column", set.IDColumn, "id"), t.soleKey())
 	t.payload = pick("payload_column", set.PayloadColumn, "payload")
 	t.created = pick("created_at_column", set.CreatedColumn, "created_at")
 	t.op = pick("op_column", set.OpColumn, "")
@@ -300,13 +307,13 @@ func (t *table) assign(set Settings) error {
 	}
 	switch {
 	case t.id == "":
-		return relay.Fatal(fmt.Errorf("table %s has no column id: set id_column", t.qualified()))
+		return relay.Fatal(fmt.Errorf("table %s has no column id and no primary key of one integer column: set id_column", t.qualified()))
 	case t.payload == "":
 		return relay.Fatal(fmt.Errorf("table %s is no outbox, it has no column payload: SELECT pgtrickle.enable_outbox('%s.%s') makes an outbox for it, or set payload_column", t.qualified(), t.schema, t.name))
 	}
-	if typ := t.columns[t.id].typ; typ != "bigint" && typ != "integer" && typ != "smallint" {
+	if c := t.columns[t.id]; !c.integer() {
 		return relay.Fatal(fmt.Errorf("column %s of %s has type %s: an outbox is read in the order of an integer id; add one: ALTER TABLE %s ADD COLUMN id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY",
-			t.id, t.qualified(), typ, t.qualified()))
+			t.id, t.qualified(), c.typ, t.qualified()))
 	}
 	switch typ := t.columns[t.payload].typ; typ {
 	case "json", "jsonb", "text", "bytea", "character varying":
@@ -317,6 +324,17 @@ func (t *table) assign(set Settings) error {
 		return relay.Fatal(fmt.Errorf("headers column %s of %s has type %s: must be jsonb", t.headers, t.qualified(), t.columns[t.headers].typ))
 	}
 	return nil
+}
+
+// soleKey returns the integer column that is the whole primary key, "" where there
+// is none.
+func (t *table) soleKey() string {
+	for name, c := range t.columns {
+		if c.soleKey && c.integer() {
+			return name
+		}
+	}
+	return ""
 }
 
 func (t *table) columnNames() []string {

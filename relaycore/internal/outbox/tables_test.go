@@ -28,6 +28,8 @@ func TestRefusals(t *testing.T) {
 	exec(t, pool, `
 		CREATE TABLE no_payload (id bigserial PRIMARY KEY);
 		CREATE TABLE uuid_id (id uuid PRIMARY KEY, payload jsonb);
+		CREATE TABLE uuid_key (event uuid PRIMARY KEY, n bigserial UNIQUE, payload jsonb);
+		CREATE TABLE two_keys (tenant int, seq bigserial, payload jsonb, PRIMARY KEY (tenant, seq));
 		CREATE TABLE no_index (id bigserial, payload jsonb);
 		CREATE TABLE own_ids (id bigint PRIMARY KEY, payload jsonb);
 		CREATE TABLE backwards (id bigint GENERATED ALWAYS AS IDENTITY (INCREMENT BY -1) PRIMARY KEY, payload jsonb);
@@ -45,6 +47,8 @@ func TestRefusals(t *testing.T) {
 		"missing":       {table: "nobody", want: `there is no outbox "nobody"`},
 		"no payload":    {table: "no_payload", want: "enable_outbox('public.no_payload')"},
 		"uuid":          {table: "uuid_id", want: "GENERATED ALWAYS AS IDENTITY"},
+		"uuid key":      {table: "uuid_key", want: "set id_column"},
+		"key of two":    {table: "two_keys", want: "set id_column"},
 		"no index":      {table: "no_index", want: "CREATE UNIQUE INDEX CONCURRENTLY"},
 		"own ids":       {table: "own_ids", want: "does not take its values from a sequence"},
 		"backwards":     {table: "backwards", want: "INCREMENT BY 1"},
@@ -63,6 +67,20 @@ func TestRefusals(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Where no column is called id, the rows' number is the primary key.
+func TestIDIsThePrimaryKey(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	exec(t, pool, `CREATE TABLE events (payload jsonb, tenant bigint, seq int GENERATED ALWAYS AS IDENTITY, PRIMARY KEY (seq) INCLUDE (tenant));
+		INSERT INTO events (payload) VALUES ('{"n": 1}'), ('{"n": 2}')`)
+	src := open(t, pool, relay.Checkpoint{}, func(c *outbox.Config) { c.Outbox = "events" })
+	got := receive(t, src, 2)
+	if got[0].ID != "events:1:0" || got[1].ID != "events:2:0" {
+		t.Fatalf("received %s and %s, want events:1:0 and events:2:0", got[0].ID, got[1].ID)
+	}
+	waitFor(t, src, got, 2)
 }
 
 func TestOwnTable(t *testing.T) {
