@@ -44,7 +44,7 @@ func (c *sourceConfig) Validate() error {
 
 // Backend returns the backend for standard output, standard input and files.
 func Backend() relay.Backend {
-	input := newStdin(os.Stdin)
+	input, outs := newStdin(os.Stdin), newOutputs(os.Stdout)
 	return relay.Backend{
 		Name:    "stdout",
 		Aliases: []string{"file", "stdin"},
@@ -53,7 +53,7 @@ func Backend() relay.Backend {
 			if err := relaycfg.Decode(raw, &cfg); err != nil {
 				return nil, err
 			}
-			return newSink(cfg, os.Stdout)
+			return newSink(cfg, outs)
 		},
 		NewSource: func(_ context.Context, env relay.Env, raw json.RawMessage) (relay.Source, error) {
 			cfg := sourceDefaults()

@@ -1,6 +1,7 @@
 package stdoutrelay
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/csv"
@@ -9,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -63,19 +65,92 @@ func openFile(t testing.TB, cfg sinkConfig) *file {
 	return s.(*file)
 }
 
+func TestPipeSink(t *testing.T) {
+	for _, kind := range []string{"named", "pollable", "blocking"} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			relaytest.TestSink(t, relaytest.SinkHarness{
+				JSONOnly: true, NoHeaders: true,
+				Refuse: func(_ testing.TB, m *relay.Message) { m.Body = []byte("not\nJSON") },
+				New:    func(t testing.TB) relaytest.SinkCase { return pipeCase(t, kind) },
+			})
+		})
+	}
+}
+
+// pipeCase is a pipe whose reader keeps up, also while no sink is open.
+func pipeCase(t testing.TB, kind string) relaytest.SinkCase {
+	end := openFarEnd(t, kind)
+	if end.path != "" {
+		w, err := os.OpenFile(end.path, os.O_WRONLY|syscall.O_NONBLOCK, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = w.Close() })
+	}
+	lines := make(chan []byte, 10_000)
+	go func() {
+		for in := bufio.NewReader(end.r); ; {
+			line, err := in.ReadBytes('\n')
+			if err != nil {
+				return
+			}
+			lines <- line
+		}
+	}()
+	var got []relay.Message
+	return relaytest.SinkCase{
+		Open: func(t testing.TB) relay.Sink { return enveloping{openStream(t, end.outs, end.path)} },
+		Read: func(t testing.TB, n int) []relay.Message {
+			for len(got) < n || len(lines) > 0 {
+				select {
+				case line := <-lines:
+					got = append(got, unwrap(t, line))
+				case <-time.After(relaytest.Patience()):
+					t.Fatalf("%d messages came out, want %d", len(got), n)
+				}
+			}
+			return got
+		},
+	}
+}
+
+func unwrap(t testing.TB, line []byte) relay.Message {
+	var m struct {
+		DedupKey string `json:"dedup_key"`
+		Payload  json.RawMessage
+	}
+	if err := json.Unmarshal(line, &m); err != nil {
+		t.Fatalf("%.100q came out: %v", line, err)
+	}
+	return relay.Message{ID: m.DedupKey, Body: m.Payload}
+}
+
+// enveloping is wrapping for a sink that is not a file.
+type enveloping struct{ *stream }
+
+func (e enveloping) Publish(ctx context.Context, batch []relay.Message) error {
+	return e.stream.Publish(ctx, enveloped(batch))
+}
+
+func enveloped(batch []relay.Message) []relay.Message {
+	out := make([]relay.Message, len(batch))
+	for i, m := range batch {
+		m.Body = fmt.Appendf(nil, `{"dedup_key":%q,"payload":%s}`, m.ID, m.Body)
+		out[i] = m
+	}
+	return out
+}
+
 // wrapping puts bodies into envelopes, as the engine does, because a file has no
 // other place for an id.
 type wrapping struct{ *file }
 
 func (w wrapping) Publish(ctx context.Context, batch []relay.Message) error {
-	wrapped := make([]relay.Message, len(batch))
-	for i, m := range batch {
-		if w.cfg.Format != "csv" {
-			m.Body = fmt.Appendf(nil, `{"dedup_key":%q,"payload":%s}`, m.ID, m.Body)
-		}
-		wrapped[i] = m
+	if w.cfg.Format == "csv" {
+		return w.file.Publish(ctx, batch)
 	}
-	return w.file.Publish(ctx, wrapped)
+	return w.file.Publish(ctx, enveloped(batch))
 }
 
 // readFiles reads path and what was rotated away from it, oldest first.

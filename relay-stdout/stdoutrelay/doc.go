@@ -34,6 +34,11 @@
 // CSV line. Other bodies carry none, and raw has no lines; these are written at
 // least once, as is everything on standard output.
 //
+// A reader of standard output or of a pipe that stalls is waited for, until the
+// pipeline is stopped. A message that a write was cut in is completed before
+// another one begins, whichever pipeline of the process that comes from. A named
+// pipe is opened when a reader has it open.
+//
 // Errors: a directory that does not exist and a permission that is missing stop
 // the pipeline until an operator acts. A body that is not JSON and does not fit
 // on a line is refused for good (permanent). All else is transient.

@@ -3,7 +3,6 @@ package stdoutrelay
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 
@@ -15,18 +14,15 @@ var errClosed = errors.New("the sink is closed")
 // maxKeptBuffer is what a sink keeps of its buffer between batches.
 const maxKeptBuffer = 16 << 20
 
-func newSink(cfg sinkConfig, stdout *os.File) (relay.Sink, error) {
+func newSink(cfg sinkConfig, outs *outputs) (relay.Sink, error) {
 	w := writer{format: cfg.Format, layout: layoutOf(cfg.Format)}
-	if cfg.Path == "" {
-		return &stream{writer: w, out: stdout}, nil
-	}
 	info, err := os.Stat(cfg.Path)
-	if err == nil && !info.Mode().IsRegular() { // a pipe, a device
-		out, err := os.OpenFile(cfg.Path, os.O_WRONLY|os.O_APPEND, 0)
+	if cfg.Path == "" || err == nil && !info.Mode().IsRegular() { // a pipe, a device
+		out, err := outs.take(cfg.Path)
 		if err != nil {
-			return nil, classify(fmt.Errorf("open %s: %w", cfg.Path, err))
+			return nil, err
 		}
-		return &stream{writer: w, out: out, own: true}, nil
+		return &stream{writer: w, outs: outs, out: out}, nil
 	}
 	f := &file{writer: w, cfg: cfg}
 	if err := f.open(); err != nil {
@@ -82,17 +78,17 @@ func (w *writer) render(batch []relay.Message, header bool) relay.BatchError {
 // stream is standard output, a pipe or a device: nothing can be taken back.
 type stream struct {
 	writer
-	out    *os.File
-	own    bool
+	outs   *outputs
+	out    *output
 	began  bool
+	late   []string // ids of messages that are out since their Publish failed
 	closed bool
-
-	torn   []byte // what is missing of the last message written
-	tornID string
 }
 
 // Publish implements [relay.Sink]. A write that ends in the middle of a message
-// is completed by the next call, which then counts the message as written.
+// is completed by the next call, which then counts the message as written. So is
+// one that cannot be interrupted when ctx ends: of its messages nothing is known
+// until the reader reads on.
 func (s *stream) Publish(ctx context.Context, batch []relay.Message) error {
 	if s.closed {
 		return errClosed
@@ -100,40 +96,42 @@ func (s *stream) Publish(ctx context.Context, batch []relay.Message) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if len(s.torn) > 0 {
-		n, err := s.out.Write(s.torn)
-		s.torn = s.torn[n:]
-		if err != nil {
-			return classify(fmt.Errorf("write to %s: %w", s.out.Name(), err))
-		}
+	if err := s.out.begin(ctx); err != nil {
+		return err
 	}
-	skipped := 0
-	if s.tornID != "" && batch[0].ID == s.tornID {
-		skipped = 1
+	defer s.out.end()
+	skipped := s.written(batch)
+	todo := batch[skipped:]
+	bad := s.render(todo, !s.began)
+	w := &writing{of: s, buf: s.buf, ends: s.ends}
+	n, known, err := s.out.write(ctx, w)
+	if !known {
+		w.ids = idsOf(todo)
+		s.out.left, s.buf, s.ends = w, nil, nil // w's now
+		return err
 	}
-	bad := s.render(batch[skipped:], !s.began)
-	n, err := s.out.Write(s.buf)
 	s.began = s.began || n > 0
-	s.tornID = ""
 	if err == nil {
 		return shift(bad, skipped).Err()
 	}
-	err = classify(fmt.Errorf("write to %s: %w", s.out.Name(), err))
-	begin := 0
 	for i, end := range s.ends {
-		switch {
-		case end < 0:
-			continue
-		case end > n:
+		if end > n {
 			bad.Fail(i, err)
-			if begin < n { // this is the one that was cut
-				s.torn, s.tornID = append([]byte(nil), s.buf[n:end]...), batch[skipped+i].ID
-				n = end
-			}
 		}
-		begin = end
 	}
+	w.ids = idsOf(todo)
+	s.out.left = w.behind(n)
 	return shift(bad, skipped).Err()
+}
+
+// written returns how many messages at the beginning of batch are out already.
+func (s *stream) written(batch []relay.Message) int {
+	n := 0
+	for n < min(len(batch), len(s.late)) && batch[n].ID != "" && batch[n].ID == s.late[n] {
+		n++
+	}
+	s.late = nil
+	return n
 }
 
 func shift(e relay.BatchError, by int) *relay.BatchError {
@@ -147,19 +145,18 @@ func shift(e relay.BatchError, by int) *relay.BatchError {
 	return &out
 }
 
-// Close implements [relay.Sink]. It leaves standard output open: it is not ours.
+// Close implements [relay.Sink].
 func (s *stream) Close() error {
-	s.closed = true
-	if s.own {
-		s.own = false
-		return s.out.Close()
+	if s.closed {
+		return nil
 	}
-	return nil
+	s.closed = true
+	return s.outs.release(s.out)
 }
 
 // Ping implements [relay.Pinger].
 func (s *stream) Ping(context.Context) error {
-	_, err := s.out.Stat()
+	_, err := s.out.f.Stat()
 	return err
 }
 

@@ -255,7 +255,7 @@ func TestStreamCompletesACutLine(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	s := &stream{writer: writer{format: "jsonl", layout: appendLine}, out: w, own: true}
+	s := openStream(t, newOutputs(w), "")
 	line := `{"n":"` + strings.Repeat("x", 50_000) + `"}`
 	if err := w.SetWriteDeadline(time.Now().Add(50 * time.Millisecond)); err != nil {
 		t.Fatal(err)
@@ -274,7 +274,7 @@ func TestStreamCompletesACutLine(t *testing.T) {
 	if err := s.Publish(t.Context(), batch[1:]); err != nil {
 		t.Fatal(err)
 	}
-	_ = s.Close()
+	_ = w.Close()
 	if got := string(<-all); got != strings.Repeat(line+"\n", 3) {
 		t.Errorf("%d bytes came out, want three lines, %d bytes", len(got), 3*(len(line)+1))
 	}
@@ -285,10 +285,10 @@ func TestErrors(t *testing.T) {
 	if _, err := newSink(sinkConfig{Format: "jsonl", Path: filepath.Join(t.TempDir(), "no", "dir")}, nil); !relay.IsFatal(err) {
 		t.Errorf("a path whose directory is missing = %v, want a fatal error", err)
 	}
-	if _, err := newSink(sinkConfig{Format: "jsonl", Path: t.TempDir()}, nil); err == nil {
+	if _, err := newSink(sinkConfig{Format: "jsonl", Path: t.TempDir()}, newOutputs(os.Stdout)); err == nil {
 		t.Error("a directory as path = nil, want an error")
 	}
-	s, err := newSink(sinkConfig{Format: "jsonl", Path: "/dev/full"}, nil)
+	s, err := newSink(sinkConfig{Format: "jsonl", Path: "/dev/full"}, newOutputs(os.Stdout))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -300,7 +300,7 @@ func TestErrors(t *testing.T) {
 func BenchmarkStdout(b *testing.B) {
 	for _, format := range []string{"jsonl", "csv"} {
 		b.Run(format, func(b *testing.B) {
-			s, err := newSink(sinkConfig{Format: format, Path: "/dev/null"}, nil)
+			s, err := newSink(sinkConfig{Format: format, Path: "/dev/null"}, newOutputs(os.Stdout))
 			if err != nil {
 				b.Fatal(err)
 			}
