@@ -70,7 +70,8 @@
 // (Position and Resume), and when a connection was lost with confirmations
 // outstanding, and the window has half passed before there is a new one, it reads
 // back which of these messages had been stored. So delivery is effectively once,
-// unless the stream is in memory or its messages are gone by then.
+// unless the stream is in memory or its messages are gone by then. A work queue
+// (retention workqueue) cannot be read back: there the window alone counts.
 //
 // The client never reconnects by itself, because it would send what it had
 // buffered behind newer messages. A lost connection ends the batch; the next

@@ -81,7 +81,13 @@ func (s *sink) readTail(ctx context.Context, start uint64, seen func(id string))
 	if err != nil {
 		return 0, err
 	}
-	if last = stream.CachedInfo().State.LastSeq; last < start {
+	info := stream.CachedInfo()
+	if last = info.State.LastSeq; last < start {
+		return last, nil
+	}
+	if info.Config.Retention == jetstream.WorkQueuePolicy {
+		// A work queue lets nobody read who does not take messages off it. What it
+		// has is known to its duplicate window alone; see Guarantee.
 		return last, nil
 	}
 	consumer, err := stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{

@@ -425,10 +425,15 @@ func (s *sink) Guarantee() relay.Guarantee {
 	if s.stream == "" {
 		return g
 	}
-	g.Dedup = fmt.Sprintf("Nats-Msg-Id for %s (duplicate window of stream %q); beyond it by reading the stream's tail", s.info.Duplicates, s.stream)
+	g.Dedup = fmt.Sprintf("Nats-Msg-Id for %s (duplicate window of stream %q)", s.info.Duplicates, s.stream)
+	if s.info.Retention != jetstream.WorkQueuePolicy {
+		g.Dedup += "; beyond it by reading the stream's tail"
+	}
 	switch {
 	case s.info.Storage == jetstream.MemoryStorage:
 		g.Weakest = fmt.Sprintf("stream %q is kept in memory: it is empty after its server restarts", s.stream)
+	case s.info.Retention == jetstream.WorkQueuePolicy:
+		g.Weakest = "a work queue cannot be read back, so only the duplicate window counts"
 	case s.info.Retention != jetstream.LimitsPolicy:
 		g.Weakest = "the stream's tail cannot be read back once consumers have taken messages off it, so only the duplicate window counts"
 	case s.cfg.Pipelining == "full" && !s.info.AllowBatchPublish:

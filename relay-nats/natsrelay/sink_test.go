@@ -285,6 +285,54 @@ func TestResumeOfNewStream(t *testing.T) {
 	}
 }
 
+// A work queue cannot be read back. Its duplicate window must do, after a crash
+// and after confirmations that never came.
+func TestWorkQueue(t *testing.T) {
+	url := relaytest.Endpoint(t, "RELAY_TEST_NATS_URL")
+	_, js := connect(t, url)
+	for name, filters := range map[string][]string{"without consumer": nil, "with a consumer": {""}, "with filtered consumers": {".a", ".b"}} {
+		t.Run(name, func(t *testing.T) {
+			stream, prefix := addStream(t, js, func(c *jetstream.StreamConfig) { c.Retention = jetstream.WorkQueuePolicy })
+			for i, filter := range filters {
+				cfg := jetstream.ConsumerConfig{Durable: fmt.Sprint("c", i), AckPolicy: jetstream.AckExplicitPolicy}
+				if filter != "" {
+					cfg.FilterSubject = prefix + filter
+				}
+				if _, err := js.CreateConsumer(testContext(t), stream, cfg); err != nil {
+					t.Fatal(err)
+				}
+			}
+			config := fmt.Sprintf(`{"url":%q,"stream":%q}`, url, stream)
+			s := openSink(t, config)
+			at, err := s.Position(testContext(t))
+			if err != nil {
+				t.Fatal(err)
+			}
+			batch := messages(prefix+".a", 1, 30, 3)
+			if err := s.Publish(testContext(t), batch); err != nil { // and dies before its checkpoint
+				t.Fatal(err)
+			}
+			next := openSink(t, config)
+			if err := next.Resume(testContext(t), at, func(string) {}); err != nil {
+				t.Fatalf("Resume = %v", err)
+			}
+			if at, err := next.Position(testContext(t)); err != nil || !strings.HasSuffix(at, " 30") {
+				t.Errorf("Position() after Resume = %q, %v; want it behind message 30", at, err)
+			}
+			if err := next.Publish(testContext(t), batch); err != nil || next.TakeDuplicates() != 30 {
+				t.Errorf("Publish again = %v, want 30 duplicates", err)
+			}
+			next.lastSeq, next.doubt[batch[0].ID] = 0, true // since ever
+			if err := next.resolveDoubt(testContext(t)); err != nil || len(next.doubt) > 0 {
+				t.Errorf("resolveDoubt() = %v with %d left, want none", err, len(next.doubt))
+			}
+			if g := next.Guarantee(); strings.Contains(g.Dedup, "tail") || !strings.Contains(g.Weakest, "work queue") {
+				t.Errorf("Guarantee() = %+v, want the duplicate window alone", g)
+			}
+		})
+	}
+}
+
 func TestAllocations(t *testing.T) {
 	url := relaytest.Endpoint(t, "RELAY_TEST_NATS_URL")
 	_, js := connect(t, url)
