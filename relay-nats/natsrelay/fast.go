@@ -122,7 +122,8 @@ func (s *sink) sendFast(ctx context.Context, batch []relay.Message) error {
 			return errors.Join(errNotSent, s.endFast(batch))
 		}
 		if err := s.link.nc.PublishMsg(msg); err != nil {
-			// What the client alone refuses, check has refused before.
+			// It is the connection's: what the client refuses of a message (its size,
+			// subject, header names) check has refused before.
 			return classifyDial(fmt.Errorf("publish message %s: %w", m.ID, err))
 		}
 	}

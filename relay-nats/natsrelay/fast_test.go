@@ -6,6 +6,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
@@ -75,6 +76,52 @@ func TestFastBatchIntoFullStream(t *testing.T) {
 	}
 	if got := readRaw(t, js, stream, 1000); !slices.EqualFunc(got, batch, func(a, b relay.Message) bool { return a.ID == b.ID }) {
 		t.Errorf("the stream holds %d messages that are not the batch in order", len(got))
+	}
+}
+
+// A header name that cannot be sent costs its own message alone, and what is
+// behind it in its key.
+func TestFastBatchHeaderNames(t *testing.T) {
+	url := relaytest.Endpoint(t, "RELAY_TEST_NATS_URL")
+	_, js := connect(t, url)
+	const n, keys, at = 12, 4, 3
+	for _, name := range []string{"user id", "a:b", "naïve", "", "a/b"} {
+		t.Run(fmt.Sprintf("%q", name), func(t *testing.T) {
+			stream, prefix := addStream(t, js, allowFast)
+			s := openSink(t, fmt.Sprintf(`{"url":%q,"stream":%q}`, url, stream))
+			batch := messages(prefix+".a", 1, n, keys)
+			batch[at].Headers = append(batch[at].Headers, relay.Header{Name: name, Value: "x"})
+			err := s.Publish(testContext(t), batch)
+			partial, ok := errors.AsType[*relay.BatchError](err)
+			if !ok || !relay.IsPermanent(partial.Failed[at]) {
+				t.Fatalf("Publish = %v, want message %d refused for good", err, at)
+			}
+			for i := range batch {
+				behind := i > at && batch[i].Key == batch[at].Key
+				if i != at && behind != errors.Is(partial.Failed[i], relay.ErrHeldBack) {
+					t.Errorf("message %d: %v, held back %t", i, partial.Failed[i], behind)
+				}
+			}
+			if got := readRaw(t, js, stream, n-n/keys); len(got) != n-n/keys {
+				t.Errorf("the stream holds %d messages, want %d", len(got), n-n/keys)
+			}
+		})
+	}
+}
+
+// The rule by which header names are refused ahead is the client's own.
+func TestHeaderNamesAsTheClient(t *testing.T) {
+	url := relaytest.Endpoint(t, "RELAY_TEST_NATS_URL")
+	nc, _ := connect(t, url)
+	names := []string{"", "ab", "naïve", "a b"}
+	for c := range 256 {
+		names = append(names, "a"+string([]byte{byte(c)}))
+	}
+	for _, name := range names {
+		err := nc.PublishMsg(&nats.Msg{Subject: "header.names", Header: nats.Header{name: {"x"}}})
+		if refused := errors.Is(err, nats.ErrBadHeaderMsg); refused == validHeaderName(name) {
+			t.Errorf("validHeaderName(%q) = %t; the client says %v", name, !refused, err)
+		}
 	}
 }
 

@@ -17,6 +17,9 @@ type encoder struct {
 	wire  []relay.Header
 	names []string // of the headers in msg.Header, nil where it must be rebuilt
 	vals  []string // msg.Header's slices point into it
+
+	unsendable bool   // the client refuses msg.Header,
+	badName    string // for this name
 }
 
 // headerLine begins and ends a block of headers: "NATS/1.0\r\n" and "\r\n".
@@ -63,9 +66,13 @@ func userHeaders(wire []relay.Header, first int) (_ []relay.Header, demanding bo
 func (e *encoder) rebuild() {
 	e.msg.Header = make(nats.Header, len(e.wire))
 	e.names, e.vals = e.names[:0], make([]string, len(e.wire))
+	e.unsendable = false
 	repeated := false
 	for i, h := range e.wire {
 		name := strings.Clone(h.Name) // the caller's bytes are reused
+		if !validHeaderName(name) {
+			e.unsendable, e.badName = true, name
+		}
 		e.names = append(e.names, name)
 		e.vals[i] = h.Value
 		if prior, ok := e.msg.Header[name]; ok {
@@ -77,4 +84,16 @@ func (e *encoder) rebuild() {
 	if repeated {
 		e.names = nil
 	}
+}
+
+// validHeaderName reports whether the client sends a header of that name. The
+// rule is the client's own, which it does not export: printable ASCII without
+// the separators of HTTP.
+func validHeaderName(name string) bool {
+	for i := range len(name) {
+		if c := name[i]; c <= ' ' || c > '~' || strings.IndexByte(`"()/,:;<=>?@[\]{}`, c) >= 0 {
+			return false
+		}
+	}
+	return name != ""
 }

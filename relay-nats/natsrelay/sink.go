@@ -276,13 +276,17 @@ func (s *sink) refuse(i int, m *relay.Message, err error) {
 	}
 }
 
-// check finds what the server would refuse before anything behind it is sent.
+// check finds what the server or the client would refuse of m, which was encoded
+// last, before anything behind it is sent.
 func (s *sink) check(ctx context.Context, m *relay.Message, size int) error {
 	if limit := s.link.nc.MaxPayload(); int64(size) > limit {
 		return relay.Permanent(fmt.Errorf("message %s is %d bytes with its headers; the server takes %d (max_payload)", m.ID, size, limit))
 	}
 	if limit := int(s.info.MaxMsgSize); limit > 0 && size > limit {
 		return relay.Permanent(fmt.Errorf("message %s is %d bytes with its headers; stream %q takes %d (max_msg_size)", m.ID, size, s.stream, limit))
+	}
+	if s.enc.unsendable {
+		return relay.Permanent(fmt.Errorf("message %s: header name %q cannot be sent: NATS takes printable ASCII without spaces and separators", m.ID, s.enc.badName))
 	}
 	if s.known[m.Subject] {
 		return nil
