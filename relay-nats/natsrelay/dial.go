@@ -25,8 +25,9 @@ type link struct {
 	closed chan struct{} // the connection has ended
 
 	mu    sync.Mutex
-	cause error    // what the server said first, before it ended
-	raw   net.Conn // closed to free a write that the network blocks
+	cause error                   // what the server said first, before it ended
+	raw   net.Conn                // closed to free a write that the network blocks
+	deny  context.CancelCauseFunc // ends accountInfo when the user may not ask
 }
 
 const dialTimeout = 5 * time.Second
@@ -109,6 +110,11 @@ func (l *link) fail(nc *nats.Conn, err error) {
 		return
 	}
 	l.mu.Lock()
+	if l.deny != nil && aboutAccountInfo(err) {
+		l.deny(err)
+		l.mu.Unlock()
+		return
+	}
 	if l.cause == nil {
 		l.cause = err
 	}
@@ -116,6 +122,28 @@ func (l *link) fail(nc *nats.Conn, err error) {
 	if errors.Is(err, nats.ErrPermissionViolation) {
 		nc.Close() // what was refused will never be answered
 	}
+}
+
+// accountInfo asks for the account's limits. A user who may not ask for them may
+// publish all the same, so a refusal is this call's error and no more: the server
+// tells it to the connection, not in an answer.
+func (l *link) accountInfo(ctx context.Context) (*jetstream.AccountInfo, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	l.mu.Lock()
+	l.deny = cancel
+	l.mu.Unlock()
+	info, err := l.js.AccountInfo(ctx)
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return info, err
+}
+
+// aboutAccountInfo reports whether err refuses the question of accountInfo, in
+// whatever domain.
+func aboutAccountInfo(err error) bool {
+	return errors.Is(err, nats.ErrPermissionViolation) && strings.HasSuffix(err.Error(), `API.INFO"`) && strings.Contains(err.Error(), `Publish to "$JS.`)
 }
 
 // refused is what the server complained about, if it did.

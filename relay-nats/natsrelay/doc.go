@@ -80,11 +80,17 @@
 // Order per key must survive a message that is refused or lost while the next
 // one is stored. With pipelining full nothing waits. With per_key the next
 // message of a key is sent when the one ahead of it is confirmed. With auto it is
-// per_key for streams with discard new and a limit, streams with replicas, and
-// streams whose leader is another server than the one connected to, and also for
-// messages with a header of the user's that begins with Nats-; full otherwise. A
-// fast batch keeps the order by itself, so it is used with auto and full whatever
-// the stream is like.
+// per_key for streams with discard new and a limit, streams in an account with a
+// limit on what it stores (the user must be allowed to ask, $JS.API.INFO), streams
+// with replicas, and streams whose leader is another server than the one connected
+// to, and also for messages with a header of the user's that begins with Nats-;
+// full otherwise. A fast batch keeps the order by itself, so it is used with auto
+// and full whatever the stream is like.
+//
+// What auto cannot foresee is a server that refuses a message for want of room and
+// has room again for the next: when others publish faster into the stream than it
+// stores (429, 10167), or when the whole server's storage is full (10023) while
+// messages expire. Where that can happen use allow_batched or per_key.
 //
 // # Delivery, reverse
 //

@@ -144,16 +144,16 @@ func (s *sink) openStream(ctx context.Context, subject string) error {
 		s.lastSeq = 0 // deleted and made anew
 	}
 	s.created = info.Created
-	s.perKey = s.cfg.Pipelining == "per_key" || (s.cfg.Pipelining == "auto" && s.mayPassOver(info))
+	s.perKey = s.cfg.Pipelining == "per_key" || (s.cfg.Pipelining == "auto" && s.mayPassOver(ctx, info))
 	clear(s.known)
 	return nil
 }
 
 // mayPassOver reports whether the stream could refuse or lose one message and
-// store the next, which is out of order once the first is sent again: when it
-// refuses what is beyond its limits, and when messages pass between servers on
-// their way to it.
-func (s *sink) mayPassOver(info *jetstream.StreamInfo) bool {
+// store the next, which is out of order once the first is sent again: when the
+// stream or its account refuses what is beyond its limits, and when messages pass
+// between servers on their way to it.
+func (s *sink) mayPassOver(ctx context.Context, info *jetstream.StreamInfo) bool {
 	limited := info.Config.MaxMsgs > 0 || info.Config.MaxBytes > 0 || info.Config.DiscardNewPerSubject
 	if info.Config.Discard == jetstream.DiscardNew && limited {
 		return true
@@ -161,7 +161,32 @@ func (s *sink) mayPassOver(info *jetstream.StreamInfo) bool {
 	if info.Config.Replicas > 1 {
 		return true
 	}
-	return info.Cluster != nil && info.Cluster.Leader != "" && info.Cluster.Leader != s.link.nc.ConnectedServerName()
+	if info.Cluster != nil && info.Cluster.Leader != "" && info.Cluster.Leader != s.link.nc.ConnectedServerName() {
+		return true
+	}
+	account, err := s.link.accountInfo(ctx)
+	switch {
+	case errors.Is(err, nats.ErrPermissionViolation), errors.Is(err, jetstream.ErrJetStreamNotEnabled):
+		// This user may not know, or nobody answers such questions. Most accounts
+		// have no limit, so it is taken for one of these.
+		return false
+	case err != nil:
+		return true // until the next connection, which may know better
+	}
+	return accountLimited(account, &info.Config)
+}
+
+// accountLimited reports whether an account has a limit on what streams like
+// that one store. The server then refuses a large message and takes a small one.
+func accountLimited(account *jetstream.AccountInfo, stream *jetstream.StreamConfig) bool {
+	limits := account.Limits
+	if len(account.Tiers) > 0 {
+		limits = account.Tiers[fmt.Sprintf("R%d", max(1, stream.Replicas))].Limits
+	}
+	if stream.Storage == jetstream.MemoryStorage {
+		return limits.MaxMemory > 0
+	}
+	return limits.MaxStore > 0 // -1 is no limit, and with 0 there is nothing that could pass
 }
 
 // Publish implements [relay.Sink].

@@ -202,6 +202,88 @@ func TestFullStreamKeepsOrder(t *testing.T) {
 	}
 }
 
+// The same where it is the account whose storage has no room.
+func TestFullAccountKeepsOrder(t *testing.T) {
+	for name, tc := range map[string]struct {
+		limit   string
+		storage jetstream.StorageType
+	}{
+		"file":   {"max_file: 20000", jetstream.FileStorage},
+		"memory": {"max_mem: 20000", jetstream.MemoryStorage},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			srv := startServer(t, fmt.Sprintf("accounts { A { jetstream { %s }, users: [ { user: a, password: a } ] } }", tc.limit))
+			url := strings.Replace(srv.url, "://", "://a:a@", 1)
+			_, js := connect(t, url)
+			stream, prefix := addStream(t, js, func(c *jetstream.StreamConfig) { c.Storage = tc.storage })
+			s := openSink(t, fmt.Sprintf(`{"url":%q,"stream":%q}`, url, stream))
+			batch := messages(prefix+".a", 1, 4, 1)
+			batch[1].Body = make([]byte, 30000) // never fits; the two behind it would
+			err := s.Publish(testContext(t), batch)
+			partial, ok := errors.AsType[*relay.BatchError](err)
+			if !ok || len(partial.Failed) != 3 || relay.IsPermanent(partial.Failed[1]) || relay.IsFatal(partial.Failed[1]) {
+				t.Fatalf("Publish = %v, want messages 1 to 3 failed, transiently", err)
+			}
+			if got := readRaw(t, js, stream, 1); len(got) != 1 {
+				t.Errorf("the stream holds %d messages, want the first alone", len(got))
+			}
+		})
+	}
+}
+
+func TestAccountLimited(t *testing.T) {
+	t.Parallel()
+	limits := func(memory, store int64) jetstream.Tier {
+		return jetstream.Tier{Limits: jetstream.AccountLimits{MaxMemory: memory, MaxStore: store}}
+	}
+	file, memory := jetstream.StreamConfig{Storage: jetstream.FileStorage, Replicas: 1}, jetstream.StreamConfig{Storage: jetstream.MemoryStorage}
+	tiers := map[string]jetstream.Tier{"R1": limits(-1, 100), "R3": limits(100, -1)}
+	for name, tc := range map[string]struct {
+		account jetstream.AccountInfo
+		stream  jetstream.StreamConfig
+		want    bool
+	}{
+		"none":                   {jetstream.AccountInfo{Tier: limits(-1, -1)}, file, false},
+		"store":                  {jetstream.AccountInfo{Tier: limits(-1, 100)}, file, true},
+		"store, not memory":      {jetstream.AccountInfo{Tier: limits(-1, 100)}, memory, false},
+		"memory":                 {jetstream.AccountInfo{Tier: limits(100, -1)}, memory, true},
+		"memory, not store":      {jetstream.AccountInfo{Tier: limits(100, -1)}, file, false},
+		"the tier's":             {jetstream.AccountInfo{Tiers: tiers}, file, true},
+		"the tier's, not memory": {jetstream.AccountInfo{Tiers: tiers}, memory, false},
+	} {
+		if got := accountLimited(&tc.account, &tc.stream); got != tc.want {
+			t.Errorf("%s: accountLimited = %t, want %t", name, got, tc.want)
+		}
+	}
+}
+
+// A user who may not ask about the account publishes as ever.
+func TestAccountInfoNotPermitted(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct{ inJetStream, key, subject string }{
+		"own":    {"", "", "$JS.API.INFO"},
+		"domain": {"domain: hub", `,"domain":"hub"`, "$JS.hub.API.INFO"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			srv := startServer(t, fmt.Sprintf(`authorization { users: [ { user: a, password: a, permissions: { publish: { deny: [%q] } } } ] }`, tc.subject), tc.inJetStream)
+			url := strings.Replace(srv.url, "://", "://a:a@", 1)
+			_, js := connect(t, url)
+			stream, prefix := addStream(t, js, nil)
+			began := time.Now()
+			s := openSink(t, fmt.Sprintf(`{"url":%q,"stream":%q%s}`, url, stream, tc.key))
+			if s.perKey || time.Since(began) > 2*time.Second {
+				t.Errorf("the sink opened after %s, one of a key in flight = %t; want it at once, and many", time.Since(began), s.perKey)
+			}
+			first := s.link
+			if err := s.Publish(testContext(t), messages(prefix+".a", 1, 20, 2)); err != nil || s.link != first {
+				t.Errorf("Publish = %v, over the same connection %t; want nil, true", err, s.link == first)
+			}
+		})
+	}
+}
+
 // The server stops answering in the middle of a batch, and comes back after the
 // duplicate window has passed: what had been stored is not stored again.
 func TestDoubtBeyondDuplicateWindow(t *testing.T) {
