@@ -1,10 +1,12 @@
 package kafkarelay
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/segmentio/kafka-go"
@@ -112,7 +114,7 @@ func (f *fetcher) walk(s *spot, p *fetch.ResponsePartition, visit func(*spot, *p
 		}
 	}()
 	aborted := make(map[int64]bool)
-	pending := p.AbortedTransactions
+	pending := byFirstOffset(p.AbortedTransactions)
 	for _, r := range stream.Records {
 		skip := false
 		switch b := r.(type) {
@@ -151,6 +153,14 @@ func (f *fetcher) walk(s *spot, p *fetch.ResponsePartition, visit func(*spot, *p
 		}
 	}
 	return nil
+}
+
+// byFirstOffset sorts a copy of what an answer says of aborted transactions: the
+// broker lists them in the order in which they were aborted.
+func byFirstOffset(aborted []fetch.ResponseTransaction) []fetch.ResponseTransaction {
+	return slices.SortedFunc(slices.Values(aborted), func(a, b fetch.ResponseTransaction) int {
+		return cmp.Compare(a.FirstOffset, b.FirstOffset)
+	})
 }
 
 func closeRecord(r *protocol.Record) {

@@ -17,6 +17,7 @@ import (
 func TestServer(t *testing.T) {
 	b := startBroker(t)
 	t.Run("Login", func(t *testing.T) { testLogin(t, b) })
+	t.Run("ReadCommitted", func(t *testing.T) { testReadCommitted(t, b) })
 	t.Run("Restart", func(t *testing.T) { testRestart(t, b) })
 	t.Run("SourceRestart", func(t *testing.T) { testSourceRestart(t, b) })
 }
