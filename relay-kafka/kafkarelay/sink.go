@@ -151,6 +151,7 @@ func (s *sink) Publish(ctx context.Context, batch []relay.Message) error {
 			s.forget()
 			return s.rest(batch, from, &failed, err)
 		}
+		s.confirm(batch[from:to])
 		if err := s.send(ctx, batch, &failed); err != nil {
 			return s.rest(batch, to, &failed, err)
 		}
@@ -211,6 +212,18 @@ func (s *sink) fail(failed *relay.BatchError, batch []relay.Message, i int, err 
 	}
 }
 
+// confirm forgets those of a wave that were found to be there: they are not sent,
+// so they count as confirmed. Until the wave is complete they may be failed with
+// the rest, and published again.
+func (s *sink) confirm(messages []relay.Message) {
+	if len(s.settled) == 0 {
+		return
+	}
+	for i := range messages {
+		delete(s.settled, messages[i].ID)
+	}
+}
+
 func (s *sink) forget() {
 	for _, p := range s.active {
 		p.queue, p.next = p.queue[:0], 0
@@ -229,8 +242,7 @@ func (s *sink) assign(ctx context.Context, batch []relay.Message, from int, fail
 		m := &batch[i]
 		if len(s.settled) > 0 {
 			if _, ok := s.settled[m.ID]; ok {
-				delete(s.settled, m.ID)
-				continue
+				continue // confirm forgets it
 			}
 		}
 		if len(s.held) > 0 && m.Key != "" {

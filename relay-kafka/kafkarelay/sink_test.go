@@ -174,6 +174,38 @@ func TestSubjectsAsTopics(t *testing.T) {
 	}
 }
 
+// A message that turned out to be there is not written again when Publish fails
+// at a later one, before it has sent anything.
+func TestSettledStaysSettled(t *testing.T) {
+	brokers := relaytest.Endpoint(t, brokersEnv)
+	topic, missing := newTopic(t, brokers, 1), newTopicName()
+	s := openSink(t, map[string]any{"brokers": brokers}).(*sink)
+	batch := make([]relay.Message, 4)
+	for i := range batch {
+		batch[i] = relaytest.Message(i+1, fmt.Sprintf("k%d", i))
+		batch[i].Subject = topic
+	}
+	batch[3].Subject = missing
+	if err := s.Publish(t.Context(), batch[:2]); err != nil {
+		t.Fatal(err)
+	}
+	for i := range batch[:2] { // as if the answer had been lost, and settle had found them
+		s.settled[batch[i].ID] = struct{}{}
+	}
+	err := s.Publish(t.Context(), batch)
+	if !relay.IsFatal(err) {
+		t.Fatalf("Publish to a missing topic = %v, want a fatal error", err)
+	}
+	createTopic(t, brokers, missing, 1)
+	if err := publishAll(t.Context(), s, unconfirmed(err, batch)); err != nil {
+		t.Fatal(err)
+	}
+	checkOnce(t, append(readRaw(t, brokers, topic, 3), readRaw(t, brokers, missing, 1)...), 4)
+	if len(s.settled) > 0 {
+		t.Errorf("%d ids are kept that no message can have any more", len(s.settled))
+	}
+}
+
 func TestTopicTemplate(t *testing.T) {
 	brokers := relaytest.Endpoint(t, brokersEnv)
 	topic := newTopicName()
