@@ -20,6 +20,7 @@ type cluster struct {
 	client    *kafka.Client
 	transport *kafka.Transport
 	dialer    *kafka.Dialer // for the consumer group, which dials for itself
+	lines     *lines        // the dialer's
 }
 
 const dialTimeout = 5 * time.Second
@@ -46,13 +47,14 @@ func newCluster(cfg *connection, topics []string) (*cluster, error) {
 		TLS:            tlsConfig,
 		SASL:           mechanism,
 	}
+	lines := newLines()
 	return &cluster{
 		client:    &kafka.Client{Addr: kafka.TCP(cfg.Brokers...), Transport: transport},
 		transport: transport,
 		dialer: &kafka.Dialer{
-			ClientID: cfg.ClientID, Timeout: dialTimeout, DualStack: true, KeepAlive: 15 * time.Second,
-			TLS: tlsConfig, SASLMechanism: mechanism,
+			ClientID: cfg.ClientID, Timeout: dialTimeout, DialFunc: lines.dial, TLS: tlsConfig, SASLMechanism: mechanism,
 		},
+		lines: lines,
 	}, nil
 }
 

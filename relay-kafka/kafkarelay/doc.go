@@ -80,7 +80,8 @@
 // session_timeout for what is in hand. A position that retention has removed is
 // an error in the log, and reading goes on at the oldest record. A relay that is
 // killed keeps its partitions until session_timeout is over; one that stops
-// gives them up at once.
+// gives them up at once. One that stops while it waits for its place in the group
+// gives that wait up after a second, and the group takes it for killed.
 //
 // # Errors
 //

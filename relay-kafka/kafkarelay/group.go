@@ -58,6 +58,19 @@ func (s *source) run(ctx context.Context) {
 		case <-ctx.Done():
 		}
 	}
+	s.leave()
+}
+
+// leaveWithin is how long the group may take to end, and then again to take our
+// leave.
+const leaveWithin = time.Second
+
+// leave closes the group. A request that is not answered by then, to be let into
+// the group above all, is given up.
+func (s *source) leave() {
+	defer s.cluster.lines.close()
+	defer time.AfterFunc(leaveWithin, s.cluster.lines.cut).Stop()
+	defer time.AfterFunc(2*leaveWithin, s.cluster.lines.close).Stop()
 	_ = s.group.Close()
 }
 

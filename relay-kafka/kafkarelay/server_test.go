@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -18,6 +19,7 @@ func TestServer(t *testing.T) {
 	b := startBroker(t)
 	t.Run("Login", func(t *testing.T) { testLogin(t, b) })
 	t.Run("ReadCommitted", func(t *testing.T) { testReadCommitted(t, b) })
+	t.Run("FrozenClose", func(t *testing.T) { testFrozenClose(t, b) })
 	t.Run("Restart", func(t *testing.T) { testRestart(t, b) })
 	t.Run("SourceRestart", func(t *testing.T) { testSourceRestart(t, b) })
 }
@@ -96,6 +98,25 @@ func merge(parts ...map[string]any) map[string]any {
 		maps.Copy(out, m)
 	}
 	return out
+}
+
+// testFrozenClose stops a source whose broker does not answer, not even to a
+// member that leaves.
+func testFrozenClose(t *testing.T, b *broker) {
+	topic := newTopic(t, b.plain, 1)
+	m := relaytest.Message(1, "k")
+	writeRaw(t, b.plain, topic, rawRecord(&m))
+	src := openSource(t, map[string]any{"brokers": b.plain, "topic": topic, "group_id": topic})
+	insist(t, "receive", func(ctx context.Context) error {
+		_, err := src.Receive(ctx, 1)
+		return err
+	})
+	_ = b.cmd.Process.Signal(syscall.SIGSTOP)
+	defer func() { _ = b.cmd.Process.Signal(syscall.SIGCONT) }()
+	began := time.Now()
+	if err := src.Close(); err != nil || time.Since(began) > 3*time.Second {
+		t.Errorf("Close = %v after %s, want nil within 3s", err, time.Since(began))
+	}
 }
 
 // testRestart kills the broker again and again while a sink publishes: every

@@ -393,6 +393,51 @@ func TestRebalance(t *testing.T) {
 	}
 }
 
+// A stop need not wait for a place in the group, which another member keeps open
+// until what it has in hand is settled. That member goes on.
+func TestCloseWhileJoining(t *testing.T) {
+	brokers := relaytest.Endpoint(t, brokersEnv)
+	topic := newTopic(t, brokers, 1)
+	m := relaytest.Message(1, "k")
+	writeRaw(t, brokers, topic, rawRecord(&m))
+	config := map[string]any{"brokers": brokers, "topic": topic, "group_id": topic, "session_timeout": "30s"}
+	first := openSource(t, config)
+	var batch []relay.Message
+	insist(t, "receive", func(ctx context.Context) (err error) {
+		batch, err = first.Receive(ctx, 1)
+		return err
+	})
+	second := openSource(t, config)
+	waitForState(t, brokers, topic, "PreparingRebalance")
+	began := time.Now()
+	if err := second.Close(); err != nil || time.Since(began) > 3*time.Second {
+		t.Errorf("Close = %v after %s, want nil within 3s", err, time.Since(began))
+	}
+	if err := first.Ack(t.Context(), batch); err != nil {
+		t.Errorf("Ack = %v", err)
+	}
+	waitForPosition(t, brokers, topic, topic, 1)
+	began = time.Now()
+	if err := first.Close(); err != nil || time.Since(began) > 3*time.Second {
+		t.Errorf("Close = %v after %s, want nil within 3s", err, time.Since(began))
+	}
+}
+
+func waitForState(t *testing.T, brokers, group, want string) {
+	t.Helper()
+	deadline := time.Now().Add(relaytest.Patience())
+	for {
+		res, err := rawClient(brokers).DescribeGroups(t.Context(), &kafka.DescribeGroupsRequest{GroupIDs: []string{group}})
+		if err == nil && len(res.Groups) == 1 && res.Groups[0].GroupState == want {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the group never was in state %s: %+v, %v", want, res, err)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
 // "latest" begins behind what is there, and keeps to that place.
 func TestLatest(t *testing.T) {
 	brokers := relaytest.Endpoint(t, brokersEnv)
