@@ -37,20 +37,28 @@ func TestAbortedTransactions(t *testing.T) {
 		want    []int64
 	}{
 		"the later one ends first": {
-			5, []fetch.ResponseTransaction{{ProducerID: 2, FirstOffset: 10}, {ProducerID: 1, FirstOffset: 5}},
-			[]protocol.RecordReader{data(1, 5, 6), plain(7), data(2, 10, 11), end(2, 12), data(1, 13), end(1, 14), plain(15)}, []int64{7, 15},
+			5,
+			[]fetch.ResponseTransaction{{ProducerID: 2, FirstOffset: 10}, {ProducerID: 1, FirstOffset: 5}},
+			[]protocol.RecordReader{data(1, 5, 6), plain(7), data(2, 10, 11), end(2, 12), data(1, 13), end(1, 14), plain(15)},
+			[]int64{7, 15},
 		},
 		"one of two is committed": {
-			0, []fetch.ResponseTransaction{{ProducerID: 1, FirstOffset: 0}},
-			[]protocol.RecordReader{data(1, 0), data(2, 1), end(2, 2), end(1, 3)}, []int64{1},
+			0,
+			[]fetch.ResponseTransaction{{ProducerID: 1, FirstOffset: 0}},
+			[]protocol.RecordReader{data(1, 0), data(2, 1), end(2, 2), end(1, 3)},
+			[]int64{1},
 		},
 		"a producer aborts, then commits": {
-			0, []fetch.ResponseTransaction{{ProducerID: 2, FirstOffset: 1}, {ProducerID: 1, FirstOffset: 0}},
-			[]protocol.RecordReader{data(1, 0), data(2, 1), end(2, 2), end(1, 3), data(1, 4), end(1, 5)}, []int64{4},
+			0,
+			[]fetch.ResponseTransaction{{ProducerID: 2, FirstOffset: 1}, {ProducerID: 1, FirstOffset: 0}},
+			[]protocol.RecordReader{data(1, 0), data(2, 1), end(2, 2), end(1, 3), data(1, 4), end(1, 5)},
+			[]int64{4},
 		},
 		"in the middle of one": {
-			6, []fetch.ResponseTransaction{{ProducerID: 2, FirstOffset: 7}, {ProducerID: 1, FirstOffset: 5}},
-			[]protocol.RecordReader{data(1, 6), data(2, 7), end(2, 8), end(1, 9), plain(10)}, []int64{10},
+			6,
+			[]fetch.ResponseTransaction{{ProducerID: 2, FirstOffset: 7}, {ProducerID: 1, FirstOffset: 5}},
+			[]protocol.RecordReader{data(1, 6), data(2, 7), end(2, 8), end(1, 9), plain(10)},
+			[]int64{10},
 		},
 	} {
 		f := fetcher{committed: true}
