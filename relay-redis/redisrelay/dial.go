@@ -121,10 +121,19 @@ func (a address) options() (any, error) {
 // quarter more of the time goes to the kernel.
 const writeBuffer = 128 << 10
 
-// connect makes a client that sends nothing twice: go-redis's retries are off,
-// because a batch whose reply was lost may have been carried out. Every
-// connection is remembered in conns.
+// connect makes a client as newClients does.
 func connect(cfg connConfig, conns *connSet, pool int) (redis.UniversalClient, error) {
+	open, err := newClients(cfg, conns, pool)
+	if err != nil {
+		return nil, err
+	}
+	return open(), nil
+}
+
+// newClients returns what makes clients that send nothing twice: go-redis's
+// retries are off, because a batch whose reply was lost may have been carried
+// out. Every connection is remembered in conns.
+func newClients(cfg connConfig, conns *connSet, pool int) (open func() redis.UniversalClient, err error) {
 	a, err := parseURL(cfg.URL.Reveal())
 	if err != nil {
 		return nil, err
@@ -146,7 +155,7 @@ func connect(cfg connConfig, conns *connSet, pool int) (redis.UniversalClient, e
 		o.MaxRedirects = 3 // a redirected transaction was refused as a whole
 		o.MaintNotificationsConfig, o.WriteBufferSize = quiet, writeBuffer
 		o.Dialer = conns.dialer(o.TLSConfig, timeout)
-		return redis.NewClusterClient(o), nil
+		return func() redis.UniversalClient { return redis.NewClusterClient(o) }, nil
 	case *redis.FailoverOptions:
 		if o.TLSConfig, err = cfg.tlsConfig(o.TLSConfig); err != nil {
 			return nil, err
@@ -160,7 +169,7 @@ func connect(cfg connConfig, conns *connSet, pool int) (redis.UniversalClient, e
 		o.MaxRetries, o.DialerRetries, o.PoolSize = -1, 1, pool
 		o.WriteBufferSize = writeBuffer
 		o.Dialer = conns.dialer(o.TLSConfig, timeout)
-		return redis.NewFailoverClient(o), nil
+		return func() redis.UniversalClient { return redis.NewFailoverClient(o) }, nil
 	case *redis.Options:
 		if o.TLSConfig, err = cfg.tlsConfig(o.TLSConfig); err != nil {
 			return nil, err
@@ -170,7 +179,7 @@ func connect(cfg connConfig, conns *connSet, pool int) (redis.UniversalClient, e
 		o.MaxRetries, o.DialerRetries, o.PoolSize = -1, 1, pool
 		o.MaintNotificationsConfig, o.WriteBufferSize = quiet, writeBuffer
 		o.Dialer = conns.dialer(o.TLSConfig, timeout)
-		return redis.NewClient(o), nil
+		return func() redis.UniversalClient { return redis.NewClient(o) }, nil
 	}
 	return nil, fmt.Errorf("unknown options %T", opts)
 }

@@ -75,6 +75,10 @@
 // transaction after its successor has looked; wait_replicas, where what too few
 // replicas have is added again, on purpose.
 //
+// After a transaction that was refused or not answered the sink connects anew, so
+// that it follows a name that leads to another master, although the old one is
+// still there as a replica and answers READONLY.
+//
 // In a cluster a transaction lives on one node: a batch is sorted by stream, and
 // each stream's part added in turn. Order holds within each stream.
 //

@@ -35,6 +35,7 @@ const (
 type sink struct {
 	cfg     sinkConfig
 	env     relay.Env
+	open    func() redis.UniversalClient
 	client  redis.UniversalClient
 	conns   connSet
 	cluster bool
@@ -82,18 +83,18 @@ func (b *rawBody) MarshalBinary() ([]byte, error) { return *b, nil }
 
 func openSink(ctx context.Context, env relay.Env, cfg sinkConfig) (*sink, error) {
 	s := &sink{cfg: cfg, env: env, maxBulk: maxBulkDefault, present: make(map[string]bool)}
-	client, err := connect(cfg.connConfig, &s.conns, 2)
+	open, err := newClients(cfg.connConfig, &s.conns, 2)
 	if err != nil {
 		return nil, err
 	}
-	s.client = client
-	_, s.cluster = client.(*redis.ClusterClient)
+	s.open, s.client = open, open()
+	_, s.cluster = s.client.(*redis.ClusterClient)
 	if err := s.Ping(ctx); err != nil {
-		_ = client.Close()
+		_ = s.client.Close()
 		return nil, err
 	}
 	// Managed servers forbid CONFIG; they keep the default.
-	if limit, err := client.ConfigGet(ctx, "proto-max-bulk-len").Result(); err == nil {
+	if limit, err := s.client.ConfigGet(ctx, "proto-max-bulk-len").Result(); err == nil {
 		if n, err := strconv.Atoi(limit["proto-max-bulk-len"]); err == nil && n > 0 {
 			s.maxBulk = n
 		}
@@ -247,12 +248,10 @@ func (s *sink) transact(ctx context.Context, batch []relay.Message, run []routed
 		return classify(err)
 	}
 	_ = pipe.BatchProcess(ctx, s.cmds...) // queues only
-	_, err = pipe.Exec(ctx)
-	if err != nil && !s.executed() {
-		if !isReply(err) {
-			s.remember()
+	if _, err = pipe.Exec(ctx); err != nil {
+		if err := s.abort(batch, failed, err); err != nil {
+			return err
 		}
-		return s.abort(batch, failed, err)
 	}
 	var refused error
 	for _, e := range s.chunk[:s.used] {
@@ -275,6 +274,21 @@ func (s *sink) transact(ctx context.Context, batch []relay.Message, run []routed
 	return s.awaitReplicas(ctx)
 }
 
+// unanswered returns what has kept the server's answer from coming, or its rest:
+// EXEC is all or nothing, so that one entry without an answer leaves them all
+// open. It returns nil when the server has answered.
+func (s *sink) unanswered(err error) error {
+	if !isReply(err) {
+		return err
+	}
+	for _, e := range s.chunk[:s.used] {
+		if err := e.cmd.Err(); err != nil && !isReply(err) {
+			return err
+		}
+	}
+	return nil
+}
+
 // executed reports whether EXEC was answered with results: then at least one
 // command has an entry id.
 func (s *sink) executed() bool {
@@ -286,9 +300,25 @@ func (s *sink) executed() bool {
 	return false
 }
 
-// abort returns the error of a transaction that was refused as a whole, and
-// blames a message where the server did.
+// abort returns the error of a transaction that does not count: its answer was
+// lost, or it was refused as a whole. It returns nil for one that was carried out
+// and has refused single messages only.
 func (s *sink) abort(batch []relay.Message, failed *relay.BatchError, err error) error {
+	if lost := s.unanswered(err); lost != nil {
+		s.remember()
+		s.reconnect()
+		return classify(fmt.Errorf("add %d messages to stream %q: %w", s.used, s.chunk[0].stream.name, lost))
+	}
+	if s.executed() {
+		return nil
+	}
+	s.reconnect()
+	return s.blame(batch, failed, err)
+}
+
+// blame returns the error of a transaction that was refused, and fails the
+// message for which it was, where the server has said so.
+func (s *sink) blame(batch []relay.Message, failed *relay.BatchError, err error) error {
 	for _, e := range s.chunk[:s.used] {
 		cause := e.cmd.Err()
 		if cause == nil || strings.HasPrefix(cause.Error(), "EXECABORT") || !isReply(cause) {
@@ -483,6 +513,17 @@ func (s *sink) awaitReplicas(ctx context.Context) error {
 		return classify(fmt.Errorf("wait for replicas: %w", err))
 	}
 	return nil
+}
+
+// reconnect has the next try dial, and find the master, anew. go-redis gives up
+// a connection that broke, but not a waiter whose connection it was, nor one to a
+// master that has become a replica and is still there: in a transaction READONLY
+// hides behind EXECABORT. An old master that was cut off may have other reasons
+// to refuse, as NOREPLICAS, so it is done after every refusal.
+func (s *sink) reconnect() {
+	s.closeWaiter()
+	_ = s.client.Close() // nothing is under way
+	s.client = s.open()
 }
 
 func (s *sink) closeWaiter() {

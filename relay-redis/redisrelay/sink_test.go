@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -224,75 +222,21 @@ func TestSinkTimeout(t *testing.T) {
 	}
 }
 
-// loser is a proxy that can lose the server's answers.
-type loser struct {
-	net.Listener
-	mu   sync.Mutex
-	lose bool
-}
-
-func newLoser(t testing.TB, target string) *loser {
-	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	l := &loser{Listener: listener}
-	t.Cleanup(func() { listener.Close() })
-	go func() {
-		for {
-			in, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			out, err := net.Dial("tcp", target)
-			if err != nil {
-				in.Close()
-				continue
-			}
-			go func() { _, _ = io.Copy(out, in); out.Close() }()
-			go func() {
-				defer in.Close()
-				buf := make([]byte, 1<<16)
-				for {
-					n, err := out.Read(buf)
-					l.mu.Lock()
-					lose := l.lose
-					l.mu.Unlock()
-					if err != nil || lose {
-						return
-					}
-					if _, err := in.Write(buf[:n]); err != nil {
-						return
-					}
-				}
-			}()
-		}
-	}()
-	return l
-}
-
-func (l *loser) losing(lose bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.lose = lose
-}
-
 // A transaction whose answer was lost is not carried out twice.
 func TestSinkLostReply(t *testing.T) {
 	srv := startServer(t)
-	raw, l := srv.client(t), newLoser(t, srv.addr)
+	raw, p := srv.client(t), newProxy(t, srv.addr)
 	for _, resume := range []bool{true, false} {
 		stream := uniqueName(t)
-		s := mustSink(t, testEnv(t), fmt.Sprintf(`{"url":"redis://%s","stream":%q,"resume":%t}`, l.Addr(), stream, resume))
+		s := mustSink(t, testEnv(t), fmt.Sprintf(`{"url":"redis://%s","stream":%q,"resume":%t}`, p.Addr(), stream, resume))
 		if err := s.Publish(t.Context(), messages(1, 5)); err != nil {
 			t.Fatal(err)
 		}
-		l.losing(true)
+		p.loseAfter(0)
 		if err := s.Publish(t.Context(), messages(6, 5)); err == nil || relay.IsFatal(err) {
 			t.Fatalf("Publish without an answer = %v, want a transient error", err)
 		}
-		l.losing(false)
+		p.pass()
 		eventually(t, "the batch without an answer is added", func() bool { return len(ids(t, raw, stream)) == 10 })
 		if err := s.Publish(t.Context(), messages(6, 10)); err != nil {
 			t.Fatal(err)
@@ -304,6 +248,82 @@ func TestSinkLostReply(t *testing.T) {
 		if got := ids(t, raw, stream); len(got) != want {
 			t.Errorf("resume=%t: the stream has %d entries, want %d", resume, len(got), want)
 		}
+	}
+}
+
+// EXEC is all or nothing, so an answer that breaks off in its middle says as
+// little as one that is lost.
+func TestSinkTornReply(t *testing.T) {
+	srv := startServer(t)
+	raw, p := srv.client(t), newProxy(t, srv.addr)
+	stream := uniqueName(t)
+	s := mustSink(t, testEnv(t), fmt.Sprintf(`{"url":"redis://%s","stream":%q}`, p.Addr(), stream))
+	if err := s.Publish(t.Context(), messages(1, 5)); err != nil {
+		t.Fatal(err)
+	}
+	before := len("+OK\r\n") + 5*len("+QUEUED\r\n") + len("*5\r\n")
+	entry := len("$15\r\n1526569495631-0\r\n")
+	p.loseAfter(before + 2*entry + entry/2)
+	err := s.Publish(t.Context(), messages(6, 5))
+	var partial *relay.BatchError
+	if !errors.As(err, &partial) || len(partial.Failed) != 5 || relay.IsFatal(err) {
+		t.Fatalf("Publish with half an answer = %v, want a transient error for all five", err)
+	}
+	p.pass()
+	if err := s.Publish(t.Context(), messages(6, 10)); err != nil {
+		t.Fatal(err)
+	}
+	if got := ids(t, raw, stream); len(got) != 15 {
+		t.Errorf("the stream has %d entries, want 15", len(got))
+	}
+}
+
+// A connection that breaks is not used again.
+func TestSinkLostConnection(t *testing.T) {
+	for name, config := range map[string]string{"plain": "", "wait_replicas": `,"wait_replicas":1`} {
+		t.Run(name, func(t *testing.T) {
+			srv := startServer(t, "--repl-diskless-sync-delay", "0")
+			startServer(t, "--replicaof", "127.0.0.1 "+srv.port())
+			raw := srv.client(t)
+			s := mustSink(t, testEnv(t), fmt.Sprintf(`{"url":%q%s}`, srv.url(), config))
+			eventually(t, "the replica follows", func() bool { return s.Publish(context.Background(), messages(1, 5)) == nil })
+			before := len(ids(t, raw, "pgtrickle:orders"))
+			if err := raw.ClientKillByFilter(t.Context(), "TYPE", "normal", "SKIPME", "yes").Err(); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Publish(t.Context(), messages(6, 5)); err == nil || relay.IsFatal(err) {
+				t.Fatalf("Publish on a connection that was killed = %v, want a transient error", err)
+			}
+			if err := s.Publish(t.Context(), messages(6, 5)); err != nil {
+				t.Fatalf("the next Publish = %v", err)
+			}
+			if got := len(ids(t, raw, "pgtrickle:orders")); got != before+5 {
+				t.Errorf("the stream has %d entries, want %d", got, before+5)
+			}
+		})
+	}
+}
+
+// A name under which there is another master now is resolved again, although
+// the old one is still there, as a replica.
+func TestSinkMasterMoves(t *testing.T) {
+	for name, config := range map[string]string{"plain": "", "wait_replicas": `,"wait_replicas":1`} {
+		t.Run(name, func(t *testing.T) {
+			old, next := startServer(t, "--repl-diskless-sync-delay", "0"), startServer(t, "--repl-diskless-sync-delay", "0")
+			p := newProxy(t, old.addr)
+			s := mustSink(t, testEnv(t), fmt.Sprintf(`{"url":"redis://%s"%s}`, p.Addr(), config))
+			if err := next.client(t).ReplicaOf(t.Context(), "127.0.0.1", old.port()).Err(); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "the first master has a replica", func() bool { return s.Publish(context.Background(), messages(1, 5)) == nil })
+			next.client(t).ReplicaOf(t.Context(), "no", "one")
+			old.client(t).ReplicaOf(t.Context(), "127.0.0.1", next.port())
+			p.point(next.addr)
+			if err := s.Publish(t.Context(), messages(6, 5)); err == nil || !strings.Contains(err.Error(), "READONLY") {
+				t.Fatalf("Publish to the old master = %v, want READONLY", err)
+			}
+			eventually(t, "the next Publish finds the new master", func() bool { return s.Publish(context.Background(), messages(6, 5)) == nil })
+		})
 	}
 }
 

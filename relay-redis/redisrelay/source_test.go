@@ -162,17 +162,17 @@ func TestSourceClaims(t *testing.T) {
 // come with the next read, before newer ones, and those in flight do not.
 func TestSourceLostReply(t *testing.T) {
 	srv := startServer(t)
-	raw, l := srv.client(t), newLoser(t, srv.addr)
-	src := mustSource(t, testEnv(t), fmt.Sprintf(`{"url":"redis://%s","stream":"s","block":"50ms"}`, l.Addr()))
+	raw, p := srv.client(t), newProxy(t, srv.addr)
+	src := mustSource(t, testEnv(t), fmt.Sprintf(`{"url":"redis://%s","stream":"s","block":"50ms"}`, p.Addr()))
 	add(t, raw, "s", 1, 3)
 	first := receive(t, src, 3)
 	nothing(t, src)
 	add(t, raw, "s", 4, 3)
-	l.losing(true)
+	p.loseAfter(0)
 	if _, err := src.Receive(t.Context(), 10); err == nil || relay.IsFatal(err) {
 		t.Fatalf("Receive without an answer = %v, want a transient error", err)
 	}
-	l.losing(false)
+	p.pass()
 	add(t, raw, "s", 7, 1)
 	got := receive(t, src, 4)
 	if got[0].ID != "4" || got[3].ID != "7" {
