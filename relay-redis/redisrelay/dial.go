@@ -212,9 +212,12 @@ func (c *connConfig) tlsConfig(fromURL *tls.Config) (*tls.Config, error) {
 // connSet knows a client's open connections. go-redis does not let go of a read
 // when a context is cancelled; closing the connection under it does.
 type connSet struct {
-	mu   sync.Mutex
-	open map[*trackedConn]struct{}
+	mu     sync.Mutex
+	open   map[*trackedConn]struct{}
+	broken bool // off: what is being dialled comes too late
 }
+
+var errBrokenOff = errors.New("the call for which the connection was made has been broken off")
 
 type trackedConn struct {
 	net.Conn
@@ -247,6 +250,9 @@ func (s *connSet) dialer(tlsConfig *tls.Config, timeout time.Duration) func(cont
 		tracked := &trackedConn{Conn: conn, set: s}
 		s.mu.Lock()
 		defer s.mu.Unlock()
+		if s.broken {
+			return nil, errors.Join(errBrokenOff, conn.Close())
+		}
 		if s.open == nil {
 			s.open = make(map[*trackedConn]struct{})
 		}
@@ -255,26 +261,34 @@ func (s *connSet) dialer(tlsConfig *tls.Config, timeout time.Duration) func(cont
 	}
 }
 
-// breakOff closes all connections when ctx ends and grace has passed, unless
-// stop is called before.
-func (s *connSet) breakOff(ctx context.Context, grace time.Duration) (stop func()) {
-	done := make(chan struct{})
+// breakOff returns a context that outlives ctx by grace. With it end all
+// connections, those that are being dialled too, unless stop was called before.
+func (s *connSet) breakOff(ctx context.Context, grace time.Duration) (lasting context.Context, stop func()) {
+	lasting, end := context.WithCancel(context.WithoutCancel(ctx))
 	cancel := context.AfterFunc(ctx, func() {
 		timer := time.NewTimer(grace)
 		defer timer.Stop()
 		select {
-		case <-done:
+		case <-lasting.Done():
 			return
 		case <-timer.C:
 		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
+		if lasting.Err() != nil {
+			return // stopped in the meantime: the connections are the next call's
+		}
+		end()
+		s.broken = true
 		for c := range s.open {
 			_ = c.Conn.Close() // go-redis closes it again when it sees the error
 		}
 	})
-	return func() {
+	return lasting, func() {
 		cancel()
-		close(done)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		end()
+		s.broken = false
 	}
 }

@@ -104,13 +104,13 @@ func openSink(ctx context.Context, env relay.Env, cfg sinkConfig) (*sink, error)
 
 // Publish implements relay.Sink.
 func (s *sink) Publish(ctx context.Context, batch []relay.Message) error {
-	if err := ctx.Err(); err != nil {
+	caller := ctx
+	if err := caller.Err(); err != nil {
 		return err
 	}
-	stop := s.conns.breakOff(ctx, cancelGrace)
+	// What was sent is to be answered, even though nobody wants more.
+	ctx, stop := s.conns.breakOff(caller, cancelGrace)
 	defer stop()
-	// What is sent must be answered, even though nobody wants more.
-	ctx = context.WithoutCancel(ctx)
 	defer s.release()
 
 	var failed relay.BatchError
@@ -120,7 +120,11 @@ func (s *sink) Publish(ctx context.Context, batch []relay.Message) error {
 	}
 	for len(pending) > 0 {
 		n := s.cut(batch, pending)
-		if err := s.transact(ctx, batch, pending[:n], &failed); err != nil {
+		err := caller.Err()
+		if err == nil {
+			err = s.transact(ctx, batch, pending[:n], &failed)
+		}
+		if err != nil {
 			// Nothing more of the batch is sent.
 			for _, r := range pending {
 				if failed.Failed[r.index] == nil && !s.done(batch[r.index].ID) {

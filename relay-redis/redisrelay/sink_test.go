@@ -13,6 +13,7 @@ import (
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest/tlstest"
 )
 
 func messages(from, count int) []relay.Message {
@@ -324,6 +325,55 @@ func TestSinkMasterMoves(t *testing.T) {
 			}
 			eventually(t, "the next Publish finds the new master", func() bool { return s.Publish(context.Background(), messages(6, 5)) == nil })
 		})
+	}
+}
+
+// A Publish that is cancelled while it dials returns soon, and sends nothing.
+func TestSinkCancelledDialling(t *testing.T) {
+	srv, ca := startServer(t), tlstest.New(t)
+	raw, p := srv.client(t), newProxy(t, ca.Terminate(t, srv.addr))
+	cert, key := ca.Issue(t, "relay")
+	s := mustSink(t, testEnv(t), fmt.Sprintf(`{"url":"rediss://%s","resume":false,"tls_ca":%q,"tls_cert":%q,"tls_key":%q}`, p.Addr(), ca.File, cert, key))
+	p.point("") // a dial waits for the handshake
+	p.cut()
+	if err := s.Publish(t.Context(), messages(1, 5)); err == nil {
+		t.Fatal("Publish on a connection that was cut = nil")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	began := time.Now()
+	if err := s.Publish(ctx, messages(1, 5)); err == nil || time.Since(began) > 3*time.Second {
+		t.Errorf("Publish = %v after %s, want an error within a second or two of its being cancelled", err, time.Since(began))
+	}
+	p.point(ca.Terminate(t, srv.addr))
+	if err := s.Publish(t.Context(), messages(6, 1)); err != nil {
+		t.Errorf("the next Publish = %v", err)
+	}
+	if got := ids(t, raw, "pgtrickle:orders"); len(got) != 1 {
+		t.Errorf("the stream has %d entries, want the last batch's only one", len(got))
+	}
+}
+
+// Of a batch that makes several transactions, a cancelled Publish begins no more.
+func TestSinkCancelledBetweenTransactions(t *testing.T) {
+	srv := startServer(t)
+	raw := srv.client(t)
+	s := mustSink(t, testEnv(t), fmt.Sprintf(`{"url":%q}`, srv.url()))
+	if err := s.Publish(t.Context(), messages(1, 1)); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if err := raw.ClientPause(t.Context(), 400*time.Millisecond).Err(); err != nil {
+		t.Fatal(err)
+	}
+	err := s.Publish(ctx, messages(2, 3*transactionMessages))
+	var partial *relay.BatchError
+	if !errors.As(err, &partial) || len(partial.Failed) != 2*transactionMessages || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Publish = %v, want the second and third transaction cancelled", err)
+	}
+	if got := ids(t, raw, "pgtrickle:orders"); len(got) != 1+transactionMessages {
+		t.Errorf("the stream has %d entries, want %d", len(got), 1+transactionMessages)
 	}
 }
 

@@ -109,7 +109,7 @@ func (s *source) Receive(ctx context.Context, limit int) ([]relay.Message, error
 // pending ones, others' abandoned ones, new ones. own is what was in flight
 // before, if any of it can be among the entries.
 func (s *source) read(ctx context.Context, limit int) (entries []redis.XMessage, own map[string]struct{}, err error) {
-	stop := s.conns.breakOff(ctx, 0)
+	_, stop := s.conns.breakOff(ctx, 0)
 	defer stop()
 	if !s.ready {
 		if err := s.prepare(ctx); err != nil {
