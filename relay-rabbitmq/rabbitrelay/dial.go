@@ -38,7 +38,8 @@ func dial(ctx context.Context, env relay.Env, cfg *connConfig, last *int) (*link
 	urls := cfg.urls()
 	for i := range urls {
 		at := (*last + i) % len(urls)
-		l, err := dialOne(ctx, env, cfg, urls[at], tlsConfig)
+		// A clone, because the client writes the node's name into it.
+		l, err := dialOne(ctx, env, cfg, urls[at], tlsConfig.Clone())
 		if err == nil {
 			*last = at
 			return l, nil

@@ -2,6 +2,7 @@ package rabbitrelay
 
 import (
 	"fmt"
+	"net"
 	"net/url"
 	"testing"
 
@@ -29,4 +30,34 @@ func TestTLS(t *testing.T) {
 	if _, err := Backend().NewSink(t.Context(), testEnv(t), fmt.Appendf(nil, `{"url":%q,"tls":true}`, u)); !relay.IsFatal(err) {
 		t.Errorf("NewSink without tls_ca = %v, want a fatal error", err)
 	}
+}
+
+// Each node is verified against its own name, also where one before it has taken
+// the connection and dropped it.
+func TestTLSSecondNode(t *testing.T) {
+	broker := endpoint(t)
+	u, err := url.Parse(broker)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Of another name than the one in the certificate.
+	dropping, err := net.Listen("tcp", "127.0.0.2:0")
+	if err != nil {
+		t.Skipf("this machine has no second address: %v", err)
+	}
+	defer dropping.Close()
+	go func() {
+		for {
+			c, err := dropping.Accept()
+			if err != nil {
+				return
+			}
+			c.Close()
+		}
+	}()
+	ca := tlstest.New(t)
+	cert, key := ca.Issue(t, "relay")
+	first, second := *u, *u
+	first.Host, second.Host = dropping.Addr().String(), ca.Terminate(t, u.Host)
+	mustSink(t, fmt.Sprintf(`{"url":[%q,%q],"tls_ca":%q,"tls_cert":%q,"tls_key":%q}`, &first, &second, ca.File, cert, key))
 }
