@@ -92,6 +92,18 @@
 // source keeps it as the only message of a queue of its own, a quorum queue of
 // length 1, replaced and confirmed with each acknowledgement.
 //
+// Where a pipeline begins is stored there before its first message is handed out,
+// so that stream_offset is asked once: a connection that is lost before the first
+// acknowledgement makes no hole. For next and an age that is a time, a minute
+// early, as the broker's clock may differ; what comes too much is seldom, and
+// between start and first acknowledgement only.
+//
+// To be read, the offset must be taken out of its queue for a moment. A source
+// that finds the queue empty therefore waits (a transient error) until a dead
+// connection that may hold the offset is given up by the broker, four heartbeats,
+// and only then begins at stream_offset, with a warning. To have a pipeline begin
+// again, stop it and delete the queue.
+//
 // # Refusals
 //
 // A message is refused when it has no id (and id is refuse) or was delivered too

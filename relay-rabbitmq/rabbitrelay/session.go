@@ -2,10 +2,8 @@ package rabbitrelay
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"sync"
 	"time"
 
@@ -35,7 +33,7 @@ type session struct {
 }
 
 // newSession makes sure of the queue and begins to consume.
-func newSession(ctx context.Context, link *link, cfg *sourceConfig) (*session, error) {
+func newSession(ctx context.Context, link *link, cfg *sourceConfig, known *progress) (*session, error) {
 	channel, err := link.Channel()
 	if err != nil {
 		return nil, fmt.Errorf("open channel: %w", err)
@@ -51,13 +49,10 @@ func newSession(ctx context.Context, link *link, cfg *sourceConfig) (*session, e
 	}
 	args := amqp.Table{}
 	if cfg.QueueType == amqp.QueueTypeStream {
-		if n.offsets, err = openOffsets(ctx, link, cfg.OffsetQueue); err != nil {
+		if n.offsets, err = openOffsets(ctx, link, cfg, known); err != nil {
 			return nil, err
 		}
-		args[headerStreamOffset] = offsetArg(cfg.StreamOffset)
-		if next, ok := n.offsets.next(); ok {
-			args[headerStreamOffset] = next
-		}
+		args[headerStreamOffset] = n.offsets.from
 	}
 	if err := channel.Qos(cfg.Prefetch, 0, false); err != nil {
 		return nil, fmt.Errorf("set prefetch: %w", err)
@@ -155,6 +150,53 @@ func (n *session) take(ctx context.Context, limit int) ([]amqp.Delivery, error) 
 	}
 }
 
+// keepStart stores where a stream is begun that had no stored offset, before any
+// of it is handed out: else a session that ends before the first acknowledgement
+// would be followed by one that begins at a later "next".
+func (n *session) keepStart(ctx context.Context) error {
+	if n.offsets == nil || n.offsets.start == nil {
+		return nil
+	}
+	start := *n.offsets.start
+	if !start.since.IsZero() {
+		first, ok, err := n.peek(ctx, n.offsets.patience)
+		if err != nil {
+			return err
+		}
+		if ok {
+			start = mark{offset: first - 1}
+		}
+	}
+	return n.offsets.begin(ctx, start)
+}
+
+// peek returns the first delivery's offset, if it comes in time.
+func (n *session) peek(ctx context.Context, until time.Time) (offset int64, ok bool, err error) {
+	timer := time.NewTimer(time.Until(until))
+	defer timer.Stop()
+	for {
+		n.mu.Lock()
+		if len(n.queue) > 0 {
+			offset, ok = n.queue[0].Headers[headerStreamOffset].(int64)
+		}
+		n.mu.Unlock()
+		if ok {
+			return offset, true, nil
+		}
+		select {
+		case <-ctx.Done():
+			return 0, false, ctx.Err()
+		case <-n.arrived:
+		case <-n.done:
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			return 0, false, n.cause
+		case <-timer.C:
+			return 0, false, nil
+		}
+	}
+}
+
 // ended reports whether the consumer is gone. What it has left in the queue is
 // the broker's again.
 func (n *session) ended() bool {
@@ -213,7 +255,7 @@ func (n *session) settle(ctx context.Context, batch []relay.Message, deadLetter 
 	if n.offsets == nil || offset < 0 {
 		return nil
 	}
-	return n.offsets.store(ctx, offset)
+	return n.offsets.store(ctx, mark{offset: offset})
 }
 
 // advance moves base over what is settled, and returns the offset of the last it
@@ -254,68 +296,4 @@ func (n *session) backlog(queue string) (ready int64, oldest time.Time, err erro
 		return 0, oldest, fmt.Errorf("inspect queue %q: %w", queue, err)
 	}
 	return int64(q.Messages) + waiting, oldest, nil
-}
-
-// offsetStore keeps the offset up to which a stream is settled, as the only
-// message of a queue of its own: AMQP 0.9.1 has no other place for it.
-type offsetStore struct {
-	channel *amqp.Channel
-	queue   string
-	offset  int64
-	found   bool
-}
-
-func openOffsets(ctx context.Context, link *link, queue string) (*offsetStore, error) {
-	channel, err := link.Channel()
-	if err != nil {
-		return nil, fmt.Errorf("open channel: %w", err)
-	}
-	if err := channel.Confirm(false); err != nil {
-		return nil, fmt.Errorf("ask for confirms: %w", err)
-	}
-	args := amqp.Table{amqp.QueueTypeArg: amqp.QueueTypeQuorum, amqp.QueueMaxLenArg: int64(1), amqp.QueueOverflowArg: amqp.QueueOverflowDropHead}
-	if _, err := channel.QueueDeclare(queue, true, false, false, false, args); err != nil {
-		return nil, fmt.Errorf("declare queue %q: %w", queue, err)
-	}
-	o := &offsetStore{channel: channel, queue: queue}
-	d, found, err := channel.Get(queue, false)
-	if err != nil {
-		return nil, fmt.Errorf("read offset from queue %q: %w", queue, err)
-	}
-	if !found {
-		return o, nil
-	}
-	if o.offset, err = strconv.ParseInt(string(d.Body), 10, 64); err != nil {
-		return nil, relay.Fatal(fmt.Errorf("queue %q holds %.40q in place of an offset: purge it", queue, d.Body))
-	}
-	// Stored anew rather than put back, as a quorum queue drops what it has
-	// delivered too often.
-	if err := o.store(ctx, o.offset); err != nil {
-		return nil, err
-	}
-	if err := d.Ack(false); err != nil {
-		return nil, err
-	}
-	o.found = true
-	return o, nil
-}
-
-func (o *offsetStore) next() (int64, bool) { return o.offset + 1, o.found }
-
-// store replaces the offset; when it returns nil the broker has the new one.
-func (o *offsetStore) store(ctx context.Context, offset int64) error {
-	confirm, err := o.channel.PublishWithDeferredConfirmWithContext(ctx, "", o.queue, false, false, amqp.Publishing{
-		DeliveryMode: amqp.Persistent, ContentType: "text/plain", Body: strconv.AppendInt(nil, offset, 10),
-	})
-	if err != nil {
-		return fmt.Errorf("store offset in queue %q: %w", o.queue, err)
-	}
-	ok, err := confirm.WaitContext(ctx)
-	if err != nil {
-		return fmt.Errorf("store offset in queue %q: %w", o.queue, err)
-	}
-	if !ok {
-		return errors.New("the broker rejected the offset for queue " + o.queue)
-	}
-	return nil
 }

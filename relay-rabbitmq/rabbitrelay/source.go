@@ -32,6 +32,7 @@ type source struct {
 	mu       sync.Mutex
 	session  *session
 	finished bool
+	progress progress // in a stream
 }
 
 // token is what Ack needs of a message.
@@ -45,8 +46,9 @@ type token struct {
 func openSource(ctx context.Context, env relay.Env, cfg sourceConfig) (*source, error) {
 	cfg.ConsumerTag = cmp.Or(cfg.ConsumerTag, "pgtrickle-relay "+env.Pipeline)
 	cfg.OffsetQueue = cmp.Or(cfg.OffsetQueue, cfg.Queue+".offset."+env.Group+"."+env.Pipeline)
-	s := &source{cfg: cfg, env: env}
-	if _, err := s.connect(ctx); err != nil {
+	s := &source{cfg: cfg, env: env, progress: progress{log: env.Logger}}
+	// How long an offset cannot be seen is for this source to remember.
+	if _, err := s.connect(ctx); err != nil && !errors.Is(err, errHeld) {
 		return nil, err
 	}
 	return s, nil
@@ -72,7 +74,7 @@ func (s *source) connect(ctx context.Context) (*session, error) {
 	}
 	stop := context.AfterFunc(ctx, func() { _ = link.wire.Close() })
 	defer stop()
-	n, err := newSession(ctx, link, &s.cfg)
+	n, err := newSession(ctx, link, &s.cfg, &s.progress)
 	if err != nil {
 		_ = link.hangUp()
 		return nil, classify(err)
@@ -93,6 +95,13 @@ func (s *source) Receive(ctx context.Context, limit int) ([]relay.Message, error
 				return nil, ctx.Err()
 			}
 			return nil, err
+		}
+		if err := n.keepStart(ctx); err != nil {
+			if ctx.Err() != nil {
+				return nil, ctx.Err()
+			}
+			_ = n.link.wire.Close() // nothing was handed out: begin anew
+			return nil, classify(err)
 		}
 		deliveries, err := n.take(ctx, limit)
 		if err != nil {
