@@ -437,7 +437,7 @@ func commands() []command {
 		{name: "keys", usage: "keys [BACKEND]", short: "show every key of a pipeline's configuration", maxArgs: 1, run: runKeys},
 		{name: "version", usage: "version", short: "show version and backends", run: runVersion},
 		{name: "healthcheck", usage: "healthcheck [--live] [--url URL]", short: "ask a running relay for its health; for container health checks", flags: func(fs *flag.FlagSet, o *options) {
-			fs.StringVar(&o.url, "url", "", "`URL` to ask; default: /health at --metrics-addr on this machine")
+			fs.StringVar(&o.url, "url", "", "`URL` to ask; default: /health, or /livez with --live, at --metrics-addr on this machine")
 			fs.BoolVar(&o.live, "live", false, "ask /livez instead, which says only that the process runs")
 		}, run: runHealthcheck},
 	}

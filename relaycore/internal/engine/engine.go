@@ -105,7 +105,8 @@ func (e *Engine) Redrive() {
 }
 
 // Run moves messages until stop or ctx ends. When stop ends it takes no more,
-// delivers and commits what it holds, and returns nil; when ctx ends it abandons
+// delivers what it holds, but for the parts of a batch that the sink does not have
+// yet, commits, and returns nil; when ctx ends it abandons
 // what it holds. Otherwise it returns the error that stopped the pipeline:
 // [ErrFenced], or one that [relay.IsFatal] reports.
 func (e *Engine) Run(ctx, stop context.Context) error {

@@ -26,7 +26,7 @@ func (p *pacer) burst() int {
 	return max(1, int(p.messages/10))
 }
 
-// delay returns how long batch has to wait, and counts it as passed.
+// delay returns how long batch has to wait, and counts on its passing then.
 func (p *pacer) delay(batch []relay.Message) time.Duration {
 	if p.messages <= 0 && p.bytes <= 0 {
 		return 0

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -50,8 +51,11 @@ func (r *run) publishBatch(ctx context.Context, c chunk) error {
 	s := r.gather(c)
 	r.Meter.Delivering(oldest(s.messages))
 	defer r.Meter.Delivering(time.Time{})
-	todo, err := r.sort(&s)
+	batch := s.messages
+	todo, behind, err := r.sort(&s)
 	unresolved, deliverErr := r.deliver(ctx, todo, r.parked, &s)
+	maps.Copy(r.parked, behind)
+	inOrder(s.Letters, batch)
 	if deliverErr != nil {
 		err = deliverErr
 	}
@@ -70,6 +74,18 @@ func (r *run) publishBatch(ctx context.Context, c chunk) error {
 		}
 	}
 	return errors.Join(err, r.settle(ctx, s))
+}
+
+// inOrder puts letters of batch into its order, in which they are redriven.
+func inOrder(letters []Letter, batch []relay.Message) {
+	if len(letters) < 2 {
+		return
+	}
+	places := make(map[string]int, len(batch))
+	for i := range batch {
+		places[batch[i].ID] = i
+	}
+	slices.SortStableFunc(letters, func(a, b Letter) int { return places[a.Message.ID] - places[b.Message.ID] })
 }
 
 // oldest returns the time of the first message that has one: a batch is in order.
@@ -178,32 +194,33 @@ func (r *run) poll() (chunk, bool) {
 
 // sort takes out of s.messages what is not to be published: what the far end has
 // already, and what could not be decoded or encoded. In halt mode it ends in
-// front of the latter, and says so.
-func (r *run) sort(s *settlement) ([]relay.Message, error) {
+// front of the latter, and says so. behind are the keys that it has parked: what
+// todo has of them comes before.
+func (r *run) sort(s *settlement) (todo []relay.Message, behind map[string]bool, err error) {
 	batch := s.messages
 	r.tail.passed(len(batch))
 	if !r.needsSorting(batch) {
-		return batch, nil
+		return batch, nil, nil
 	}
-	todo := make([]relay.Message, 0, len(batch))
+	todo, behind = make([]relay.Message, 0, len(batch)), make(map[string]bool)
 	for i := range batch {
 		m := &batch[i]
 		switch {
 		case r.tail.takeDue(m.ID):
 			s.Skipped++
 			r.Meter.Skipped(1)
-		case r.waits(m, r.parked):
-			r.park(m, s) // here, so that it stays behind a letter of this very batch
+		case r.waits(m, r.parked), r.waits(m, behind):
+			r.park(m, s)
 		case m.Err == nil:
 			todo = append(todo, *m)
 		case r.OnError == OnErrorHalt:
 			s.messages = batch[:i]
-			return todo, r.halted(m, m.Err)
+			return todo, behind, r.halted(m, m.Err)
 		default:
-			r.bury(m, decodeClass(m), m.Err, r.parked, s)
+			r.bury(m, decodeClass(m), m.Err, behind, s)
 		}
 	}
-	return todo, nil
+	return todo, behind, nil
 }
 
 func (r *run) needsSorting(batch []relay.Message) bool {

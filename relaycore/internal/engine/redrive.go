@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
@@ -18,7 +19,7 @@ func (r *run) redriveAll(ctx context.Context) error {
 			return err
 		}
 	}
-	for {
+	for r.stopping.Err() == nil {
 		var letters []Letter
 		err := r.retry(ctx, "read dead letters", func() (err error) {
 			letters, err = r.Ledger.Deliverable(ctx, redriveBatch)
@@ -64,35 +65,48 @@ func (r *run) redriveSome(ctx context.Context, letters []Letter) error {
 	}
 	r.transform(batch, nil)
 	var s settlement
-	failedKeys := make(map[string]bool)
+	failed, behind := make(map[string]bool), make(map[string]bool) // keys, as in sort
 	todo := make([]relay.Message, 0, len(batch))
 	for i := range batch {
 		switch m := &batch[i]; {
 		case r.tail.take(m.ID): // a predecessor was killed between delivering it and saying so
 			s.Skipped++
 			r.Meter.Skipped(1)
-		case r.waits(m, failedKeys):
+		case r.waits(m, behind):
 			r.park(m, &s)
 		case m.Err != nil:
-			r.bury(m, letters[i].Class, m.Err, failedKeys, &s)
+			r.bury(m, decodeClass(m), m.Err, behind, &s) // dead, though it may only have waited
 		default:
 			todo = append(todo, *m)
 		}
 	}
-	if _, err := r.deliver(ctx, todo, failedKeys, &s); err != nil {
-		return err
+	left, err := r.deliver(ctx, todo, failed, &s)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
 	}
-	stays := make(map[string]bool, len(s.Letters))
-	for i := range s.Letters {
-		stays[s.Letters[i].Message.ID] = true
+	s.Redriven = r.redriven(letters, batch, left, s.Letters)
+	r.Logger.Info("redrove dead letters", "delivered", len(s.Redriven), "still_dead", len(s.Letters))
+	return errors.Join(err, r.flush(ctx, s)) // what is through is settled, also when a stop has left some
+}
+
+// redriven returns the ids of the letters that are done with: not left, nor dead
+// again. One that is dead under another id, which its configuration may give it now,
+// has been replaced.
+func (r *run) redriven(letters []Letter, batch, left []relay.Message, dead []Letter) (ids []int64) {
+	stays := make(map[string]bool, len(left))
+	for i := range left {
+		stays[left[i].ID] = true
+	}
+	again := make(map[string]bool, len(dead))
+	for i := range dead {
+		again[r.Ledger.Key(dead[i].Message.ID)] = true
 	}
 	for i := range letters {
-		if !stays[batch[i].ID] {
-			s.Redriven = append(s.Redriven, letters[i].ID)
+		if !stays[batch[i].ID] && !again[letters[i].Message.ID] {
+			ids = append(ids, letters[i].ID)
 		}
 	}
-	r.Logger.Info("redrove dead letters", "delivered", len(s.Redriven), "still_dead", len(s.Letters))
-	return r.flush(ctx, s)
+	return ids
 }
 
 // flush waits until s and everything before it is durable.

@@ -388,7 +388,7 @@ func (c collector) counters(k catalog.Key, p *Pipeline) {
 	gauge("lease_epoch", "Epoch of the lease under which this process runs the pipeline.", float64(p.epoch.Load()))
 	gauge("in_flight_bytes", "Bytes between source and sink.", float64(p.inFlight.Load()))
 	gauge("dead_letters", "Dead letters stored now.", float64(p.dead.Load()))
-	gauge("overtaken_ids", "Outbox ids that retention had removed before they could be delivered, or that were rolled back.", float64(p.overtaken.Load()))
+	gauge("overtaken_ids", "Outbox ids that were gone before they could be delivered, or that were rolled back, over the checkpoint's life.", float64(p.overtaken.Load()))
 	gauge("parked_messages", "Messages parked behind a dead letter now.", float64(p.waiting.Load()))
 	if at := p.lastCommit.Load(); at != 0 {
 		gauge("checkpoint_age_seconds", "Time since the last checkpoint or acknowledgement.", time.Since(time.Unix(0, at)).Seconds())

@@ -62,7 +62,8 @@ type runner struct {
 	mu        sync.Mutex
 	state     string
 	since     time.Time
-	saidHeld  bool // in this state
+	heldSince time.Time // since when another process holds the lock; zero when none is known to
+	saidHeld  bool
 	err       error
 	epoch     int64
 	outbox    string
@@ -111,15 +112,21 @@ func (r *runner) set(state string, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.state != state {
-		r.since, r.saidHeld = time.Now(), false
+		r.since = time.Now()
 	}
 	r.state, r.err = state, err
+	switch held := state == observe.StateWaiting && err == nil; {
+	case !held:
+		r.heldSince, r.saidHeld = time.Time{}, false
+	case r.heldSince.IsZero():
+		r.heldSince = time.Now()
+	}
 	health := observe.HealthGood
 	switch state {
 	case observe.StateRetrying, observe.StateBackoff, observe.StateFailed:
 		health = observe.HealthBad
 	case observe.StateWaiting:
-		if time.Since(r.since) > heldLong {
+		if !r.heldSince.IsZero() && time.Since(r.heldSince) > heldLong {
 			health = observe.HealthBad // whoever holds the lock may be no more able to say so
 		}
 	}
@@ -231,7 +238,7 @@ func (r *runner) run(ctx context.Context) {
 func (r *runner) sayHeld() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if waited := time.Since(r.since); waited > heldLong && !r.saidHeld {
+	if waited := time.Since(r.heldSince); waited > heldLong && !r.saidHeld {
 		r.saidHeld = true
 		r.log.Warn("waiting for the pipeline's lock: a process that should have let go of it holds it", "for", waited.Round(time.Second).String())
 	}
