@@ -1,0 +1,67 @@
+package supervisor
+
+import (
+	"bytes"
+	"errors"
+	"log/slog"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/observe"
+)
+
+// A lock that does not come free makes a pipeline unhealthy, and is said once. What
+// the time before was lost to, such as the database, does not count.
+func TestLockThatIsHeldLong(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	metrics, err := observe.NewMetrics(registry, "b", "v", "g")
+	if err != nil {
+		t.Fatal(err)
+	}
+	healthy := func() float64 {
+		t.Helper()
+		families, err := registry.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range families {
+			if f.GetName() == "pgtrickle_relay_pipeline_healthy" {
+				return f.GetMetric()[0].GetGauge().GetValue()
+			}
+		}
+		return -1
+	}
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		r := &runner{meter: metrics.Pipeline(testPipeline("a", "1").Key), log: slog.New(slog.NewTextHandler(&log, nil))}
+		held := func() {
+			r.set(observe.StateWaiting, nil)
+			r.sayHeld()
+		}
+		for _, step := range []struct {
+			after   time.Duration
+			do      func()
+			healthy float64
+			said    int
+		}{
+			{0, func() { r.set(observe.StateWaiting, errors.New("no session")) }, 1, 0},
+			{time.Minute, held, 1, 0},
+			{heldLong, held, 1, 0},
+			{time.Second, held, 0, 1},
+			{time.Minute, held, 0, 1},
+			{0, func() { r.set(observe.StateRunning, nil) }, 1, 1},
+			{time.Minute, held, 1, 1},
+			{heldLong + time.Second, held, 0, 2},
+		} {
+			time.Sleep(step.after)
+			step.do()
+			if got, said := healthy(), strings.Count(log.String(), "waiting for the pipeline's lock"); got != step.healthy || said != step.said {
+				t.Errorf("%s later: healthy %v, said %d times; want %v, %d", step.after, got, said, step.healthy, step.said)
+			}
+		}
+	})
+}
