@@ -8,6 +8,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/migrate"
 )
 
 // payloads returns what an outbox holds, in order, without the empty lists.
@@ -85,6 +87,66 @@ func TestCapture(t *testing.T) {
 				t.Errorf("%s records\n%s\nwant\n%s", tc.writes, got, tc.want)
 			}
 		})
+	}
+}
+
+// TestCaptureColumnsOfAnyName has tables with a column that is called as something
+// in the trigger function is, or was.
+func TestCaptureColumnsOfAnyName(t *testing.T) {
+	t.Parallel()
+	pool := migrated(t)
+	for _, name := range strings.Fields("t x hidden n j before none o w r s k part count old new old_rows new_rows to_jsonb tg_op tg_relid") {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			table := pgx.Identifier{"with_" + name}.Sanitize()
+			run(t, pool, fmt.Sprintf(`CREATE TABLE %s (%s jsonb, identifier int)`, table, pgx.Identifier{name}.Sanitize()))
+			run(t, pool, `SELECT pgtrickle.enable_outbox($1)`, table)
+			writes := strings.NewReplacer("TABLE", table, "COLUMN", pgx.Identifier{name}.Sanitize()).Replace(`
+				INSERT INTO TABLE VALUES (NULL, 1);
+				UPDATE TABLE SET COLUMN = '{"a": 1}';
+				INSERT INTO TABLE VALUES (NULL, 2), ('[]', 3);
+				UPDATE TABLE SET identifier = identifier + 10;
+				DELETE FROM TABLE WHERE identifier = 11;
+				DELETE FROM TABLE;
+				INSERT INTO TABLE VALUES ('4', 4), (NULL, 5);
+				TRUNCATE TABLE`)
+			if _, err := pool.Exec(context.Background(), writes); err != nil {
+				t.Fatalf("a write to a table with a column %s fails: %v", name, err)
+			}
+			want := strings.ReplaceAll(`{"inserted": [{"COLUMN": null, "identifier": 1}]}
+{"updated": [{"new": {"COLUMN": {"a": 1}, "identifier": 1}, "old": {"COLUMN": null, "identifier": 1}}]}
+{"inserted": [{"COLUMN": null, "identifier": 2}, {"COLUMN": [], "identifier": 3}]}
+{"updated": [{"new": {"COLUMN": {"a": 1}, "identifier": 11}, "old": {"COLUMN": {"a": 1}, "identifier": 1}}, `+
+				`{"new": {"COLUMN": null, "identifier": 12}, "old": {"COLUMN": null, "identifier": 2}}, `+
+				`{"new": {"COLUMN": [], "identifier": 13}, "old": {"COLUMN": [], "identifier": 3}}]}
+{"deleted": [{"COLUMN": {"a": 1}, "identifier": 11}]}
+{"deleted": [{"COLUMN": null, "identifier": 12}, {"COLUMN": [], "identifier": 13}]}
+{"inserted": [{"COLUMN": 4, "identifier": 4}, {"COLUMN": null, "identifier": 5}]}
+{"deleted": [{"COLUMN": 4, "identifier": 4}, {"COLUMN": null, "identifier": 5}]}`, "COLUMN", name)
+			if got := payloads(t, pool, "outbox_with_"+name); got != want {
+				t.Errorf("a table with a column %s records\n%s\nwant\n%s", name, got, want)
+			}
+		})
+	}
+}
+
+// TestMigrateReplacesCapture migrates over an outbox whose trigger function is an
+// older version's.
+func TestMigrateReplacesCapture(t *testing.T) {
+	t.Parallel()
+	pool := migrated(t)
+	run(t, pool, `CREATE TABLE a (t jsonb); SELECT pgtrickle.enable_outbox('a')`)
+	run(t, pool, `DO $do$ BEGIN
+		EXECUTE replace(pg_get_functiondef('pgtrickle.outbox_a_capture()'::regprocedure), 'to_jsonb(x.*) FROM new_rows x', 'to_jsonb(t) FROM new_rows t');
+		UPDATE pgtrickle.relay_migrations SET checksum = 'old';
+	END $do$`)
+	refused(t, pool, "22023", "cannot delete from scalar", `INSERT INTO a VALUES ('1')`)
+	if err := migrate.Up(context.Background(), pool, nil); err != nil {
+		t.Fatalf("Up: %v", err)
+	}
+	run(t, pool, `INSERT INTO a VALUES ('1')`)
+	if got, want := payloads(t, pool, "outbox_a"), `{"inserted": [{"t": 1}]}`; got != want {
+		t.Errorf("after the migration the table records %s, want %s", got, want)
 	}
 }
 

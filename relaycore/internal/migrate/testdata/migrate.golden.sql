@@ -1569,6 +1569,9 @@ END $do$;
 -- Virtual generated columns are left out: transition tables have nulls for them.
 -- Statements of one row take a short cut, which looks for such columns only when
 -- the row has nulls.
+--
+-- A table can have a column of any name. x.* is the row even where one is called x,
+-- which x alone is not; and a variable goes before a column of its name.
 
 DO $do$
 BEGIN
@@ -1593,6 +1596,7 @@ BEGIN
 CREATE OR REPLACE FUNCTION pgtrickle._relay_capture_source(p_outbox text) RETURNS text
 LANGUAGE sql IMMUTABLE STRICT SET search_path = pg_catalog, pg_temp AS $fn$
     SELECT format($capture$
+#variable_conflict use_variable
 DECLARE
     n      integer := 0;
     j      jsonb;
@@ -1604,11 +1608,11 @@ BEGIN
         PERFORM pgtrickle._relay_capture_truncate(TG_RELID, TG_ARGV[0], %1$L);
         RETURN NULL;
     ELSIF TG_OP = 'DELETE' THEN
-        FOR j IN SELECT to_jsonb(t) FROM old_rows t LIMIT 2 LOOP
+        FOR j IN SELECT to_jsonb(x.*) FROM old_rows x LIMIT 2 LOOP
             n := n + 1;
         END LOOP;
     ELSE
-        FOR j IN SELECT to_jsonb(t) FROM new_rows t LIMIT 2 LOOP
+        FOR j IN SELECT to_jsonb(x.*) FROM new_rows x LIMIT 2 LOOP
             n := n + 1;
         END LOOP;
     END IF;
@@ -1625,7 +1629,7 @@ BEGIN
         INSERT INTO pgtrickle.%1$I (deleted_count, payload) VALUES (1, jsonb_build_object('v', 1,
             'inserted', none, 'updated', none, 'deleted', jsonb_build_array(j - coalesce(hidden, '{}'))));
     ELSIF TG_OP = 'UPDATE' AND n = 1 THEN
-        SELECT to_jsonb(t) INTO before FROM old_rows t;
+        SELECT to_jsonb(x.*) INTO before FROM old_rows x;
         INSERT INTO pgtrickle.%1$I (inserted_count, deleted_count, payload) VALUES (1, 1, jsonb_build_object('v', 1,
             'inserted', none, 'updated', jsonb_build_array(jsonb_build_object(
                 'old', before - coalesce(hidden, '{}'), 'new', j - coalesce(hidden, '{}'))), 'deleted', none));
@@ -1633,21 +1637,21 @@ BEGIN
         INSERT INTO pgtrickle.%1$I (inserted_count, payload)
         SELECT count(*), jsonb_build_object('v', 1, 'inserted', jsonb_agg(r.j ORDER BY r.n), 'updated', none, 'deleted', none)
         FROM (SELECT s.j, row_number() OVER w AS n, sum(pg_column_size(s.j)) OVER w / 4194304 AS part
-              FROM (SELECT to_jsonb(t) - hidden AS j FROM new_rows t OFFSET 0) s WINDOW w AS (ROWS UNBOUNDED PRECEDING)) r
+              FROM (SELECT to_jsonb(x.*) - hidden AS j FROM new_rows x OFFSET 0) s WINDOW w AS (ROWS UNBOUNDED PRECEDING)) r
         GROUP BY r.part ORDER BY r.part;
     ELSIF TG_OP = 'DELETE' THEN
         INSERT INTO pgtrickle.%1$I (deleted_count, payload)
         SELECT count(*), jsonb_build_object('v', 1, 'inserted', none, 'updated', none, 'deleted', jsonb_agg(r.j ORDER BY r.n))
         FROM (SELECT s.j, row_number() OVER w AS n, sum(pg_column_size(s.j)) OVER w / 4194304 AS part
-              FROM (SELECT to_jsonb(t) - hidden AS j FROM old_rows t OFFSET 0) s WINDOW w AS (ROWS UNBOUNDED PRECEDING)) r
+              FROM (SELECT to_jsonb(x.*) - hidden AS j FROM old_rows x OFFSET 0) s WINDOW w AS (ROWS UNBOUNDED PRECEDING)) r
         GROUP BY r.part ORDER BY r.part;
     ELSE
         INSERT INTO pgtrickle.%1$I (inserted_count, deleted_count, payload)
         SELECT count(*), count(*), jsonb_build_object('v', 1, 'inserted', none, 'updated', jsonb_agg(r.j ORDER BY r.n), 'deleted', none)
         FROM (SELECT s.j, s.n, sum(pg_column_size(s.j)) OVER (ORDER BY s.n ROWS UNBOUNDED PRECEDING) / 4194304 AS part
               FROM (SELECT o.n, jsonb_build_object('old', o.j - hidden, 'new', w.j - hidden) AS j
-                    FROM (SELECT to_jsonb(t) AS j, row_number() OVER () AS n FROM old_rows t) o
-                    JOIN (SELECT to_jsonb(t) AS j, row_number() OVER () AS n FROM new_rows t) w ON w.n = o.n) s) r
+                    FROM (SELECT to_jsonb(x.*) AS j, row_number() OVER () AS n FROM old_rows x) o
+                    JOIN (SELECT to_jsonb(x.*) AS j, row_number() OVER () AS n FROM new_rows x) w ON w.n = o.n) s) r
         GROUP BY r.part ORDER BY r.part;
     END IF;
     RETURN NULL;
@@ -1706,7 +1710,7 @@ BEGIN
             INSERT INTO pgtrickle.%1$I (deleted_count, payload)
             SELECT count(*), jsonb_build_object('v', 1, 'inserted', '[]'::jsonb, 'updated', '[]'::jsonb, 'deleted', jsonb_agg(r.j ORDER BY r.n))
             FROM (SELECT s.j, row_number() OVER w AS n, sum(pg_column_size(s.j)) OVER w / 4194304 AS part
-                  FROM (SELECT to_jsonb(t) - $1 AS j FROM ONLY %2$s t OFFSET 0) s WINDOW w AS (ROWS UNBOUNDED PRECEDING)) r
+                  FROM (SELECT to_jsonb(x.*) - $1 AS j FROM ONLY %2$s x OFFSET 0) s WINDOW w AS (ROWS UNBOUNDED PRECEDING)) r
             GROUP BY r.part ORDER BY r.part$q$, p_outbox, part)
             USING pgtrickle._relay_virtual_columns(part);
     END LOOP;
@@ -2264,7 +2268,7 @@ $sql$;
     COMMENT ON FUNCTION pgtrickle.outbox_rows_consumed(text, bigint) IS 'pgtrickle-relay: forgets the claim-check rows up to an outbox row, which every consumer must have delivered';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (5, 'outbox', 'fe9d7ddcf4948269')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (5, 'outbox', '20b24a8212ba3a64')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 
