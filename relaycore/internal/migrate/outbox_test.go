@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/migrate"
@@ -232,6 +233,90 @@ func TestOutboxNames(t *testing.T) {
 	}
 	if got := query(t, pool, `SELECT proname::text FROM pg_proc WHERE proname LIKE '%capture' AND proname LIKE 'outbox%'`); len(got) != 1 {
 		t.Errorf("trigger functions left behind: %q; want one", got)
+	}
+}
+
+// warned runs sql and returns the warnings, a line each.
+func warned(t testing.TB, pool *pgxpool.Pool, sql string) string {
+	t.Helper()
+	var got []string
+	config := pool.Config().ConnConfig
+	config.OnNotice = func(_ *pgconn.PgConn, n *pgconn.Notice) {
+		if n.Severity == "WARNING" {
+			got = append(got, n.Message)
+		}
+	}
+	conn, err := pgx.ConnectConfig(context.Background(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(context.Background()) }()
+	if _, err := conn.Exec(context.Background(), sql); err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+	return strings.Join(got, "\n")
+}
+
+// TestOutboxOfPartition: an outbox that would miss what is written through the
+// parent is refused.
+func TestOutboxOfPartition(t *testing.T) {
+	t.Parallel()
+	pool := migrated(t)
+	run(t, pool, `CREATE SCHEMA shop;
+		CREATE TABLE shop.sales (k int, j int, id int) PARTITION BY LIST (k);
+		CREATE TABLE s1 PARTITION OF shop.sales FOR VALUES IN (1) PARTITION BY LIST (j);
+		CREATE TABLE s11 PARTITION OF s1 FOR VALUES IN (1);
+		CREATE TABLE s2 (k int, j int, id int)`)
+	for _, name := range []string{"s1", "s11"} {
+		refused(t, pool, "42809", "public."+name+" is a partition of shop.sales: its outbox would not record what is written through that table", `SELECT pgtrickle.enable_outbox($1)`, name)
+	}
+	if got := warned(t, pool, `SELECT pgtrickle.enable_outbox('s2'); SELECT pgtrickle.enable_outbox('shop.sales')`); got != "" {
+		t.Errorf("enable_outbox of a table and of a partitioned one warns: %s", got)
+	}
+	run(t, pool, `ALTER TABLE shop.sales ATTACH PARTITION s2 FOR VALUES IN (2)`)
+	want := "partition public.s2 has an outbox of its own: what is written to it directly is not recorded in the outbox of shop.sales"
+	if got := warned(t, pool, `SELECT pgtrickle.outbox_attach_partitions('shop.sales')`); got != want {
+		t.Errorf("outbox_attach_partitions warns %q, want %q", got, want)
+	}
+	writes := func(id int) string {
+		return fmt.Sprintf(`INSERT INTO s2 VALUES (2, 0, %[1]d); INSERT INTO shop.sales VALUES (2, 0, %[1]d + 1)`, id)
+	}
+	run(t, pool, writes(1))
+	if got := payloads(t, pool, "outbox_s2") + payloads(t, pool, "outbox_sales"); got != `{"inserted": [{"j": 0, "k": 2, "id": 1}]}{"inserted": [{"j": 0, "k": 2, "id": 2}]}` {
+		t.Errorf("the outboxes of a partition and its parent record %s", got)
+	}
+	if got := warned(t, pool, `SELECT pgtrickle.disable_outbox('s2'); SELECT pgtrickle.outbox_attach_partitions('shop.sales')`); got != "" {
+		t.Errorf("outbox_attach_partitions warns %q of a partition without an outbox", got)
+	}
+	run(t, pool, `TRUNCATE pgtrickle.outbox_sales; `+writes(3))
+	if got := payloads(t, pool, "outbox_sales"); got != `{"inserted": [{"j": 0, "k": 2, "id": 3}]}
+{"inserted": [{"j": 0, "k": 2, "id": 4}]}` {
+		t.Errorf("the parent's outbox alone records %s", got)
+	}
+}
+
+// TestOutboxWithInheritance shows what the warnings say.
+func TestOutboxWithInheritance(t *testing.T) {
+	t.Parallel()
+	pool := migrated(t)
+	run(t, pool, `CREATE TABLE parent (id int); CREATE TABLE child (extra int) INHERITS (parent)`)
+	for table, want := range map[string]string{
+		"parent": "public.parent has children by INHERITS: what is written to a child directly, and what TRUNCATE deletes from one, is not recorded",
+		"child":  "public.child inherits from public.parent: what UPDATE, DELETE and MERGE of that table do to its rows is not recorded",
+	} {
+		if got := warned(t, pool, `SELECT pgtrickle.enable_outbox('`+table+`')`); got != want {
+			t.Errorf("enable_outbox of %s warns %q, want %q", table, got, want)
+		}
+	}
+	run(t, pool, `INSERT INTO child VALUES (1, 5); UPDATE parent SET id = 2; TRUNCATE parent`)
+	for outbox, want := range map[string]string{
+		"outbox_parent": `{"updated": [{"new": {"id": 2}, "old": {"id": 1}}]}`,
+		"outbox_child": `{"inserted": [{"id": 1, "extra": 5}]}
+{"deleted": [{"id": 2, "extra": 5}]}`,
+	} {
+		if got := payloads(t, pool, outbox); got != want {
+			t.Errorf("%s records\n%s\nwant\n%s", outbox, got, want)
+		}
 	}
 }
 

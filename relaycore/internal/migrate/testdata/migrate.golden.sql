@@ -1781,9 +1781,14 @@ BEGIN
     SELECT r.rolname INTO definer FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace JOIN pg_roles r ON r.oid = p.proowner
         WHERE n.nspname = 'pgtrickle' AND p.proname = p_capture;
     FOR rel IN SELECT c FROM pgtrickle._relay_captured(t) c LOOP
-        -- A partition can have an outbox of its own.
-        CONTINUE WHEN EXISTS (SELECT FROM pg_trigger g JOIN pg_proc p ON p.oid = g.tgfoid
-                              WHERE g.tgrelid = rel AND g.tgname LIKE 'pgtrickle\_outbox\_%' AND p.proname <> p_capture);
+        -- A table that had an outbox of its own when it became a partition.
+        IF EXISTS (SELECT FROM pg_trigger g JOIN pg_proc p ON p.oid = g.tgfoid
+                   WHERE g.tgrelid = rel AND g.tgname LIKE 'pgtrickle\_outbox\_%' AND p.proname <> p_capture) THEN
+            RAISE WARNING 'partition % has an outbox of its own: what is written to it directly is not recorded in the outbox of %',
+                pgtrickle._relay_table_name(rel), pgtrickle._relay_table_name(t)
+                USING HINT = 'When its readers have everything, call disable_outbox for the partition, and then outbox_attach_partitions.';
+            CONTINUE;
+        END IF;
         IF NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = rel AND g.tgname = 'pgtrickle_outbox_insert') THEN
             EXECUTE format('CREATE TRIGGER pgtrickle_outbox_insert AFTER INSERT ON %s
                 REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION pgtrickle.%I()', rel, p_capture);
@@ -1821,7 +1826,7 @@ DECLARE
     t   regclass := pgtrickle._relay_resolve(p_name, p_path);
     rel record;
 BEGIN
-    SELECT c.relkind, c.relpersistence, c.relowner, n.nspname, c.relname INTO rel
+    SELECT c.relkind, c.relpersistence, c.relispartition, c.relowner, n.nspname, c.relname INTO rel
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = t;
     IF rel.relkind NOT IN ('r', 'p') THEN
         RAISE EXCEPTION '% is not a table: only tables have changes to record', pgtrickle._relay_table_name(t) USING ERRCODE = 'wrong_object_type';
@@ -1831,6 +1836,21 @@ BEGIN
         RAISE EXCEPTION '% belongs to the relay itself', pgtrickle._relay_table_name(t) USING ERRCODE = 'wrong_object_type';
     ELSIF NOT pg_has_role(current_user, rel.relowner, 'USAGE') THEN
         RAISE EXCEPTION 'must be owner of table %', pgtrickle._relay_table_name(t) USING ERRCODE = 'insufficient_privilege';
+    ELSIF rel.relispartition THEN
+        -- A statement fires the triggers of the table that it names, and no other's.
+        RAISE EXCEPTION '% is a partition of %: its outbox would not record what is written through that table',
+            pgtrickle._relay_table_name(t), pgtrickle._relay_table_name(pg_partition_root(t))
+            USING ERRCODE = 'wrong_object_type',
+                  HINT = format('Call enable_outbox for %s: its outbox records what is written to the partitions, too.', pg_partition_root(t));
+    END IF;
+    IF EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid = t) THEN
+        RAISE WARNING '% inherits from %: what UPDATE, DELETE and MERGE of that table do to its rows is not recorded', pgtrickle._relay_table_name(t),
+            (SELECT string_agg(pgtrickle._relay_table_name(i.inhparent), ', ' ORDER BY i.inhseqno) FROM pg_inherits i WHERE i.inhrelid = t)
+            USING HINT = 'Name the table itself in statements that change its rows, or make it a partition of a partitioned table.';
+    END IF;
+    IF rel.relkind = 'r' AND EXISTS (SELECT FROM pg_inherits i WHERE i.inhparent = t) THEN
+        RAISE WARNING '% has children by INHERITS: what is written to a child directly, and what TRUNCATE deletes from one, is not recorded', pgtrickle._relay_table_name(t)
+            USING HINT = 'Call enable_outbox for the children, too, or make the table a partitioned one.';
     END IF;
     IF EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid IN (SELECT pgtrickle._relay_captured(t))
                AND NOT g.tgisinternal AND g.tgtype & 1 = 1 AND g.tgtype & 66 = 0) THEN -- AFTER … FOR EACH ROW
@@ -2268,7 +2288,7 @@ $sql$;
     COMMENT ON FUNCTION pgtrickle.outbox_rows_consumed(text, bigint) IS 'pgtrickle-relay: forgets the claim-check rows up to an outbox row, which every consumer must have delivered';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (5, 'outbox', '20b24a8212ba3a64')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (5, 'outbox', 'fe31db83e508fdab')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 
