@@ -10,7 +10,9 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/grove/pgtrickle-relay/relaycore/internal/exttest"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/migrate"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest/pgtest"
 )
 
 // payloads returns what an outbox holds, in order, without the empty lists.
@@ -466,6 +468,27 @@ func TestPrivileges(t *testing.T) {
 	mayNot(stranger, `INSERT INTO pgtrickle.outbox_t (xid, payload) VALUES ('3', '{}')`)
 	may(owner, `SELECT pgtrickle.drop_inbox('box', p_cascade => true)`)
 	may(owner, `SELECT pgtrickle.disable_outbox('app.t')`)
+}
+
+// TestGrantPublishWithExtension: pg_trickle's outboxes take their ids from a serial
+// column's default, and that by the rights of whoever inserts.
+func TestGrantPublishWithExtension(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	exttest.Install(t, pool)
+	run(t, pool, `CREATE TABLE orders (id int); SELECT pgtrickle.enable_outbox('public.orders')`)
+	if err := migrate.Up(context.Background(), pool, nil); err != nil {
+		t.Fatalf("Up: %v", err)
+	}
+	_, publisher := roles(t, pool)
+	publish := `SET LOCAL ROLE ` + publisher + `; SELECT pgtrickle.outbox_publish('orders', '{"id": 1}')`
+	refused(t, pool, "42501", "permission denied", publish)
+	run(t, pool, `SELECT pgtrickle.outbox_grant_publish('orders', $1)`, publisher)
+	run(t, pool, publish)
+	if got := payloads(t, pool, "outbox_orders"); got != `{"inserted": [{"id": 1}]}` {
+		t.Errorf("the outbox has %s", got)
+	}
+	refused(t, pool, "42501", "permission denied", `SET LOCAL ROLE `+publisher+`; SELECT setval('pgtrickle.outbox_orders_id_seq', 99)`)
 }
 
 func TestInbox(t *testing.T) {

@@ -2059,7 +2059,8 @@ BEGIN
 CREATE OR REPLACE FUNCTION pgtrickle.outbox_grant_publish(p_outbox text, p_role text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
 DECLARE
-    outbox text := pgtrickle._relay_outbox_table(p_outbox);
+    outbox  text := pgtrickle._relay_outbox_table(p_outbox);
+    numbers regclass;
 BEGIN
     IF outbox IS NULL THEN
         RAISE EXCEPTION 'outbox not enabled for stream table: %', p_outbox USING ERRCODE = 'undefined_object';
@@ -2067,6 +2068,16 @@ BEGIN
     EXECUTE format('GRANT USAGE ON SCHEMA pgtrickle TO %I', p_role);
     -- Not id and not xid: these say in which order readers see the rows.
     EXECUTE format('GRANT SELECT (id), INSERT (refresh_id, inserted_count, deleted_count, payload) ON pgtrickle.%I TO %I', outbox, p_role);
+    -- pg_trickle's outboxes are numbered by a default, which takes the caller's rights
+    -- on the sequence. An identity column has no default and takes none.
+    SELECT d.refobjid INTO numbers
+        FROM pg_attribute a JOIN pg_attrdef f ON f.adrelid = a.attrelid AND f.adnum = a.attnum
+        JOIN pg_depend d ON d.classid = 'pg_attrdef'::regclass AND d.objid = f.oid AND d.refclassid = 'pg_class'::regclass
+        JOIN pg_class s ON s.oid = d.refobjid AND s.relkind = 'S'
+        WHERE a.attrelid = to_regclass(format('pgtrickle.%I', outbox)) AND a.attname = 'id';
+    IF numbers IS NOT NULL THEN
+        EXECUTE format('GRANT USAGE ON SEQUENCE %s TO %I', numbers, p_role);
+    END IF;
     EXECUTE format('GRANT EXECUTE ON FUNCTION pgtrickle.outbox_publish(text, jsonb, text, jsonb, uuid) TO %I', p_role);
 END $fn$;
 $sql$;
@@ -2288,7 +2299,7 @@ $sql$;
     COMMENT ON FUNCTION pgtrickle.outbox_rows_consumed(text, bigint) IS 'pgtrickle-relay: forgets the claim-check rows up to an outbox row, which every consumer must have delivered';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (5, 'outbox', 'fe31db83e508fdab')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (5, 'outbox', '35521b30fdcaf709')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 
