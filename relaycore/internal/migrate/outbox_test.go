@@ -491,6 +491,68 @@ func TestGrantPublishWithExtension(t *testing.T) {
 	refused(t, pool, "42501", "permission denied", `SET LOCAL ROLE `+publisher+`; SELECT setval('pgtrickle.outbox_orders_id_seq', 99)`)
 }
 
+// TestDropPartitionReadsLittle: a partition that has to stay costs no scan, and
+// those above it are not looked at. They are made in another order than that of
+// their bounds, and rows that are old lie above rows that are young.
+func TestDropPartitionReadsLittle(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	for by, tc := range map[string]struct{ key, bounds string }{
+		"id":         {"id", `VALUES ('p1', '0', '1000'), ('p2', '1000', '2000'), ('p3', '2000', '3000'), ('p4', '3000', '4000')`},
+		"created_at": {"id, created_at", `VALUES ('p1', '-infinity', now() - interval '40 hours'), ('p2', now() - interval '40 hours', now() - interval '30 hours'), ('p3', now() - interval '30 hours', now() - interval '20 hours'), ('p4', now() - interval '20 hours', 'infinity')`},
+	} {
+		t.Run(by, func(t *testing.T) {
+			t.Parallel()
+			pool := migrated(t)
+			run(t, pool, `SELECT pgtrickle.create_outbox('a', 10); ALTER TABLE pgtrickle.outbox_a RENAME TO flat;
+				CREATE TABLE pgtrickle.outbox_a (LIKE pgtrickle.flat INCLUDING DEFAULTS INCLUDING IDENTITY, PRIMARY KEY (`+tc.key+`)) PARTITION BY RANGE (`+by+`);
+				COMMENT ON TABLE pgtrickle.outbox_a IS 'pgtrickle-relay: outbox of a'; DROP TABLE pgtrickle.flat`)
+			run(t, pool, `DO $do$ DECLARE b record; BEGIN
+				FOR b IN SELECT * FROM (`+tc.bounds+`) b(name, lower, upper) ORDER BY name DESC LOOP
+					EXECUTE format('CREATE TABLE pgtrickle.%I PARTITION OF pgtrickle.outbox_a FOR VALUES FROM (%L) TO (%L)', b.name, b.lower, b.upper);
+				END LOOP;
+			END $do$`)
+			run(t, pool, `INSERT INTO pgtrickle.outbox_a (id, created_at, payload) SELECT g, now() - make_interval(hours => (ARRAY[45, 35, 25])[1 + g / 1000]), '{}' FROM generate_series(0, 2999) g`)
+			drop := func(floor int, want string) {
+				t.Helper()
+				err := pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+					// Of this transaction, and of earlier ones of the session that are not reported yet.
+					scans := `SELECT coalesce(jsonb_object_agg(relname, seq_scan), '{}') FROM pg_stat_xact_user_tables WHERE relname ~ '^p[1-4]$'`
+					var before, after map[string]int
+					var got string
+					if err := tx.QueryRow(ctx, scans).Scan(&before); err != nil {
+						return err
+					}
+					if err := tx.QueryRow(ctx, `SELECT concat_ws(' ', part, deleted) FROM pgtrickle._relay_drop_partition('outbox_a', $1)`, floor).Scan(&got); err != nil {
+						return err
+					}
+					if got != want {
+						t.Errorf("drop a partition up to %d = %s, want %s", floor, got, want)
+					}
+					err := tx.QueryRow(ctx, scans).Scan(&after)
+					for name, n := range after {
+						if n > before[name] {
+							t.Errorf("drop a partition up to %d = %s, and %s stays and is read as a whole", floor, got, name)
+						}
+					}
+					return err
+				})
+				if err != nil {
+					t.Fatalf("drop a partition up to %d: %v", floor, err)
+				}
+			}
+			drop(998, "0")
+			drop(2999, "pgtrickle.p1 1000")
+			if by == "id" {
+				run(t, pool, `UPDATE pgtrickle.outbox_a SET created_at = now() WHERE id BETWEEN 1000 AND 1999`)
+			} else {
+				run(t, pool, `UPDATE pgtrickle.outbox_a SET id = id + 9000 WHERE id BETWEEN 1000 AND 1999`)
+			}
+			drop(2999, "0")
+		})
+	}
+}
+
 func TestInbox(t *testing.T) {
 	t.Parallel()
 	pool := migrated(t)

@@ -2187,39 +2187,46 @@ BEGIN
     EXECUTE $sql$
 -- A partition goes only when no row can come to it any more: by id, when its range
 -- ends at that id; by created_at, when its range is past the retention.
+--
+-- A relay asks once a minute, so a partition that has to stay must cost next to
+-- nothing: its newest row says so, by the primary key. Those after it have to stay
+-- as well. Only what is about to go is read as a whole, and that before it is locked.
 CREATE OR REPLACE FUNCTION pgtrickle._relay_drop_partition(p_outbox text, p_floor bigint, OUT part text, OUT deleted bigint)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp SET lock_timeout = '300ms' AS $fn$
 DECLARE
-    c     record;
-    over  boolean;
+    c    record;
+    over boolean;
 BEGIN
     FOR c IN
-        SELECT format('%I.%I', n.nspname, r.relname) AS rel, a.attname, young.since, substring(pg_get_expr(r.relpartbound, r.oid) FROM $re$ TO \('?([^'),]+)'?\)$$re$) AS upper
-        FROM pgtrickle.pgt_outbox_config o
-        JOIN pg_class t ON t.oid = to_regclass(format('pgtrickle.%I', o.outbox_table_name)) AND obj_description(t.oid, 'pg_class') LIKE 'pgtrickle-relay:%'
-        JOIN pg_partitioned_table pt ON pt.partrelid = t.oid AND pt.partstrat = 'r' AND pt.partnatts = 1
-        JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = pt.partattrs[0] AND a.attname IN ('id', 'created_at')
-        JOIN pg_inherits i ON i.inhparent = t.oid
-        JOIN pg_class r ON r.oid = i.inhrelid AND r.relkind = 'r'
-        JOIN pg_namespace n ON n.oid = r.relnamespace
-        CROSS JOIN LATERAL (SELECT now() - make_interval(hours => o.retention_hours)) young(since)
-        WHERE o.outbox_table_name = p_outbox AND o.retention_hours > 0
-        ORDER BY r.oid
+        SELECT b.* FROM (
+            SELECT format('%I.%I', n.nspname, r.relname) AS rel, a.attname, young.since, substring(pg_get_expr(r.relpartbound, r.oid) FROM $re$ TO \('?([^'),]+)'?\)$$re$) AS upper
+            FROM pgtrickle.pgt_outbox_config o
+            JOIN pg_class t ON t.oid = to_regclass(format('pgtrickle.%I', o.outbox_table_name)) AND obj_description(t.oid, 'pg_class') LIKE 'pgtrickle-relay:%'
+            JOIN pg_partitioned_table pt ON pt.partrelid = t.oid AND pt.partstrat = 'r' AND pt.partnatts = 1
+            JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = pt.partattrs[0] AND a.attname IN ('id', 'created_at')
+            JOIN pg_inherits i ON i.inhparent = t.oid
+            JOIN pg_class r ON r.oid = i.inhrelid AND r.relkind = 'r'
+            JOIN pg_namespace n ON n.oid = r.relnamespace
+            CROSS JOIN LATERAL (SELECT now() - make_interval(hours => o.retention_hours)) young(since)
+            WHERE o.outbox_table_name = p_outbox AND o.retention_hours > 0 OFFSET 0) b
+        WHERE b.upper NOT IN ('MINVALUE', 'MAXVALUE') -- nor null, which is the default partition's
+        ORDER BY CASE b.attname WHEN 'id' THEN b.upper::bigint END, CASE b.attname WHEN 'created_at' THEN b.upper::timestamptz END
     LOOP
-        CONTINUE WHEN c.upper IS NULL OR c.upper IN ('MINVALUE', 'MAXVALUE');
         IF c.attname = 'id' THEN
-            CONTINUE WHEN c.upper::bigint - 1 > p_floor;
-            EXECUTE format('SELECT count(*), coalesce(bool_and(created_at < $1), true) FROM ONLY %s', c.rel) INTO deleted, over USING c.since;
+            EXIT WHEN c.upper::bigint - 1 > p_floor;
+            EXECUTE format('SELECT created_at < $1 FROM ONLY %s ORDER BY id DESC LIMIT 1', c.rel) INTO over USING c.since;
         ELSE
-            CONTINUE WHEN c.upper::timestamptz > c.since;
-            EXECUTE format('SELECT count(*), coalesce(max(id) <= $1, true) FROM ONLY %s', c.rel) INTO deleted, over USING p_floor;
+            EXIT WHEN c.upper::timestamptz > c.since;
+            EXECUTE format('SELECT id <= $1 FROM ONLY %s ORDER BY id DESC LIMIT 1', c.rel) INTO over USING p_floor;
         END IF;
-        CONTINUE WHEN NOT over;
+        EXIT WHEN NOT over; -- null: it is empty
+        EXECUTE format('SELECT count(*), coalesce(bool_and(created_at < $1), true) FROM ONLY %s', c.rel) INTO deleted, over USING c.since;
+        EXIT WHEN NOT over;
         BEGIN
             -- Whoever has written to it and not ended holds a lock, and it is left alone.
             EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', c.rel);
-            EXECUTE format('SELECT count(*), coalesce(max(id) <= $1, true) FROM ONLY %s', c.rel) INTO deleted, over USING p_floor;
-            CONTINUE WHEN NOT over;
+            EXECUTE format('SELECT coalesce(max(id) <= $1, true) FROM ONLY %s', c.rel) INTO over USING p_floor;
+            EXIT WHEN NOT over;
             part := c.rel;
             EXECUTE format('DROP TABLE %s', part);
             RETURN;
@@ -2299,7 +2306,7 @@ $sql$;
     COMMENT ON FUNCTION pgtrickle.outbox_rows_consumed(text, bigint) IS 'pgtrickle-relay: forgets the claim-check rows up to an outbox row, which every consumer must have delivered';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (5, 'outbox', '35521b30fdcaf709')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (5, 'outbox', 'e2662d51bfe7748d')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 
