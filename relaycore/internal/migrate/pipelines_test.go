@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"testing"
 	"time"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
 )
 
 func TestDocumentedExample(t *testing.T) {
@@ -159,6 +161,25 @@ func TestConfigValidation(t *testing.T) {
 			}
 			refused(t, pool, "P0001", tc.want, sql, tc.config)
 		})
+	}
+}
+
+// TestDurationsAsInGo: the SQL takes the durations that the relay takes.
+func TestDurationsAsInGo(t *testing.T) {
+	t.Parallel()
+	pool := migrated(t)
+	for _, key := range []string{"wait", "wait_ms", "wait_seconds"} {
+		for _, value := range []string{`"0"`, `"+0"`, `"-0"`, `"0s"`, `"5"`, `"+5"`, `"5."`, `".5"`, `"."`, `"1e3"`, `"-5"`, `"-5s"`, `"+5s"`, `"1.5h"`, `"1h30m"`, `"1h30"`, `"5µs"`, `"5 s"`, `"s"`, `"5d"`, `""`, `0`, `5`, `-5`, `true`, `[]`} {
+			var cfg struct {
+				Wait relaycfg.Duration `json:"wait" doc:"How long."`
+			}
+			inGo := relaycfg.Decode(json.RawMessage(`{"`+key+`": `+value+`}`), &cfg)
+			inSQL := one(t, pool, `SELECT coalesce(pgtrickle._relay_value_problem(
+				jsonb_populate_record(NULL::pgtrickle.relay_backend_keys, '{"key": "wait", "type": "duration"}'), $1, $2::text::jsonb), '')`, key, value)
+			if (inGo == nil) != (inSQL == "") {
+				t.Errorf("%s = %s: the relay says %v, the SQL %q", key, value, inGo, inSQL)
+			}
+		}
 	}
 }
 

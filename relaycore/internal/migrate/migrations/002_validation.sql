@@ -94,6 +94,7 @@ DECLARE
     wants  text := format('wants %s, not %s', k.type, pgtrickle._relay_kind(v));
     near   text;
     member record;
+    has_unit constant boolean := coalesce(k.unit, '') <> '' OR spelled ~ '_(ms|seconds)$';
 BEGIN
     -- What a reference stands for is known in the relay's process only.
     IF kind = 'null' OR s ~ '\$\{(env|ENV|file):' THEN
@@ -109,11 +110,14 @@ BEGIN
             RETURN wants;
         END IF;
     WHEN 'duration' THEN
-        IF kind = 'number' AND coalesce(k.unit, '') = '' AND spelled !~ '_(ms|seconds)$' THEN
+        -- A number has its unit from its key; without one not even 0 is a duration.
+        IF kind = 'number' AND NOT has_unit THEN
             RETURN format('wants a duration with a unit, such as "%ss", not the number %s', v, v);
         ELSIF kind = 'number' AND (v #>> '{}')::numeric < 0 THEN
             RETURN format('is %s; must not be negative', v);
-        ELSIF kind <> 'number' AND coalesce(s !~ '^\+?(0|(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h))+)$', true) THEN
+        ELSIF kind <> 'number' AND NOT coalesce(
+            s ~ '^([+-]0|\+?(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h))+)$'
+            OR (has_unit AND s ~ '^\+?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$'), false) THEN
             RETURN format('wants a duration such as "250ms" or "30s", not %s', pgtrickle._relay_kind(v));
         END IF;
     WHEN 'size' THEN

@@ -515,6 +515,7 @@ DECLARE
     wants  text := format('wants %s, not %s', k.type, pgtrickle._relay_kind(v));
     near   text;
     member record;
+    has_unit constant boolean := coalesce(k.unit, '') <> '' OR spelled ~ '_(ms|seconds)$';
 BEGIN
     -- What a reference stands for is known in the relay's process only.
     IF kind = 'null' OR s ~ '\$\{(env|ENV|file):' THEN
@@ -530,11 +531,14 @@ BEGIN
             RETURN wants;
         END IF;
     WHEN 'duration' THEN
-        IF kind = 'number' AND coalesce(k.unit, '') = '' AND spelled !~ '_(ms|seconds)$' THEN
+        -- A number has its unit from its key; without one not even 0 is a duration.
+        IF kind = 'number' AND NOT has_unit THEN
             RETURN format('wants a duration with a unit, such as "%ss", not the number %s', v, v);
         ELSIF kind = 'number' AND (v #>> '{}')::numeric < 0 THEN
             RETURN format('is %s; must not be negative', v);
-        ELSIF kind <> 'number' AND coalesce(s !~ '^\+?(0|(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h))+)$', true) THEN
+        ELSIF kind <> 'number' AND NOT coalesce(
+            s ~ '^([+-]0|\+?(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h))+)$'
+            OR (has_unit AND s ~ '^\+?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$'), false) THEN
             RETURN format('wants a duration such as "250ms" or "30s", not %s', pgtrickle._relay_kind(v));
         END IF;
     WHEN 'size' THEN
@@ -823,7 +827,7 @@ $sql$;
     COMMENT ON FUNCTION pgtrickle._relay_check_config(text, text, jsonb) IS 'pgtrickle-relay: refuses a pipeline whose configuration is wrong';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (2, 'validation', 'f6543af8dbbfea5f')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (2, 'validation', 'be2b08301a53c7b7')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 
