@@ -98,7 +98,7 @@ func TestCapture(t *testing.T) {
 func TestCaptureColumnsOfAnyName(t *testing.T) {
 	t.Parallel()
 	pool := migrated(t)
-	for _, name := range strings.Fields("t x hidden n j before none o w r s k part count old new old_rows new_rows to_jsonb tg_op tg_relid") {
+	for name := range strings.FieldsSeq("t x hidden n j before none o w r s k part count old new old_rows new_rows to_jsonb tg_op tg_relid") {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			table := pgx.Identifier{"with_" + name}.Sanitize()
