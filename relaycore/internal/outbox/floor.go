@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -28,62 +29,113 @@ func (r Reader) String() string {
 // groups, disabled ones too, those that have never run, which are at the
 // beginning, and the members of the extension's consumer groups. table is the
 // outbox's qualified name.
+//
+// Where a pipeline has read from is in its cursor, and where it is to read from in
+// its configuration; either makes it a reader. One that was pointed at another outbox
+// is a reader of both until its first checkpoint there.
 func Readers(ctx context.Context, q Querier, outbox string) (table string, readers []Reader, err error) {
-	t, err := locate(ctx, q, outbox)
+	t, err := find(ctx, q, outbox)
 	if err != nil {
 		return "", nil, err
 	}
 	table = t.schema + "." + t.name
-	cursors := make(map[string][]Reader)
-	add := func(sql string, to func(Reader)) error {
-		rows, err := q.Query(ctx, sql)
-		if err != nil {
-			return ignoreMissing(err)
-		}
-		var r Reader
-		var source *string
-		_, err = pgx.ForEachRow(rows, []any{&r.Name, &r.Group, &r.LastID, &source}, func() error {
-			if source == nil || *source == table {
-				to(r)
-			}
-			return nil
-		})
-		return ignoreMissing(err)
-	}
-	known := func(r Reader) { cursors[r.Name] = append(cursors[r.Name], r) }
-	if err := add(fmt.Sprintf(cursorsSQL, literal(t.qualified())), known); err != nil {
-		return table, nil, fmt.Errorf("read cursors: %w", err)
-	}
-	if err := add(`SELECT o.pipeline_id, o.relay_group_id, o.last_change_id, NULL FROM pgtrickle.relay_consumer_offsets o
-		WHERE NOT EXISTS (SELECT FROM pgtrickle.relay_cursors c WHERE c.relay_group_id = o.relay_group_id AND c.pipeline = o.pipeline_id AND c.direction = 'forward')`, known); err != nil {
-		return table, nil, fmt.Errorf("read consumer offsets: %w", err)
+	known, err := cursors(ctx, q, t)
+	if err != nil {
+		return table, nil, err
 	}
 	pipelines, err := forwardPipelines(ctx, q)
 	if err != nil {
 		return table, nil, err
 	}
-	for name, stream := range pipelines {
-		other, err := locate(ctx, q, stream)
+	for _, p := range pipelines {
+		says, err := p.reads(ctx, q, t)
 		if err != nil {
-			if relay.IsFatal(err) {
-				continue // its outbox does not exist, so it is not this one
-			}
 			return table, nil, err
 		}
-		if other.schema != t.schema || other.name != t.name {
-			continue
-		}
-		if len(cursors[name]) == 0 {
-			readers = append(readers, Reader{Name: name, Group: "any"})
-		}
-		readers = append(readers, cursors[name]...)
+		readers = append(readers, says.readers(p.Name, table, known[p.Name])...)
 	}
-	err = add(fmt.Sprintf(`SELECT 'consumer ' || o.consumer_id, g.group_name, o.committed_offset, NULL FROM pgtrickle.pgt_consumer_groups g
-		JOIN pgtrickle.pgt_consumer_offsets o USING (group_name) WHERE g.outbox_name = %s`, literal(t.name)), func(r Reader) { readers = append(readers, r) })
+	inGroups, err := members(ctx, q, t)
+	return table, append(readers, inGroups...), err
+}
+
+// intent is what a pipeline's configuration says of whether it reads an outbox.
+type intent int
+
+const (
+	other   intent = iota // it reads another one, or there is none of that name
+	unclear               // it depends on who asks, or on what an operator does about it
+	here
+)
+
+// readers returns a pipeline's places in table, which are in as many groups as have
+// run it.
+func (says intent) readers(name, table string, cursors []cursor) []Reader {
+	var found []Reader
+	ran := false
+	for _, c := range cursors {
+		if says == unclear && c.Source == "" && !c.Started {
+			continue // it could not be started there
+		}
+		ran = true
+		switch {
+		case c.Source == table, c.Source == "" && says != other:
+			found = append(found, c.Reader)
+		case says == here:
+			found = append(found, Reader{Name: c.Name, Group: c.Group}) // of another table so far
+		}
+	}
+	if !ran && says != other {
+		return []Reader{{Name: name, Group: "any"}}
+	}
+	return found
+}
+
+// cursor is how far a pipeline is in a group.
+type cursor struct {
+	Reader
+	Source  string // the table that it has read; "" where that is not known
+	Started bool
+}
+
+// cursors returns the cursors of all pipelines, by name. Those whose source is t say
+// how far they are in t as it is now.
+func cursors(ctx context.Context, q Querier, t *table) (map[string][]cursor, error) {
+	found := make(map[string][]cursor)
+	var c cursor
+	for _, sql := range []string{fmt.Sprintf(cursorsSQL, literal(t.qualified())), offsetsSQL} {
+		err := each(ctx, q, sql, []any{&c.Name, &c.Group, &c.LastID, &c.Source, &c.Started}, func() error {
+			found[c.Name] = append(found[c.Name], c)
+			return nil
+		})
+		if err = ignoreMissing(err); err != nil {
+			return nil, fmt.Errorf("read cursors: %w", err)
+		}
+	}
+	return found, nil
+}
+
+// members returns the members of the extension's consumer groups that read t.
+func members(ctx context.Context, q Querier, t *table) ([]Reader, error) {
+	var found []Reader
+	var r Reader
+	err := each(ctx, q, `SELECT 'consumer ' || o.consumer_id, g.group_name, o.committed_offset FROM pgtrickle.pgt_consumer_groups g
+		JOIN pgtrickle.pgt_consumer_offsets o USING (group_name) WHERE g.outbox_name = `+literal(t.name)+` ORDER BY 1, 2`, []any{&r.Name, &r.Group, &r.LastID}, func() error {
+		found = append(found, r)
+		return nil
+	})
+	if err = ignoreMissing(err); err != nil {
+		return nil, fmt.Errorf("read consumer groups: %w", err)
+	}
+	return found, nil
+}
+
+func each(ctx context.Context, q Querier, sql string, into []any, do func() error) error {
+	rows, err := q.Query(ctx, sql)
 	if err != nil {
-		return table, nil, fmt.Errorf("read consumer groups: %w", err)
+		return err
 	}
-	return table, readers, nil
+	_, err = pgx.ForEachRow(rows, into, do)
+	return err
 }
 
 // cursorsSQL lists how far pipelines are. last_id never falls, so where the ids of
@@ -93,29 +145,76 @@ const cursorsSQL = `
 SELECT c.pipeline, c.relay_group_id, CASE
 		WHEN s.safe IS NULL THEN c.last_id
 		WHEN s.table <> t.oid OR s.file <> t.file AND s.sequence <> 0 AND NOT EXISTS (SELECT FROM pg_class q WHERE q.relkind = 'S' AND q.relfilenode = s.sequence) THEN 0
-		ELSE least(c.last_id, greatest(s.safe, 0)) END, c.source
+		ELSE least(c.last_id, greatest(s.safe, 0)) END, coalesce(c.source, ''), c.epoch > 0
 FROM pgtrickle.relay_cursors c
 CROSS JOIN LATERAL (SELECT (c.checkpoint->>'safe')::bigint AS safe, (c.checkpoint->'of'->>'table')::oid AS table,
 	coalesce((c.checkpoint->'of'->>'file')::oid, 0) AS file, coalesce((c.checkpoint->'of'->>'sequence')::oid, 0) AS sequence) s
 CROSS JOIN (SELECT o.oid, coalesce(pg_relation_filenode(o.oid), 0) AS file FROM (SELECT to_regclass(%s)::oid AS oid) o) t
-WHERE c.direction = 'forward'`
+WHERE c.direction = 'forward'
+ORDER BY 1, 2`
 
-// forwardPipelines returns the stream table of every forward pipeline.
-func forwardPipelines(ctx context.Context, q Querier) (map[string]string, error) {
-	rows, err := q.Query(ctx, `SELECT name, coalesce(config->>'stream_table', config->'source'->>'stream_table', config->'source'->>'outbox', config->>'source_outbox', config->>'outbox', '')
-		FROM pgtrickle.list_relay_configs() WHERE direction = 'forward'`)
-	if err != nil {
-		return nil, fmt.Errorf("list pipelines: %w", err)
+// offsetsSQL lists where pipelines are to begin that have no cursor in a group.
+const offsetsSQL = `
+SELECT o.pipeline_id, o.relay_group_id, o.last_change_id, '', true
+FROM pgtrickle.relay_consumer_offsets o
+WHERE NOT EXISTS (SELECT FROM pgtrickle.relay_cursors c WHERE c.relay_group_id = o.relay_group_id AND c.pipeline = o.pipeline_id AND c.direction = 'forward')
+ORDER BY 1, 2`
+
+// pipeline is a forward pipeline and its stream_table as it is stored, "" for none.
+type pipeline struct{ Name, Stream string }
+
+// reads reports whether the pipeline is to read t.
+func (p *pipeline) reads(ctx context.Context, q Querier, t *table) (intent, error) {
+	if p.Stream == "" {
+		return other, nil
 	}
-	found := make(map[string]string)
-	var name, stream string
-	_, err = pgx.ForEachRow(rows, []any{&name, &stream}, func() error {
-		if stream != "" {
-			found[name] = stream
+	if strings.Contains(p.Stream, "${") {
+		return unclear, nil // known only to the process that runs it
+	}
+	found, err := find(ctx, q, p.Stream)
+	var none *noOutboxError
+	var several *ambiguousError
+	switch {
+	case errors.As(err, &none):
+		return other, nil
+	case errors.As(err, &several) && !slices.Contains(several.outboxes(), t.name):
+		return other, nil
+	case relay.IsFatal(err):
+		return unclear, nil
+	case err != nil:
+		return unclear, err
+	case found.schema != t.schema || found.name != t.name:
+		return other, nil
+	}
+	return here, nil
+}
+
+// pipelinesSQL finds stream_table wherever a configuration may have it. The last
+// places are those where a backend's own keys go before it.
+const pipelinesSQL = `
+SELECT name, coalesce(config->>'stream_table', config->>'outbox', config->>'source_outbox',
+	config->'source'->>'stream_table', config->'source'->>'outbox', config->'sink'->>'stream_table', config->'sink'->>'outbox', '')
+FROM `
+
+// forwardPipelines returns all forward pipelines.
+func forwardPipelines(ctx context.Context, q Querier) ([]pipeline, error) {
+	var found []pipeline
+	var p pipeline
+	var err error
+	for _, from := range []string{
+		`pgtrickle.list_relay_configs() WHERE direction = 'forward'`,
+		`pgtrickle.relay_outbox_config`, // which a role may be allowed where it is not allowed the function
+	} {
+		err = each(ctx, q, pipelinesSQL+from+` ORDER BY 1`, []any{&p.Name, &p.Stream}, func() error {
+			found = append(found, p)
+			return nil
+		})
+		if err == nil || ignoreMissing(err) != nil {
+			break
 		}
-		return nil
-	})
-	if err = ignoreMissing(err); err != nil {
+	}
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) && pg.Code == "42501" || ignoreMissing(err) != nil {
 		return nil, fmt.Errorf("list pipelines: %w", err)
 	}
 	return found, nil
@@ -173,7 +272,7 @@ func (s *Source) remind(pause time.Duration) {
 // consume gives up claim-check rows up to lastID, or to where the slowest reader is.
 func (s *Source) consume(ctx context.Context, lastID int64) error {
 	t := s.shape.Load()
-	_, readers, err := Readers(ctx, s.pool, s.cfg.Outbox)
+	_, readers, err := Readers(ctx, s.pool, t.qualified()) // the name in the configuration may have come to mean several
 	if err != nil {
 		return fmt.Errorf("find the slowest reader of %s: %w", t.qualified(), err)
 	}

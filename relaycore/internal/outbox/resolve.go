@@ -20,6 +20,7 @@ type table struct {
 	filenode     uint32
 	partitioned  bool
 	rls          bool
+	stream       entry    // where the catalog has it
 	streamTable  string   // for {stream_table}
 	keys         []string // primary key of the stream table
 	columns      map[string]column
@@ -140,9 +141,50 @@ WHERE ($1 = '' OR $1 = 'pgtrickle') AND c.outbox_table_name = $2
    OR c.stream_table_name = $2 AND ($1 = '' OR s.sch IS NULL OR s.sch = $1)
 ORDER BY (c.outbox_table_name = $2) DESC, c.created_at, c.outbox_table_name`
 
-// locate consults pgt_outbox_config first, since a stream table's name is also
-// that of a table; the outbox's name is never derived from it.
+// entry is an outbox of pgt_outbox_config, with its stream table.
+type entry struct{ Outbox, Stream, Schema string }
+
+// noOutboxError says that no outbox has a name.
+type noOutboxError struct{ name string }
+
+func (e *noOutboxError) Error() string {
+	return fmt.Sprintf("there is no outbox %q: SELECT pgtrickle.enable_outbox('%s') makes one, or give the name of an outbox table", e.name, e.name)
+}
+
+// ambiguousError says that a name is that of several stream tables.
+type ambiguousError struct {
+	name  string
+	found []entry
+}
+
+func (e *ambiguousError) Error() string {
+	var names []string
+	for _, f := range e.found {
+		names = append(names, f.Schema+"."+f.Stream+" (outbox "+f.Outbox+")")
+	}
+	return fmt.Sprintf("stream_table %q means more than one stream table: %s; give the schema or the outbox table's name", e.name, strings.Join(names, ", "))
+}
+
+func (e *ambiguousError) outboxes() []string {
+	var names []string
+	for _, f := range e.found {
+		names = append(names, f.Outbox)
+	}
+	return names
+}
+
+// locate finds an outbox and the primary key of its stream table.
 func locate(ctx context.Context, q querier, name string) (*table, error) {
+	t, err := find(ctx, q, name)
+	if err == nil && t.stream.Stream != "" {
+		t.keys, err = primaryKey(ctx, q, t.stream.Schema, t.stream.Stream)
+	}
+	return t, err
+}
+
+// find consults pgt_outbox_config first, since a stream table's name is also
+// that of a table; the outbox's name is never derived from it.
+func find(ctx context.Context, q querier, name string) (*table, error) {
 	schema, rel := split(name)
 	if rel == "" {
 		return nil, relay.Fatal(errors.New("stream_table is empty: name a stream table or an outbox table"))
@@ -164,22 +206,15 @@ func locate(ctx context.Context, q querier, name string) (*table, error) {
 		if err != nil {
 			return nil, fmt.Errorf("look for outbox %q in pgtrickle.pgt_outbox_config: %w", name, err)
 		}
-		type entry struct{ Outbox, Stream, Schema string }
 		found, err := pgx.CollectRows(rows, pgx.RowToStructByPos[entry])
 		if err != nil {
 			return nil, fmt.Errorf("look for outbox %q in pgtrickle.pgt_outbox_config: %w", name, err)
 		}
 		if len(found) > 1 && found[0].Outbox != rel {
-			var names []string
-			for _, f := range found {
-				names = append(names, f.Schema+"."+f.Stream+" (outbox "+f.Outbox+")")
-			}
-			return nil, relay.Fatal(fmt.Errorf("stream_table %q means more than one stream table: %s; give the schema or the outbox table's name", name, strings.Join(names, ", ")))
+			return nil, relay.Fatal(&ambiguousError{name, found})
 		}
 		if len(found) > 0 {
-			t := &table{schema: "pgtrickle", name: found[0].Outbox, streamTable: found[0].Stream}
-			t.keys, err = primaryKey(ctx, q, found[0].Schema, found[0].Stream)
-			return t, err
+			return &table{schema: "pgtrickle", name: found[0].Outbox, streamTable: found[0].Stream, stream: found[0]}, nil
 		}
 	}
 	t := &table{}
@@ -187,7 +222,7 @@ func locate(ctx context.Context, q querier, name string) (*table, error) {
 		WHERE c.oid = coalesce(to_regclass(CASE WHEN $1 = '' THEN format('%I', $2::text) ELSE format('%I.%I', $1::text, $2::text) END), to_regclass(CASE WHEN $1 = '' THEN format('pgtrickle.%I', $2::text) END))`,
 		schema, rel).Scan(&t.schema, &t.name)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return nil, relay.Fatal(fmt.Errorf("there is no outbox %q: SELECT pgtrickle.enable_outbox('%s') makes one, or give the name of an outbox table", name, name))
+		return nil, relay.Fatal(&noOutboxError{name})
 	}
 	if err != nil {
 		return nil, fmt.Errorf("look for outbox %q: %w", name, err)

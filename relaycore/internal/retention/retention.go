@@ -110,7 +110,8 @@ func missing(err error) error {
 }
 
 func sweep(ctx context.Context, conn *pgxpool.Conn, name string, hours int, opts Options) (Report, error) {
-	table, readers, err := outbox.Readers(ctx, conn, name)
+	ident := pgx.Identifier{"pgtrickle", name}.Sanitize()
+	table, readers, err := outbox.Readers(ctx, conn, ident)
 	r := Report{Table: table}
 	if err != nil || len(readers) == 0 {
 		return r, err // rows that nobody reads yet are kept for who comes
@@ -121,7 +122,6 @@ func sweep(ctx context.Context, conn *pgxpool.Conn, name string, hours int, opts
 			r.Slowest = append(r.Slowest, x)
 		}
 	}
-	ident := pgx.Identifier{"pgtrickle", name}.Sanitize()
 	var byRange bool
 	if err := conn.QueryRow(ctx, byRangeSQL, ident).Scan(&byRange); err != nil {
 		return r, err

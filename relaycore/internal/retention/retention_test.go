@@ -58,6 +58,46 @@ func TestNeverPastTheSlowest(t *testing.T) {
 	sweep(10, 103, false) // what is left is young
 }
 
+// A pipeline keeps what it has not delivered, wherever its configuration has the name
+// of its outbox and whoever alone can tell what that is.
+func TestKeepsWhatOthersCannotResolve(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	for name, config := range map[string]string{
+		"env":     `{"stream_table": "${env:OUTBOX}", "sink_type": "stdout"}`,
+		"in sink": `{"sink": {"type": "stdout", "stream_table": "public.orders"}}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			pool := pgtest.Pool(t)
+			if err := migrate.Up(ctx, pool, nil); err != nil {
+				t.Fatal(err)
+			}
+			exec := func(sql string, args ...any) {
+				t.Helper()
+				if _, err := pool.Exec(ctx, sql, args...); err != nil {
+					t.Fatalf("%s: %v", sql, err)
+				}
+			}
+			sweep := func(deleted int64, slowest string) {
+				t.Helper()
+				got, err := retention.Sweep(ctx, pool, retention.Options{})
+				if err != nil || len(got) != 1 || got[0].Deleted != deleted || !got[0].HeldBack || fmt.Sprint(got[0].Slowest) != slowest {
+					t.Fatalf("Sweep = %+v, %v, want %d deleted and the slowest %s", got, err, deleted, slowest)
+				}
+			}
+			exec(`CREATE TABLE public.orders (id int); SELECT pgtrickle.enable_outbox('public.orders', 1);
+				INSERT INTO pgtrickle.outbox_orders (created_at, payload) SELECT now() - interval '2 hours', '{"v":1,"inserted":[]}' FROM generate_series(1, 100);
+				INSERT INTO pgtrickle.relay_outbox_config (name, config) VALUES ('fast', '{"stream_table": "public.orders", "sink_type": "stdout"}');
+				INSERT INTO pgtrickle.relay_cursors (relay_group_id, direction, pipeline, source, epoch, last_id) VALUES ('g', 'forward', 'fast', 'pgtrickle.outbox_orders', 1, 100)`)
+			exec(`INSERT INTO pgtrickle.relay_outbox_config (name, config) VALUES ('slow', $1)`, config)
+			sweep(0, "[slow in group any at 0]")
+			exec(`INSERT INTO pgtrickle.relay_cursors (relay_group_id, direction, pipeline, source, epoch, last_id) VALUES ('g', 'forward', 'slow', 'pgtrickle.outbox_orders', 1, 40)`)
+			sweep(40, "[slow in group g at 40]")
+		})
+	}
+}
+
 // Whole partitions go, as the plain role, when every row of them is old and every
 // reader has it, and nothing can come to them any more.
 func TestPartitions(t *testing.T) {
