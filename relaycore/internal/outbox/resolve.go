@@ -133,16 +133,44 @@ func split(name string) (schema, rel string) {
 	return "", cur.String()
 }
 
+// enabledSQL finds the extension's outboxes. Its stream_table_oid is a number of its
+// own catalog.
 const enabledSQL = `
-SELECT c.outbox_table_name, c.stream_table_name, coalesce(s.sch, '')
+SELECT c.outbox_table_name, c.stream_table_name, coalesce(s.sch, ''), c.stream_table_name
 FROM pgtrickle.pgt_outbox_config c
 LEFT JOIN LATERAL (%s) s ON true
 WHERE ($1 = '' OR $1 = 'pgtrickle') AND c.outbox_table_name = $2
    OR c.stream_table_name = $2 AND ($1 = '' OR s.sch IS NULL OR s.sch = $1)
 ORDER BY (c.outbox_table_name = $2) DESC, c.created_at, c.outbox_table_name`
 
-// entry is an outbox of pgt_outbox_config, with its stream table.
-type entry struct{ Outbox, Stream, Schema string }
+// The schema of a stream table: as the extension has it, and, where its catalog is
+// not for us, by the oid of the relation.
+const (
+	extensionSchemaSQL = `SELECT p.pgt_schema::text AS sch FROM pgtrickle.pgt_stream_tables p WHERE p.pgt_id = c.stream_table_oid::bigint`
+	relationSchemaSQL  = `SELECT n.nspname::text AS sch FROM pg_class r JOIN pg_namespace n ON n.oid = r.relnamespace WHERE r.oid = c.stream_table_oid AND r.relname = c.stream_table_name`
+)
+
+// plainSQL finds the outboxes that we made. Their tables are known by their triggers,
+// as stream_table_oid is stale after a restore, and answer to the name that they have
+// now and to the one that they had when their outbox was made. The inner query leaves
+// few for which the triggers must be looked for.
+const plainSQL = `
+SELECT e.outbox_table_name, e.stream_table_name, coalesce(s.sch, e.stream_schema, ''), coalesce(s.rel, e.stream_table_name)
+FROM (
+	SELECT c.outbox_table_name, c.stream_table_name, c.created_at, o.stream_schema
+	FROM pgtrickle.pgt_outbox_config c LEFT JOIN pgtrickle.relay_outboxes o USING (outbox_table_name)
+	WHERE c.outbox_table_name = $2::text OR c.stream_table_name = $2 OR o.capture_function IN (
+		SELECT p.proname FROM pg_class r JOIN pg_trigger g ON g.tgrelid = r.oid JOIN pg_proc p ON p.oid = g.tgfoid WHERE r.relname = $2)) e
+LEFT JOIN LATERAL (SELECT n.nspname::text AS sch, r.relname::text AS rel
+	FROM pg_class r JOIN pg_namespace n ON n.oid = r.relnamespace WHERE r.oid = pgtrickle._relay_stream_oid(e.outbox_table_name)) s ON true
+WHERE ($1::text = '' OR $1 = 'pgtrickle') AND e.outbox_table_name = $2
+   OR s.rel = $2 AND ($1 = '' OR s.sch = $1)
+   OR e.stream_table_name = $2 AND ($1 = '' OR e.stream_schema IS NULL OR e.stream_schema = $1)
+ORDER BY (e.outbox_table_name = $2) DESC, e.created_at, e.outbox_table_name`
+
+// entry is an outbox of pgt_outbox_config. Stream is its stream table as it was called
+// when the outbox was made, and Schema and Table are what it is called now.
+type entry struct{ Outbox, Stream, Schema, Table string }
 
 // noOutboxError says that no outbox has a name.
 type noOutboxError struct{ name string }
@@ -160,7 +188,7 @@ type ambiguousError struct {
 func (e *ambiguousError) Error() string {
 	var names []string
 	for _, f := range e.found {
-		names = append(names, f.Schema+"."+f.Stream+" (outbox "+f.Outbox+")")
+		names = append(names, f.Schema+"."+f.Table+" (outbox "+f.Outbox+")")
 	}
 	return fmt.Sprintf("stream_table %q means more than one stream table: %s; give the schema or the outbox table's name", e.name, strings.Join(names, ", "))
 }
@@ -176,8 +204,8 @@ func (e *ambiguousError) outboxes() []string {
 // locate finds an outbox and the primary key of its stream table.
 func locate(ctx context.Context, q querier, name string) (*table, error) {
 	t, err := find(ctx, q, name)
-	if err == nil && t.stream.Stream != "" {
-		t.keys, err = primaryKey(ctx, q, t.stream.Schema, t.stream.Stream)
+	if err == nil && t.stream.Table != "" {
+		t.keys, err = primaryKey(ctx, q, t.stream.Schema, t.stream.Table)
 	}
 	return t, err
 }
@@ -189,20 +217,12 @@ func find(ctx context.Context, q querier, name string) (*table, error) {
 	if rel == "" {
 		return nil, relay.Fatal(errors.New("stream_table is empty: name a stream table or an outbox table"))
 	}
-	var hasConfig, hasStreams bool
-	if err := q.QueryRow(ctx, `SELECT
-		coalesce(has_table_privilege(to_regclass('pgtrickle.pgt_outbox_config'), 'SELECT'), false),
-		coalesce(has_table_privilege(to_regclass('pgtrickle.pgt_stream_tables'), 'SELECT'), false)`).Scan(&hasConfig, &hasStreams); err != nil {
+	sql, err := catalogSQL(ctx, q)
+	if err != nil {
 		return nil, fmt.Errorf("look for outbox %q: %w", name, err)
 	}
-	if hasConfig {
-		// The extension's stream_table_oid is a number of its own catalog; ours is
-		// the relation.
-		schemas := `SELECT n.nspname::text AS sch FROM pg_class r JOIN pg_namespace n ON n.oid = r.relnamespace WHERE r.oid = c.stream_table_oid AND r.relname = c.stream_table_name`
-		if hasStreams {
-			schemas = `SELECT p.pgt_schema::text AS sch FROM pgtrickle.pgt_stream_tables p WHERE p.pgt_id = c.stream_table_oid::bigint`
-		}
-		rows, err := q.Query(ctx, fmt.Sprintf(enabledSQL, schemas), schema, rel)
+	if sql != "" {
+		rows, err := q.Query(ctx, sql, schema, rel)
 		if err != nil {
 			return nil, fmt.Errorf("look for outbox %q in pgtrickle.pgt_outbox_config: %w", name, err)
 		}
@@ -218,7 +238,7 @@ func find(ctx context.Context, q querier, name string) (*table, error) {
 		}
 	}
 	t := &table{}
-	err := q.QueryRow(ctx, `SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+	err = q.QueryRow(ctx, `SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 		WHERE c.oid = coalesce(to_regclass(CASE WHEN $1 = '' THEN format('%I', $2::text) ELSE format('%I.%I', $1::text, $2::text) END), to_regclass(CASE WHEN $1 = '' THEN format('pgtrickle.%I', $2::text) END))`,
 		schema, rel).Scan(&t.schema, &t.name)
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -229,6 +249,27 @@ func find(ctx context.Context, q querier, name string) (*table, error) {
 	}
 	t.streamTable = strings.TrimPrefix(t.name, "outbox_")
 	return t, nil
+}
+
+// catalogSQL returns the query that finds an outbox in the catalog that there is, ""
+// where there is none.
+func catalogSQL(ctx context.Context, q querier) (string, error) {
+	var config, streams, extension, plain bool
+	err := q.QueryRow(ctx, `SELECT
+		coalesce(has_table_privilege(to_regclass('pgtrickle.pgt_outbox_config'), 'SELECT'), false),
+		coalesce(has_table_privilege(to_regclass('pgtrickle.pgt_stream_tables'), 'SELECT'), false),
+		to_regclass('pgtrickle.pgt_stream_tables') IS NOT NULL,
+		coalesce(has_table_privilege(to_regclass('pgtrickle.relay_outboxes'), 'SELECT')
+			AND has_function_privilege(to_regprocedure('pgtrickle._relay_stream_oid(text)'), 'EXECUTE'), false)`).Scan(&config, &streams, &extension, &plain)
+	switch {
+	case err != nil || !config:
+		return "", err
+	case streams:
+		return fmt.Sprintf(enabledSQL, extensionSchemaSQL), nil
+	case plain && !extension:
+		return plainSQL, nil
+	}
+	return fmt.Sprintf(enabledSQL, relationSchemaSQL), nil
 }
 
 // primaryKey returns the columns of a table's primary key, nil when it has none
