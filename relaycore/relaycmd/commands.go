@@ -131,7 +131,7 @@ func runMigrate(ctx context.Context, p *program, _ []string) error {
 	if err := migrate.Up(ctx, pool, specs); err != nil {
 		return err
 	}
-	missing, err := migrate.Missing(ctx, pool)
+	missing, err := lacking(ctx, pool)
 	if err != nil {
 		return err
 	}
@@ -143,6 +143,20 @@ func runMigrate(ctx context.Context, p *program, _ []string) error {
 		fmt.Fprintln(p.stdout, "still missing for this role:", m)
 	}
 	return nil
+}
+
+// lacking returns what the catalog lacks or, when that is nothing, what single
+// outboxes and inboxes do.
+func lacking(ctx context.Context, pool *pgxpool.Pool) ([]string, error) {
+	missing, err := migrate.Missing(ctx, pool)
+	if err != nil || len(missing) > 0 {
+		return missing, err
+	}
+	denied, err := migrate.Denied(ctx, pool)
+	for _, d := range denied {
+		missing = append(missing, d+": "+migrate.GrantAccess)
+	}
+	return missing, err
 }
 
 // letter is a dead letter as dlq list prints it.

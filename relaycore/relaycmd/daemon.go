@@ -266,6 +266,7 @@ func (d *daemon) awaitCatalog(stop context.Context) bool {
 			if said != "" {
 				d.log.Info("the database is ready")
 			}
+			d.warnOfDenied(stop)
 			return true
 		}
 		if stop.Err() != nil {
@@ -309,6 +310,20 @@ func (d *daemon) checkCatalog(ctx context.Context) error {
 		return errors.New(strings.Join(missing, "\n"))
 	}
 	return nil
+}
+
+// warnOfDenied says which outboxes and inboxes the relay may not use, whether or
+// not a pipeline does yet. One that does fails by itself, and says why.
+func (d *daemon) warnOfDenied(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+	denied, err := migrate.Denied(ctx, d.pool)
+	switch {
+	case err != nil:
+		d.log.Warn("could not look for outboxes and inboxes that the relay may not use", "err", err)
+	case len(denied) > 0:
+		d.log.Warn("some outboxes or inboxes may not be used: pipelines on them fail, others run", "lacks", strings.Join(denied, ", "), "cure", migrate.GrantAccess)
+	}
 }
 
 func (d *daemon) health() observe.Health {

@@ -8,6 +8,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/exttest"
 )
 
 const patience = 15 * time.Second // for what has no time limit of its own, on a busy machine
@@ -359,6 +361,66 @@ func TestBadPipelines(t *testing.T) {
 			t.Errorf("status lacks %q:\n%s", want, out)
 		}
 	}
+}
+
+// An outbox and an inbox that the relay may not use stop the pipelines on them
+// alone. The log says so once, what they need stands in health, and all commands
+// work as ever.
+func TestDeniedTables(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.url = exttest.RelayRole(t, w.pool, w.url)
+	w.exec(t, `CREATE TABLE others (id int PRIMARY KEY, note text)`)
+	w.exec(t, `SELECT pgtrickle.enable_outbox('public.others'), pgtrickle.create_inbox('box')`)
+	w.pipeline(t, "good", "")
+	w.raw(t, "bad", fmt.Sprintf(`{"stream_table":"public.others","sink_type":"spool","spool_path":%q}`, w.spool("bad")))
+	w.exec(t, `SELECT pgtrickle.set_relay_inbox('in', config => $1::jsonb), pgtrickle.enable_relay('in')`,
+		fmt.Sprintf(`{"source_type":"spool","spool_path":%q,"inbox_table":"box"}`, w.spool("in")))
+	if err := os.WriteFile(w.spool("in"), []byte("{}\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	w.exec(t, `REVOKE SELECT ON pgtrickle.outbox_others FROM pgtrickle_relay`)
+	w.exec(t, `REVOKE INSERT ON pgtrickle.box FROM pgtrickle_relay`)
+
+	p := startRelay(t, w.url)
+	w.insert(t, 1, 10)
+	w.exec(t, `INSERT INTO others VALUES (1, 'x')`)
+	eventually(t, "the good one delivers", patience, count(w.spool("good"))(10))
+	for _, want := range []string{
+		`forward pipeline \"bad\" is failed: open outbox \"public.others\": no permission to read`,
+		`GRANT SELECT ON \"pgtrickle\".\"outbox_others\" TO pgtrickle_relay`,
+		`reverse pipeline \"in\" is failed: `,
+		`GRANT INSERT ON `,
+	} {
+		eventually(t, want, patience, func() bool { _, body := p.get("/health"); return strings.Contains(body, want) })
+	}
+	if code, body := p.get("/readyz"); code != 200 {
+		t.Errorf("/readyz = %d %s; want 200", code, body)
+	}
+	const warning = `lacks="SELECT ON pgtrickle.outbox_others, INSERT ON pgtrickle.box" cure="run SELECT pgtrickle.relay_grant_access()`
+	if n := strings.Count(p.log.String(), warning); n != 1 {
+		t.Errorf("the log has %d times %q, want once", n, warning)
+	}
+	for _, args := range [][]string{{"status"}, {"dlq", "list"}, {"verify", "good"}} {
+		w.command(t, args...)
+	}
+	if out := w.command(t, "preview", "good", "--from", "1", "-n", "1"); !strings.Contains(out, "outbox_orders:1:0") {
+		t.Errorf("preview prints %q; want the first message", out)
+	}
+	out, _, code := runBinary(t, nil, "check", "--postgres-url", w.url)
+	if code != 1 || !strings.Contains(out, `OK   forward pipeline "good"`) || !strings.Contains(out, `no permission to read "pgtrickle"."outbox_others"`) {
+		t.Errorf("check = %d:\n%s\nwant the good one in order, and what the bad one lacks", code, out)
+	}
+
+	for _, want := range []string{"SELECT ON pgtrickle.outbox_others", "INSERT ON pgtrickle.box"} {
+		if out := w.command(t, "migrate"); !strings.Contains(out, "still missing for this role: "+want+": run SELECT pgtrickle.relay_grant_access()") {
+			t.Errorf("migrate prints\n%s\nwant it to say that %s is missing, and what to run", out, want)
+		}
+	}
+
+	w.exec(t, `SELECT pgtrickle.relay_grant_access()`)
+	eventually(t, "delivery once granted", 3*patience, count(w.spool("bad"))(1))
+	eventually(t, "all run", 3*patience, func() bool { code, _ := p.get("/health"); return code == 200 })
 }
 
 // Without the database, or without the catalog in it, a relay stays up, is not

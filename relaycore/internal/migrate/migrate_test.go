@@ -284,6 +284,25 @@ func TestMissing(t *testing.T) {
 	if err != nil || len(got) != 1 || !strings.Contains(got[0], `GRANT pgtrickle_relay TO "`+role+`"`) {
 		t.Errorf("Missing for a stranger = %q, %v", got, err)
 	}
+
+	// What single tables lack is not the catalog's.
+	run(t, pool, `TRUNCATE pgtrickle.relay_migrations`)
+	if err := migrate.Up(ctx, pool, nil); err != nil {
+		t.Fatalf("Up: %v", err)
+	}
+	run(t, pool, `CREATE TABLE public.orders (id int); SELECT pgtrickle.enable_outbox('public.orders'), pgtrickle.create_inbox('box')`)
+	run(t, pool, `GRANT pgtrickle_relay TO `+role)
+	if got, err := migrate.Denied(ctx, stranger); err != nil || len(got) != 0 {
+		t.Errorf("Denied = %q, %v; want nothing", got, err)
+	}
+	run(t, pool, `REVOKE SELECT ON pgtrickle.outbox_orders FROM pgtrickle_relay; REVOKE INSERT ON pgtrickle.box FROM pgtrickle_relay`)
+	if got, err := migrate.Missing(ctx, stranger); err != nil || len(got) != 0 {
+		t.Errorf("Missing = %q, %v; want nothing, for the catalog is all there", got, err)
+	}
+	want := []string{"SELECT ON pgtrickle.outbox_orders", "INSERT ON pgtrickle.box"}
+	if got, err := migrate.Denied(ctx, stranger); err != nil || !slices.Equal(got, want) {
+		t.Errorf("Denied = %q, %v; want %q", got, err, want)
+	}
 }
 
 func TestLinkedBackendReplacesKnown(t *testing.T) {

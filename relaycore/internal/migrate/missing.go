@@ -43,8 +43,8 @@ UNION ALL
 SELECT 'EXECUTE ON FUNCTION ' || f.oid::regprocedure FROM pg_catalog.pg_proc f
 WHERE f.pronamespace = 'pgtrickle'::regnamespace AND f.proname = 'list_relay_configs' AND NOT has_function_privilege(f.oid, 'EXECUTE')`
 
-// unreadableSQL lists outboxes and inboxes that the current role may not use.
-const unreadableSQL = `
+// deniedSQL lists outboxes and inboxes that the current role may not use.
+const deniedSQL = `
 SELECT 'SELECT ON pgtrickle.' || quote_ident(c.relname) FROM pgtrickle.pgt_outbox_config o
 JOIN pg_catalog.pg_class c ON c.relname = o.outbox_table_name AND c.relnamespace = 'pgtrickle'::regnamespace
 WHERE NOT has_table_privilege(c.oid, 'SELECT')
@@ -54,8 +54,8 @@ JOIN pg_catalog.pg_namespace n ON n.nspname = i.inbox_schema
 JOIN pg_catalog.pg_class c ON c.relname = i.inbox_name AND c.relnamespace = n.oid
 WHERE NOT has_table_privilege(c.oid, 'INSERT')`
 
-// Missing returns what the database lacks for a relay that runs as the current
-// role, each with what to run; nothing when all is there.
+// Missing returns what the catalog lacks for a relay that runs as the current role,
+// each with what to run; nothing when all is there. No pipeline runs without it.
 func Missing(ctx context.Context, conn Querier) ([]string, error) {
 	s, err := load()
 	if err != nil {
@@ -90,17 +90,17 @@ func Missing(ctx context.Context, conn Querier) ([]string, error) {
 	for _, d := range denied {
 		missing = append(missing, fmt.Sprintf("role %q lacks %s: %s", user, d, join))
 	}
-	if len(denied) > 0 {
-		return missing, nil
-	}
-	denied, err = list(ctx, conn, unreadableSQL)
-	if err != nil {
-		return nil, err
-	}
-	for _, d := range denied {
-		missing = append(missing, fmt.Sprintf("role %q lacks %s: run SELECT pgtrickle.relay_grant_access() as the role that ran migrate, and let the table's owner run what it returns", user, d))
-	}
 	return missing, nil
+}
+
+// GrantAccess is what cures all that Denied returns.
+const GrantAccess = "run SELECT pgtrickle.relay_grant_access() as the role that ran migrate, and let the tables' owners run what it returns"
+
+// Denied returns the rights on single outboxes and inboxes that the current role
+// lacks. Pipelines on those fail, if there are any, and no others: it is to be
+// told, and nothing has to wait for it. It is for a catalog that lacks nothing.
+func Denied(ctx context.Context, conn Querier) ([]string, error) {
+	return list(ctx, conn, deniedSQL)
 }
 
 func list(ctx context.Context, conn Querier, sql string) ([]string, error) {
