@@ -10,6 +10,9 @@ import (
 	"slices"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/supervisor"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
@@ -27,8 +30,9 @@ type preview struct {
 	Error       string            `json:"error,omitempty"` // why it would become a dead letter
 }
 
-// quiet is how long an outbox may say nothing before it is taken to be at its end.
-const quiet = 2 * time.Second
+// heldFor is how long a replay waits for rows that the outbox holds back. Those that
+// nobody has to decide on are free by the next look or two.
+const heldFor = 5 * time.Second
 
 func runPreview(ctx context.Context, p *program, args []string) error {
 	if p.opts.count < 1 {
@@ -45,40 +49,37 @@ func runPreview(ctx context.Context, p *program, args []string) error {
 	if err != nil {
 		return err
 	}
-	r, _, err := p.builder(pool).Read(ctx, pl, p.opts.from, p.opts.logger(p.stderr))
-	if err != nil {
-		return err
-	}
-	defer r.Source.Close() //nolint:errcheck // it was only read
-	messages := []preview{}
-	for len(messages) < p.opts.count {
-		batch, err := next(ctx, r, p.opts.count-len(messages))
-		if err != nil {
-			return err
-		}
-		if len(batch) == 0 {
-			break
-		}
-		for i := range batch {
-			messages = append(messages, newPreview(&batch[i]))
-		}
-	}
-	if p.opts.json() {
+	messages, err := p.previews(ctx, pool, pl)
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("preview %q: the outbox was not read within %s, it is locked or slow: %w", pl.Name, commandTimeout, err)
+	case err != nil:
+		return fmt.Errorf("preview %q: %w", pl.Name, err)
+	case p.opts.json():
 		return p.printJSON(messages)
 	}
 	p.printPreviews(messages)
 	return nil
 }
 
-// next returns no messages when the outbox is at its end.
-func next(ctx context.Context, r *supervisor.Reader, limit int) ([]relay.Message, error) {
-	waiting, cancel := context.WithTimeout(ctx, quiet)
-	defer cancel()
-	batch, err := r.Next(waiting, limit)
-	if err != nil && waiting.Err() != nil && ctx.Err() == nil {
-		return nil, nil
+// previews reads as many messages as were asked for, fewer where the outbox ends.
+func (p *program) previews(ctx context.Context, pool *pgxpool.Pool, pl catalog.Pipeline) ([]preview, error) {
+	r, _, err := p.builder(pool).Read(ctx, pl, p.opts.from, p.opts.logger(p.stderr))
+	if err != nil {
+		return nil, err
 	}
-	return batch, err
+	defer r.Source.Close() //nolint:errcheck // it was only read
+	messages := []preview{}
+	for len(messages) < p.opts.count {
+		batch, err := r.Next(ctx, p.opts.count-len(messages))
+		if err != nil || len(batch) == 0 {
+			return messages, err
+		}
+		for i := range batch {
+			messages = append(messages, newPreview(&batch[i]))
+		}
+	}
+	return messages, nil
 }
 
 func newPreview(m *relay.Message) preview {
@@ -165,14 +166,20 @@ func runReplay(ctx context.Context, p *program, args []string) error {
 }
 
 func (p *program) replay(ctx context.Context, r *supervisor.Reader, sink relay.Sink, report *replayReport, mark relay.Header, limit int, log *slog.Logger) error {
+	var heldSince time.Time
 	for {
-		batch, err := next(ctx, r, limit)
+		batch, err := r.Next(ctx, limit)
 		if err != nil {
 			return err
 		}
 		if len(batch) == 0 {
-			return nil
+			ended, err := atEnd(ctx, r, report, &heldSince)
+			if ended || err != nil {
+				return err
+			}
+			continue
 		}
+		heldSince = time.Time{}
 		todo := make([]relay.Message, 0, len(batch))
 		beyond := 0
 		for i := range batch {
@@ -202,6 +209,23 @@ func (p *program) replay(ctx context.Context, r *supervisor.Reader, sink relay.S
 			return nil
 		}
 	}
+}
+
+// atEnd reports whether a look that found nothing was the last one: no row of the
+// range lies behind what was read.
+func atEnd(ctx context.Context, r *supervisor.Reader, report *replayReport, heldSince *time.Time) (bool, error) {
+	first, err := r.Source.Unread(ctx, report.To)
+	if err != nil || first == nil {
+		return err == nil, err
+	}
+	if heldSince.IsZero() {
+		*heldSince = time.Now()
+	}
+	if time.Since(*heldSince) < heldFor {
+		return false, nil
+	}
+	return false, fmt.Errorf("the rows from %d on are held back, because open transactions may still fill too many gaps between the ids before them: "+
+		"look for old ones in pg_stat_activity, end them, and replay --from %d --to %d", *first, *first, report.To)
 }
 
 // publishAgain tries a few times; whoever replays is there to see it fail.

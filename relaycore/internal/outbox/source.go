@@ -172,6 +172,16 @@ func (s *Source) Reused() bool { return s.reused }
 
 // Receive implements [relay.Source].
 func (s *Source) Receive(ctx context.Context, limit int) ([]relay.Message, error) {
+	return s.receive(ctx, limit, true)
+}
+
+// Look is Receive for those who do not wait for new rows: it returns no messages
+// when a look at the table has found none, however long that took.
+func (s *Source) Look(ctx context.Context, limit int) ([]relay.Message, error) {
+	return s.receive(ctx, limit, false)
+}
+
+func (s *Source) receive(ctx context.Context, limit int, stay bool) ([]relay.Message, error) {
 	s.heldUp = s.heldUp || !s.returned.IsZero() && time.Since(s.returned) >= heldUpFor
 	defer func() { s.returned = time.Now() }()
 	for {
@@ -197,7 +207,23 @@ func (s *Source) Receive(ctx context.Context, limit int) ([]relay.Message, error
 			return nil, err
 		}
 		s.caughtUp = !more
+		if s.caughtUp && !stay && len(s.ready) == 0 {
+			return nil, nil
+		}
 	}
+}
+
+// Unread returns the first row, of those up to the id to, that lies behind all that
+// was read; nil when there is none. Such a row came just now, or is held back. The
+// source must have begun at an id, because a checkpoint may lie in the midst of what
+// is delivered. It must not be called during a Receive.
+func (s *Source) Unread(ctx context.Context, to int64) (first *int64, err error) {
+	id := quote(s.table.id)
+	err = s.pool.QueryRow(ctx, `SELECT min(`+id+`)::bigint FROM `+s.table.qualified()+` WHERE `+id+` > $1::bigint AND `+id+` <= $2::bigint`, s.highest, to).Scan(&first)
+	if err != nil {
+		return nil, s.explain(err)
+	}
+	return first, nil
 }
 
 // wait lets time pass that is a small part of the time since the last row, so

@@ -130,9 +130,9 @@ func (b *Builder) Read(ctx context.Context, pl catalog.Pipeline, from int64, log
 	return &Reader{Source: src, codec: enc}, resolved, nil
 }
 
-// Next returns at most limit encoded messages, or ctx's error when there is none.
+// Next returns at most limit encoded messages, none when the outbox is at its end.
 func (r *Reader) Next(ctx context.Context, limit int) ([]relay.Message, error) {
-	batch, err := r.Source.Receive(ctx, limit)
+	batch, err := r.Source.Look(ctx, limit)
 	if err != nil {
 		return nil, err
 	}
