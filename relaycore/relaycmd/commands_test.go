@@ -334,7 +334,7 @@ func TestReplayOfRowsHeldBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer tx.Rollback(t.Context()) //nolint:errcheck // it only holds a lock
+	defer tx.Rollback(t.Context()) // it only holds a lock
 	if _, err := tx.Exec(t.Context(), `INSERT INTO gaps VALUES (1, '{}')`); err != nil {
 		t.Fatal(err)
 	}
