@@ -216,11 +216,19 @@ func (m mark) is(path string, info os.FileInfo) bool {
 	return err == nil && crc32.ChecksumIEEE(head) == m.Head
 }
 
+// lost closes the open file after err, so that the next call opens it anew: what
+// a network's disk has forgotten (ESTALE) never comes back under the same handle.
+func (s *tailed) lost(err error) error {
+	_ = s.f.Close()
+	s.f = nil
+	return fmt.Errorf("read %s: %w", s.cfg.Path, err)
+}
+
 // note takes down what tells the open file from another one.
 func (s *tailed) note() error {
 	info, err := s.f.Stat()
 	if err != nil {
-		return fmt.Errorf("read %s: %w", s.cfg.Path, err)
+		return s.lost(err)
 	}
 	s.at.Modified = info.ModTime().UnixNano()
 	length := min(info.Size(), headSize)
@@ -229,7 +237,7 @@ func (s *tailed) note() error {
 	}
 	head := make([]byte, length)
 	if _, err := io.ReadFull(io.NewSectionReader(s.f, 0, length), head); err != nil {
-		return fmt.Errorf("read %s: %w", s.cfg.Path, err)
+		return s.lost(err)
 	}
 	s.at.Head, s.at.HeadLength = crc32.ChecksumIEEE(head), int(length)
 	return nil
@@ -383,9 +391,7 @@ func (s *tailed) read(limit int) ([]relay.Message, error) {
 			if len(batch) > 0 {
 				return batch, nil // what comes with an error is not delivered; the next call meets it
 			}
-			_ = s.f.Close()
-			s.f = nil
-			return nil, fmt.Errorf("read %s: %w", s.cfg.Path, err)
+			return nil, s.lost(err)
 		}
 		start := s.at
 		s.at.Offset += int64(length)
@@ -428,7 +434,7 @@ func (s *tailed) atEnd() (step, error) {
 	}
 	open, err := s.f.Stat()
 	if err != nil {
-		return wait, fmt.Errorf("follow %s: %w", s.cfg.Path, err)
+		return wait, s.lost(err)
 	}
 	read := s.at.Offset + int64(s.lines.held())
 	next, kept := s.after(open)
@@ -439,7 +445,7 @@ func (s *tailed) atEnd() (step, error) {
 		return wait, nil
 	}
 	if open, err = s.f.Stat(); err != nil {
-		return wait, fmt.Errorf("follow %s: %w", s.cfg.Path, err)
+		return wait, s.lost(err)
 	}
 	if open.Size() > read { // it has grown since its end was met
 		return again, nil

@@ -342,6 +342,31 @@ func TestReadError(t *testing.T) {
 	}
 }
 
+// A file that cannot be looked at any more, as after ESTALE, is opened anew.
+func TestStaleHandle(t *testing.T) {
+	t.Parallel()
+	for name, look := range map[string]func(s *tailed) error{
+		"before lines are read": func(s *tailed) error { _, err := s.read(10); return err },
+		"at the end":            func(s *tailed) error { _, err := s.atEnd(); return err },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			path := filepath.Join(t.TempDir(), "in")
+			appendTo(t, path, []byte("1\n"))
+			s := openTailed(t, sourceConfig{Path: path, Follow: true, MaxLine: 100}, relay.Checkpoint{})
+			receive(t, s, 1)
+			_ = s.f.Close()
+			if err := look(s); !errors.Is(err, os.ErrClosed) {
+				t.Errorf("the handle that is no good = %v, want %v", err, os.ErrClosed)
+			}
+			appendTo(t, path, []byte("2\n"))
+			if got, want := ids(receive(t, s, 1)), []string{"file:in:2"}; !slices.Equal(got, want) {
+				t.Errorf("afterwards ids = %v, want %v", got, want)
+			}
+		})
+	}
+}
+
 func TestLongLine(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "in")
