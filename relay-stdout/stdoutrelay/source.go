@@ -393,6 +393,12 @@ func (s *tailed) read(limit int) ([]relay.Message, error) {
 			}
 			return nil, s.lost(err)
 		}
+		if len(batch) == 0 && s.at.HeadLength == 0 {
+			// The first line of a file that was opened on the way, or was empty until now.
+			if err := s.note(); err != nil {
+				return nil, err
+			}
+		}
 		start := s.at
 		s.at.Offset += int64(length)
 		m := s.lines.message(s.id(start), "file:"+s.name, text, length)

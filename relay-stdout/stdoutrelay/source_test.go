@@ -272,6 +272,70 @@ func TestInodeOfADeletedFile(t *testing.T) {
 	}
 }
 
+// The first lines of a file that comes next are marked as well as those of the
+// file that was opened at the start: it is told from another one of its inode.
+func TestMarkOfTheNextFile(t *testing.T) {
+	t.Parallel()
+	for name, next := range map[string]func(t *testing.T, path string, s *tailed){
+		"rotated": func(t *testing.T, path string, _ *tailed) {
+			rotateFile(t, path, 3)
+			appendTo(t, path, []byte("2\n"))
+		},
+		"emptied in place": func(t *testing.T, path string, _ *tailed) {
+			if err := os.WriteFile(path, []byte("2"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			appendTo(t, path, []byte("\n"))
+		},
+		"empty a moment ago": func(t *testing.T, path string, s *tailed) {
+			if err := os.Truncate(path, 0); err != nil {
+				t.Fatal(err)
+			}
+			if what, err := s.atEnd(); err != nil || what != again {
+				t.Fatalf("atEnd = %v, %v, want the file from its beginning", what, err)
+			}
+			file := s.lines.in
+			s.lines.in = bufio.NewReader(readerFunc(func(b []byte) (int, error) {
+				if s.at.Offset == 0 {
+					appendTo(t, path, []byte("2\n"))
+				}
+				return file.Read(b)
+			}))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				path := filepath.Join(t.TempDir(), "in")
+				cfg := sourceConfig{Path: path, Follow: true, MaxLine: 100}
+				appendTo(t, path, []byte("\"a long first line\"\n"))
+				s := openTailed(t, cfg, relay.Checkpoint{})
+				first := receive(t, s, 1)
+				next(t, path, s)
+				at, err := s.Checkpoint(append(first, receive(t, s, 1)...))
+				if err != nil {
+					t.Fatal(err)
+				}
+				var m mark
+				if err := json.Unmarshal(at.State, &m); err != nil || m.Generation != 1 || m.Offset != 2 || m.HeadLength != 2 || m.Modified == 0 {
+					t.Errorf("checkpoint = %s, want generation 1, offset 2, head_length 2 and a time", at.State)
+				}
+				_ = s.Close()
+				if err := os.WriteFile(path, []byte("3\n4\n"), 0o600); err != nil { // which keeps the inode
+					t.Fatal(err)
+				}
+				if got, want := ids(receive(t, openTailed(t, cfg, at), 1)), []string{"file:in:2:0"}; !slices.Equal(got, want) {
+					t.Errorf("of another file with its inode ids = %v, want %v", got, want)
+				}
+			})
+		})
+	}
+}
+
+type readerFunc func(b []byte) (int, error)
+
+func (f readerFunc) Read(b []byte) (int, error) { return f(b) }
+
 func TestEmptiedInPlace(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "in")
