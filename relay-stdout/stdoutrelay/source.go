@@ -144,7 +144,8 @@ func (s *tailed) awaits(err error) bool {
 }
 
 // open opens the file of s.at, under whatever name rotation has given it, or,
-// where that is gone, the oldest that cannot have been read.
+// where that is gone, the oldest that cannot have been read. A mark of old does not
+// say which files those are: then it is path, and not all that rotation keeps.
 func (s *tailed) open() error {
 	if s.at.Inode == 0 {
 		return s.openAt(candidate{}, s.at)
@@ -153,7 +154,7 @@ func (s *tailed) open() error {
 		return s.openAt(c, s.at)
 	}
 	var c candidate
-	if s.cfg.Follow {
+	if s.cfg.Follow && s.at.Modified != 0 {
 		c = s.oldestSince(s.at.Modified)
 	}
 	gone := s.at
@@ -161,7 +162,7 @@ func (s *tailed) open() error {
 		return err
 	}
 	s.log.Warn("the file that was being read is gone or was emptied; whatever it held behind offset, and files between it and path, are lost; "+
-		"going on with path, the oldest file that was written to since", "path", rotated(s.cfg.Path, c.n), "inode", gone.Inode, "offset", gone.Offset)
+		"going on with path", "path", rotated(s.cfg.Path, c.n), "inode", gone.Inode, "offset", gone.Offset)
 	return nil
 }
 

@@ -336,6 +336,19 @@ type readerFunc func(b []byte) (int, error)
 
 func (f readerFunc) Read(b []byte) (int, error) { return f(b) }
 
+// A mark of old does not say which of the kept files have been read.
+func TestMarkOfOldOfADeletedFile(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "in")
+	for n, text := range []string{"3\n", "2\n", "1\n"} {
+		appendTo(t, rotated(path, n), []byte(text))
+	}
+	s := openTailed(t, sourceConfig{Path: path, Follow: true, MaxLine: 100}, relay.Checkpoint{State: json.RawMessage(`{"inode":1,"offset":2}`)})
+	if got, want := bodies(receive(t, s, 1)), []string{"3"}; !slices.Equal(got, want) {
+		t.Errorf("received %v first, want %v and none of the rotated files", got, want)
+	}
+}
+
 func TestEmptiedInPlace(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "in")
