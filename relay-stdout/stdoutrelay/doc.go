@@ -70,7 +70,8 @@
 // both the next file has been written to and nothing more has come into it, so
 // that writers have time to open the next one; at once where that has been renamed
 // too. Where rotation has deleted the file before it was left, the oldest file
-// that was written to since comes next, and the log warns of what is lost. A file
+// that was written to since comes next, and the log warns of what is lost; where
+// there is none, the file at path comes next, however old it says it is. A file
 // that was emptied while the relay was down (copytruncate) counts as deleted: its
 // copy is read from the beginning.
 //

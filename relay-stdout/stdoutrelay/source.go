@@ -294,18 +294,26 @@ func (s *tailed) oldestSince(modified int64) (c candidate) {
 
 // after returns the file that was begun after the one that is open, and whether
 // that one still has a name that rotation gives. It returns no file while the open
-// one is the newest.
+// one is the newest. What is put in the place of a file that is gone comes next
+// however old it says it is, as one does that was prepared, copied or restored.
 func (s *tailed) after(open os.FileInfo) (next candidate, kept bool) {
+	var atPath candidate
 	s.each(func(n int, info os.FileInfo) bool {
-		if kept = os.SameFile(info, open); !kept {
-			next = candidate{n, info}
+		if kept = os.SameFile(info, open); kept {
+			return false
 		}
-		return !kept
+		if next = (candidate{n, info}); n == 0 {
+			atPath = next
+		}
+		return true
 	})
-	if !kept {
-		next = s.oldestSince(open.ModTime().UnixNano())
+	if kept {
+		return next, true
 	}
-	return next, kept
+	if next = s.oldestSince(open.ModTime().UnixNano()); next.info == nil {
+		next = atPath
+	}
+	return next, false
 }
 
 func classifySource(err error, follow bool) error {

@@ -349,6 +349,31 @@ func TestMarkOfOldOfADeletedFile(t *testing.T) {
 	}
 }
 
+// A file that is put in the place of the followed one is read however old it is.
+func TestReplacedByAnOlderFile(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "in")
+		appendTo(t, path, []byte("1\n"))
+		s := openTailed(t, sourceConfig{Path: path, Follow: true, MaxLine: 100}, relay.Checkpoint{})
+		receive(t, s, 1)
+		longAgo := time.Date(2001, 1, 1, 0, 0, 0, 0, time.UTC)
+		for n, text := range []string{"2\n", "an older one\n"} {
+			appendTo(t, path+".new", []byte(text))
+			if err := os.Chtimes(path+".new", longAgo, longAgo); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Rename(path+".new", rotated(path, n)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got := receive(t, s, 1)
+		if want := "file:in:1:0"; got[0].ID != want || string(got[0].Body) != "2" {
+			t.Errorf("received %s %q, want %s 2", got[0].ID, got[0].Body, want)
+		}
+	})
+}
+
 func TestEmptiedInPlace(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "in")
