@@ -47,12 +47,12 @@ func newCluster(cfg *connection, topics []string) (*cluster, error) {
 		TLS:            tlsConfig,
 		SASL:           mechanism,
 	}
-	lines := newLines()
+	lines := newLines(tlsConfig)
 	return &cluster{
 		client:    &kafka.Client{Addr: kafka.TCP(cfg.Brokers...), Transport: transport},
 		transport: transport,
 		dialer: &kafka.Dialer{
-			ClientID: cfg.ClientID, Timeout: dialTimeout, DialFunc: lines.dial, TLS: tlsConfig, SASLMechanism: mechanism,
+			ClientID: cfg.ClientID, Timeout: dialTimeout, DialFunc: lines.dial, SASLMechanism: mechanism,
 		},
 		lines: lines,
 	}, nil
