@@ -24,6 +24,10 @@ var (
 // store, behind which it refuses messages at random.
 const maxBytesInFlight = 32 << 20
 
+// accountWithin is how long the account's limits are waited for. Where the question
+// gets lost, each connection is held up by as much.
+const accountWithin = 2 * time.Second
+
 type sink struct {
 	cfg    sinkConfig
 	env    relay.Env
@@ -164,11 +168,15 @@ func (s *sink) mayPassOver(ctx context.Context, info *jetstream.StreamInfo) bool
 	if info.Cluster != nil && info.Cluster.Leader != "" && info.Cluster.Leader != s.link.nc.ConnectedServerName() {
 		return true
 	}
+	ctx, cancel := context.WithTimeout(ctx, accountWithin)
+	defer cancel()
 	account, err := s.link.accountInfo(ctx)
 	switch {
-	case errors.Is(err, nats.ErrPermissionViolation), errors.Is(err, jetstream.ErrJetStreamNotEnabled):
-		// This user may not know, or nobody answers such questions. Most accounts
-		// have no limit, so it is taken for one of these.
+	case errors.Is(err, nats.ErrPermissionViolation),
+		errors.Is(err, jetstream.ErrJetStreamNotEnabled), errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
+		// This user may not know, nobody answers such questions, or the stream is
+		// another account's. Most accounts have no limit, so it is taken for one of
+		// these.
 		return false
 	case err != nil:
 		return true // until the next connection, which may know better

@@ -284,6 +284,51 @@ func TestAccountInfoNotPermitted(t *testing.T) {
 	}
 }
 
+// An account that imports another's stream has no JetStream of its own to ask
+// about, and nobody may be there to answer: neither holds up the sink for long.
+func TestAccountInfoOfAnImportedStream(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		answer string
+		perKey bool
+	}{
+		"not enabled": {`{"error":{"code":503,"err_code":10039,"description":"JetStream not enabled for account"}}`, false},
+		"unanswered":  {"", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			srv := startServer(t, `accounts {
+				HUB { jetstream: enabled, users: [ { user: h, password: h } ],
+					exports: [ { service: "$JS.API.STREAM.INFO.*" }, { service: "s.>" }, { service: "info" } ] }
+				APP { users: [ { user: a, password: a } ], imports: [
+					{ service: { account: HUB, subject: "$JS.API.STREAM.INFO.S" } }, { service: { account: HUB, subject: "s.>" } },
+					{ service: { account: HUB, subject: "info" }, to: "$JS.API.INFO" } ] } }`)
+			hub, js := connect(t, strings.Replace(srv.url, "://", "://h:h@", 1))
+			if _, err := js.CreateStream(testContext(t), jetstream.StreamConfig{Name: "S", Subjects: []string{"s.>"}}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := hub.Subscribe("info", func(m *nats.Msg) {
+				if tc.answer != "" {
+					_ = m.Respond([]byte(tc.answer))
+				}
+			}); err != nil {
+				t.Fatal(err)
+			}
+			if err := hub.Flush(); err != nil {
+				t.Fatal(err)
+			}
+			began := time.Now()
+			s := openSink(t, fmt.Sprintf(`{"url":%q,"stream":"S","ack_timeout":"20s"}`, strings.Replace(srv.url, "://", "://a:a@", 1)))
+			if took := time.Since(began); s.perKey != tc.perKey || took > 10*time.Second {
+				t.Errorf("the sink opened after %s, one of a key in flight = %t; want it within seconds, and %t", took, s.perKey, tc.perKey)
+			}
+			if err := s.Publish(testContext(t), messages("s.a", 1, 20, 2)); err != nil {
+				t.Errorf("Publish = %v", err)
+			}
+		})
+	}
+}
+
 // The server stops answering in the middle of a batch, and comes back after the
 // duplicate window has passed: what had been stored is not stored again.
 func TestDoubtBeyondDuplicateWindow(t *testing.T) {
