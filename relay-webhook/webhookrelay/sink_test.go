@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"net/url"
 	"strconv"
 	"strings"
 	"sync"
@@ -548,6 +549,24 @@ func TestUserInfoAndDestination(t *testing.T) {
 	m := one()
 	if d, err := s.(relay.Router).Destination(&m[0]); err != nil || strings.Contains(d, "hunter2") || !strings.HasPrefix(d, "POST http://u:") {
 		t.Errorf("Destination = %q, %v", d, err)
+	}
+}
+
+// What an answer repeats of the URL is looked for where an error quotes it, and not
+// in all of the answer, which has megabytes at times.
+func TestHide(t *testing.T) {
+	t.Parallel()
+	u := &url.URL{Path: "/hooks/T0p-s3cr3t"}
+	for name, tc := range map[string]struct{ answer, want string }{
+		"short":             {"no T0p-s3cr3t here", "no … here"},
+		"long":              {strings.Repeat("x", 4<<20), strings.Repeat("x", maxDetail)},
+		"at the end":        {strings.Repeat("x", maxDetail-3) + "T0p-s3cr3t" + strings.Repeat("x", 4<<20), strings.Repeat("x", maxDetail-3) + "…"},
+		"behind many of it": {"no way:" + strings.Repeat("T0p-s3cr3t", 1000), "no way:" + strings.Repeat("…", 26)}, // cut off in the 27th
+	} {
+		got := hide([]byte(tc.answer), u)
+		if quoted := excerpt(got); quoted != tc.want || len(got) > maxDetail+len(u.RequestURI()) {
+			t.Errorf("%s: hide = %d bytes, of which an error quotes %q, want %q", name, len(got), quoted, tc.want)
+		}
 	}
 }
 

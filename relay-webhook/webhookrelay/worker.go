@@ -334,8 +334,10 @@ func (w *worker) read(body io.Reader, limit int) (answer []byte, whole bool, err
 }
 
 // hide takes out of an answer what it repeats of the URL, in which a token may be:
-// many servers say what it is that they have not found.
+// many servers say what it is that they have not found. It returns little more than
+// an error quotes: an answer can be long, and is copied once for each part.
 func hide(answer []byte, u *url.URL) []byte {
+	answer = answer[:min(len(answer), maxDetail+len(u.RequestURI()))]
 	parts := bytes.FieldsFunc([]byte(u.RequestURI()), func(r rune) bool { return strings.ContainsRune("/?&=", r) })
 	for _, part := range parts {
 		if len(part) < minToken {
