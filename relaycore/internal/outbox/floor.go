@@ -165,11 +165,12 @@ type pipeline struct{ Name, Stream string }
 
 // reads reports whether the pipeline is to read t.
 func (p *pipeline) reads(ctx context.Context, q Querier, t *table) (intent, error) {
-	if p.Stream == "" {
-		return other, nil
-	}
 	if strings.Contains(p.Stream, "${") {
 		return unclear, nil // known only to the process that runs it
+	}
+	// No schema makes another name one of t's, so most pipelines need no look-up.
+	if _, rel := split(p.Stream); rel == "" || !slices.Contains([]string{t.name, t.stream.Stream, t.stream.Table}, rel) {
+		return other, nil
 	}
 	found, err := find(ctx, q, p.Stream)
 	var none *noOutboxError
