@@ -51,10 +51,10 @@ func run(m *testing.M) (code int, err error) {
 		return fleet.Close(ctx)
 	}
 	defer func() { err = errors.Join(err, end()) }()
-	context.AfterFunc(ctx, func() { // interrupted
+	defer context.AfterFunc(ctx, func() { // interrupted
 		_ = end() // the process ends at once, and removeOrphans gets the rest
 		os.Exit(130)
-	})
+	})() // before stop, which ends ctx too
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return fleet.Start(gctx, ends.Servers(kinds())...) })
 	g.Go(func() error { return build(gctx) })

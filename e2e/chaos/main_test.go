@@ -65,10 +65,10 @@ func run(m *testing.M) (code int, err error) {
 		return fleet.Close(ctx)
 	}
 	defer func() { err = errors.Join(err, end()) }()
-	context.AfterFunc(ctx, func() { // interrupted
+	defer context.AfterFunc(ctx, func() { // interrupted
 		_ = end() // the process ends at once; the next run removes the rest
 		os.Exit(130)
-	})
+	})() // before stop, which ends ctx too
 	if err := fleet.Start(ctx, ends.Servers(set.backends)...); err != nil {
 		return 1, err
 	}
