@@ -101,7 +101,7 @@ func (s *source) requestID(h http.Header, own string) string {
 		return id
 	}
 	if id := h.Get("Ce-Id"); id != "" { // a CloudEvent in binary mode
-		return cloudID(h.Get("Ce-Source"), id)
+		return relay.CloudEventID(h.Get("Ce-Source"), id)
 	}
 	return ""
 }
@@ -178,7 +178,7 @@ func bodyID(body []byte) string {
 		Source      string `json:"source"`
 	}
 	if json.Unmarshal(body, &cloud) == nil && cloud.SpecVersion != "" && cloud.ID != "" {
-		return cloudID(cloud.Source, cloud.ID)
+		return relay.CloudEventID(cloud.Source, cloud.ID)
 	}
 	var debezium struct {
 		Payload struct {
@@ -192,14 +192,6 @@ func bodyID(body []byte) string {
 		return debezium.Payload.Source.ID
 	}
 	return ""
-}
-
-// cloudID is what the decoder of format cloudevents makes of source and id, too.
-func cloudID(source, id string) string {
-	if source == "" || strings.HasPrefix(source, "/pgtrickle/") {
-		return id
-	}
-	return source + "#" + id
 }
 
 // addHeader undoes the extended form of a value.

@@ -203,7 +203,7 @@ func unwrapCloudEvent(m *relay.Message) error {
 	if e.ID == "" || e.Type == "" || e.Source == "" {
 		return fmt.Errorf("message %s is not a CloudEvents event in structured mode: id, source and type are required", m.ID)
 	}
-	m.ID, m.Subject, m.Origin = cloudID(e.Source, e.ID), e.Type, e.Source
+	m.ID, m.Subject, m.Origin = relay.CloudEventID(e.Source, e.ID), e.Type, e.Source
 	switch {
 	case e.Binary != nil:
 		m.Row = m.Body
@@ -222,15 +222,6 @@ func unwrapCloudEvent(m *relay.Message) error {
 		m.Time = e.Time
 	}
 	return nil
-}
-
-// cloudID identifies an event: an id is unique within its source only, but for
-// ours, which are unique by themselves. The webhook's source does the same.
-func cloudID(source, id string) string {
-	if strings.HasPrefix(source, ourCloudSource) {
-		return id
-	}
-	return source + "#" + id
 }
 
 // unwrapDebezium takes the row after the change, or the one before a delete,

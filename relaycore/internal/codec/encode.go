@@ -273,16 +273,13 @@ func appendMiddle(dst []byte, subject string) []byte {
 	return append(dst, `,"payload":`...)
 }
 
-// ourCloudSource is what the source of our events begins with.
-const ourCloudSource = "/pgtrickle/"
-
 // appendCloudEvent writes a CloudEvents 1.0 event in structured mode. The key is
 // its partitionkey extension, the operation its pgtrickleop extension.
 func appendCloudEvent(dst []byte, m *relay.Message) []byte {
 	dst = append(dst, `{"specversion":"1.0","id":`...)
 	dst = appendString(dst, m.ID)
 	dst = append(dst, `,"source":`...)
-	dst = appendString(dst, ourCloudSource+m.StreamTable)
+	dst = appendString(dst, relay.CloudEventsSource+m.StreamTable)
 	dst = append(dst, `,"type":`...)
 	dst = appendString(dst, m.Subject)
 	if !m.Time.IsZero() {
