@@ -89,11 +89,18 @@ func firstID(ctx context.Context, q querier, t *table) (*int64, error) {
 	return first, nil
 }
 
-// swept reports whether the table is one of those that package retention sweeps.
+// SweptSQL selects the outboxes that package retention sweeps: those that we made,
+// unless their rows are kept for ever.
+const SweptSQL = `
+SELECT c.outbox_table_name, c.retention_hours, r.oid
+FROM pgtrickle.pgt_outbox_config c
+JOIN pg_class r ON r.oid = to_regclass(format('pgtrickle.%I', c.outbox_table_name))
+WHERE obj_description(r.oid, 'pg_class') LIKE 'pgtrickle-relay:%' AND c.retention_hours > 0`
+
+// swept reports whether the table is one of them.
 func swept(ctx context.Context, q querier, t *table) (bool, error) {
 	var ours bool
-	err := ignoreMissing(q.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pgtrickle.pgt_outbox_config c
-		WHERE to_regclass(format('pgtrickle.%I', c.outbox_table_name)) = $1::oid AND obj_description($1::oid, 'pg_class') LIKE 'pgtrickle-relay:%' AND c.retention_hours > 0)`, t.oid).Scan(&ours))
+	err := ignoreMissing(q.QueryRow(ctx, `SELECT EXISTS (SELECT FROM (`+SweptSQL+`) s WHERE s.oid = $1::oid)`, t.oid).Scan(&ours))
 	if err != nil {
 		return false, fmt.Errorf("look for the retention of %s: %w", t.qualified(), err)
 	}

@@ -47,12 +47,7 @@ type Report struct {
 	HeldBack bool            // there are rows that are old enough and not delivered to all
 }
 
-const outboxesSQL = `
-SELECT c.outbox_table_name, c.retention_hours
-FROM pgtrickle.pgt_outbox_config c
-JOIN pg_class r ON r.oid = to_regclass(format('pgtrickle.%I', c.outbox_table_name))
-WHERE obj_description(r.oid, 'pg_class') LIKE 'pgtrickle-relay:%' AND c.retention_hours > 0
-ORDER BY 1`
+const outboxesSQL = `SELECT outbox_table_name, retention_hours FROM (` + outbox.SweptSQL + `) s ORDER BY 1`
 
 // Sweep goes over all outboxes once. A process that finds another one sweeping
 // leaves it to that one and returns nothing.
