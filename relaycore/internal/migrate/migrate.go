@@ -100,10 +100,6 @@ func Up(ctx context.Context, conn Conn, backends []Backend) error {
 	if err != nil {
 		return err
 	}
-	unknown, err := keysSQL(backends, true)
-	if err != nil {
-		return err
-	}
 	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, lock); err != nil {
 			return err
@@ -114,6 +110,10 @@ func Up(ctx context.Context, conn Conn, backends []Backend) error {
 		}
 		switch {
 		case newer(done, s):
+			unknown, err := keysSQL(backends, true)
+			if err != nil {
+				return err
+			}
 			return execute(ctx, tx, migration{name: "backend keys", sql: settings + unknown})
 		case !s.upToDate(done) || done[0] != checksum(keys):
 			return execute(ctx, tx, s.steps(done, keys)...)
