@@ -1,0 +1,96 @@
+package engine_test
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/engine"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/observe"
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
+)
+
+// Rows that the source has given and the sink does not take are late, too.
+func TestLagHasWhatTheSinkHolds(t *testing.T) {
+	metrics, err := observe.NewMetrics(prometheus.NewRegistry(), "b", "v", "g")
+	if err != nil {
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		meter := metrics.Pipeline(catalog.Key{Direction: relay.Forward, Name: "p"})
+		meter.SetLag(0, 0) // as the source, which has nothing left
+		b := newBench(10, 10)
+		b.cfg.Meter = meter
+		b.sink.answer = func(int, []relay.Message) error { return errors.New("down") }
+		b.start()
+		time.Sleep(time.Minute)
+		want(t, "lag while the sink is down", *meter.Numbers().LagSeconds, 60.0)
+		b.sink.say(nil)
+		time.Sleep(time.Minute)
+		want(t, "lag once all is delivered", *meter.Numbers().LagSeconds, 0.0)
+		b.finish(t)
+	})
+}
+
+// rewound is a table whose ids have begun again: nothing that was read back from the
+// far end is to come from it.
+type rewound struct{ *table }
+
+func (rewound) Expects(string) bool { return false }
+
+func TestNewRowsUnderOldIDsAreDelivered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(100, 10)
+		old := relaytest.Message(7, "k7")
+		if err := b.queue.Sink().Publish(t.Context(), []relay.Message{old}); err != nil {
+			t.Fatal(err)
+		}
+		b.cfg.Sink = &resumableSink{script: b.sink, queue: b.queue}
+		b.cfg.Source, b.cfg.State = rewound{b.source}, engine.State{Position: "0"}
+		published := 0
+		b.sink.answer = func(_ int, batch []relay.Message) error {
+			published += len(batch)
+			return nil
+		}
+		b.start()
+		time.Sleep(time.Second)
+		b.finish(t)
+		want(t, "published", published, 100)
+	})
+}
+
+// Of a key, what comes before a row that cannot be decoded goes out, or dies before it.
+func TestWhatComesBeforeAnUndecodableRow(t *testing.T) {
+	for name, tc := range map[string]struct {
+		poison  int64
+		arrived []string
+		letters []string
+	}{
+		"is delivered": {0, numbers(1, 2), []string{"3 decode", "4 parked"}},
+		"is refused":   {2, numbers(1, 1), []string{"2 refused", "3 decode", "4 parked"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newBench(4, 1)
+				b.source.rows[2].Err = relay.Permanent(errors.New("not JSON"))
+				b.source.rows[2].Row = nil
+				b.sink.answer = poison(false, tc.poison)
+				b.start()
+				time.Sleep(time.Second)
+				b.finish(t)
+				want(t, "arrived", b.arrived(), tc.arrived)
+				var letters []string
+				for _, letter := range b.ledger.held() {
+					letters = append(letters, fmt.Sprintf("%d %s", letter.Message.OutboxID, letter.Class))
+				}
+				want(t, "letters", letters, tc.letters)
+			})
+		})
+	}
+}
