@@ -173,25 +173,31 @@ func (o *offsetStore) find(ctx context.Context, patience time.Duration) (found b
 	if err != nil {
 		return false, err
 	}
-	stored := o.known.stored.Load()
-	switch {
-	case found:
-	case stored != nil:
-		m = *stored
-		if err := o.store(ctx, m); err != nil {
+	if stored := o.known.stored.Load(); !found && stored != nil {
+		if err := o.store(ctx, *stored); err != nil {
 			return false, err
 		}
-	case o.known.missing.IsZero():
-		o.known.missing = time.Now()
-		fallthrough
-	case time.Since(o.known.missing) < patience:
-		return false, fmt.Errorf("queue %q is empty: %w", o.queue, errHeld)
-	default:
-		o.known.log.Warn("the stream's stored offset is lost: stream_offset says where to begin", "queue", o.queue, "empty", time.Since(o.known.missing).Round(time.Second))
-		return false, nil
+		m, found = *stored, true
+	}
+	if !found {
+		return false, o.await(patience)
 	}
 	o.known.missing, o.from = time.Time{}, m.arg()
 	return true, nil
+}
+
+// await returns an error until the offset has been missing for so long that nobody
+// can hold it.
+func (o *offsetStore) await(patience time.Duration) error {
+	if o.known.missing.IsZero() {
+		o.known.missing = time.Now()
+	}
+	missing := time.Since(o.known.missing)
+	if missing < patience {
+		return fmt.Errorf("queue %q is empty: %w", o.queue, errHeld)
+	}
+	o.known.log.Warn("the stream's stored offset is lost: stream_offset says where to begin", "queue", o.queue, "empty", missing.Round(time.Second))
+	return nil
 }
 
 func (o *offsetStore) declare() error {
