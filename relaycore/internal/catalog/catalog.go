@@ -16,8 +16,8 @@ import (
 	"strconv"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
 )
@@ -155,11 +155,6 @@ func (s Snapshot) Find(name string) []Pipeline {
 	return found
 }
 
-// Querier is a connection or a pool.
-type Querier interface {
-	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
-}
-
 // ErrNoCatalog says that the database has no relay catalog.
 var ErrNoCatalog = errors.New("the database has no relay catalog; run the migrate command")
 
@@ -182,12 +177,12 @@ UNION ALL
 SELECT name, 'reverse', enabled, config::text FROM pgtrickle.relay_inbox_config`
 
 // Load reads all pipelines. A row that makes no sense is a pipeline with an Err.
-func (c *Catalog) Load(ctx context.Context, db Querier) (Snapshot, error) {
+func (c *Catalog) Load(ctx context.Context, db pg.Querier) (Snapshot, error) {
 	rows, err := c.rows(ctx, db, listSQL)
-	if code := sqlState(err); code == "42883" || code == "42501" || code == "3F000" {
+	if pg.IsMissing(err) || pg.IsDenied(err) {
 		var fallback error
 		if rows, fallback = c.rows(ctx, db, tablesSQL); fallback != nil {
-			if code := sqlState(fallback); code == "42P01" || code == "3F000" {
+			if pg.IsMissing(fallback) {
 				return nil, ErrNoCatalog
 			}
 			return nil, fmt.Errorf("load pipelines: %w", errors.Join(err, fallback))
@@ -215,7 +210,7 @@ func (c *Catalog) Load(ctx context.Context, db Querier) (Snapshot, error) {
 	return snapshot, nil
 }
 
-func (c *Catalog) rows(ctx context.Context, db Querier, sql string) ([]Row, error) {
+func (c *Catalog) rows(ctx context.Context, db pg.Querier, sql string) ([]Row, error) {
 	result, err := db.Query(ctx, sql)
 	if err != nil {
 		return nil, err
@@ -238,12 +233,4 @@ func (c *Catalog) revision(row Row) string {
 		return fmt.Sprintf("%x", sum[:8])
 	}
 	return fmt.Sprintf("%x-%x", sum[:8], maphash.Bytes(c.seed, expanded))
-}
-
-func sqlState(err error) string {
-	var pgErr *pgconn.PgError
-	if errors.As(err, &pgErr) {
-		return pgErr.Code
-	}
-	return ""
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
@@ -153,7 +154,7 @@ func (w *pgWire) register(ctx context.Context) error {
 	_, err = w.conn.Exec(ctx, registerSQL, w.self.ID, w.self.Group, w.self.Binary, w.self.Version, w.self.Backends,
 		w.self.Hostname, w.self.PID, w.self.LockKey, w.self.Started)
 	if err != nil {
-		if code := sqlState(err); code == "42P01" || code == "3F000" {
+		if pg.IsMissing(err) {
 			return catalog.ErrNoCatalog
 		}
 		return fmt.Errorf("register the instance: %w", err)
@@ -176,7 +177,7 @@ func (w *pgWire) Beat(ctx context.Context) ([]Instance, error) {
 }
 
 // Live lists the live instances of a group.
-func Live(ctx context.Context, db catalog.Querier, group string) ([]Instance, error) {
+func Live(ctx context.Context, db pg.Querier, group string) ([]Instance, error) {
 	rows, err := db.Query(ctx, beatSQL, group)
 	if err != nil {
 		return nil, err
@@ -275,12 +276,4 @@ func (w *pgWire) Close(ctx context.Context) {
 		_, _ = w.conn.Exec(ctx, `DELETE FROM pgtrickle.relay_instances WHERE instance_id = $1 AND lock_key = $2`, w.self.ID, w.self.LockKey)
 	}
 	w.conn.Close(ctx) // it is over either way
-}
-
-func sqlState(err error) string {
-	var pgErr *pgconn.PgError
-	if errors.As(err, &pgErr) {
-		return pgErr.Code
-	}
-	return ""
 }

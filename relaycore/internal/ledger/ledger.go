@@ -15,10 +15,10 @@ import (
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/engine"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
@@ -50,8 +50,7 @@ const timelineSQL = `substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)`
 func Open(ctx context.Context, pool *pgxpool.Pool, id ID, epoch int64, owner string) (*Ledger, engine.State, error) {
 	l := &Ledger{pool: pool, id: id, epoch: epoch, owner: owner}
 	state, err := l.load(ctx, timelineSQL)
-	var pg *pgconn.PgError
-	if errors.As(err, &pg) && (pg.Code == "42501" || pg.Code == "42883" || pg.Code == "0A000") {
+	if pg.IsUnavailable(err) {
 		state, err = l.load(ctx, `''`)
 	}
 	if errors.Is(err, pgx.ErrNoRows) {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
 )
@@ -125,7 +126,7 @@ func keysSQL(linked []Backend, unknownOnly bool) (string, error) {
 		}
 		lines[i] = string(line)
 	}
-	list := quote("[\n" + strings.Join(lines, ",\n") + "\n]")
+	list := pg.Literal("[\n" + strings.Join(lines, ",\n") + "\n]")
 	return fmt.Sprintf(storeKeys, list, unknownOnly), nil
 }
 

@@ -19,6 +19,8 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
 )
 
 //go:embed migrations/*.sql
@@ -263,7 +265,7 @@ func block(marker, statement string) string {
 	target, doc, _ := strings.Cut(marker, ": ")
 	kind, name, _ := strings.Cut(target, " ")
 	kind, plain := strings.CutPrefix(kind, "plain-")
-	before, after := "", fmt.Sprintf("    COMMENT ON %s %s IS %s;\n", strings.ToUpper(kind), name, quote("pgtrickle-relay: "+doc))
+	before, after := "", fmt.Sprintf("    COMMENT ON %s %s IS %s;\n", strings.ToUpper(kind), name, pg.Literal("pgtrickle-relay: "+doc))
 	object := name
 	if kind == "trigger" {
 		var trigger string
@@ -280,5 +282,3 @@ BEGIN
 %sEND $do$;
 `, kind, object, plain, before, statement, after)
 }
-
-func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" }

@@ -5,13 +5,9 @@ import (
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
-)
 
-// Querier is a connection, a transaction or a pool.
-type Querier interface {
-	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
-	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
-}
+	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
+)
 
 const command = "pgtrickle-relay migrate"
 
@@ -56,7 +52,7 @@ WHERE NOT has_table_privilege(c.oid, 'INSERT')`
 
 // Missing returns what the catalog lacks for a relay that runs as the current role,
 // each with what to run; nothing when all is there. No pipeline runs without it.
-func Missing(ctx context.Context, conn Querier) ([]string, error) {
+func Missing(ctx context.Context, conn pg.Querier) ([]string, error) {
 	s, err := load()
 	if err != nil {
 		return nil, err
@@ -66,7 +62,7 @@ func Missing(ctx context.Context, conn Querier) ([]string, error) {
 	if err := conn.QueryRow(ctx, stateSQL).Scan(&schema, &usage, &table, &readable, &role, &user); err != nil {
 		return nil, fmt.Errorf("look for the relay's catalog: %w", err)
 	}
-	join := fmt.Sprintf("let the database's owner run: GRANT pgtrickle_relay TO %s", pgx.Identifier{user}.Sanitize())
+	join := fmt.Sprintf("let the database's owner run: GRANT pgtrickle_relay TO %s", pg.Identifier(user))
 	switch {
 	case !schema || !table:
 		return []string{fmt.Sprintf("the database has no relay catalog: run %q as its owner", command)}, nil
@@ -99,11 +95,11 @@ const GrantAccess = "run SELECT pgtrickle.relay_grant_access() as the role that 
 // Denied returns the rights on single outboxes and inboxes that the current role
 // lacks. Pipelines on those fail, if there are any, and no others: it is to be
 // told, and nothing has to wait for it. It is for a catalog that lacks nothing.
-func Denied(ctx context.Context, conn Querier) ([]string, error) {
+func Denied(ctx context.Context, conn pg.Querier) ([]string, error) {
 	return list(ctx, conn, deniedSQL)
 }
 
-func list(ctx context.Context, conn Querier, sql string) ([]string, error) {
+func list(ctx context.Context, conn pg.Querier, sql string) ([]string, error) {
 	rows, err := conn.Query(ctx, sql)
 	if err != nil {
 		return nil, fmt.Errorf("check privileges: %w", err)

@@ -25,10 +25,10 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
 )
 
 // Options tune a sweep. The zero value is a good choice.
@@ -97,15 +97,14 @@ func Sweep(ctx context.Context, pool *pgxpool.Pool, opts Options) ([]Report, err
 
 // missing is no error where the catalog is not installed.
 func missing(err error) error {
-	var pg *pgconn.PgError
-	if errors.As(err, &pg) && (pg.Code == "42P01" || pg.Code == "3F000") {
+	if pg.IsMissing(err) {
 		return nil
 	}
 	return fmt.Errorf("list outboxes: %w", err)
 }
 
 func sweep(ctx context.Context, conn *pgxpool.Conn, name string, hours int, opts Options) (Report, error) {
-	ident := pgx.Identifier{"pgtrickle", name}.Sanitize()
+	ident := pg.Identifier("pgtrickle", name)
 	table, readers, err := outbox.Readers(ctx, conn, ident)
 	r := Report{Table: table}
 	if err != nil || len(readers) == 0 {
@@ -180,7 +179,7 @@ func dropPartitions(ctx context.Context, conn *pgxpool.Conn, name string, hours 
 		r.Dropped = append(r.Dropped, *part)
 		r.Deleted += rows
 	}
-	err := conn.QueryRow(ctx, `SELECT created_at < now() - make_interval(hours => $1) FROM `+pgx.Identifier{"pgtrickle", name}.Sanitize()+` WHERE id > $2 ORDER BY id LIMIT 1`, hours, r.Floor).Scan(&r.HeldBack)
+	err := conn.QueryRow(ctx, `SELECT created_at < now() - make_interval(hours => $1) FROM `+pg.Identifier("pgtrickle", name)+` WHERE id > $2 ORDER BY id LIMIT 1`, hours, r.Floor).Scan(&r.HeldBack)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/internal/engine"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/ledger"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
@@ -299,7 +300,7 @@ func (b *Builder) Letters(ctx context.Context) (map[catalog.Key]Letters, error) 
 }
 
 // CountLetters counts the dead letters of a group's pipelines.
-func CountLetters(ctx context.Context, db catalog.Querier, group string) (map[catalog.Key]Letters, error) {
+func CountLetters(ctx context.Context, db pg.Querier, group string) (map[catalog.Key]Letters, error) {
 	rows, err := db.Query(ctx, `
 		SELECT direction, pipeline, count(*) FILTER (WHERE status <> 'parked'), count(*) FILTER (WHERE status = 'parked')
 		FROM pgtrickle.relay_dead_letters WHERE relay_group_id = $1 GROUP BY direction, pipeline`, group)
