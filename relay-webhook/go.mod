@@ -2,7 +2,11 @@ module github.com/grove/pgtrickle-relay/relay-webhook
 
 go 1.26.0
 
-require github.com/grove/pgtrickle-relay/relaycore v0.0.0
+require (
+	code.dny.dev/ssrf v0.3.0
+	github.com/grove/pgtrickle-relay/relaycore v0.0.0
+	go.uber.org/goleak v1.3.0
+)
 
 require (
 	github.com/beorn7/perks v1.0.1 // indirect

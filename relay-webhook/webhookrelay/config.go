@@ -25,7 +25,7 @@ type sinkConfig struct {
 	BatchMessages   int                       `json:"batch_messages" relay:"min=1" doc:"Most events in one request of mode batch."`
 	BatchBytes      relaycfg.Size             `json:"batch_bytes" relay:"min=1" doc:"Most bytes in the body of one request of mode batch; a larger event goes alone."`
 	Concurrency     int                       `json:"concurrency" relay:"min=1" doc:"Requests at a time in mode event; events of one key are sent one after the other."`
-	Timeout         relaycfg.Duration         `json:"timeout" relay:"min=1" doc:"Time for one request, until its answer has been read."`
+	ConfirmTimeout  relaycfg.Duration         `json:"confirm_timeout" relay:"min=1,alias=timeout" doc:"Time for one request, until its answer has been read."`
 	RetryOnStatus   relaycfg.Ints             `json:"retry_on_status" doc:"Statuses of the answer that are tried again."`
 	SigningSecret   relaycfg.Secrets          `json:"signing_secret" doc:"Secrets that sign each request as Standard Webhooks has it; several, for rotation, give several signatures. whsec_ is followed by base64, anything else is taken as it is."`
 	AllowPrivate    bool                      `json:"allow_private" doc:"Send to loopback, private and other addresses that are not public."`
@@ -39,13 +39,13 @@ type sinkConfig struct {
 
 func sinkDefaults() sinkConfig {
 	return sinkConfig{
-		Method:        "POST",
-		Mode:          modeEvent,
-		BatchMessages: 1000,
-		BatchBytes:    1 << 20,
-		Concurrency:   16,
-		Timeout:       relaycfg.Duration(10 * time.Second),
-		RetryOnStatus: relaycfg.Ints{408, 429, 500, 502, 503, 504},
+		Method:         "POST",
+		Mode:           modeEvent,
+		BatchMessages:  1000,
+		BatchBytes:     1 << 20,
+		Concurrency:    16,
+		ConfirmTimeout: relaycfg.Duration(10 * time.Second),
+		RetryOnStatus:  relaycfg.Ints{408, 429, 500, 502, 503, 504},
 	}
 }
 

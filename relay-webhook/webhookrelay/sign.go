@@ -3,9 +3,14 @@ package webhookrelay
 import (
 	"crypto/hmac"
 	"crypto/sha256"
+	"crypto/subtle"
 	"encoding/base64"
+	"encoding/hex"
 	"hash"
+	"net/http"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
 )
@@ -66,4 +71,162 @@ func (s *signer) sign(id, timestamp string, body []byte) string {
 	}
 	s.buf = out
 	return string(out)
+}
+
+// verifier checks where a request comes from. Every comparison with a secret or
+// with what is made from one takes the same time whatever the request says.
+type verifier struct {
+	auth      string
+	header    string
+	keys      [][]byte
+	hashed    [][sha256.Size]byte // of auth bearer
+	tolerance time.Duration
+	now       func() time.Time
+}
+
+func newVerifier(cfg *sourceConfig) verifier {
+	v := verifier{auth: cfg.Auth, keys: cfg.secrets, tolerance: cfg.Tolerance.D(), now: time.Now}
+	switch cfg.Auth {
+	case authBearer:
+		v.header = cfg.AuthHeader
+		for _, k := range cfg.secrets {
+			v.hashed = append(v.hashed, sha256.Sum256(k))
+		}
+	case authHMAC:
+		v.header = cfg.SignatureHeader
+	case authGitHub:
+		v.header = "X-Hub-Signature-256"
+	case authStripe:
+		v.header = "Stripe-Signature"
+	}
+	return v
+}
+
+// before is what can be checked without the body.
+func (v *verifier) before(h http.Header) bool {
+	if v.auth != authBearer {
+		return true
+	}
+	token := h.Get(v.header)
+	if scheme, rest, ok := strings.Cut(token, " "); ok && strings.EqualFold(scheme, "Bearer") {
+		token = strings.TrimSpace(rest)
+	}
+	// Hashes are of one length, so that the time says nothing about a token's.
+	sum := sha256.Sum256([]byte(token))
+	match := 0
+	for i := range v.hashed {
+		match |= subtle.ConstantTimeCompare(sum[:], v.hashed[i][:])
+	}
+	return match == 1
+}
+
+// after is what needs the body.
+func (v *verifier) after(h http.Header, body []byte) bool {
+	switch v.auth {
+	case authNone, authBearer:
+		return true
+	case authHMAC:
+		signature := h.Get(v.header)
+		if rest, ok := strings.CutPrefix(signature, "sha256="); ok {
+			signature = rest
+		}
+		return v.matchHex(signature, body)
+	case authGitHub:
+		signature, ok := strings.CutPrefix(h.Get(v.header), "sha256=")
+		return ok && v.matchHex(signature, body)
+	case authStandard:
+		return v.standard(h, body)
+	case authStripe:
+		return v.stripe(h.Get(v.header), body)
+	}
+	return false
+}
+
+func (v *verifier) matchHex(signature string, parts ...[]byte) bool {
+	sum, err := hex.DecodeString(signature)
+	return err == nil && v.match(sum, parts...)
+}
+
+// match reports whether sum is that of parts under one of the keys.
+func (v *verifier) match(sum []byte, parts ...[]byte) bool {
+	match := false
+	for _, key := range v.keys {
+		mac := hmac.New(sha256.New, key)
+		for _, p := range parts {
+			_, _ = mac.Write(p)
+		}
+		match = hmac.Equal(sum, mac.Sum(nil)) || match
+	}
+	return match
+}
+
+// maxSignatures bounds the work that a request can ask for.
+const maxSignatures = 8
+
+// standard is Standard Webhooks, also under the names that Svix gives its
+// headers.
+func (v *verifier) standard(h http.Header, body []byte) bool {
+	id, timestamp, signatures := h.Get(headerWebhookID), h.Get(headerWebhookTimestamp), h.Get(headerWebhookSignature)
+	if id == "" && signatures == "" {
+		id, timestamp, signatures = h.Get("Svix-Id"), h.Get("Svix-Timestamp"), h.Get("Svix-Signature")
+	}
+	if id == "" || !v.fresh(timestamp) {
+		return false
+	}
+	signed := []byte(id + "." + timestamp + ".")
+	tried := 0
+	for s := range strings.SplitSeq(signatures, " ") {
+		encoded, ok := strings.CutPrefix(s, "v1,")
+		if !ok {
+			continue
+		}
+		if tried++; tried > maxSignatures {
+			return false
+		}
+		sum, err := base64.StdEncoding.Strict().DecodeString(encoded)
+		if err == nil && v.match(sum, signed, body) {
+			return true
+		}
+	}
+	return false
+}
+
+// stripe reads "t=<seconds>,v1=<hex>,…".
+func (v *verifier) stripe(header string, body []byte) bool {
+	var timestamp string
+	var signatures []string
+	for part := range strings.SplitSeq(header, ",") {
+		name, value, _ := strings.Cut(strings.TrimSpace(part), "=")
+		switch name {
+		case "t":
+			if timestamp != "" {
+				return false // which one would be signed?
+			}
+			timestamp = value
+		case "v1":
+			if signatures = append(signatures, value); len(signatures) > maxSignatures {
+				return false
+			}
+		}
+	}
+	if !v.fresh(timestamp) {
+		return false
+	}
+	signed := []byte(timestamp + ".")
+	for _, s := range signatures {
+		if v.matchHex(s, signed, body) {
+			return true
+		}
+	}
+	return false
+}
+
+// fresh reports whether a timestamp is within tolerance of our clock, before or
+// after.
+func (v *verifier) fresh(timestamp string) bool {
+	seconds, err := strconv.ParseInt(timestamp, 10, 64)
+	if err != nil || seconds < 0 || seconds > 1<<40 {
+		return false
+	}
+	return v.now().Sub(time.Unix(seconds, 0)).Abs() <= v.tolerance
 }

@@ -11,7 +11,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
@@ -57,37 +56,22 @@ func newSink(ctx context.Context, _ relay.Env, raw json.RawMessage) (relay.Sink,
 	s := &sink{
 		cfg:      cfg,
 		classes:  classifier{retry: cfg.RetryOnStatus, perMessage: !cfg.URL.Fixed()},
-		dialer:   &net.Dialer{Timeout: cfg.Timeout.D(), KeepAlive: 15 * time.Second},
+		dialer:   newDialer(&cfg),
 		tails:    make(map[string]int),
 		batchBad: make(map[string]bool),
-	}
-	if !cfg.AllowPrivate {
-		s.dialer.Control = guard
 	}
 	if cfg.URL.Fixed() {
 		if s.fixed, err = url.Parse(cfg.URL.String()); err != nil {
 			return nil, relaycfg.Errorf("url", "is not a URL")
 		}
 	}
-	s.http = &http.Transport{
-		DialContext:            s.dialer.DialContext,
-		TLSClientConfig:        tlsConfig,
-		TLSHandshakeTimeout:    cfg.Timeout.D(),
-		ForceAttemptHTTP2:      true,
-		MaxIdleConnsPerHost:    cfg.Concurrency,
-		IdleConnTimeout:        longestIdle,
-		WriteBufferSize:        wireBuffer,
-		MaxResponseHeaderBytes: 64 << 10,
-		DisableCompression:     true,
-		// No Proxy: behind one the guard would not see where a request goes.
-	}
-	s.do = s.http.RoundTrip
-	if cfg.FollowRedirects {
-		client := &http.Client{Transport: s.http, CheckRedirect: checkRedirect}
-		s.do = client.Do
-	}
 	if s.base, s.addr, err = s.endpoint(); err != nil {
 		return nil, err
+	}
+	s.http = newTransport(&cfg, s.dialer, tlsConfig)
+	s.do = s.http.RoundTrip
+	if cfg.FollowRedirects {
+		s.do = (&http.Client{Transport: s.http, CheckRedirect: checkRedirect}).Do
 	}
 	for range cfg.Concurrency {
 		s.workers = append(s.workers, newWorker(s))
@@ -97,15 +81,6 @@ func newSink(ctx context.Context, _ relay.Env, raw json.RawMessage) (relay.Sink,
 		return nil, err
 	}
 	return s, nil
-}
-
-// checkRedirect follows a redirect that keeps method, body and encryption.
-func checkRedirect(next *http.Request, via []*http.Request) error {
-	first := via[0]
-	if len(via) >= 5 || next.Method != first.Method || (first.URL.Scheme == "https" && next.URL.Scheme != "https") {
-		return http.ErrUseLastResponse
-	}
-	return nil
 }
 
 // Publish sends batch and waits for all answers.
@@ -164,7 +139,6 @@ type run struct {
 // work takes lane after lane until there are none or the endpoint fails.
 func (r *run) work(ctx context.Context, w *worker) {
 	s := r.sink
-	defer w.release()
 	for !r.stopped.Load() {
 		lane := int(r.lane.Add(1)) - 1
 		if lane >= len(s.heads) {
@@ -231,17 +205,14 @@ func (s *sink) target(m *relay.Message) (*url.URL, error) {
 	if err != nil {
 		return nil, relay.Permanent(fmt.Errorf("render webhook_url for %s: not a URL", m.ID))
 	}
-	// Escaping leaves dots alone, and servers and proxies resolve them.
+	// Escaping leaves dots unchanged, and servers and proxies resolve them.
 	if p := u.EscapedPath() + "/"; strings.Contains(p, "/../") || strings.Contains(p, "/./") {
-		return nil, relay.Permanent(fmt.Errorf("render webhook_url for %s: a field of the row puts dots for a path's segment", m.ID))
+		return nil, relay.Permanent(fmt.Errorf("render webhook_url for %s: a field of the row makes a path segment of dots", m.ID))
 	}
 	return u, nil
 }
 
-// escape makes a value safe in a path and in a query alike.
-func escape(value string) string { return strings.ReplaceAll(url.QueryEscape(value), "+", "%20") }
-
-// Destination renders the URL for m, without a password.
+// Destination implements [relay.Router]: the URL for m, without a password.
 func (s *sink) Destination(m *relay.Message) (string, error) {
 	u, err := s.target(m)
 	if err != nil {
@@ -268,11 +239,11 @@ func (s *sink) endpoint() (u *url.URL, addr string, err error) {
 	return u, net.JoinHostPort(u.Hostname(), port), nil
 }
 
-// origin is what errors say of the URL. Path, query and user may hold a secret, and
-// errors are logged, stored and shown.
+// origin is the part of the URL that errors quote. Path, query and user may hold a
+// secret, and errors are logged, stored and shown.
 func (s *sink) origin() string { return s.base.Scheme + "://" + s.base.Host }
 
-// Ping connects to the endpoint and sends nothing.
+// Ping implements [relay.Pinger]: it connects to the endpoint and sends nothing.
 func (s *sink) Ping(ctx context.Context) error {
 	conn, err := s.dialer.DialContext(ctx, "tcp", s.addr)
 	if err != nil {
@@ -281,7 +252,7 @@ func (s *sink) Ping(ctx context.Context) error {
 	return conn.Close()
 }
 
-// Limits asks for no more than a few seconds' work of an ordinary endpoint.
+// Limits implements [relay.Limiter]: a few seconds of work for an ordinary endpoint.
 func (s *sink) Limits() (messages, bytes int) {
 	if s.cfg.Mode == modeBatch {
 		return 0, 0
@@ -289,12 +260,9 @@ func (s *sink) Limits() (messages, bytes int) {
 	return 64 * s.cfg.Concurrency, 0
 }
 
-// Close drops idle connections.
+// Close implements [relay.Sink]: it closes the idle connections.
 func (s *sink) Close() error {
 	s.closed = true
 	s.http.CloseIdleConnections()
-	for _, w := range s.workers {
-		w.close()
-	}
 	return nil
 }

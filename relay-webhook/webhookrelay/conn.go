@@ -1,0 +1,108 @@
+package webhookrelay
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"syscall"
+	"time"
+
+	"code.dny.dev/ssrf"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytls"
+)
+
+const (
+	writeBuffer    = 16 << 10 // holds the header and a small body, which then leave in one packet
+	maxAnswerHead  = 64 << 10 // bytes of an answer's header
+	idleConnection = 90 * time.Second
+)
+
+// newDialer returns the dialer of an endpoint. It refuses addresses that are not
+// public unless allow_private is set.
+func newDialer(cfg *sinkConfig) *net.Dialer {
+	d := &net.Dialer{Timeout: cfg.ConfirmTimeout.D(), KeepAlive: 15 * time.Second}
+	if !cfg.AllowPrivate {
+		d.Control = guard
+	}
+	return d
+}
+
+// newTransport returns a transport that keeps a connection for each concurrent
+// request. It uses no proxy: behind a proxy the guard would not see the endpoint.
+func newTransport(cfg *sinkConfig, dialer *net.Dialer, tlsConfig *tls.Config) *http.Transport {
+	return &http.Transport{
+		DialContext:            dialer.DialContext,
+		TLSClientConfig:        tlsConfig,
+		TLSHandshakeTimeout:    cfg.ConfirmTimeout.D(),
+		ForceAttemptHTTP2:      true,
+		MaxConnsPerHost:        cfg.Concurrency,
+		MaxIdleConnsPerHost:    cfg.Concurrency,
+		IdleConnTimeout:        idleConnection,
+		WriteBufferSize:        writeBuffer,
+		MaxResponseHeaderBytes: maxAnswerHead,
+		DisableCompression:     true,
+	}
+}
+
+// checkRedirect follows a redirect that keeps method, body and encryption.
+func checkRedirect(next *http.Request, via []*http.Request) error {
+	first := via[0]
+	if len(via) >= 5 || next.Method != first.Method || (first.URL.Scheme == "https" && next.URL.Scheme != "https") {
+		return http.ErrUseLastResponse
+	}
+	return nil
+}
+
+// errNotPublic is wrapped by the error of a dial that the guard refuses.
+var errNotPublic = errors.New("is not a public address; set webhook_allow_private to true if this is intended")
+
+// guardian refuses every address in IANA's special-purpose registries.
+var guardian = ssrf.New(ssrf.WithAnyPort())
+
+// public reports whether addr is an address of the open Internet. An IPv4 address
+// inside a mapped or a NAT64 address is checked as the IPv4 address.
+func public(addr netip.Addr) bool {
+	addr = addr.WithZone("").Unmap()
+	if ssrf.IPv6NAT64Prefix.Contains(addr) {
+		b := addr.As16()
+		addr = netip.AddrFrom4([4]byte(b[12:]))
+	}
+	return guardian.SafeAddr(addr) == nil
+}
+
+// guard is a [net.Dialer] Control. It checks the resolved address of every
+// connection, so that neither a redirect nor a changed DNS record gets past it.
+func guard(_, address string, _ syscall.RawConn) error {
+	to, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return relay.Fatal(fmt.Errorf("dial %s: %w", address, err))
+	}
+	if !public(to.Addr()) {
+		return relay.Fatal(fmt.Errorf("%s %w", to.Addr(), errNotPublic))
+	}
+	return nil
+}
+
+// serverTLS returns nil where no certificate is configured.
+func serverTLS(cert, key, clientCA string) (*tls.Config, error) {
+	if cert == "" {
+		return nil, nil //nolint:nilnil // no TLS is a valid answer
+	}
+	cfg := &tls.Config{MinVersion: tls.VersionTLS12}
+	var err error
+	if cfg.Certificates, err = relaytls.Pair(cert, key); err != nil {
+		return nil, err
+	}
+	if clientCA != "" {
+		if cfg.ClientCAs, err = relaytls.Authorities("client_ca", clientCA); err != nil {
+			return nil, err
+		}
+		cfg.ClientAuth = tls.RequireAndVerifyClientCert
+	}
+	return cfg, nil
+}
