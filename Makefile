@@ -2,7 +2,7 @@
 SHELL       := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
-MODULES  := relaycore relay-nats relay-kafka relay-redis relay-sqs relay-rabbitmq relay-webhook relay-stdout relay-pginbox relay-all demo e2e
+MODULES  := relaycore relay-nats relay-kafka relay-redis relay-sqs relay-rabbitmq relay-webhook relay-stdout relay-pginbox relay-all demo e2e tools
 BINARIES := $(filter relay-%,$(MODULES))
 # relay-all is the whole daemon and bears the project's name.
 binary    = $(if $(filter relay-all,$1),pgtrickle-relay,$1)
@@ -36,6 +36,18 @@ bin/%: FORCE
 	cd $* && GOWORK=off CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o ../$@ .
 FORCE:
 
+.PHONY: check
+check: fmt-check ## format, vet, lint and the tests that need no server: under two minutes once the caches are warm
+	go vet work
+	$(MAKE) lint
+	go test work 2>&1 | grep -v 'no test files'
+
+.PHONY: fmt fmt-check
+fmt: $(LINT) ## format all Go files
+	for m in $(MODULES); do (cd $$m && $(LINT) fmt ./...); done
+fmt-check: $(LINT)
+	@for m in $(MODULES); do (cd $$m && $(LINT) fmt --diff ./...) || { echo "run make fmt"; exit 1; }; done
+
 .PHONY: test
 test: build servers ## all tests, against real servers, end to end ones too (about 15 minutes on 2 cores)
 	go vet work
@@ -53,7 +65,7 @@ race: servers ## the concurrent packages once more, under the race detector
 	$(BROKERS) go test -race -count=1 -timeout=30m $(RACE)
 
 .PHONY: servers
-servers: ## Docker, the images of the servers to test against, and what tests start themselves
+servers: ## installs Docker, the servers' images and programs that tests start; NO_INSTALL=1 lists what is missing instead
 	scripts/setup.sh
 	e2e/scripts/docker.sh
 	e2e/images/build.sh
@@ -93,12 +105,20 @@ go-lines: ## the same go line in every module
 	@test $$(cat go.work $(MODULES:%=%/go.mod) | grep -E '^go ' | sort -u | wc -l) = 1 || { grep -H '^go ' go.work */go.mod; exit 1; }
 
 .PHONY: lint
-lint: $(MODULES:%=lint-%) ## golangci-lint, built from source at $(LINT_VERSION)
+lint: code-lines commits $(MODULES:%=lint-%) ## golangci-lint and the checkers of tools/
 lint-%: $(LINT)
 	cd $* && GOLANGCI_LINT_CACHE=$(CURDIR)/.cache/lint $(LINT) run --allow-serial-runners ./...
 $(LINT):
 	@echo "building golangci-lint $(LINT_VERSION) (a few minutes, once)"
 	GOFLAGS= GOWORK=off GOBIN=$(dir $@) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VERSION)
+
+.PHONY: code-lines
+code-lines: ## code lines per backend and package of relaycore; fails above tools/codelines/ceilings.txt
+	@cd tools && go run ./codelines ..
+
+.PHONY: commits
+commits: ## the messages of new commits: subject, length, body
+	@scripts/commits.sh
 
 .PHONY: images
 images: build ## one FROM scratch image a binary

@@ -87,7 +87,7 @@ func installed(ctx context.Context) string {
 	return best
 }
 
-var versionNumber = regexp.MustCompile(`\) (\d+)`) //nolint:gochecknoglobals // a constant
+var versionNumber = regexp.MustCompile(`\) (\d+)`)
 
 func versionOf(ctx context.Context, dir string) int {
 	if _, err := os.Stat(filepath.Join(dir, "initdb")); err != nil {

@@ -11,7 +11,7 @@ import (
 // voice prints what happens, in colour on a terminal.
 type voice struct{ colour bool }
 
-var say = voice{colour: isTerminal()} //nolint:gochecknoglobals // there is one terminal
+var say = voice{colour: isTerminal()}
 
 func isTerminal() bool {
 	info, err := os.Stdout.Stat()

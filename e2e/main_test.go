@@ -19,7 +19,6 @@ import (
 	"github.com/grove/pgtrickle-relay/e2e/internal/ends"
 )
 
-//nolint:gochecknoglobals // TestMain has no other way to hand things to tests
 var (
 	fleet  *brokers.Fleet
 	matrix Matrix

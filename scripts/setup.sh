@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # What the tests need on this machine beside Go and Docker: programs that tests
 # start themselves, to stop them, restart them and configure them in ways that a
-# shared server cannot be. Installs what is missing, says so, and is quick when
-# nothing is. Debian packages come by apt, the rest into .cache.
+# shared server cannot be. Lists what is missing, then installs it; it is quick
+# when nothing is missing. Debian packages come by apt, the rest into .cache.
+# With NO_INSTALL=1 it installs nothing and fails when anything is missing.
 #
 #   redis-server            relay-redis: TLS, ACLs, eviction, failover
 #   nats-server             relay-nats: accounts, TLS, restarts
@@ -42,6 +43,20 @@ here psql || packages+=(postgresql-client)
 here pgbouncer || packages+=(pgbouncer)
 here java || packages+=(default-jre-headless)
 here mvn || packages+=(maven)
+pom=e2e/images/kafka/pom.xml jars=.cache/kafka
+
+missing=()
+[ ${#packages[@]} = 0 ] || missing+=("Debian packages, as root with apt-get: ${packages[*]}")
+"$root/.cache/bin/nats-server" --version 2>/dev/null | grep -qxF "nats-server: $nats" || missing+=("nats-server $nats, built into .cache/bin")
+cmp -s $pom $jars/pom.xml || missing+=("Kafka's jars, fetched by Maven into .cache/kafka")
+docker=$(e2e/scripts/docker.sh --missing)
+[ -z "$docker" ] || missing+=("$docker")
+if [ ${#missing[@]} -gt 0 ]; then
+	if [ -n "${NO_INSTALL:-}" ]; then say "missing, and NO_INSTALL is set:"; else say "to be installed (stop now, and see NO_INSTALL=1, if you do not want it):"; fi
+	printf '  %s\n' "${missing[@]}" >&2
+	[ -z "${NO_INSTALL:-}" ] || exit 1
+fi
+
 [ ${#packages[@]} = 0 ] || install_packages "${packages[@]}"
 
 if ! "$root/.cache/bin/nats-server" --version 2>/dev/null | grep -qxF "nats-server: $nats"; then
@@ -50,7 +65,6 @@ if ! "$root/.cache/bin/nats-server" --version 2>/dev/null | grep -qxF "nats-serv
 fi
 
 # Kafka's jars are those of the image, and as old as its list of them.
-pom=e2e/images/kafka/pom.xml jars=.cache/kafka
 if ! cmp -s $pom $jars/pom.xml; then
 	say "fetching Kafka's jars"
 	rm -rf $jars

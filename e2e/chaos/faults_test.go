@@ -302,14 +302,14 @@ func TestMemory(t *testing.T) {
 		backends []string
 		fill     func(t *testing.T, db *rig.Database) int
 	}{
-		{"1 MiB messages", []string{"nats"}, func(t *testing.T, db *rig.Database) int { //nolint:thelper // a case
+		{"1 MiB messages", []string{"nats"}, func(t *testing.T, db *rig.Database) int {
 			const n = 150
 			for i := range n {
 				db.Exec(t, `INSERT INTO events VALUES ($1, 'large', $1, repeat('x', 1 << 20))`, i)
 			}
 			return n
 		}},
-		{"small messages", []string{"nats", "kafka", "redis", "pg-inbox"}, func(t *testing.T, db *rig.Database) int { //nolint:thelper // a case
+		{"small messages", []string{"nats", "kafka", "redis", "pg-inbox"}, func(t *testing.T, db *rig.Database) int {
 			const chunk = 1000
 			for i := 0; i < set.backlog; i += chunk {
 				db.Exec(t, `INSERT INTO events SELECT i, 'k' || i % 100, i / 100, 'small' FROM generate_series($1::bigint, $1 + $2 - 1) i`, i, chunk)

@@ -28,7 +28,7 @@ type harm struct {
 
 // storm does harms, one at a time, until stop is done, and counts them.
 func storm(t *testing.T, stop context.Context, seed uint64, calm time.Duration, harms []harm) string { //nolint:revive // stop is no ordinary context
-	rng := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // repeatable on purpose
+	rng := rand.New(rand.NewPCG(seed, 0))
 	var lots []harm
 	for _, h := range harms {
 		for range h.weight {

@@ -28,7 +28,7 @@ func TestKills(t *testing.T) {
 			stop, cancel := context.WithCancel(t.Context())
 			var wg sync.WaitGroup
 			wg.Go(func() { insertAll(stop, db, newFlows(set.seed, k.Name)) })
-			rng := rand.New(rand.NewPCG(set.seed, 1)) //nolint:gosec // repeatable on purpose
+			rng := rand.New(rand.NewPCG(set.seed, 1))
 			var owners, working int
 			for range set.kills {
 				epoch, last, err := cursor(t.Context(), db)

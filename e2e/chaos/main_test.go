@@ -28,7 +28,6 @@ type settings struct {
 	backends []ends.Kind
 }
 
-//nolint:gochecknoglobals // TestMain has no other way to hand things to tests
 var (
 	fleet *brokers.Fleet
 	set   settings
@@ -93,7 +92,7 @@ func readSettings() (s settings, err error) {
 		return n
 	}
 	s = settings{
-		seed:     uint64(number("CHAOS_SEED", float64(rand.Uint32()))), //nolint:gosec // a seed, not a secret
+		seed:     uint64(number("CHAOS_SEED", float64(rand.Uint32()))),
 		duration: time.Duration(number("CHAOS_MINUTES", 1) * float64(time.Minute)),
 		kills:    int(number("CHAOS_KILLS", 25)),
 		backlog:  int(number("CHAOS_BACKLOG", 200_000)),

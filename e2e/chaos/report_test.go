@@ -73,5 +73,5 @@ func (r *report) writeTo(page string) error {
 	}
 	text := fmt.Sprintf("<!-- chaos -->\nWritten by `make chaos CHAOS_WRITE=1` on %s: seed %d, storm of %v.\n\n%s<!-- /chaos -->",
 		time.Now().UTC().Format(time.DateOnly), set.seed, set.duration, r.text())
-	return os.WriteFile(path, section.ReplaceAllLiteral(old, []byte(text)), 0o644) //nolint:gosec // a page of the repository
+	return os.WriteFile(path, section.ReplaceAllLiteral(old, []byte(text)), 0o644)
 }

@@ -33,7 +33,7 @@ func newFlows(seed uint64, name string) []*flow {
 	var ids atomic.Int64
 	flows := make([]*flow, writers)
 	for w := range flows {
-		f := &flow{rng: rand.New(rand.NewPCG(seed, uint64(w))), name: name, seq: make(map[string]int64), ids: &ids} //nolint:gosec // repeatable on purpose
+		f := &flow{rng: rand.New(rand.NewPCG(seed, uint64(w))), name: name, seq: make(map[string]int64), ids: &ids}
 		for k := w; k < keys; k += writers {
 			f.own = append(f.own, fmt.Sprintf("%s-%d", name, k))
 		}

@@ -52,6 +52,7 @@ ref() { echo "$repository/$1:$(hash_of "$1")"; }
 
 need() { # need COMMAND PACKAGE
 	command -v "$1" >/dev/null && return
+	[ -z "${NO_INSTALL:-}" ] || { say "missing, and NO_INSTALL is set: $2 (for $1)"; exit 1; }
 	say "installing $2 (for $1)"
 	sudo_ apt-get update -qq >&2
 	sudo_ env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$2" >&2

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Makes sure that Docker can be used: installs Debian's packages and starts the
-# daemon where that is needed. Says what it does; quick when all is well.
+# daemon where that is needed. Reports what it does; quick when all is well.
+# --missing prints what it would install or start, and does nothing. With
+# NO_INSTALL=1 it fails where it would have to install or start anything.
 set -euo pipefail
 
 say() { echo "docker: $*" >&2; }
@@ -8,6 +10,16 @@ sudo_() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
 answers() { timeout 10 docker version >/dev/null 2>&1; }
 
 if answers; then exit; fi
+missing() {
+	command -v dockerd >/dev/null || echo "Debian packages, as root with apt-get: docker.io, iptables"
+	command -v docker >/dev/null || echo "Debian package docker-cli"
+	echo "the Docker daemon, started"
+}
+if [ "${1:-}" = --missing ]; then missing | paste -sd ';' | sed 's/;/; /g'; exit; fi
+if [ -n "${NO_INSTALL:-}" ]; then
+	say "missing, and NO_INSTALL is set: $(missing | paste -sd ';')"
+	exit 1
+fi
 if ! command -v dockerd >/dev/null; then
 	say "installing docker.io"
 	sudo_ apt-get update -qq >&2

@@ -131,7 +131,7 @@ func (p Program) start(ctx context.Context, db string, opts Options) (*Relay, er
 	return r, nil
 }
 
-var containers atomic.Int64 //nolint:gochecknoglobals // names of one process' containers
+var containers atomic.Int64
 
 // command returns the program's command line, or that of docker running it.
 func (p Program) command(ctx context.Context, container string, env map[string]string, opts Options, args ...string) *exec.Cmd {

@@ -160,7 +160,7 @@ func (e *Engine) Run(ctx, stop context.Context) error {
 type run struct {
 	Config
 	redrive  <-chan struct{}
-	stopping context.Context
+	stopping context.Context //nolint:containedctx // one of the two lifetimes that a run has
 
 	trouble  *trouble
 	received chan chunk
