@@ -105,7 +105,7 @@ go-lines: ## the same go line in every module
 	@test $$(cat go.work $(MODULES:%=%/go.mod) | grep -E '^go ' | sort -u | wc -l) = 1 || { grep -H '^go ' go.work */go.mod; exit 1; }
 
 .PHONY: lint
-lint: code-lines commits $(MODULES:%=lint-%) ## golangci-lint and the checkers of tools/
+lint: code-lines words commits $(MODULES:%=lint-%) ## golangci-lint and the checkers of tools/
 lint-%: $(LINT)
 	cd $* && GOLANGCI_LINT_CACHE=$(CURDIR)/.cache/lint $(LINT) run --allow-serial-runners ./...
 $(LINT):
@@ -115,6 +115,12 @@ $(LINT):
 .PHONY: code-lines
 code-lines: ## code lines per backend and package of relaycore; fails above tools/codelines/ceilings.txt
 	@cd tools && go run ./codelines ..
+
+.PHONY: words words-lower
+words: ## the language of docs, comments, errors and logs; fails above tools/words/ceilings.txt
+	@cd tools && go run ./words ..
+words-lower:
+	@cd tools && go run ./words -lower ..
 
 .PHONY: commits
 commits: ## the messages of new commits: subject, length, body
