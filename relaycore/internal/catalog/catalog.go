@@ -5,7 +5,6 @@ package catalog
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -13,27 +12,17 @@ import (
 	"fmt"
 	"hash/maphash"
 	"slices"
-	"strconv"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
 )
 
-// Key identifies a pipeline. A forward and a reverse one may bear the same name.
-type Key struct {
-	Direction relay.Direction
-	Name      string
-}
-
-func (k Key) String() string { return string(k.Direction) + " " + strconv.Quote(k.Name) }
-
-// Compare orders keys by name, then direction.
-func (k Key) Compare(other Key) int {
-	return cmp.Or(cmp.Compare(k.Name, other.Name), cmp.Compare(k.Direction, other.Direction))
-}
+// Key identifies a pipeline.
+type Key = store.Key
 
 // Pipeline is one row of the catalog, normalised.
 type Pipeline struct {
@@ -155,9 +144,6 @@ func (s Snapshot) Find(name string) []Pipeline {
 	return found
 }
 
-// ErrNoCatalog says that the database has no relay catalog.
-var ErrNoCatalog = errors.New("the database has no relay catalog; run the migrate command")
-
 // Catalog loads snapshots. It is used by one goroutine.
 type Catalog struct {
 	reg   *relay.Registry
@@ -183,7 +169,7 @@ func (c *Catalog) Load(ctx context.Context, db pg.Querier) (Snapshot, error) {
 		var fallback error
 		if rows, fallback = c.rows(ctx, db, tablesSQL); fallback != nil {
 			if pg.IsMissing(fallback) {
-				return nil, ErrNoCatalog
+				return nil, store.ErrNoCatalog
 			}
 			return nil, fmt.Errorf("load pipelines: %w", errors.Join(err, fallback))
 		}
@@ -195,7 +181,7 @@ func (c *Catalog) Load(ctx context.Context, db pg.Querier) (Snapshot, error) {
 	snapshot := make(Snapshot, 0, len(rows))
 	known := make(map[Key]Pipeline, len(rows))
 	for _, row := range rows {
-		p, same := c.known[Key{row.Direction, row.Name}]
+		p, same := c.known[Key{Direction: row.Direction, Name: row.Name}]
 		// What refers to secrets is looked at again each time.
 		if !same || !bytes.Equal(p.Stored, row.Config) || bytes.Contains(row.Config, []byte("${")) {
 			p = Normalise(row, c.reg)

@@ -132,7 +132,7 @@ func Normalise(row Row, reg *relay.Registry) Pipeline {
 	if row.Direction == relay.Reverse {
 		n.far, n.near = "source", "sink"
 	}
-	p := Pipeline{Key: Key{row.Direction, row.Name}, Enabled: row.Enabled, Stored: row.Config}
+	p := Pipeline{Key: Key{Direction: row.Direction, Name: row.Name}, Enabled: row.Enabled, Stored: row.Config}
 	if err := n.split(); err != nil {
 		n.errs = append(n.errs, err)
 	}

@@ -200,11 +200,11 @@ func TestUnlinkedBackendIsNotAnError(t *testing.T) {
 func TestDiff(t *testing.T) {
 	t.Parallel()
 	p := func(name, revision string, enabled bool) Pipeline {
-		return Pipeline{Key: Key{relay.Forward, name}, Revision: revision, Enabled: enabled}
+		return Pipeline{Key: Key{Direction: relay.Forward, Name: name}, Revision: revision, Enabled: enabled}
 	}
 	keys := func(names ...string) (keys []Key) {
 		for _, n := range names {
-			keys = append(keys, Key{relay.Forward, n})
+			keys = append(keys, Key{Direction: relay.Forward, Name: n})
 		}
 		return keys
 	}
@@ -233,7 +233,7 @@ func TestDiff(t *testing.T) {
 			}
 		})
 	}
-	both := Diff(nil, Snapshot{{Key: Key{relay.Forward, "a"}, Enabled: true}, {Key: Key{relay.Reverse, "a"}, Enabled: true}})
+	both := Diff(nil, Snapshot{{Key: Key{Direction: relay.Forward, Name: "a"}, Enabled: true}, {Key: Key{Direction: relay.Reverse, Name: "a"}, Enabled: true}})
 	if len(both.Added) != 2 {
 		t.Errorf("Diff of a name in both directions = %+v, want two pipelines", both)
 	}

@@ -11,7 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
 )
 
 var (
@@ -25,18 +25,7 @@ var (
 )
 
 // Instance is a process that shares the pipelines of a group.
-type Instance struct {
-	ID       string
-	Group    string
-	Binary   string
-	Version  string
-	Backends []string // names and aliases
-	Hostname string
-	PID      int
-	LockKey  int64
-	Draining bool
-	Started  time.Time
-}
+type Instance = store.Instance
 
 // Wire is the session's connection. Only one goroutine uses it.
 type Wire interface {
@@ -48,8 +37,8 @@ type Wire interface {
 	// Interrupt ends the Idle that runs, or the next one. Anybody may call it.
 	Interrupt()
 	// TryLock takes the pipeline's lock if it is free and raises its epoch.
-	TryLock(ctx context.Context, key catalog.Key) (epoch int64, ok bool, err error)
-	Unlock(ctx context.Context, key catalog.Key) error
+	TryLock(ctx context.Context, key store.Key) (epoch int64, ok bool, err error)
+	Unlock(ctx context.Context, key store.Key) error
 	// Drain tells the others to take over.
 	Drain(ctx context.Context) error
 	// Broken reports whether the connection is beyond use.
@@ -203,7 +192,7 @@ func (k *Keeper) Drain(ctx context.Context) error {
 
 // Lease is a pipeline's lock while it is held.
 type Lease struct {
-	Key   catalog.Key
+	Key   store.Key
 	Epoch int64
 	s     *session
 }
@@ -215,7 +204,7 @@ func (l *Lease) Valid() bool { return l.s.valid() }
 // Hold takes the pipeline's lock, calls fn, and releases the lock when fn has
 // returned. The context given to fn is cancelled, with cause [ErrLost], as soon
 // as the lock can no longer be trusted; fn must then stop at once.
-func (k *Keeper) Hold(ctx context.Context, key catalog.Key, fn func(context.Context, *Lease) error) error {
+func (k *Keeper) Hold(ctx context.Context, key store.Key, fn func(context.Context, *Lease) error) error {
 	s := k.session.Load()
 	if s == nil {
 		return ErrNoSession

@@ -10,7 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
@@ -20,14 +20,14 @@ type fakeWire struct {
 	beat      func(ctx context.Context) error
 	closed    chan struct{} // closed: the connection is seen to close
 	interrupt chan struct{}
-	held      map[catalog.Key]bool
+	held      map[store.Key]bool
 	epoch     int64
 	beats     int
 	last      time.Time // when the last answered beat was asked
 }
 
 func newFakeWire() *fakeWire {
-	return &fakeWire{beat: func(context.Context) error { return nil }, closed: make(chan struct{}), interrupt: make(chan struct{}, 1), held: make(map[catalog.Key]bool)}
+	return &fakeWire{beat: func(context.Context) error { return nil }, closed: make(chan struct{}), interrupt: make(chan struct{}, 1), held: make(map[store.Key]bool)}
 }
 
 func (w *fakeWire) Beat(ctx context.Context) ([]Instance, error) {
@@ -78,7 +78,7 @@ func (w *fakeWire) Interrupt() {
 	}
 }
 
-func (w *fakeWire) TryLock(_ context.Context, key catalog.Key) (int64, bool, error) {
+func (w *fakeWire) TryLock(_ context.Context, key store.Key) (int64, bool, error) {
 	if w.held[key] {
 		return 0, false, nil
 	}
@@ -87,7 +87,7 @@ func (w *fakeWire) TryLock(_ context.Context, key catalog.Key) (int64, bool, err
 	return w.epoch, true, nil
 }
 
-func (w *fakeWire) Unlock(_ context.Context, key catalog.Key) error {
+func (w *fakeWire) Unlock(_ context.Context, key store.Key) error {
 	w.held[key] = false
 	return nil
 }
@@ -95,7 +95,7 @@ func (w *fakeWire) Drain(context.Context) error { return nil }
 func (w *fakeWire) Broken() bool                { return false }
 func (w *fakeWire) Close(context.Context)       {}
 
-var orders = catalog.Key{Direction: relay.Forward, Name: "orders"}
+var orders = store.Key{Direction: relay.Forward, Name: "orders"}
 
 func startKeeper(t *testing.T, wires ...*fakeWire) *Keeper {
 	t.Helper()
@@ -276,7 +276,7 @@ func TestOwnerMovesOnlyWhatMust(t *testing.T) {
 	count := make(map[string]int)
 	moved := 0
 	for i := range pipelines {
-		key := catalog.Key{Direction: relay.Forward, Name: fmt.Sprintf("pipeline-%d", i)}
+		key := store.Key{Direction: relay.Forward, Name: fmt.Sprintf("pipeline-%d", i)}
 		before, after := Owner(members[:3], key, "nats"), Owner(members, key, "nats")
 		count[after]++
 		if before != after {

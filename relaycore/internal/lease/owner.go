@@ -4,13 +4,13 @@ import (
 	"hash/fnv"
 	"slices"
 
-	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
 )
 
 // Owner returns the id of the instance that should run the pipeline, or "" when
 // none can. Each instance has a score for each pipeline, and the highest wins:
 // when one comes or goes, only what it wins or held moves.
-func Owner(members []Instance, key catalog.Key, backend string) string {
+func Owner(members []Instance, key store.Key, backend string) string {
 	var best string
 	var bestScore uint64
 	for _, m := range members {
@@ -29,7 +29,7 @@ func Served(members []Instance, backend string) bool {
 	return slices.ContainsFunc(members, func(m Instance) bool { return slices.Contains(m.Backends, backend) })
 }
 
-func score(instance string, key catalog.Key) uint64 {
+func score(instance string, key store.Key) uint64 {
 	h := fnv.New64a()
 	for _, s := range []string{instance, string(key.Direction), key.Name} {
 		h.Write([]byte(s))

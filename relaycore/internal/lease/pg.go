@@ -10,9 +10,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
-	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
-	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
 )
 
 // ErrPooled says that the connection goes through a pooler that hands one
@@ -25,8 +24,9 @@ var ErrStandby = errors.New("the server is a standby; give the primary's address
 
 // pgWire is the session on PostgreSQL.
 type pgWire struct {
-	conn *pgx.Conn
-	self Instance
+	conn  *pgx.Conn
+	self  Instance
+	store store.Store
 
 	mu          sync.Mutex
 	idling      bool
@@ -41,7 +41,7 @@ func Connect(ctx context.Context, config *pgx.ConnConfig, self Instance) (Wire, 
 	if err != nil {
 		return nil, err
 	}
-	w := &pgWire{conn: conn, self: self}
+	w := &pgWire{conn: conn, self: self, store: store.New(conn, self.Group)}
 	if err := w.prepare(ctx, config); err != nil {
 		conn.Close(context.WithoutCancel(ctx)) // err says more
 		return nil, err
@@ -63,7 +63,7 @@ func (w *pgWire) prepare(ctx context.Context, config *pgx.ConnConfig) error {
 	if err := w.setTimeouts(ctx); err != nil {
 		return fmt.Errorf("set timeouts of the lease session: %w", err)
 	}
-	return w.register(ctx)
+	return store.Register(ctx, w.conn, w.self)
 }
 
 // refusePooler compares the process id that the server gave at connection time
@@ -123,70 +123,12 @@ func (w *pgWire) setTimeouts(ctx context.Context) error {
 	return nil
 }
 
-const registerSQL = `
-INSERT INTO pgtrickle.relay_instances AS i (instance_id, relay_group_id, binary_name, version, backends, hostname, pid, lock_key, draining, started_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, false, $9)
-ON CONFLICT (instance_id) DO UPDATE SET
-	relay_group_id = excluded.relay_group_id, binary_name = excluded.binary_name, version = excluded.version, backends = excluded.backends,
-	hostname = excluded.hostname, pid = excluded.pid, lock_key = excluded.lock_key, draining = false, started_at = excluded.started_at`
-
-// alive is true of rows whose advisory lock some session holds.
-const alive = `EXISTS (
-	SELECT FROM pg_catalog.pg_locks l
-	WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted
-		AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
-		AND ((l.classid::bigint << 32) | l.objid::bigint) = i.lock_key)`
-
-func (w *pgWire) register(ctx context.Context) error {
-	// A session of ours that the server has not given up yet would keep our
-	// pipelines locked for seconds. The key is random, so nobody else has it.
-	_, err := w.conn.Exec(ctx, `
-		SELECT pg_terminate_backend(l.pid) FROM pg_catalog.pg_locks l
-		WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted
-			AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
-			AND ((l.classid::bigint << 32) | l.objid::bigint) = $1`, w.self.LockKey)
-	if err != nil {
-		return fmt.Errorf("end the former session: %w", err)
-	}
-	if _, err := w.conn.Exec(ctx, `SELECT pg_advisory_lock($1)`, w.self.LockKey); err != nil {
-		return fmt.Errorf("take the instance's lock: %w", err)
-	}
-	_, err = w.conn.Exec(ctx, registerSQL, w.self.ID, w.self.Group, w.self.Binary, w.self.Version, w.self.Backends,
-		w.self.Hostname, w.self.PID, w.self.LockKey, w.self.Started)
-	if err != nil {
-		if pg.IsMissing(err) {
-			return catalog.ErrNoCatalog
-		}
-		return fmt.Errorf("register the instance: %w", err)
-	}
-	if _, err = w.conn.Exec(ctx, `DELETE FROM pgtrickle.relay_instances i WHERE NOT `+alive); err != nil {
-		return fmt.Errorf("forget dead instances: %w", err)
-	}
-	return nil
-}
-
-const beatSQL = `
-SELECT instance_id, relay_group_id, coalesce(binary_name, ''), coalesce(version, ''), backends, coalesce(hostname, ''),
-	coalesce(pid, 0), lock_key, coalesce(draining, false), coalesce(started_at, 'epoch')
-FROM pgtrickle.relay_instances i
-WHERE relay_group_id = $1 AND ` + alive
-
 // Beat implements [Wire].
-func (w *pgWire) Beat(ctx context.Context) ([]Instance, error) {
-	return Live(ctx, w.conn, w.self.Group)
-}
+func (w *pgWire) Beat(ctx context.Context) ([]Instance, error) { return w.store.Instances(ctx) }
 
 // Live lists the live instances of a group.
 func Live(ctx context.Context, db pg.Querier, group string) ([]Instance, error) {
-	rows, err := db.Query(ctx, beatSQL, group)
-	if err != nil {
-		return nil, err
-	}
-	return pgx.CollectRows(rows, func(r pgx.CollectableRow) (Instance, error) {
-		var i Instance
-		err := r.Scan(&i.ID, &i.Group, &i.Binary, &i.Version, &i.Backends, &i.Hostname, &i.PID, &i.LockKey, &i.Draining, &i.Started)
-		return i, err
-	})
+	return store.New(db, group).Instances(ctx)
 }
 
 // Idle implements [Wire]. Waiting for a notification that never comes is a read,
@@ -227,44 +169,24 @@ func (w *pgWire) Interrupt() {
 	_ = w.conn.PgConn().Conn().SetReadDeadline(time.Now()) // it fails where the connection is closed, which Idle sees
 }
 
-// lockName is what is hashed for the second half of the pipeline's lock.
-func lockName(key catalog.Key) string {
-	if key.Direction == relay.Reverse {
-		return "reverse:" + key.Name
-	}
-	return key.Name
-}
-
-const epochSQL = `
-INSERT INTO pgtrickle.relay_cursors AS c (relay_group_id, direction, pipeline, epoch, owner)
-VALUES ($1, $2, $3, 1, $4)
-ON CONFLICT (relay_group_id, direction, pipeline) DO UPDATE SET epoch = c.epoch + 1, owner = excluded.owner, updated_at = now()
-RETURNING epoch`
-
 // TryLock implements [Wire].
-func (w *pgWire) TryLock(ctx context.Context, key catalog.Key) (epoch int64, ok bool, err error) {
-	err = w.conn.QueryRow(ctx, `SELECT pg_try_advisory_lock(hashtext($1), hashtext($2))`, w.self.Group, lockName(key)).Scan(&ok)
+func (w *pgWire) TryLock(ctx context.Context, key store.Key) (epoch int64, ok bool, err error) {
+	ok, err = w.store.TryLock(ctx, key)
 	if err != nil || !ok {
 		return 0, false, err
 	}
-	err = w.conn.QueryRow(ctx, epochSQL, w.self.Group, key.Direction, key.Name, w.self.ID).Scan(&epoch)
+	epoch, err = w.store.Acquire(ctx, key, w.self.ID)
 	if err != nil {
-		return 0, false, errors.Join(fmt.Errorf("raise the epoch: %w", err), w.Unlock(ctx, key))
+		return 0, false, errors.Join(err, w.Unlock(ctx, key))
 	}
 	return epoch, true, nil
 }
 
 // Unlock implements [Wire].
-func (w *pgWire) Unlock(ctx context.Context, key catalog.Key) error {
-	_, err := w.conn.Exec(ctx, `SELECT pg_advisory_unlock(hashtext($1), hashtext($2))`, w.self.Group, lockName(key))
-	return err
-}
+func (w *pgWire) Unlock(ctx context.Context, key store.Key) error { return w.store.Unlock(ctx, key) }
 
 // Drain implements [Wire].
-func (w *pgWire) Drain(ctx context.Context) error {
-	_, err := w.conn.Exec(ctx, `UPDATE pgtrickle.relay_instances SET draining = true WHERE instance_id = $1`, w.self.ID)
-	return err
-}
+func (w *pgWire) Drain(ctx context.Context) error { return store.SetDraining(ctx, w.conn, w.self.ID) }
 
 // Broken implements [Wire].
 func (w *pgWire) Broken() bool { return w.conn.IsClosed() }
@@ -272,8 +194,7 @@ func (w *pgWire) Broken() bool { return w.conn.IsClosed() }
 // Close implements [Wire].
 func (w *pgWire) Close(ctx context.Context) {
 	if !w.conn.IsClosed() {
-		// Whoever sees the row without its lock deletes it, should this fail.
-		_, _ = w.conn.Exec(ctx, `DELETE FROM pgtrickle.relay_instances WHERE instance_id = $1 AND lock_key = $2`, w.self.ID, w.self.LockKey)
+		_ = store.Deregister(ctx, w.conn, w.self) // otherwise the next instance that registers deletes the record
 	}
 	w.conn.Close(ctx) // it is over either way
 }

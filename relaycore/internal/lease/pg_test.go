@@ -17,7 +17,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest/pgtest"
 )
@@ -87,7 +87,7 @@ func TestPostgresLeases(t *testing.T) {
 	b, stopB := runKeeper(t, config, instance("b"))
 	eventually(t, "a sees b", func() bool { m, _ := a.Members(); return len(m) == 2 })
 
-	reverse := catalog.Key{Direction: relay.Reverse, Name: orders.Name}
+	reverse := store.Key{Direction: relay.Reverse, Name: orders.Name}
 	err := a.Hold(t.Context(), orders, func(ctx context.Context, l *Lease) error {
 		if err := b.Hold(ctx, orders, nil); !errors.Is(err, ErrHeld) {
 			t.Errorf("b holds what a has: %v", err)
@@ -215,7 +215,7 @@ func TestConnectNeedsTheSchema(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Connect(t.Context(), config, instance("a")); !errors.Is(err, catalog.ErrNoCatalog) {
+	if _, err := Connect(t.Context(), config, instance("a")); !errors.Is(err, store.ErrNoCatalog) {
 		t.Errorf("Connect = %v, want ErrNoCatalog", err)
 	}
 }

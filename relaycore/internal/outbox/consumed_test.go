@@ -12,9 +12,9 @@ import (
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/engine"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/exttest"
-	"github.com/grove/pgtrickle-relay/relaycore/internal/ledger"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/migrate"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest/pgtest"
@@ -145,11 +145,11 @@ func refresh(t *testing.T, pool *pgxpool.Pool) {
 }
 
 // take makes its caller the owner of a pipeline.
-func take(t *testing.T, pool *pgxpool.Pool, name string) (*ledger.Ledger, engine.State, *outbox.Source) {
+func take(t *testing.T, pool *pgxpool.Pool, name string) (*store.Ledger, engine.State, *outbox.Source) {
 	t.Helper()
 	epoch := column[int64](t, pool, `INSERT INTO pgtrickle.relay_cursors AS c (relay_group_id, direction, pipeline, epoch) VALUES ('g', 'forward', '`+name+`', 1)
 		ON CONFLICT (relay_group_id, direction, pipeline) DO UPDATE SET epoch = c.epoch + 1 RETURNING epoch`)[0]
-	led, state, err := ledger.Open(t.Context(), pool, ledger.ID{Group: "g", Direction: relay.Forward, Pipeline: name}, epoch, "test")
+	led, state, err := store.New(pool, "g").Open(t.Context(), store.Key{Direction: relay.Forward, Name: name}, epoch, "test")
 	if err != nil {
 		t.Fatal(err)
 	}

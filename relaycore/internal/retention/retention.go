@@ -29,6 +29,7 @@ import (
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
 )
 
 // Options tune a sweep. The zero value is a good choice.
@@ -59,14 +60,13 @@ func Sweep(ctx context.Context, pool *pgxpool.Pool, opts Options) ([]Report, err
 		return nil, fmt.Errorf("sweep outboxes: %w", err)
 	}
 	defer conn.Release()
-	var mine bool
-	if err := conn.QueryRow(ctx, `SELECT pg_try_advisory_lock(hashtext('pgtrickle-relay'), hashtext('retention'))`).Scan(&mine); err != nil || !mine {
+	if mine, err := store.TryLockSweep(ctx, conn); err != nil || !mine {
 		return nil, err
 	}
 	defer func() {
 		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 		defer cancel()
-		if _, err := conn.Exec(last, `SELECT pg_advisory_unlock(hashtext('pgtrickle-relay'), hashtext('retention'))`); err != nil {
+		if err := store.UnlockSweep(last, conn); err != nil {
 			_ = conn.Conn().Close(last) // ends the session and so the lock
 		}
 	}()

@@ -7,16 +7,15 @@ import (
 	"sync"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/grove/pgtrickle-relay/relaycore/inbox"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/codec"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/engine"
-	"github.com/grove/pgtrickle-relay/relaycore/internal/ledger"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
@@ -40,10 +39,9 @@ func (b *Builder) Run(ctx context.Context, job *Job) (err error) {
 	if err != nil {
 		return relay.Fatal(err)
 	}
-	id := ledger.ID{Group: b.Group, Direction: job.Pipeline.Direction, Pipeline: job.Pipeline.Name}
 	opening, opened := openContext(ctx, job.Stop)
 	defer opened()
-	led, state, err := ledger.Open(opening, b.Pool, id, job.Lease.Epoch, b.Owner)
+	led, state, err := b.store().Open(opening, job.Pipeline.Key, job.Lease.Epoch, b.Owner)
 	if err != nil {
 		return err
 	}
@@ -97,7 +95,7 @@ type pipeline struct {
 	reused    bool // see outbox.Source.Reused
 }
 
-func (p *pipeline) open(ctx context.Context, led *ledger.Ledger, state engine.State) error {
+func (p *pipeline) open(ctx context.Context, led *store.Ledger, state engine.State) error {
 	if p.job.Pipeline.Direction == relay.Forward {
 		return p.openForward(ctx, led, state)
 	}
@@ -108,7 +106,7 @@ func (p *pipeline) env() relay.Env {
 	return relay.Env{Pipeline: p.job.Pipeline.Name, Group: p.Group, Logger: p.job.Logger, Subject: p.resolved.Settings.SubjectTemplate}
 }
 
-func (p *pipeline) openForward(ctx context.Context, led *ledger.Ledger, state engine.State) error {
+func (p *pipeline) openForward(ctx context.Context, led *store.Ledger, state engine.State) error {
 	s := p.resolved.Settings
 	src, err := outbox.Open(ctx, p.Readers, outbox.Config{
 		Outbox: s.StreamTable, Settings: s.Forward.Settings, Group: p.Group, Pipeline: p.job.Pipeline.Name,
@@ -216,7 +214,7 @@ func (p *pipeline) guarantee() string {
 // owner, who trusts only an end in good order. It writes in the background: what
 // it records may be that the database is away.
 type recorder struct {
-	led *ledger.Ledger
+	led *store.Ledger
 	job *Job
 
 	mu      sync.Mutex
@@ -230,7 +228,7 @@ type cursorStatus struct{ status, reason string }
 
 const statusTimeout = 5 * time.Second
 
-func newRecorder(ctx context.Context, led *ledger.Ledger, job *Job) *recorder {
+func newRecorder(ctx context.Context, led *store.Ledger, job *Job) *recorder {
 	r := &recorder{led: led, job: job, dirty: make(chan struct{}, 1), done: make(chan struct{})}
 	go func() {
 		defer close(r.done)
@@ -250,9 +248,9 @@ func newRecorder(ctx context.Context, led *ledger.Ledger, job *Job) *recorder {
 
 func (r *recorder) changed(err error) {
 	r.job.Changed(err)
-	s := cursorStatus{ledger.StatusRunning, ""}
+	s := cursorStatus{store.StatusRunning, ""}
 	if err != nil {
-		s = cursorStatus{ledger.StatusRetrying, oneLine(err)}
+		s = cursorStatus{store.StatusRetrying, oneLine(err)}
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -268,11 +266,11 @@ func (r *recorder) end(ctx context.Context, err error) {
 	case ctx.Err() != nil:
 		return // abandoned: the next owner has to look what arrived
 	case err == nil && !r.failing:
-		r.write(ctx, cursorStatus{ledger.StatusStopped, ""})
+		r.write(ctx, cursorStatus{store.StatusStopped, ""})
 	case err != nil && relay.IsFatal(err):
-		r.write(ctx, cursorStatus{ledger.StatusFailed, oneLine(err)})
+		r.write(ctx, cursorStatus{store.StatusFailed, oneLine(err)})
 	case err != nil:
-		r.write(ctx, cursorStatus{ledger.StatusRetrying, oneLine(err)})
+		r.write(ctx, cursorStatus{store.StatusRetrying, oneLine(err)})
 	}
 }
 
@@ -286,33 +284,17 @@ func (r *recorder) write(ctx context.Context, s cursorStatus) {
 
 // Report records that a pipeline cannot be started, in the absence of a lease.
 func (b *Builder) Report(ctx context.Context, key catalog.Key, reason string) error {
-	_, err := b.Pool.Exec(ctx, `
-		INSERT INTO pgtrickle.relay_cursors AS c (relay_group_id, direction, pipeline, status, error)
-		VALUES ($1, $2, $3, 'failed', $4)
-		ON CONFLICT (relay_group_id, direction, pipeline) DO UPDATE SET status = 'failed', error = excluded.error, updated_at = now()`,
-		b.Group, key.Direction, key.Name, reason)
-	return err
+	return b.store().Report(ctx, key, reason)
 }
 
 // Letters counts the dead letters of the group's pipelines.
 func (b *Builder) Letters(ctx context.Context) (map[catalog.Key]Letters, error) {
-	return CountLetters(ctx, b.Pool, b.Group)
+	return b.store().CountDeadLetters(ctx)
 }
 
 // CountLetters counts the dead letters of a group's pipelines.
 func CountLetters(ctx context.Context, db pg.Querier, group string) (map[catalog.Key]Letters, error) {
-	rows, err := db.Query(ctx, `
-		SELECT direction, pipeline, count(*) FILTER (WHERE status <> 'parked'), count(*) FILTER (WHERE status = 'parked')
-		FROM pgtrickle.relay_dead_letters WHERE relay_group_id = $1 GROUP BY direction, pipeline`, group)
-	if err != nil {
-		return nil, err
-	}
-	counts := make(map[catalog.Key]Letters)
-	var key catalog.Key
-	var n Letters
-	_, err = pgx.ForEachRow(rows, []any{&key.Direction, &key.Name, &n.Dead, &n.Parked}, func() error {
-		counts[key] = n
-		return nil
-	})
-	return counts, err
+	return store.New(db, group).CountDeadLetters(ctx)
 }
+
+func (b *Builder) store() store.Store { return store.New(b.Pool, b.Group) }

@@ -2,17 +2,13 @@ package supervisor
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/codec"
-	"github.com/grove/pgtrickle-relay/relaycore/internal/engine"
-	"github.com/grove/pgtrickle-relay/relaycore/internal/ledger"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
@@ -35,11 +31,11 @@ func (b *Builder) Probe(ctx context.Context, pl catalog.Pipeline, busy bool, log
 		err := p.openInbox(ctx)
 		return g, []string{"runs now, so its source was not opened a second time"}, pl.Explain(err)
 	}
-	led, state, err := b.peek(ctx, pl.Key)
+	state, err := b.store().Load(ctx, pl.Key)
 	if err != nil {
 		return g, nil, err
 	}
-	if err := p.open(ctx, led, state); err != nil {
+	if err := p.open(ctx, new(store.Ledger), state); err != nil {
 		return g, nil, pl.Explain(err)
 	}
 	for _, end := range []any{p.source, p.sink} {
@@ -80,21 +76,6 @@ func (p *pipeline) notes() []string {
 	return append(notes, "has no key: order is kept within the pipeline only, and a dead letter holds nothing back; set key_field or key_template")
 }
 
-// peek reads a pipeline's ledger as it stands.
-func (b *Builder) peek(ctx context.Context, key catalog.Key) (*ledger.Ledger, engine.State, error) {
-	var epoch int64
-	err := b.Pool.QueryRow(ctx, `SELECT epoch FROM pgtrickle.relay_cursors WHERE relay_group_id = $1 AND direction = $2 AND pipeline = $3`,
-		b.Group, key.Direction, key.Name).Scan(&epoch)
-	id := ledger.ID{Group: b.Group, Direction: key.Direction, Pipeline: key.Name}
-	if errors.Is(err, pgx.ErrNoRows) {
-		return new(ledger.Ledger), engine.State{}, nil // it has never run
-	}
-	if err != nil {
-		return nil, engine.State{}, fmt.Errorf("load cursor: %w", err)
-	}
-	return ledger.Open(ctx, b.Pool, id, epoch, b.Owner)
-}
-
 // Reader is an outbox that is read without a lease, for previews and replays.
 type Reader struct {
 	Source *outbox.Source
@@ -113,7 +94,7 @@ func (b *Builder) Read(ctx context.Context, pl catalog.Pipeline, from int64, log
 	if from != 0 {
 		config.Checkpoint.LastID = from - 1
 	} else {
-		_, state, err := b.peek(ctx, pl.Key)
+		state, err := b.store().Load(ctx, pl.Key)
 		if err != nil {
 			return nil, resolved, err
 		}

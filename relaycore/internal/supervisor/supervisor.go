@@ -21,6 +21,7 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/lease"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/observe"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
 )
 
 // Keeper is the part of [lease.Keeper] that a supervisor uses.
@@ -53,7 +54,7 @@ type Config struct {
 }
 
 // Letters are how many dead letters and parked messages a pipeline has.
-type Letters struct{ Dead, Parked int64 }
+type Letters = store.DeadLetterCounts
 
 // Supervisor runs pipelines. Make one with [New].
 type Supervisor struct {

@@ -1,4 +1,4 @@
-package ledger_test
+package store_test
 
 import (
 	"encoding/hex"
@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/engine"
-	"github.com/grove/pgtrickle-relay/relaycore/internal/ledger"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
@@ -80,7 +80,7 @@ func TestAnyLetterCanBeStored(t *testing.T) {
 
 func TestKeysThatCannotBeStoredStayApart(t *testing.T) {
 	t.Parallel()
-	l := new(ledger.Ledger)
+	l := new(store.Ledger)
 	long := noise(9000)
 	raw := []string{"", "a", "Ærø", "a\uFFFD", "a\xff", "a\xfe", "a\x00", "a\x00\x00", long, long + "0", strings.Repeat("Æ", 5000), noise(2000)}
 	var got []string
@@ -103,13 +103,13 @@ func TestAnyStatusCanBeStored(t *testing.T) {
 	t.Parallel()
 	pool := newDatabase(t)
 	l, _ := open(t, pool, 1)
-	if err := l.SetStatus(t.Context(), ledger.StatusFailed, "no such topic \"a\x00\xff\""); err != nil {
+	if err := l.SetStatus(t.Context(), store.StatusFailed, "no such topic \"a\x00\xff\""); err != nil {
 		t.Errorf("SetStatus = %v", err)
 	}
 }
 
 func BenchmarkKey(b *testing.B) {
-	l := new(ledger.Ledger)
+	l := new(store.Ledger)
 	for b.Loop() {
 		l.Key("customer-1071")
 	}

@@ -1,4 +1,4 @@
-package ledger_test
+package store_test
 
 import (
 	"context"
@@ -14,14 +14,14 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/engine"
-	"github.com/grove/pgtrickle-relay/relaycore/internal/ledger"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/migrate"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest/pgtest"
 )
 
-var orders = ledger.ID{Group: "default", Direction: relay.Forward, Pipeline: "orders"}
+var orders = store.Key{Direction: relay.Forward, Name: "orders"}
 
 // newDatabase returns a migrated database in which orders has epoch 1.
 func newDatabase(t *testing.T) *pgxpool.Pool {
@@ -40,20 +40,20 @@ func newDatabase(t *testing.T) *pgxpool.Pool {
 }
 
 // setEpoch does what acquiring the lease does.
-func setEpoch(t *testing.T, pool *pgxpool.Pool, id ledger.ID, epoch int64) {
+func setEpoch(t *testing.T, pool *pgxpool.Pool, id store.Key, epoch int64) {
 	t.Helper()
 	_, err := pool.Exec(t.Context(), `
 		INSERT INTO pgtrickle.relay_cursors (relay_group_id, direction, pipeline, epoch) VALUES ($1, $2, $3, $4)
 		ON CONFLICT (relay_group_id, direction, pipeline) DO UPDATE SET epoch = excluded.epoch`,
-		id.Group, id.Direction, id.Pipeline, epoch)
+		"default", id.Direction, id.Name, epoch)
 	if err != nil {
 		t.Fatal(err)
 	}
 }
 
-func open(t *testing.T, pool *pgxpool.Pool, epoch int64) (*ledger.Ledger, engine.State) {
+func open(t *testing.T, pool *pgxpool.Pool, epoch int64) (*store.Ledger, engine.State) {
 	t.Helper()
-	l, state, err := ledger.Open(t.Context(), pool, orders, epoch, "owner")
+	l, state, err := store.New(pool, "default").Open(t.Context(), orders, epoch, "owner")
 	if err != nil {
 		t.Fatalf("Open = %v", err)
 	}
@@ -77,7 +77,7 @@ func TestCommitIsWhatTheNextOwnerFinds(t *testing.T) {
 			t.Fatalf("Commit(%+v) = %v", c, err)
 		}
 	}
-	if err := l.SetStatus(t.Context(), ledger.StatusStopped, ""); err != nil {
+	if err := l.SetStatus(t.Context(), store.StatusStopped, ""); err != nil {
 		t.Fatal(err)
 	}
 	setEpoch(t, pool, orders, 2)
@@ -102,13 +102,13 @@ func TestAnOldOwnerMovesNothing(t *testing.T) {
 	for name, err := range map[string]error{
 		"checkpoint": old.Commit(t.Context(), engine.Commit{Checkpoint: &relay.Checkpoint{State: json.RawMessage(`{}`), LastID: 99}}),
 		"letters":    old.Commit(t.Context(), engine.Commit{Letters: []engine.Letter{refused(1, "k")}}),
-		"status":     old.SetStatus(t.Context(), ledger.StatusRunning, ""),
+		"status":     old.SetStatus(t.Context(), store.StatusRunning, ""),
 	} {
 		if !errors.Is(err, engine.ErrFenced) {
 			t.Errorf("%s by an old owner = %v, want ErrFenced", name, err)
 		}
 	}
-	if _, _, err := ledger.Open(t.Context(), pool, orders, 1, "late"); !errors.Is(err, engine.ErrFenced) {
+	if _, _, err := store.New(pool, "default").Open(t.Context(), orders, 1, "late"); !errors.Is(err, engine.ErrFenced) {
 		t.Errorf("Open under an old epoch = %v, want ErrFenced", err)
 	}
 	var moved int
@@ -171,14 +171,14 @@ func parked(n int, key string) engine.Letter {
 	return engine.Letter{Message: relaytest.Message(n, key), Class: engine.ClassParked, Reason: "waits"}
 }
 
-func commit(t *testing.T, l *ledger.Ledger, c engine.Commit) {
+func commit(t *testing.T, l *store.Ledger, c engine.Commit) {
 	t.Helper()
 	if err := l.Commit(t.Context(), c); err != nil {
 		t.Fatalf("Commit = %v", err)
 	}
 }
 
-func deliverable(t *testing.T, l *ledger.Ledger) (ids []string, letters []engine.Letter) {
+func deliverable(t *testing.T, l *store.Ledger) (ids []string, letters []engine.Letter) {
 	t.Helper()
 	letters, err := l.Deliverable(t.Context(), 100)
 	if err != nil {
@@ -413,9 +413,9 @@ func (w *lockWatch) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, q pgx.TraceQ
 func TestReverseKeepsTheBrokersBytes(t *testing.T) {
 	t.Parallel()
 	pool := newDatabase(t)
-	id := ledger.ID{Group: "default", Direction: relay.Reverse, Pipeline: "in"}
+	id := store.Key{Direction: relay.Reverse, Name: "in"}
 	setEpoch(t, pool, id, 1)
-	l, _, err := ledger.Open(t.Context(), pool, id, 1, "owner")
+	l, _, err := store.New(pool, "default").Open(t.Context(), id, 1, "owner")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-package ledger
+package store
 
 import (
 	"crypto/sha256"
@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// Whatever comes from outside, its letter can be stored: a letter that PostgreSQL
-// refuses would hold up its pipeline for ever.
+// A dead letter can always be stored, whatever the message holds. One that
+// PostgreSQL refused would stop its pipeline.
 
 // text replaces what PostgreSQL's text type cannot hold.
 func text(s string) string {
@@ -16,16 +16,16 @@ func text(s string) string {
 }
 
 const (
-	// maxIndexed is how long an id or a key may be, in bytes. A row of an index has
-	// room for 2,704, the names of group and pipeline among them.
+	// maxIndexed is the longest id or key that is stored as it is, in bytes. A row of
+	// an index has room for 2,704, which the names of group and pipeline share.
 	maxIndexed = 2000
-	// shownPrefix is how much remains of one that cannot be stored.
+	// shownPrefix is how many bytes of a longer one are kept.
 	shownPrefix = 200
 )
 
-// indexed returns s, or where s is too long for an index, or not text, something
-// that stands for s and for no other: its beginning and its hash. What it returned
-// it returns again when it is given that, as a redrive does.
+// indexed returns s, if an index can hold it. Otherwise it returns the beginning of
+// s and its hash, which no other string has. Applied to its own result, it returns
+// that unchanged, as a redrive needs.
 func indexed(s string) string {
 	clean := text(s)
 	if clean == s && len(s) <= maxIndexed {
@@ -38,8 +38,9 @@ func indexed(s string) string {
 	return clean + "#sha256:" + hex.EncodeToString(sum[:])
 }
 
-// timestamp returns nil for a time that is not set, or that no clock has shown.
+// timestamp returns t in microseconds, or nil if it is not set or out of range.
 func timestamp(t time.Time) *time.Time {
+	t = t.UTC().Truncate(time.Microsecond)
 	if t.IsZero() || t.Year() < 1 || t.Year() > 9999 {
 		return nil
 	}

@@ -1,0 +1,143 @@
+package store
+
+import (
+	"context"
+	_ "embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+)
+
+var (
+	//go:embed sql/cursors.sql
+	cursorsTemplate string
+	cursorsSQL      = strings.ReplaceAll(cursorsTemplate, ":lock_name", lockName)
+
+	//go:embed sql/report.sql
+	reportSQL string
+	//go:embed sql/readers.sql
+	readersSQL string
+	//go:embed sql/offset_readers.sql
+	offsetReadersSQL string
+)
+
+// The states of a pipeline as its cursor has them.
+const (
+	StatusRunning  = "running"
+	StatusRetrying = "retrying"
+	StatusFailed   = "failed"
+	StatusStopped  = "stopped"
+)
+
+// Cursor is the stored state of a pipeline as operators see it.
+type Cursor struct {
+	Epoch        int64
+	Owner        string
+	LastID       int64
+	Delivered    int64
+	Skipped      int64
+	DeadLettered int64
+	Status       string
+	Error        string
+	Updated      *time.Time
+	Held         bool // a session holds the pipeline's lock
+}
+
+// List returns the cursors of the group.
+func (s Store) List(ctx context.Context) (map[Key]Cursor, error) {
+	rows, err := s.db.Query(ctx, cursorsSQL, s.group)
+	if err != nil {
+		return nil, fmt.Errorf("read cursors: %w", err)
+	}
+	found := make(map[Key]Cursor)
+	var key Key
+	var c Cursor
+	_, err = pgx.ForEachRow(rows, []any{
+		&key.Direction, &key.Name, &c.Epoch, &c.Owner, &c.LastID, &c.Delivered, &c.Skipped, &c.DeadLettered, &c.Status, &c.Error, &c.Updated, &c.Held,
+	}, func() error {
+		found[key] = c
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read cursors: %w", err)
+	}
+	return found, nil
+}
+
+// Report records that a pipeline cannot be started. No lease is needed.
+func (s Store) Report(ctx context.Context, key Key, reason string) error {
+	if _, err := s.db.Exec(ctx, reportSQL, s.args(key, pgx.StrictNamedArgs{"reason": text(reason)})); err != nil {
+		return fmt.Errorf("record status: %w", err)
+	}
+	return nil
+}
+
+// Checkpoint returns the stored checkpoint of a forward pipeline. found is false if
+// nothing is stored.
+func (s Store) Checkpoint(ctx context.Context, pipeline string) (c relay.Checkpoint, found bool, err error) {
+	state, _, err := s.load(ctx, Key{relay.Forward, pipeline}, nil, `''`)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows), pg.IsMissing(err):
+		return c, false, nil
+	case err != nil:
+		return c, false, fmt.Errorf("read checkpoint: %w", err)
+	}
+	return state.Checkpoint, true, nil
+}
+
+// Offset returns the public offset of a forward pipeline, where it starts if it has
+// no checkpoint. found is false if there is none or if the role may not read it.
+func (s Store) Offset(ctx context.Context, pipeline string) (id int64, found bool, err error) {
+	const readable = `SELECT coalesce(has_table_privilege(to_regclass('pgtrickle.relay_consumer_offsets'), 'SELECT'), false)`
+	if err := s.db.QueryRow(ctx, readable).Scan(&found); err != nil || !found {
+		return 0, false, err
+	}
+	err = s.db.QueryRow(ctx, `SELECT last_change_id FROM pgtrickle.relay_consumer_offsets WHERE relay_group_id = $1 AND pipeline_id = $2`,
+		s.group, pipeline).Scan(&id)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return 0, false, nil
+	}
+	if err != nil {
+		return 0, false, fmt.Errorf("read relay_consumer_offsets: %w", err)
+	}
+	return id, true, nil
+}
+
+// Reader is a forward pipeline of a group, with what is stored of its progress.
+type Reader struct {
+	Pipeline   string
+	Group      string
+	Source     string          // the outbox table it has read; "" if not known
+	LastID     int64           // the highest id it has settled, of any outbox
+	Checkpoint json.RawMessage // nil if it has none
+	Started    bool            // it has had an owner
+}
+
+// Readers returns the forward pipelines of all groups that have a cursor or a
+// public offset, ordered by name and group; cursors first. Tables that are missing
+// or denied have no readers.
+func Readers(ctx context.Context, db pg.Querier) ([]Reader, error) {
+	var found []Reader
+	for _, sql := range []string{readersSQL, offsetReadersSQL} {
+		rows, err := db.Query(ctx, sql)
+		if err == nil {
+			found, err = pgx.AppendRows(found, rows, scanReader)
+		}
+		if err != nil && !pg.IsMissing(err) && !pg.IsDenied(err) {
+			return nil, fmt.Errorf("read cursors: %w", err)
+		}
+	}
+	return found, nil
+}
+
+func scanReader(row pgx.CollectableRow) (r Reader, err error) {
+	err = row.Scan(&r.Pipeline, &r.Group, &r.Source, &r.LastID, (*[]byte)(&r.Checkpoint), &r.Started)
+	return r, err
+}

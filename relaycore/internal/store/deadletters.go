@@ -1,0 +1,168 @@
+package store
+
+import (
+	"context"
+	_ "embed"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/engine"
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+)
+
+//go:embed sql/deliverable.sql
+var deliverableSQL string
+
+// The states of a dead letter. SQL functions set the third, retry.
+const (
+	statusDead   = "dead"
+	statusParked = "parked"
+)
+
+// deadLetter is a row of relay_dead_letters as commit_dead_letters.sql reads it.
+type deadLetter struct {
+	MessageID   string      `json:"message_id"`
+	Key         string      `json:"key"`
+	Subject     string      `json:"subject"`
+	Op          string      `json:"op"`
+	Body        []byte      `json:"body"`
+	Before      []byte      `json:"before"`
+	ContentType string      `json:"content_type"`
+	Headers     [][2]string `json:"headers"`
+	StreamTable string      `json:"stream_table"`
+	OutboxID    int64       `json:"outbox_id"`
+	RefreshID   string      `json:"refresh_id"`
+	FullRefresh bool        `json:"full_refresh"`
+	Origin      string      `json:"origin"`
+	MessageTime *time.Time  `json:"message_time"`
+	Error       string      `json:"error"`
+	Class       string      `json:"class"`
+	Attempts    int         `json:"attempts"`
+	Status      string      `json:"status"`
+}
+
+// deadLetters encodes one row for each message id, because a statement can change a
+// row only once. The later of two with one id counts, unless only the first was
+// tried.
+func (l *Ledger) deadLetters(letters []engine.Letter) ([]byte, error) {
+	rows := make([]deadLetter, 0, len(letters))
+	places := make(map[string]int, len(letters))
+	for i := range letters {
+		row := l.deadLetter(&letters[i])
+		at, again := places[row.MessageID]
+		switch {
+		case !again:
+			places[row.MessageID] = len(rows)
+			rows = append(rows, row)
+		case row.Status == statusDead || rows[at].Status == statusParked:
+			row.Attempts += rows[at].Attempts
+			rows[at] = row
+		}
+	}
+	encoded, err := json.Marshal(rows)
+	if err != nil {
+		return nil, fmt.Errorf("encode dead letters: %w", err)
+	}
+	return encoded, nil
+}
+
+func (l *Ledger) deadLetter(letter *engine.Letter) deadLetter {
+	m := &letter.Message
+	row := deadLetter{
+		MessageID: indexed(m.ID), Key: indexed(m.Key), Subject: text(m.Subject), Op: text(m.Op),
+		Body: m.Row, Before: m.Before, ContentType: text(m.ContentType), Headers: headerPairs(m.Headers),
+		StreamTable: text(m.StreamTable), OutboxID: m.OutboxID, RefreshID: text(m.RefreshID), FullRefresh: m.FullRefresh,
+		Origin: text(m.Origin), MessageTime: timestamp(m.Time),
+		Error: text(letter.Reason), Class: letter.Class, Attempts: max(letter.Attempts, 1), Status: statusDead,
+	}
+	if letter.Parked() {
+		row.Status, row.Attempts = statusParked, 0
+	}
+	// A message that could not be encoded has only its row, one that could not be
+	// decoded only its body.
+	if l.key.Direction == relay.Reverse || row.Body == nil {
+		row.Body = m.Body
+	}
+	if row.Body == nil {
+		row.Body = []byte{}
+	}
+	return row
+}
+
+func headerPairs(headers []relay.Header) [][2]string {
+	pairs := make([][2]string, len(headers))
+	for i, h := range headers {
+		pairs[i] = [2]string{text(h.Name), text(h.Value)}
+	}
+	return pairs
+}
+
+// Deliverable returns at most limit dead letters that may be delivered now, in the
+// order in which they must be.
+func (l *Ledger) Deliverable(ctx context.Context, limit int) ([]engine.Letter, error) {
+	rows, err := l.store.db.Query(ctx, deliverableSQL, l.store.args(l.key, pgx.StrictNamedArgs{"limit": limit}))
+	if err != nil {
+		return nil, fmt.Errorf("read dead letters: %w", err)
+	}
+	letters, err := pgx.CollectRows(rows, l.scanDeliverable)
+	if err != nil {
+		return nil, fmt.Errorf("read dead letters: %w", err)
+	}
+	return letters, nil
+}
+
+func (l *Ledger) scanDeliverable(row pgx.CollectableRow) (engine.Letter, error) {
+	var letter engine.Letter
+	m := &letter.Message
+	var body, headers []byte
+	var sent *time.Time
+	err := row.Scan(&letter.ID, &m.ID, &m.Key, &m.Subject, &m.Op, &body, &m.Before, &m.ContentType, &headers,
+		&m.StreamTable, &m.OutboxID, &m.RefreshID, &m.FullRefresh, &m.Origin, &sent, &letter.Class, &letter.Attempts)
+	if err != nil {
+		return engine.Letter{}, err
+	}
+	if sent != nil {
+		m.Time = *sent
+	}
+
+	switch {
+	case l.key.Direction == relay.Reverse:
+		m.Body = body
+	case letter.Class == engine.ClassDecode: // it stands for unknown messages; SQL does not release it
+		m.Body, m.Err = body, relay.Permanent(fmt.Errorf("decode row %d: not possible; publish it with replay, and discard this dead letter", m.OutboxID))
+	default:
+		// The subject is rendered again, by the template as it is now. The key stays,
+		// because the dead letter waits behind others of that key.
+		m.Row, m.Subject = body, ""
+	}
+
+	var pairs [][2]string
+	if err := json.Unmarshal(headers, &pairs); err != nil {
+		return engine.Letter{}, fmt.Errorf("headers of dead letter %d: %w", letter.ID, err)
+	}
+	for _, p := range pairs {
+		m.Headers = append(m.Headers, relay.Header{Name: p[0], Value: p[1]})
+	}
+	return letter, nil
+}
+
+// Key returns the form in which key is stored.
+func (l *Ledger) Key(key string) string { return indexed(key) }
+
+// ParkedKeys returns the keys that have dead letters, whose later messages must wait.
+func (l *Ledger) ParkedKeys(ctx context.Context) ([]string, error) {
+	rows, err := l.store.db.Query(ctx, `
+		SELECT DISTINCT key FROM pgtrickle.relay_dead_letters
+		WHERE relay_group_id = @group AND direction = @direction AND pipeline = @pipeline AND key <> ''`, l.store.args(l.key, nil))
+	if err != nil {
+		return nil, fmt.Errorf("read parked keys: %w", err)
+	}
+	keys, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, fmt.Errorf("read parked keys: %w", err)
+	}
+	return keys, nil
+}

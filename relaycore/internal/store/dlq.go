@@ -1,0 +1,151 @@
+package store
+
+import (
+	"context"
+	_ "embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+)
+
+var (
+	//go:embed sql/dead_letter_counts.sql
+	deadLetterCountsSQL string
+
+	//go:embed sql/dead_letter_list.sql
+	deadLetterListTemplate string
+	deadLetterListSQL      = strings.ReplaceAll(deadLetterListTemplate, ":filter", filterSQL)
+)
+
+// DeadLetterCounts are how many dead letters and parked messages a pipeline has.
+type DeadLetterCounts struct{ Dead, Parked int64 }
+
+// CountDeadLetters counts the dead letters of the group's pipelines.
+func (s Store) CountDeadLetters(ctx context.Context) (map[Key]DeadLetterCounts, error) {
+	rows, err := s.db.Query(ctx, deadLetterCountsSQL, s.group)
+	if err != nil {
+		return nil, fmt.Errorf("count dead letters: %w", err)
+	}
+	counts := make(map[Key]DeadLetterCounts)
+	var key Key
+	var n DeadLetterCounts
+	_, err = pgx.ForEachRow(rows, []any{&key.Direction, &key.Name, &n.Dead, &n.Parked}, func() error {
+		counts[key] = n
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("count dead letters: %w", err)
+	}
+	return counts, nil
+}
+
+// DeadRows returns the outbox ids of the pipeline's dead letters, each with whether
+// it is dead, and not parked or waiting for a redrive.
+func (s Store) DeadRows(ctx context.Context, pipeline string) (map[int64]bool, error) {
+	rows, err := s.db.Query(ctx, `
+		SELECT outbox_id, bool_or(status = 'dead') FROM pgtrickle.relay_dead_letters
+		WHERE relay_group_id = @group AND direction = @direction AND pipeline = @pipeline AND outbox_id IS NOT NULL
+		GROUP BY outbox_id`, s.args(Key{relay.Forward, pipeline}, nil))
+	if err != nil {
+		return nil, fmt.Errorf("read dead letters: %w", err)
+	}
+	found := make(map[int64]bool)
+	var id int64
+	var dead bool
+	_, err = pgx.ForEachRow(rows, []any{&id, &dead}, func() error {
+		found[id] = dead
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read dead letters: %w", err)
+	}
+	return found, nil
+}
+
+// DeadLetterFilter selects dead letters of the group. A zero field selects all.
+type DeadLetterFilter struct {
+	Pipeline      string
+	Direction     relay.Direction
+	IDs           []int64
+	Key, Class    string
+	Before, After time.Time // when they were stored
+}
+
+const filterSQL = `p_pipeline => nullif(@pipeline, ''), p_direction => nullif(@direction, ''), p_ids => @ids,
+	p_key => nullif(@key, ''), p_class => nullif(@class, ''), p_before => @before, p_after => @after, p_group => @group`
+
+func (s Store) filter(f DeadLetterFilter) pgx.StrictNamedArgs {
+	optional := func(t time.Time) *time.Time {
+		if t.IsZero() {
+			return nil
+		}
+		return &t
+	}
+	return pgx.StrictNamedArgs{
+		"group": s.group, "pipeline": f.Pipeline, "direction": f.Direction, "ids": f.IDs, "key": f.Key, "class": f.Class,
+		"before": optional(f.Before), "after": optional(f.After),
+	}
+}
+
+// DeadLetter is a stored dead letter as operators see it.
+type DeadLetter struct {
+	ID        int64           `json:"id"`
+	Group     string          `json:"group"`
+	Direction string          `json:"direction"`
+	Pipeline  string          `json:"pipeline"`
+	MessageID string          `json:"message_id"`
+	Key       string          `json:"key"`
+	Subject   string          `json:"subject"`
+	Op        string          `json:"op"`
+	Status    string          `json:"status"`
+	Class     string          `json:"class"`
+	Error     string          `json:"error"`
+	Attempts  int             `json:"attempts"`
+	Size      int64           `json:"size"`
+	Body      string          `json:"body"` // as text; bytes that are not UTF-8 are replaced
+	Headers   json.RawMessage `json:"headers"`
+	Created   time.Time       `json:"created_at"`
+}
+
+// ListDeadLetters returns the dead letters that f selects, in the order of their ids.
+func (s Store) ListDeadLetters(ctx context.Context, f DeadLetterFilter) ([]DeadLetter, error) {
+	rows, err := s.db.Query(ctx, deadLetterListSQL, s.filter(f))
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, func(r pgx.CollectableRow) (DeadLetter, error) {
+		var d DeadLetter
+		var body []byte
+		err := r.Scan(&d.ID, &d.Group, &d.Direction, &d.Pipeline, &d.MessageID, &d.Key, &d.Subject, &d.Op, &d.Status, &d.Class,
+			&d.Error, &d.Attempts, &d.Size, &body, &d.Headers, &d.Created)
+		d.Body = strings.ToValidUTF8(string(body), "\uFFFD")
+		return d, err
+	})
+}
+
+// RetryDeadLetters releases the dead letters that f selects, and returns how many.
+// f must name a pipeline.
+func (s Store) RetryDeadLetters(ctx context.Context, f DeadLetterFilter) (int64, error) {
+	return s.changeDeadLetters(ctx, `SELECT pgtrickle.relay_dlq_retry(`+filterSQL+`)`, f)
+}
+
+// DiscardDeadLetters deletes the dead letters that f selects, and returns how many.
+// f must name a pipeline.
+func (s Store) DiscardDeadLetters(ctx context.Context, f DeadLetterFilter) (int64, error) {
+	return s.changeDeadLetters(ctx, `SELECT pgtrickle.relay_dlq_discard(`+filterSQL+`)`, f)
+}
+
+func (s Store) changeDeadLetters(ctx context.Context, sql string, f DeadLetterFilter) (n int64, err error) {
+	err = s.db.QueryRow(ctx, sql, s.filter(f)).Scan(&n)
+	if refused, ok := errors.AsType[*pgconn.PgError](err); ok && refused.Hint != "" {
+		return 0, fmt.Errorf("%s; %s", refused.Message, refused.Hint)
+	}
+	return n, err
+}

@@ -1,0 +1,150 @@
+package store
+
+import (
+	"context"
+	_ "embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/engine"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
+)
+
+var (
+	//go:embed sql/load.sql
+	loadSQL string
+	//go:embed sql/commit.sql
+	commitSQL string
+	//go:embed sql/commit_dead_letters.sql
+	commitDeadLettersSQL string
+	//go:embed sql/set_status.sql
+	setStatusSQL string
+)
+
+// Ledger is the durable state of one pipeline, for one owner and one epoch. Its
+// methods may be called from several goroutines.
+type Ledger struct {
+	store Store
+	key   Key
+	epoch int64
+	owner string
+	// timeline is that of the server that gave the state; "" if the role may not
+	// read it. Then commits are checked by the epoch alone.
+	timeline string
+	source   string // the table that checkpoints belong to
+	// The statements of a commit, without and with dead letters.
+	plainSQL, deadLettersSQL string
+}
+
+// Open loads the state of a pipeline whose cursor the lease has raised to epoch.
+// owner is shown to operators. It returns [engine.ErrFenced] if the epoch is not
+// current.
+func (s Store) Open(ctx context.Context, key Key, epoch int64, owner string) (*Ledger, engine.State, error) {
+	timelineExpr := timelineSQL
+	state, timeline, err := s.load(ctx, key, &epoch, timelineExpr)
+	if pg.IsUnavailable(err) {
+		timelineExpr = `''`
+		state, timeline, err = s.load(ctx, key, &epoch, timelineExpr)
+	}
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, engine.State{}, engine.ErrFenced
+	}
+	if err != nil {
+		return nil, engine.State{}, fmt.Errorf("load cursor: %w", err)
+	}
+
+	commit := func(deadLetters string) string {
+		return strings.NewReplacer(":timeline", timelineExpr, ":dead_letters", deadLetters).Replace(commitSQL)
+	}
+	return &Ledger{
+		store: s, key: key, epoch: epoch, owner: owner, timeline: timeline,
+		plainSQL: commit(""), deadLettersSQL: commit(commitDeadLettersSQL),
+	}, state, nil
+}
+
+// Load returns the state that the next owner of a pipeline would find. It is the
+// zero state if the pipeline has never run.
+func (s Store) Load(ctx context.Context, key Key) (engine.State, error) {
+	state, _, err := s.load(ctx, key, nil, `''`)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return engine.State{}, nil
+	}
+	if err != nil {
+		return engine.State{}, fmt.Errorf("load cursor: %w", err)
+	}
+	return state, nil
+}
+
+// load reads a cursor, of any epoch if epoch is nil.
+func (s Store) load(ctx context.Context, key Key, epoch *int64, timelineExpr string) (state engine.State, timeline string, err error) {
+	var checkpoint []byte
+	var status string
+	err = s.db.QueryRow(ctx, strings.ReplaceAll(loadSQL, ":timeline", timelineExpr), s.args(key, pgx.StrictNamedArgs{"epoch": epoch})).
+		Scan(&checkpoint, &state.Checkpoint.LastID, &state.Source, &state.Position, &status, &timeline)
+	state.Checkpoint.State = json.RawMessage(checkpoint)
+	state.Clean = status == StatusStopped
+	return state, timeline, err
+}
+
+// SetSource names the outbox table that later checkpoints belong to.
+func (l *Ledger) SetSource(table string) { l.source = table }
+
+// Commit makes c durable, all of it or nothing.
+func (l *Ledger) Commit(ctx context.Context, c engine.Commit) error {
+	sql, args, what := l.plainSQL, l.progress(c), "commit checkpoint"
+	if len(c.Letters) > 0 || len(c.Redriven) > 0 {
+		rows, err := l.deadLetters(c.Letters)
+		if err != nil {
+			return err
+		}
+		sql, what = l.deadLettersSQL, "store dead letters"
+		maps.Copy(args, pgx.StrictNamedArgs{"dead_letters": rows, "redriven": c.Redriven})
+	}
+	var moved int
+	if err := l.store.db.QueryRow(ctx, sql, args).Scan(&moved); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	if moved == 0 {
+		return engine.ErrFenced
+	}
+	return nil
+}
+
+// progress returns the arguments of commit.sql.
+func (l *Ledger) progress(c engine.Commit) pgx.StrictNamedArgs {
+	var state []byte
+	var lastID int64
+	source := ""
+	if c.Checkpoint != nil {
+		state, lastID, source = c.Checkpoint.State, c.Checkpoint.LastID, l.source
+	}
+	dead := 0
+	for i := range c.Letters {
+		if !c.Letters[i].Parked() && c.Letters[i].ID == 0 {
+			dead++
+		}
+	}
+	return l.store.args(l.key, pgx.StrictNamedArgs{
+		"epoch": l.epoch, "timeline": l.timeline, "owner": l.owner,
+		"checkpoint": state, "last_id": lastID, "source": source, "position": c.Position,
+		"delivered": c.Delivered, "skipped": c.Skipped, "dead": dead,
+	})
+}
+
+// SetStatus records what the pipeline is doing, and the reason if it fails.
+func (l *Ledger) SetStatus(ctx context.Context, status, reason string) error {
+	tag, err := l.store.db.Exec(ctx, setStatusSQL,
+		l.store.args(l.key, pgx.StrictNamedArgs{"epoch": l.epoch, "status": status, "reason": text(reason)}))
+	if err != nil {
+		return fmt.Errorf("record status: %w", err)
+	}
+	if tag.RowsAffected() == 0 {
+		return engine.ErrFenced
+	}
+	return nil
+}

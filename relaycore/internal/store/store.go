@@ -1,0 +1,125 @@
+// Package store holds all SQL on the relay's own tables, and the names of its
+// advisory locks: cursors, public offsets, dead letters and instances.
+//
+// Every write of a pipeline carries the epoch of its lease, and changes nothing if
+// the cursor has a later one. An owner that lost its lease without noticing can
+// change nothing: it gets [engine.ErrFenced]. A promoted standby has the epochs of
+// the old primary, and may lack rows that the owner has delivered. Therefore commits
+// carry the server's timeline too.
+//
+// SQL stands in the files of sql. An @name in it is an argument, and a :name is
+// replaced when the program starts.
+package store
+
+import (
+	"cmp"
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"maps"
+	"strconv"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+)
+
+// ErrNoCatalog reports that the database has no tables of the relay.
+var ErrNoCatalog = errors.New("the database has no relay catalog; run the migrate command")
+
+// Key identifies a pipeline. A forward and a reverse one may have the same name.
+type Key struct {
+	Direction relay.Direction
+	Name      string
+}
+
+func (k Key) String() string { return string(k.Direction) + " " + strconv.Quote(k.Name) }
+
+// Compare orders keys by name, then direction.
+func (k Key) Compare(other Key) int {
+	return cmp.Or(cmp.Compare(k.Name, other.Name), cmp.Compare(k.Direction, other.Direction))
+}
+
+// Store reads and writes what the relay keeps for one group of instances.
+type Store struct {
+	db    pg.Querier
+	group string
+}
+
+// New returns the store of a group. With a transaction it reads that one's snapshot;
+// locks need a connection of their own.
+func New(db pg.Querier, group string) Store { return Store{db, group} }
+
+// args returns the arguments of a statement on one pipeline.
+func (s Store) args(key Key, more pgx.StrictNamedArgs) pgx.StrictNamedArgs {
+	args := pgx.StrictNamedArgs{"group": s.group, "direction": key.Direction, "pipeline": key.Name}
+	maps.Copy(args, more)
+	return args
+}
+
+// timelineSQL changes its result when a standby is promoted.
+const timelineSQL = `substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)`
+
+// Timeline returns the server's timeline, or "" if the role may not read it.
+func Timeline(ctx context.Context, db pg.Querier) (timeline string, err error) {
+	err = db.QueryRow(ctx, `SELECT `+timelineSQL).Scan(&timeline)
+	if pg.IsUnavailable(err) {
+		return "", nil
+	}
+	return timeline, err
+}
+
+// A pipeline's lock has two keys, the hashes of the group and of this name.
+const lockName = `CASE direction WHEN 'reverse' THEN 'reverse:' ELSE '' END || pipeline`
+
+var (
+	//go:embed sql/try_lock.sql
+	tryLockTemplate string
+	tryLockSQL      = strings.ReplaceAll(tryLockTemplate, ":lock_name", lockName)
+
+	//go:embed sql/unlock.sql
+	unlockTemplate string
+	unlockSQL      = strings.ReplaceAll(unlockTemplate, ":lock_name", lockName)
+
+	//go:embed sql/acquire.sql
+	acquireSQL string
+)
+
+// TryLock takes the pipeline's lock for this connection, if it is free.
+func (s Store) TryLock(ctx context.Context, key Key) (ok bool, err error) {
+	err = s.db.QueryRow(ctx, tryLockSQL, s.args(key, nil)).Scan(&ok)
+	return ok, err
+}
+
+// Unlock releases the pipeline's lock.
+func (s Store) Unlock(ctx context.Context, key Key) error {
+	_, err := s.db.Exec(ctx, unlockSQL, s.args(key, nil))
+	return err
+}
+
+// Acquire raises the epoch of a pipeline whose lock is held, and names the owner.
+func (s Store) Acquire(ctx context.Context, key Key, owner string) (epoch int64, err error) {
+	err = s.db.QueryRow(ctx, acquireSQL, s.args(key, pgx.StrictNamedArgs{"owner": owner})).Scan(&epoch)
+	if err != nil {
+		return 0, fmt.Errorf("raise the epoch: %w", err)
+	}
+	return epoch, nil
+}
+
+// A retention sweep holds this lock, so that one instance at a time deletes.
+const sweepLock = `(hashtext('pgtrickle-relay'), hashtext('retention'))`
+
+// TryLockSweep takes the lock of retention for this connection, if it is free.
+func TryLockSweep(ctx context.Context, db pg.Querier) (ok bool, err error) {
+	err = db.QueryRow(ctx, `SELECT pg_try_advisory_lock`+sweepLock).Scan(&ok)
+	return ok, err
+}
+
+// UnlockSweep releases the lock of retention.
+func UnlockSweep(ctx context.Context, db pg.Querier) error {
+	_, err := db.Exec(ctx, `SELECT pg_advisory_unlock`+sweepLock)
+	return err
+}
