@@ -59,7 +59,7 @@ func TestRefusedConnections(t *testing.T) {
 				}
 			}
 			time.Sleep(2 * time.Second) // some retries, which must not be logged
-			if n := strings.Count(p.log.String(), "the database is not ready"); n != 1 {
+			if n := strings.Count(p.log.String(), "database not ready"); n != 1 {
 				t.Errorf("logged %d times, want once", n)
 			}
 			if strings.Contains(p.log.String()+body+stderr, "hunter2") {

@@ -1,324 +1,227 @@
 package relaycmd
 
 import (
-	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
-	"net"
-	"net/http"
-	"strconv"
+	"maps"
+	"slices"
 	"strings"
-	"text/tabwriter"
-	"time"
 
-	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/peterbourgon/ff/v3"
+	"github.com/peterbourgon/ff/v3/ffcli"
 
-	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
-	"github.com/grove/pgtrickle-relay/relaycore/internal/migrate"
-	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
 )
 
-func (p *program) printJSON(v any) error {
-	enc := json.NewEncoder(p.stdout)
-	enc.SetIndent("", "  ")
-	enc.SetEscapeHTML(false)
-	return enc.Encode(v)
+// commands returns the tree of commands. Each command has a file of its own.
+func (p *program) commands() *ffcli.Command {
+	return &ffcli.Command{Name: p.name, Subcommands: []*ffcli.Command{
+		p.runCommand(),
+		p.migrateCommand(),
+		p.checkCommand(),
+		p.statusCommand(),
+		p.previewCommand(),
+		{Name: "dlq", Subcommands: []*ffcli.Command{
+			p.dlqListCommand(),
+			p.dlqRetryCommand(),
+			p.dlqDiscardCommand(),
+		}},
+		p.replayCommand(),
+		p.verifyCommand(),
+		p.keysCommand(),
+		p.versionCommand(),
+		p.healthcheckCommand(),
+	}}
 }
 
-// connect opens a pool for a command and proves that the database answers.
-func (p *program) connect(ctx context.Context) (*pgxpool.Pool, error) {
-	config, err := poolConfig(p.opts.postgresURL, p.name, 4)
-	if err != nil {
-		return nil, err
+// withArgs sets what c does. It takes between minArgs and maxArgs arguments.
+func (p *program) withArgs(minArgs, maxArgs int, c *ffcli.Command, exec func(ctx context.Context, args []string) error) *ffcli.Command {
+	c.Exec = func(ctx context.Context, args []string) error {
+		if len(args) < minArgs || len(args) > maxArgs {
+			return fmt.Errorf("usage: %s %s", p.name, c.ShortUsage)
+		}
+		return exec(ctx, args)
 	}
-	pool, err := pgxpool.NewWithConfig(ctx, config)
-	if err != nil {
-		return nil, err
-	}
-	if err := pool.Ping(ctx); err != nil {
-		pool.Close()
-		return nil, explainConnect(err)
-	}
-	return pool, nil
+	return c
 }
 
-// explainConnect says what an operator can do about it.
-func explainConnect(err error) error {
-	var pgErr *pgconn.PgError
-	hint := "is the server running, and does it accept connections at the address in --postgres-url?"
-	if errors.As(err, &pgErr) {
-		switch pgErr.Code {
-		case "28P01", "28000":
-			hint = "check user and password in --postgres-url, and the server's pg_hba.conf"
-		case "3D000":
-			hint = "check the database's name in --postgres-url"
-		case "53300":
-			hint = "the server has no free connections; raise its max_connections or lower --max-connections"
-		case "57P03":
-			hint = "the server is starting or stopping"
+// leaf is a command that can be executed, under its full name.
+type leaf struct {
+	name string
+	*ffcli.Command
+}
+
+func leaves(commands []*ffcli.Command, prefix string) (all []leaf) {
+	for _, c := range commands {
+		all = append(all, leaves(c.Subcommands, prefix+c.Name+" ")...)
+		if c.Exec != nil {
+			all = append(all, leaf{prefix + c.Name, c})
+		}
+	}
+	return all
+}
+
+// parse selects a command, and sets its flags from the command line, the
+// environment and the configuration file. The first of the three wins.
+func (p *program) parse(root *ffcli.Command) error {
+	all := leaves(root.Subcommands, "")
+	flags := flagsOf(all)
+
+	cmd, args, err := p.arrange(all, flags)
+	if err != nil {
+		return err
+	}
+	if err := p.setFromEnvironment(cmd.FlagSet, flags); err != nil {
+		return err
+	}
+
+	cmd.Options = []ff.Option{ff.WithConfigFileFlag("config"), ff.WithConfigFileParser(fileParser(cmd.FlagSet, flags))}
+	err = root.Parse(args)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		p.help(cmd, all)
+		return flag.ErrHelp
+	case err != nil:
+		return errors.New(strings.TrimPrefix(err.Error(), "error parsing commandline arguments: "))
+	}
+	return p.common.validate()
+}
+
+// flagsOf returns the flags of all commands by name, and whether each takes a value.
+func flagsOf(all []leaf) map[string]bool {
+	flags := make(map[string]bool)
+	for _, c := range all {
+		c.FlagSet.VisitAll(func(f *flag.Flag) {
+			b, ok := f.Value.(interface{ IsBoolFlag() bool })
+			flags[f.Name] = !ok || !b.IsBoolFlag()
+		})
+	}
+	return flags
+}
+
+// arrange puts the arguments into the order that ffcli requires: the command, its
+// flags, its arguments. On the command line flags may stand anywhere.
+func (p *program) arrange(all []leaf, known map[string]bool) (leaf, []string, error) {
+	flags, words, err := p.separate(known)
+	if err != nil {
+		return leaf{}, nil, err
+	}
+
+	if len(words) > 0 && words[0] == "help" {
+		words, flags = words[1:], [][]string{{"-h"}}
+	}
+
+	cmd, rest, err := p.find(all, words)
+	if err != nil {
+		return leaf{}, nil, err
+	}
+	for _, f := range flags {
+		name := flagName(f[0])
+		if cmd.FlagSet.Lookup(name) == nil && name != "h" && name != "help" {
+			return leaf{}, nil, fmt.Errorf("%s: --%s is a flag of another command; see %s %s -h", cmd.name, name, p.name, cmd.name)
+		}
+	}
+
+	args := slices.Concat(strings.Fields(cmd.name), slices.Concat(flags...), []string{"--"}, rest)
+	return cmd, args, nil
+}
+
+// separate returns the flags, each with its value, and the other words.
+func (p *program) separate(known map[string]bool) (flags [][]string, words []string, err error) {
+	for args := p.args; len(args) > 0; {
+		arg := args[0]
+		n := 1
+
+		switch {
+		case arg == "--":
+			return flags, append(words, args[1:]...), nil
+		case arg == "-V", arg == "-version", arg == "--version":
+			return nil, []string{"version"}, nil
+		case len(arg) > 1 && arg[0] == '-':
+			name := flagName(arg)
+			takesValue, ok := known[name]
+			if !ok && name != "h" && name != "help" {
+				return nil, nil, p.unknownFlag(name, known)
+			}
+			if takesValue && !strings.Contains(arg, "=") {
+				n = min(2, len(args))
+			}
+			flags = append(flags, args[:n:n])
 		default:
-			hint = ""
+			words = append(words, arg)
 		}
+
+		args = args[n:]
 	}
-	if hint == "" {
-		return fmt.Errorf("connect to PostgreSQL: %w", err)
-	}
-	return fmt.Errorf("connect to PostgreSQL: %w; %s", err, hint)
+	return flags, words, nil
 }
 
-// load connects, makes sure that the catalog is there, and reads the pipelines.
-func (p *program) load(ctx context.Context) (*pgxpool.Pool, catalog.Snapshot, error) {
-	pool, err := p.connect(ctx)
-	if err != nil {
-		return nil, nil, err
-	}
-	missing, err := migrate.Missing(ctx, pool)
-	if err == nil && len(missing) > 0 {
-		err = errors.New(strings.Join(missing, "\n"))
-	}
-	if err != nil {
-		pool.Close()
-		return nil, nil, err
-	}
-	snapshot, err := catalog.New(p.registry).Load(ctx, pool)
-	if err != nil {
-		pool.Close()
-		return nil, nil, err
-	}
-	return pool, snapshot, nil
+func flagName(arg string) string {
+	name, _, _ := strings.Cut(strings.TrimLeft(arg, "-"), "=")
+	return name
 }
 
-// forward finds the forward pipeline of that name, fit to be built.
-func (p *program) forward(snapshot catalog.Snapshot, name string) (catalog.Pipeline, error) {
+func (p *program) unknownFlag(name string, known map[string]bool) error {
+	if near := relaycfg.Nearest(name, slices.Sorted(maps.Keys(known))); near != "" {
+		return fmt.Errorf("unknown flag --%s; did you mean --%s?", name, near)
+	}
+	return fmt.Errorf("unknown flag --%s; see %s -h", name, p.name)
+}
+
+// find returns the command that words begin with, and the words after it.
+func (p *program) find(all []leaf, words []string) (leaf, []string, error) {
+	if len(words) == 0 {
+		return all[0], nil, nil
+	}
+
 	var names []string
-	for _, pl := range snapshot {
-		if pl.Name == name && pl.Direction == relay.Forward {
-			return pl, pl.Err
+	for _, c := range all {
+		path := strings.Fields(c.name)
+		if len(words) >= len(path) && slices.Equal(words[:len(path)], path) {
+			return c, words[len(path):], nil
 		}
-		names = append(names, pl.Name)
+		names = append(names, c.name)
 	}
-	if len(snapshot.Find(name)) > 0 {
-		return catalog.Pipeline{}, fmt.Errorf("pipeline %q is a reverse one; its messages are in the broker, and reading them would take them", name)
+
+	if words[0] == "dlq" {
+		return leaf{}, nil, fmt.Errorf("usage: %s dlq list|retry|discard ...; see %[1]s -h", p.name)
 	}
-	return catalog.Pipeline{}, fmt.Errorf("pipeline %q not found; there are: %s", name, cmp.Or(strings.Join(names, ", "), "none"))
+	if near := relaycfg.Nearest(words[0], names); near != "" {
+		return leaf{}, nil, fmt.Errorf("unknown command %q; did you mean %q?", words[0], near)
+	}
+	return leaf{}, nil, fmt.Errorf("unknown command %q; valid commands are %s", words[0], strings.Join(names, ", "))
 }
 
-func runMigrate(ctx context.Context, p *program, _ []string) error {
-	specs := migrate.Specs(p.registry.Backends())
-	if p.opts.printSQL {
-		text, err := migrate.SQL(specs)
-		if err != nil {
-			return err
+// help prints what -h shows: for run, the commands, too.
+func (p *program) help(cmd leaf, all []leaf) {
+	w := p.stdout
+
+	if cmd.name == "run" {
+		fmt.Fprintf(w, "%s moves events between PostgreSQL and messaging systems.\n\n", p.name)
+		fmt.Fprintf(w, "Usage:\n  %s [command] [flags]\n\nCommands:\n", p.name)
+		for _, c := range all {
+			fmt.Fprintf(w, "  %-14s %s\n", c.name, c.ShortHelp)
 		}
-		_, err = io.WriteString(p.stdout, text)
-		return err
+		fmt.Fprintf(w, "\nBackends: %s\n", strings.Join(p.registry.Names(), ", "))
+	} else {
+		fmt.Fprintf(w, "%s: %s\n\nUsage:\n  %s %s\n", cmd.name, cmd.ShortHelp, p.name, cmd.ShortUsage)
 	}
-	if err := p.opts.requireDatabase(); err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
-	defer cancel()
-	pool, err := p.connect(ctx)
-	if err != nil {
-		return err
-	}
-	defer pool.Close()
-	if err := migrate.Up(ctx, pool, specs); err != nil {
-		return err
-	}
-	missing, err := lacking(ctx, pool)
-	if err != nil {
-		return err
-	}
-	if p.opts.json() {
-		return p.printJSON(map[string]any{"migrated": true, "missing": append([]string{}, missing...)})
-	}
-	fmt.Fprintln(p.stdout, "the catalog is up to date")
-	for _, m := range missing {
-		fmt.Fprintln(p.stdout, "still missing for this role:", m)
-	}
-	return nil
+
+	fmt.Fprint(w, "\nFlags, each with its environment variable. A flag overrides the variable, and the variable overrides the file:\n")
+	cmd.FlagSet.VisitAll(func(f *flag.Flag) { printFlag(w, f) })
 }
 
-// lacking returns what the catalog lacks or, when that is nothing, what single
-// outboxes and inboxes do.
-func lacking(ctx context.Context, pool *pgxpool.Pool) ([]string, error) {
-	missing, err := migrate.Missing(ctx, pool)
-	if err != nil || len(missing) > 0 {
-		return missing, err
+func printFlag(w io.Writer, f *flag.Flag) {
+	dashes := "--"
+	if len(f.Name) == 1 {
+		dashes = "-"
 	}
-	denied, err := migrate.Denied(ctx, pool)
-	for _, d := range denied {
-		missing = append(missing, d+": "+migrate.GrantAccess)
+	arg, text := flag.UnquoteUsage(f)
+	if f.DefValue != "" && f.DefValue != "false" && f.DefValue != "0" {
+		text += " (default " + f.DefValue + ")"
 	}
-	return missing, err
-}
-
-// letter is a dead letter as dlq list prints it.
-type letter struct {
-	ID        int64           `json:"id"`
-	Group     string          `json:"group"`
-	Direction string          `json:"direction"`
-	Pipeline  string          `json:"pipeline"`
-	MessageID string          `json:"message_id"`
-	Key       string          `json:"key"`
-	Subject   string          `json:"subject"`
-	Op        string          `json:"op"`
-	Status    string          `json:"status"`
-	Class     string          `json:"class"`
-	Error     string          `json:"error"`
-	Attempts  int             `json:"attempts"`
-	Size      int64           `json:"size"`
-	Body      string          `json:"body"` // as text; bytes that are not UTF-8 are replaced
-	Headers   json.RawMessage `json:"headers"`
-	Created   time.Time       `json:"created_at"`
-}
-
-func runLetters(ctx context.Context, p *program, args []string) error {
-	action := strings.TrimPrefix(p.command, "dlq ")
-	filters, filtered, err := p.opts.letterFilters(args)
-	if err != nil {
-		return err
-	}
-	if action == "discard" && !filtered && !p.opts.all {
-		return errors.New("dlq discard drops messages for good: say which with --id, --key, --class, --after or --before, or say --all")
-	}
-	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
-	defer cancel()
-	pool, _, err := p.load(ctx)
-	if err != nil {
-		return err
-	}
-	defer pool.Close()
-	if action == "list" {
-		return p.listLetters(ctx, pool, filters)
-	}
-	var n int64
-	sql := `SELECT pgtrickle.relay_dlq_` + action + `($1, $2, $3, $4, $5, $6, $7, $8)`
-	if err := pool.QueryRow(ctx, sql, filters...).Scan(&n); err != nil {
-		if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Hint != "" {
-			err = fmt.Errorf("%s; %s", pg.Message, pg.Hint)
-		}
-		return fmt.Errorf("dlq %s: %w", action, err)
-	}
-	if p.opts.json() {
-		return p.printJSON(map[string]any{"action": action, "letters": n})
-	}
-	fmt.Fprintf(p.stdout, "%s: %d dead letters\n", action, n)
-	return nil
-}
-
-// letterFilters are the arguments of the SQL functions.
-func (o *options) letterFilters(args []string) (filters []any, filtered bool, err error) {
-	var ids []int64
-	for s := range strings.SplitSeq(o.ids, ",") {
-		if s = strings.TrimSpace(s); s == "" {
-			continue
-		}
-		id, err := strconv.ParseInt(s, 10, 64)
-		if err != nil {
-			return nil, false, fmt.Errorf("--id: %q is not a number", s)
-		}
-		ids = append(ids, id)
-	}
-	times := make([]*time.Time, 2)
-	for i, f := range []struct{ flag, value string }{{"before", o.before}, {"after", o.after}} {
-		if f.value == "" {
-			continue
-		}
-		t, err := time.Parse(time.RFC3339, f.value)
-		if err != nil {
-			return nil, false, fmt.Errorf("--%s: %q is not a time such as 2026-01-31T10:00:00Z", f.flag, f.value)
-		}
-		times[i] = &t
-	}
-	var pipeline *string
-	if len(args) > 0 {
-		pipeline = &args[0]
-	}
-	filters = []any{pipeline, orNull(o.direction), ids, orNull(o.key), orNull(o.class), times[0], times[1], o.group}
-	return filters, len(ids) > 0 || o.key != "" || o.class != "" || times[0] != nil || times[1] != nil, nil
-}
-
-func orNull(s string) *string {
-	if s == "" {
-		return nil
-	}
-	return &s
-}
-
-func (p *program) listLetters(ctx context.Context, pool *pgxpool.Pool, filters []any) error {
-	rows, err := pool.Query(ctx, `
-		SELECT id, relay_group_id, direction, pipeline, message_id, key, coalesce(subject, ''), coalesce(op, ''), status, class, error, attempts,
-			size, body, headers, created_at
-		FROM pgtrickle.relay_dlq_list($1, $2, $3, $4, $5, $6, $7, $8)`, filters...)
-	if err != nil {
-		return fmt.Errorf("dlq list: %w", err)
-	}
-	letters, err := pgx.CollectRows(rows, func(r pgx.CollectableRow) (letter, error) {
-		var l letter
-		var body []byte
-		err := r.Scan(&l.ID, &l.Group, &l.Direction, &l.Pipeline, &l.MessageID, &l.Key, &l.Subject, &l.Op, &l.Status, &l.Class, &l.Error, &l.Attempts,
-			&l.Size, &body, &l.Headers, &l.Created)
-		l.Body = strings.ToValidUTF8(string(body), "\uFFFD")
-		return l, err
-	})
-	if err != nil {
-		return fmt.Errorf("dlq list: %w", err)
-	}
-	if p.opts.json() {
-		return p.printJSON(letters)
-	}
-	w := tabwriter.NewWriter(p.stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "ID\tPIPELINE\tDIRECTION\tSTATUS\tCLASS\tATTEMPTS\tKEY\tMESSAGE\tSTORED\tERROR")
-	for _, l := range letters {
-		fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\n", l.ID, l.Pipeline, l.Direction, l.Status, l.Class, l.Attempts, l.Key, l.MessageID,
-			l.Created.UTC().Format(time.RFC3339), strings.ReplaceAll(l.Error, "\n", " "))
-	}
-	return w.Flush()
-}
-
-// runHealthcheck asks a running relay on this machine, for container images that
-// have nothing else to ask with.
-func runHealthcheck(ctx context.Context, p *program, _ []string) error {
-	url := p.opts.url
-	if url == "" {
-		host, port, err := net.SplitHostPort(p.opts.metricsAddr)
-		if err != nil {
-			return fmt.Errorf("--metrics-addr: %w", err)
-		}
-		if ip := net.ParseIP(host); host == "" || (ip != nil && ip.IsUnspecified()) {
-			host = "127.0.0.1"
-		}
-		path := "/health"
-		if p.opts.live {
-			path = "/livez"
-		}
-		url = "http://" + net.JoinHostPort(host, port) + path
-	}
-	ctx, cancel := context.WithTimeout(ctx, 4*time.Second)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
-	if err != nil {
-		return err
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return fmt.Errorf("healthcheck: %w", err)
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
-	if err != nil {
-		return fmt.Errorf("healthcheck: %w", err)
-	}
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("healthcheck: %s says %s: %s", url, resp.Status, strings.TrimSpace(string(body)))
-	}
-	fmt.Fprintln(p.stdout, "ok")
-	return nil
+	fmt.Fprintf(w, "  %s\n      %s\n      %s\n", strings.TrimSpace(dashes+f.Name+" "+arg), text, envName(f.Name))
 }

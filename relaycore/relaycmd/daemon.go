@@ -1,14 +1,12 @@
 package relaycmd
 
 import (
-	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
-	"math"
 	mathrand "math/rand/v2"
 	"net"
 	"net/http"
@@ -28,7 +26,6 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/engine"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/lease"
-	"github.com/grove/pgtrickle-relay/relaycore/internal/migrate"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/observe"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/retention"
@@ -38,146 +35,148 @@ import (
 // daemon is a running relay.
 type daemon struct {
 	*program
-	log     *slog.Logger
+	opts   *runOptions
+	log    *slog.Logger
+	self   lease.Instance
+	budget *engine.Budget
+
 	pool    *pgxpool.Pool
 	readers *pgxpool.Pool   // connections that read outboxes
-	conn    *pgx.ConnConfig // of connections outside the pool
-	self    lease.Instance
-	reg     *prometheus.Registry
-	met     *observe.Metrics
+	conn    *pgx.ConnConfig // of connections outside the pools
 
-	mu      sync.Mutex
-	super   *supervisor.Supervisor // nil while the catalog is awaited
-	waiting error                  // why it is
-	started time.Time
+	reg     *prometheus.Registry
+	metrics *observe.Metrics
+	phase   phase
 }
 
-// runDaemon is the command run. In order: listen for HTTP, wait for the catalog,
-// run pipelines; on a signal: not ready, take no more, finish, checkpoint,
-// release, stop HTTP.
-func runDaemon(ctx context.Context, p *program, _ []string) error {
-	d := &daemon{program: p, log: p.opts.logger(p.stderr), started: time.Now(), reg: prometheus.NewRegistry(), waiting: errors.New("starting")}
-	if err := d.prepare(ctx); err != nil {
+// runDaemon is the command run: serve HTTP, wait for the database, run pipelines.
+// On a signal it reports not ready, drains the pipelines, releases the leases and
+// stops HTTP, in this order.
+func runDaemon(ctx context.Context, p *program, o *runOptions) error {
+	d, err := newDaemon(ctx, p, o)
+	if err != nil {
 		return err
 	}
-	defer d.pool.Close()
-	defer d.readers.Close()
-	ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", p.opts.metricsAddr)
+	defer d.close()
+
+	ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", p.common.metricsAddr)
 	if err != nil {
 		return fmt.Errorf("--metrics-addr: %w", err)
 	}
-	d.log.Info("relay started", "binary", p.name, "version", buildVersion(), "instance", d.self.ID, "group", p.opts.group,
+	d.log.Info("relay started", "binary", p.name, "version", buildVersion(), "instance", d.self.ID, "group", p.common.group,
 		"backends", strings.Join(p.registry.Names(), ","), "metrics_addr", ln.Addr().String())
 
-	stop, abandon, cleanUp := d.signals(ctx)
+	stop, abandon, cleanUp := d.handleSignals(ctx)
 	defer cleanUp()
-	err = d.runAll(abandon, stop, ln)
+	err = d.serve(abandon, stop, ln)
+
 	switch {
 	case err != nil:
 		return err
 	case abandon.Err() != nil:
-		d.log.Error("stopped before all was drained; what was in flight is delivered again", "cause", context.Cause(abandon))
-		return errSilent
+		d.log.Error("drain incomplete", "cause", context.Cause(abandon), "effect", "messages in flight are delivered again")
+		return errReported
 	}
 	d.log.Info("relay stopped")
 	return nil
 }
 
-func (d *daemon) prepare(ctx context.Context) error {
-	limit := limitMemory(d.log)
-	budget, err := d.opts.budget(limit)
-	if err != nil {
-		return err
+// newDaemon prepares everything that needs no server: it connects to nothing.
+func newDaemon(ctx context.Context, p *program, o *runOptions) (*daemon, error) {
+	d := &daemon{program: p, opts: o, log: p.logger(), self: newInstance(p, o), reg: prometheus.NewRegistry()}
+	d.phase.start()
+	d.budget = engine.NewBudget(o.budget(limitMemory(d.log)))
+
+	if err := d.openPools(ctx); err != nil {
+		return nil, err
 	}
+
+	var err error
+	if d.metrics, err = observe.NewMetrics(d.reg, d.name, buildVersion(), runtime.Version()); err != nil {
+		return nil, err
+	}
+	d.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return d, nil
+}
+
+// openPools divides the connections into two pools. Those that read outboxes are
+// tuned for it. Those that write inboxes are not: an inbox may have triggers and
+// foreign keys, whose plans must follow their owner's settings.
+func (d *daemon) openPools(ctx context.Context) error {
 	half := d.opts.maxConnections / 2
-	config, err := poolConfig(d.opts.postgresURL, d.name, d.opts.maxConnections-half)
+
+	config, err := d.poolConfig(d.opts.maxConnections - half)
 	if err != nil {
 		return err
 	}
 	d.conn = config.ConnConfig.Copy()
-	if d.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil { // connects to nothing yet
+	if d.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
 		return err
 	}
-	// Those that read outboxes are tuned for it, and no others: an inbox may have
-	// triggers, and foreign keys, which are to be planned as their owner has it.
-	if config, err = poolConfig(d.opts.postgresURL, d.name, half); err != nil {
+
+	if config, err = d.poolConfig(half); err != nil {
 		return err
 	}
 	config.AfterConnect = outbox.Tune
-	if d.readers, err = pgxpool.NewWithConfig(ctx, config); err != nil {
-		return err
-	}
-	if d.met, err = observe.NewMetrics(d.reg, d.name, buildVersion(), runtime.Version()); err != nil {
-		return err
-	}
-	d.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	d.self = d.instance()
-	d.opts.maxInFlight = fmt.Sprint(budget)
-	return nil
+	d.readers, err = pgxpool.NewWithConfig(ctx, config)
+	return err
 }
 
-// poolConfig reads the database's URL. Errors of pgx leave the password out.
-func poolConfig(url, application string, maxConnections int) (*pgxpool.Config, error) {
-	config, err := pgxpool.ParseConfig(url)
-	if err != nil {
-		return nil, fmt.Errorf("--postgres-url: %w", err)
-	}
-	config.MaxConns = int32(min(max(maxConnections, 2), math.MaxInt32)) //nolint:gosec // bounded
-	config.MaxConnIdleTime = 5 * time.Minute
-	if config.ConnConfig.RuntimeParams["application_name"] == "" {
-		config.ConnConfig.RuntimeParams["application_name"] = application
-	}
-	config.ConnConfig.ConnectTimeout = cmp.Or(config.ConnConfig.ConnectTimeout, 10*time.Second)
-	return config, nil
+func (d *daemon) close() {
+	d.readers.Close()
+	d.pool.Close()
 }
 
-func (d *daemon) instance() lease.Instance {
+func newInstance(p *program, o *runOptions) lease.Instance {
 	host, err := os.Hostname()
 	if err != nil {
 		host = "unknown"
 	}
 	self := lease.Instance{
-		ID: d.opts.instanceID, Group: d.opts.group, Binary: d.name, Version: buildVersion(), Hostname: host, PID: os.Getpid(),
+		ID: o.instanceID, Group: p.common.group, Binary: p.name, Version: buildVersion(), Hostname: host, PID: os.Getpid(),
 		LockKey: mathrand.Int64(), Started: time.Now(),
 	}
+
 	if self.ID == "" {
 		random := make([]byte, 3)
 		_, _ = rand.Read(random) // never fails
 		self.ID = fmt.Sprintf("%s-%d-%s", host, self.PID, hex.EncodeToString(random))
 	}
-	for _, b := range d.registry.Backends() {
+	for _, b := range p.registry.Backends() {
 		self.Backends = append(append(self.Backends, b.Name), b.Aliases...)
 	}
 	return self
 }
 
-// signals returns a context that ends with the first signal, and one that ends
-// when the drain has taken too long or a second signal comes. A third kills.
-func (d *daemon) signals(ctx context.Context) (stop, abandon context.Context, cleanUp func()) {
+// handleSignals returns two contexts. stop ends with the first signal. abandon
+// ends with the second signal, or when the drain exceeds its timeout. A third
+// signal kills the process.
+func (d *daemon) handleSignals(ctx context.Context) (stop, abandon context.Context, cleanUp func()) {
 	stop, cancelStop := context.WithCancel(ctx)
 	abandon, cancelAbandon := context.WithCancelCause(ctx)
-	caught := make(chan os.Signal, 2)
-	signal.Notify(caught, syscall.SIGTERM, syscall.SIGINT)
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 	ended := make(chan struct{})
+
 	go func() {
-		defer signal.Stop(caught)
+		defer signal.Stop(signals)
 		select {
-		case s := <-caught:
-			d.log.Info("signal received, draining", "signal", s.String(), "drain_timeout", d.opts.drain.String())
+		case s := <-signals:
+			d.log.Info("signal received, draining", "signal", s.String(), "drain_timeout", d.opts.drainTimeout.String())
 		case <-ended:
 			return
 		}
 		cancelStop()
-		timer := time.NewTimer(d.opts.drain)
-		defer timer.Stop()
+
 		select {
-		case <-caught:
+		case <-signals:
 			cancelAbandon(errors.New("second signal"))
-		case <-timer.C:
+		case <-time.After(d.opts.drainTimeout):
 			cancelAbandon(errors.New("drain timeout"))
 		case <-ended:
 		}
 	}()
+
 	return stop, abandon, func() {
 		close(ended)
 		cancelStop()
@@ -185,169 +184,98 @@ func (d *daemon) signals(ctx context.Context) (stop, abandon context.Context, cl
 	}
 }
 
-// runAll serves HTTP for as long as pipelines run, so that /readyz and /metrics
-// answer through the whole drain.
-func (d *daemon) runAll(ctx, stop context.Context, ln net.Listener) error {
-	stop, lost := context.WithCancel(stop)
-	defer lost()
+// serve runs the pipelines and serves HTTP until they have ended, so that /readyz
+// and /metrics answer during the whole drain.
+func (d *daemon) serve(ctx, stop context.Context, ln net.Listener) error {
+	stop, stopNow := context.WithCancel(stop)
+	defer stopNow()
+
 	srv := &http.Server{
-		Handler:           observe.Handler(observe.Probes{Health: d.health, Ready: d.ready, Live: func() error { return nil }}, d.reg, d.opts.pprof),
-		ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute,
-		ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
+		Handler: observe.Handler(
+			observe.Probes{Health: d.health, Ready: d.phase.ready, Live: func() error { return nil }}, d.reg, d.opts.pprof),
+		ReadHeaderTimeout: 5 * time.Second,
+		IdleTimeout:       time.Minute,
+		ErrorLog:          slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
 	}
 	served := make(chan error, 1)
 	go func() {
 		err := srv.Serve(ln)
-		lost() // no metrics, no relay
+		stopNow() // a relay without metrics must not run on
 		served <- err
 	}()
-	d.supervise(ctx, stop)
-	last, done := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
-	defer done()
-	shutdownErr := srv.Shutdown(last)
-	if errors.Is(shutdownErr, context.DeadlineExceeded) {
-		shutdownErr = srv.Close() // somebody holds a connection open
-	}
+
+	d.runPipelines(ctx, stop)
+
+	shutdownErr := shutDown(context.WithoutCancel(ctx), srv)
 	err := <-served
 	if errors.Is(err, http.ErrServerClosed) {
-		err = nil
-	} else if err != nil {
-		err = fmt.Errorf("serve metrics: %w", err)
+		return shutdownErr
 	}
-	return errors.Join(err, shutdownErr)
+	return errors.Join(fmt.Errorf("serve metrics: %w", err), shutdownErr)
 }
 
-func (d *daemon) supervise(ctx, stop context.Context) {
-	if !d.awaitCatalog(stop) {
+// shutDown waits a moment for requests, and then closes their connections.
+func shutDown(ctx context.Context, srv *http.Server) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+
+	err := srv.Shutdown(ctx)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return srv.Close()
+	}
+	return err
+}
+
+// sweepInterval is the time between two searches for expired outbox rows.
+const sweepInterval = time.Minute
+
+// runPipelines waits for the database, and then runs pipelines until stop ends
+// and they are drained, or ctx ends.
+func (d *daemon) runPipelines(ctx, stop context.Context) {
+	if !d.awaitDatabase(stop) {
 		return
 	}
-	var budget int64
-	_, _ = fmt.Sscan(d.opts.maxInFlight, &budget) // prepare wrote it
-	builder := &supervisor.Builder{
-		Pool: d.pool, Readers: d.readers, Group: d.opts.group, Owner: d.self.ID, Version: buildVersion(),
-		Budget: engine.NewBudget(budget),
-	}
-	cat := catalog.New(d.registry)
-	s := supervisor.New(supervisor.Config{
-		Self:     d.self,
-		Load:     func(ctx context.Context) (catalog.Snapshot, error) { return cat.Load(ctx, d.pool) },
-		Listen:   func(ctx context.Context) (*pgx.Conn, error) { return pgx.ConnectConfig(ctx, d.conn) },
-		Interval: d.opts.discovery, Run: builder.Run, Sequences: builder.Sequences, Letters: builder.Letters, Report: builder.Report,
-		Drain: d.opts.drain, Metrics: d.met, Logger: d.log,
-	}, func(changed func()) supervisor.Keeper {
-		return lease.New(lease.Config{
-			Connect: func(ctx context.Context) (lease.Wire, error) { return lease.Connect(ctx, d.conn, d.self) },
-			Logger:  d.log, Changed: changed,
-		})
-	})
-	d.mu.Lock()
-	d.super, d.waiting = s, nil
-	d.mu.Unlock()
-	sweeping, enough := context.WithCancel(stop)
+
+	s := d.newSupervisor()
+	d.phase.run(s)
+
+	sweeping, stopSweeping := context.WithCancel(stop)
 	var sweeper sync.WaitGroup
-	sweeper.Go(func() { retention.Run(sweeping, d.pool, d.log, sweepEvery, retention.Options{}) })
+	sweeper.Go(func() { retention.Run(sweeping, d.pool, d.log, sweepInterval, retention.Options{}) })
+
 	s.Run(ctx, stop)
-	enough()
+
+	stopSweeping()
 	sweeper.Wait()
 }
 
-// sweepEvery is how often outboxes are looked at for rows past their retention.
-const sweepEvery = time.Minute
-
-const catalogRetry = time.Second
-
-// awaitCatalog waits until the database is there and has what a relay needs. It
-// says once what is missing, and again when that changes.
-func (d *daemon) awaitCatalog(stop context.Context) bool {
-	said := ""
-	for stop.Err() == nil {
-		err := d.checkCatalog(stop)
-		if err == nil {
-			if said != "" {
-				d.log.Info("the database is ready")
-			}
-			d.warnOfDenied(stop)
-			return true
-		}
-		if stop.Err() != nil {
-			return false
-		}
-		if text := err.Error(); text != said {
-			d.log.Error("the database is not ready, will retry", "err", strings.ReplaceAll(text, "\n", "; "))
-			said = text
-		}
-		d.mu.Lock()
-		d.waiting = err
-		d.mu.Unlock()
-		timer := time.NewTimer(catalogRetry*3/4 + mathrand.N(catalogRetry/2))
-		select {
-		case <-stop.Done():
-			timer.Stop()
-		case <-timer.C:
-		}
+// newSupervisor connects the parts: the catalog tells which pipelines there are,
+// the keeper which of them this process owns, and the builder runs one.
+func (d *daemon) newSupervisor() *supervisor.Supervisor {
+	pipelines := catalog.New(d.registry)
+	builder := &supervisor.Builder{
+		Pool: d.pool, Readers: d.readers, Group: d.common.group, Owner: d.self.ID, Version: buildVersion(), Budget: d.budget,
 	}
-	return false
+
+	return supervisor.New(supervisor.Config{
+		Self:      d.self,
+		Load:      func(ctx context.Context) (catalog.Snapshot, error) { return pipelines.Load(ctx, d.pool) },
+		Listen:    func(ctx context.Context) (*pgx.Conn, error) { return pgx.ConnectConfig(ctx, d.conn) },
+		Interval:  d.opts.discoveryInterval,
+		Run:       builder.Run,
+		Sequences: builder.Sequences,
+		Letters:   builder.Letters,
+		Report:    builder.Report,
+		Drain:     d.opts.drainTimeout,
+		Metrics:   d.metrics,
+		Logger:    d.log,
+	}, d.newKeeper)
 }
 
-func (d *daemon) checkCatalog(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
-	defer cancel()
-	conn, err := d.pool.Acquire(ctx)
-	if err != nil {
-		return explainConnect(err)
-	}
-	defer conn.Release()
-	if d.opts.autoMigrate {
-		if err := migrate.Up(ctx, conn, migrate.Specs(d.registry.Backends())); err != nil {
-			return fmt.Errorf("migrate: %w", err)
-		}
-	}
-	missing, err := migrate.Missing(ctx, conn)
-	if err != nil {
-		return err
-	}
-	if len(missing) > 0 {
-		return errors.New(strings.Join(missing, "\n"))
-	}
-	return nil
-}
-
-// warnOfDenied says which outboxes and inboxes the relay may not use, whether or
-// not a pipeline does yet. One that does fails by itself, and says why.
-func (d *daemon) warnOfDenied(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
-	defer cancel()
-	denied, err := migrate.Denied(ctx, d.pool)
-	switch {
-	case err != nil:
-		d.log.Warn("could not look for outboxes and inboxes that the relay may not use", "err", err)
-	case len(denied) > 0:
-		d.log.Warn("some outboxes or inboxes may not be used: pipelines on them fail, others run", "lacks", strings.Join(denied, ", "), "cure", migrate.GrantAccess)
-	}
-}
-
-func (d *daemon) health() observe.Health {
-	d.mu.Lock()
-	s, waiting := d.super, d.waiting
-	d.mu.Unlock()
-	if s != nil {
-		h := s.Health()
-		h.UptimeSeconds = int64(time.Since(d.started).Seconds())
-		return h
-	}
-	text := strings.ReplaceAll(waiting.Error(), "\n", "; ")
-	return observe.Health{
-		Status: observe.Unhealthy, UptimeSeconds: int64(time.Since(d.started).Seconds()), Reasons: []string{"PostgreSQL: " + text},
-		Binary: d.name, Version: buildVersion(), Instance: d.self.ID, Group: d.opts.group, Postgres: observe.Connection{Error: text},
-		Instances: []observe.InstanceStatus{}, Pipelines: []observe.PipelineStatus{},
-	}
-}
-
-func (d *daemon) ready() error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.super == nil {
-		return d.waiting
-	}
-	return d.super.Ready()
+func (d *daemon) newKeeper(changed func()) supervisor.Keeper {
+	return lease.New(lease.Config{
+		Connect: func(ctx context.Context) (lease.Wire, error) { return lease.Connect(ctx, d.conn, d.self) },
+		Logger:  d.log,
+		Changed: changed,
+	})
 }

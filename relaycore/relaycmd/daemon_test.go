@@ -397,7 +397,7 @@ func TestDeniedTables(t *testing.T) {
 	if code, body := p.get("/readyz"); code != 200 {
 		t.Errorf("/readyz = %d %s; want 200", code, body)
 	}
-	const warning = `lacks="SELECT ON pgtrickle.outbox_others, INSERT ON pgtrickle.box" cure="run SELECT pgtrickle.relay_grant_access()`
+	const warning = `missing="SELECT ON pgtrickle.outbox_others, INSERT ON pgtrickle.box" cure="run SELECT pgtrickle.relay_grant_access()`
 	if n := strings.Count(p.log.String(), warning); n != 1 {
 		t.Errorf("the log has %d times %q, want once", n, warning)
 	}
@@ -441,7 +441,7 @@ func TestDatabaseAway(t *testing.T) {
 			t.Errorf("/readyz = %d, want 503", code)
 		}
 		time.Sleep(3 * time.Second) // some retries, which must not be logged
-		if n := strings.Count(p.log.String(), "the database is not ready"); n != 1 {
+		if n := strings.Count(p.log.String(), "database not ready"); n != 1 {
 			t.Errorf("logged %d times, want once:\n%s", n, p.log)
 		}
 		if strings.Contains(p.log.String(), "hunter2") {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/exttest"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest/pgtest"
 )
 
@@ -91,7 +92,7 @@ outbox_orders:%[6]d:1 delete {"id": 1}`, ids[0], ids[1], ids[2], ids[3], ids[4],
 	}
 
 	// What nobody understands is kept, with what an operator needs to know.
-	var letters []letter
+	var letters []store.DeadLetter
 	eventually(t, "dead letters", patience, func() bool {
 		out, stderr, code := runBinary(t, nil, "dlq", "list", "out", "--output", "json", "--postgres-url", w.url)
 		if code != 0 || json.Unmarshal([]byte(out), &letters) != nil {

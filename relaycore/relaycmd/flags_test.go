@@ -14,15 +14,17 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the golden files") //nolint:gochecknoglobals // a test's flag
 
-func parseArgs(t *testing.T, environ []string, args ...string) (*program, error) {
+// parseArgs returns the flags of the daemon.
+func parseArgs(t *testing.T, environ []string, args ...string) (func(flag string) string, error) {
 	t.Helper()
 	reg, err := relay.NewRegistry(spoolBackend())
 	if err != nil {
 		t.Fatal(err)
 	}
 	p := &program{name: "test-relay", args: args, environ: environ, registry: reg, stdout: new(bytes.Buffer)}
-	_, _, err = p.parse()
-	return p, err
+	root := p.commands()
+	err = p.parse(root)
+	return func(name string) string { return root.Subcommands[0].FlagSet.Lookup(name).Value.String() }, err
 }
 
 func TestPrecedence(t *testing.T) {
@@ -32,13 +34,17 @@ func TestPrecedence(t *testing.T) {
 		t.Fatal(err)
 	}
 	environ := []string{"PGTRICKLE_RELAY_GROUP_ID=env", "PGTRICKLE_RELAY_LOG_FORMAT=json", "PGTRICKLE_RELAY_CONFIG=" + file}
-	p, err := parseArgs(t, environ, "--log-format", "text", "run")
+	option, err := parseArgs(t, environ, "--log-format", "text", "run")
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := p.opts
-	if o.postgresURL != "postgres://file/db" || o.group != "env" || o.logFormat != "text" || o.logLevel != "warn" || o.drain.String() != "7s" || o.metricsAddr != "0.0.0.0:9090" {
-		t.Errorf("options %+v; want flags before the environment before the file before defaults", o)
+	for name, want := range map[string]string{
+		"postgres-url": "postgres://file/db", "relay-group-id": "env", "log-format": "text", "log-level": "warn", "drain-timeout": "7s",
+		"metrics-addr": "0.0.0.0:9090",
+	} {
+		if got := option(name); got != want {
+			t.Errorf("--%s is %q, want %q: a flag overrides the environment, the environment the file, the file the default", name, got, want)
+		}
 	}
 }
 
@@ -55,9 +61,9 @@ func TestFileForms(t *testing.T) {
 			if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			p, err := parseArgs(t, nil, "--config="+file)
-			if err != nil || p.opts.postgresURL != "postgres://u:p#1@h/d?x=y" || !p.opts.autoMigrate {
-				t.Errorf("parse = %+v, %v", p.opts, err)
+			option, err := parseArgs(t, nil, "--config="+file)
+			if err != nil || option("postgres-url") != "postgres://u:p#1@h/d?x=y" || option("auto-migrate") != "true" {
+				t.Errorf("parse = %q, %q, %v", option("postgres-url"), option("auto-migrate"), err)
 			}
 		})
 	}
@@ -78,18 +84,18 @@ func TestUsageErrors(t *testing.T) {
 		"unknown flag":        {nil, []string{"--postgres-ulr", "x"}, "unknown flag --postgres-ulr; did you mean --postgres-url?"},
 		"flag of another":     {nil, []string{"status", "--pprof"}, "status: --pprof is a flag of another command"},
 		"unknown command":     {nil, []string{"stauts"}, `unknown command "stauts"; did you mean "status"?`},
-		"half a command":      {nil, []string{"dlq"}, "usage: dlq list|retry|discard"},
+		"half a command":      {nil, []string{"dlq"}, "usage: test-relay dlq list|retry|discard"},
 		"unknown variable":    {[]string{"PGTRICKLE_RELAY_LOG_LEVL=x"}, nil, "unknown environment variable PGTRICKLE_RELAY_LOG_LEVL; did you mean PGTRICKLE_RELAY_LOG_LEVEL?"},
 		"bad variable":        {[]string{"PGTRICKLE_RELAY_DRAIN_TIMEOUT=x"}, nil, `PGTRICKLE_RELAY_DRAIN_TIMEOUT="x": parse error`},
-		"unknown file key":    {nil, []string{"--config", file}, `unknown key "postgress_url"; did you mean "postgres-url"?`},
+		"unknown file key":    {nil, []string{"--config", file}, `unknown key postgress_url; did you mean postgres-url?`},
 		"no file":             {nil, []string{"--config", "/nowhere"}, "no such file"},
 		"bad level":           {nil, []string{"--log-level", "loud"}, `--log-level is "loud"; must be one of debug, info, warn, error`},
 		"bad duration":        {nil, []string{"--drain-timeout", "5"}, `invalid value "5" for flag -drain-timeout`},
-		"bad size":            {nil, []string{"--postgres-url", "postgres://h/d", "--max-in-flight-bytes", "lots"}, `--max-in-flight-bytes is "lots"`},
+		"bad size":            {nil, []string{"--postgres-url", "postgres://h/d", "--max-in-flight-bytes", "lots"}, `invalid value "lots" for flag -max-in-flight-bytes: must be a size such as 67108864 or 64MiB`},
 		"bad url":             {nil, []string{"--postgres-url", "postgres://u:hunter2@h:x/d"}, "--postgres-url: cannot parse"},
 		"unset reference":     {nil, []string{"--postgres-url", "${env:RELAYCMD_UNSET}"}, "--postgres-url: ${env:RELAYCMD_UNSET}: environment variable is not set"},
 		"missing argument":    {nil, []string{"preview", "--postgres-url", "x"}, "usage: test-relay preview NAME"},
-		"replay without rows": {nil, []string{"replay", "x", "--postgres-url", "x"}, "say which rows"},
+		"replay without rows": {nil, []string{"replay", "x", "--postgres-url", "x"}, "select the rows with --from ID"},
 		"metrics address":     {nil, []string{"--postgres-url", "postgres://h/d", "--metrics-addr", "nonsense"}, "--metrics-addr"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -110,7 +116,7 @@ func TestUsageErrors(t *testing.T) {
 
 // Kubernetes sets these in every pod when there is a service called
 // pgtrickle-relay, or pgtrickle-relay-metrics.
-func TestVariablesOfKubernetes(t *testing.T) {
+func TestKubernetesVariables(t *testing.T) {
 	t.Parallel()
 	environ := []string{
 		"PGTRICKLE_RELAY_SERVICE_HOST=10.0.0.1", "PGTRICKLE_RELAY_SERVICE_PORT=9090", "PGTRICKLE_RELAY_SERVICE_PORT_METRICS=9090", "PGTRICKLE_RELAY_PORT=tcp://10.0.0.1:9090",
@@ -124,9 +130,13 @@ func TestVariablesOfKubernetes(t *testing.T) {
 
 func TestHelp(t *testing.T) {
 	t.Parallel()
-	for file, args := range map[string][]string{"help": {"-h"}, "help_status": {"status", "-h"}, "help_dlq_discard": {"dlq", "discard", "--help"}} {
-		t.Run(file, func(t *testing.T) {
+	for command, file := range map[string]string{
+		"-h": "help", "help": "help", "run -h": "help", "status -h": "help_status",
+		"dlq discard --help": "help_dlq_discard", "--output json dlq -h discard": "help_dlq_discard", "help dlq discard": "help_dlq_discard",
+	} {
+		t.Run(command, func(t *testing.T) {
 			t.Parallel()
+			args := strings.Fields(command)
 			var stdout, stderr bytes.Buffer
 			code := run(context.Background(), &program{
 				name: "test-relay", backends: []relay.Backend{spoolBackend()}, args: args, environ: []string{"PGTRICKLE_RELAY_POSTGRES_URL=postgres://u:hunter2@h/d"}, stdout: &stdout, stderr: &stderr,

@@ -6,16 +6,24 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/peterbourgon/ff/v3/ffcli"
+
 	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/migrate"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
 )
 
-// runKeys prints every key that a pipeline's configuration may have, as Markdown
-// or as the JSON that migrate makes the SQL validation of. docs/config.md and
-// backends.json are its output.
-func runKeys(_ context.Context, p *program, args []string) error {
+func (p *program) keysCommand() *ffcli.Command {
+	return p.withArgs(0, 1, &ffcli.Command{
+		Name: "keys", ShortUsage: "keys [BACKEND]", ShortHelp: "show every key of a pipeline's configuration", FlagSet: p.flagSet(),
+	}, p.printKeys)
+}
+
+// printKeys prints the keys of a pipeline's configuration as Markdown or JSON.
+// docs/config.md and backends.json are its output; migrate generates the
+// validation in SQL from the latter.
+func (p *program) printKeys(_ context.Context, args []string) error {
 	backends := append(migrate.Specs(p.registry.Backends()), migrate.Backend{
 		Name: migrate.Common, HasSink: true, HasSource: true, Sink: catalog.Keys(relay.Forward), Source: catalog.Keys(relay.Reverse),
 	})
@@ -27,9 +35,9 @@ func runKeys(_ context.Context, p *program, args []string) error {
 		backends = slices.DeleteFunc(backends, func(s migrate.Backend) bool { return s.Name != b.Name })
 	}
 	switch {
-	case p.opts.json() && len(args) == 1:
+	case p.json() && len(args) == 1:
 		return p.printJSON(backends)
-	case p.opts.json():
+	case p.json():
 		text, err := migrate.Describe(backends)
 		if err != nil {
 			return err

@@ -1,7 +1,6 @@
 package relaycmd
 
 import (
-	"fmt"
 	"log/slog"
 	"math"
 	"os"
@@ -10,8 +9,6 @@ import (
 	"runtime/metrics"
 	"strconv"
 	"strings"
-
-	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
 )
 
 // gcPercent keeps a drain of small messages under 64 MiB, into every backend. Above
@@ -74,24 +71,4 @@ func containerLimit() int64 {
 		}
 	}
 	return 0
-}
-
-const (
-	mostBudget  = 256 << 20
-	leastBudget = 4 << 20
-)
-
-// budget is what all pipelines together may hold between source and sink.
-func (o *options) budget(limit int64) (int64, error) {
-	if o.maxInFlight != "" {
-		var size relaycfg.Size
-		if err := size.UnmarshalJSON([]byte(strconv.Quote(o.maxInFlight))); err != nil || size <= 0 {
-			return 0, fmt.Errorf("--max-in-flight-bytes is %q; must be a size such as 67108864 or 64MiB", o.maxInFlight)
-		}
-		return int64(size), nil
-	}
-	if limit == 0 {
-		return mostBudget, nil
-	}
-	return min(max(limit/4, leastBudget), mostBudget), nil
 }

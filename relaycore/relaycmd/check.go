@@ -1,0 +1,128 @@
+package relaycmd
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/peterbourgon/ff/v3/ffcli"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/supervisor"
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+)
+
+const checkTimeout = 5 * time.Minute // of all pipelines; each has commandTimeout
+
+func (p *program) checkCommand() *ffcli.Command {
+	return p.withArgs(0, 1, &ffcli.Command{
+		Name: "check", ShortUsage: "check [NAME]", FlagSet: p.flagSet(),
+		ShortHelp: "check pipelines: configuration, connections, permissions, guarantees",
+	}, p.check)
+}
+
+// checkResult is the result of checking one pipeline.
+type checkResult struct {
+	Name      string   `json:"name"`
+	Direction string   `json:"direction"`
+	Backend   string   `json:"backend"`
+	Result    string   `json:"result"` // ok, failed, skipped
+	Problem   string   `json:"problem,omitempty"`
+	Delivery  string   `json:"delivery,omitempty"`
+	Dedup     string   `json:"dedup,omitempty"`
+	Order     string   `json:"order,omitempty"`
+	Weakest   string   `json:"weakest_link,omitempty"`
+	Notes     []string `json:"notes,omitempty"`
+}
+
+func (p *program) check(ctx context.Context, args []string) error {
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+
+	pool, snapshot, err := p.load(ctx)
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	if len(args) == 1 {
+		if snapshot = snapshot.Find(args[0]); len(snapshot) == 0 {
+			return fmt.Errorf("pipeline %q not found", args[0])
+		}
+	}
+	known, err := store.New(pool, p.common.group).List(ctx)
+	if err != nil {
+		return err
+	}
+
+	b := p.builder(pool)
+	results := make([]checkResult, 0, len(snapshot))
+	for _, pl := range snapshot {
+		results = append(results, p.checkPipeline(ctx, b, pl, known[pl.Key].Held))
+	}
+
+	if p.json() {
+		err = p.printJSON(results)
+	} else {
+		p.printCheck(results)
+	}
+	if err == nil && slices.ContainsFunc(results, func(r checkResult) bool { return r.Result == "failed" }) {
+		err = errReported
+	}
+	return err
+}
+
+func (p *program) checkPipeline(ctx context.Context, b *supervisor.Builder, pl catalog.Pipeline, busy bool) checkResult {
+	r := checkResult{Name: pl.Name, Direction: string(pl.Direction), Backend: pl.Backend, Result: "ok"}
+	if !pl.Linked {
+		r.Result = "skipped"
+		r.Notes = []string{fmt.Sprintf("this binary does not have backend %q; it has %s", pl.Backend, strings.Join(p.registry.Names(), ", "))}
+		return r
+	}
+	if !pl.Enabled {
+		r.Notes = append(r.Notes, "is disabled")
+	}
+
+	err := pl.Err
+	var g relay.Guarantee
+	if err == nil {
+		ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+		defer cancel()
+		var notes []string
+		g, notes, err = b.Probe(ctx, pl, busy, p.logger())
+		r.Notes = append(r.Notes, notes...)
+	}
+	if err != nil {
+		r.Result, r.Problem = "failed", err.Error()
+		return r
+	}
+	r.Delivery, r.Dedup, r.Order, r.Weakest = g.Delivery, g.Dedup, g.Order, g.Weakest
+	return r
+}
+
+func (p *program) printCheck(results []checkResult) {
+	titles := map[string]string{"ok": "OK  ", "failed": "FAIL", "skipped": "SKIP"}
+
+	for _, r := range results {
+		fmt.Fprintf(p.stdout, "%s %s pipeline %q (%s)\n", titles[r.Result], r.Direction, r.Name, r.Backend)
+		for _, line := range []struct{ what, text string }{
+			{"problem", strings.ReplaceAll(r.Problem, "\n", "\n               ")},
+			{"delivery", r.Delivery},
+			{"duplicates", r.Dedup},
+			{"order", r.Order},
+			{"weakest link", r.Weakest},
+		} {
+			if line.text != "" {
+				fmt.Fprintf(p.stdout, "     %-13s %s\n", line.what, line.text)
+			}
+		}
+		for _, n := range r.Notes {
+			fmt.Fprintf(p.stdout, "     %-13s %s\n", "note", n)
+		}
+	}
+	if len(results) == 0 {
+		fmt.Fprintln(p.stdout, "there are no pipelines")
+	}
+}

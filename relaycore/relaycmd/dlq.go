@@ -1,0 +1,161 @@
+package relaycmd
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/peterbourgon/ff/v3/ffcli"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
+)
+
+// dlqOptions select dead letters.
+type dlqOptions struct {
+	filter store.DeadLetterFilter
+	all    bool // dlq discard only
+}
+
+func (o *dlqOptions) register(fs *flag.FlagSet) {
+	f := &o.filter
+	fs.Func("id", "`ids` of dead letters, separated by commas", func(text string) (err error) {
+		f.IDs, err = parseIDs(text)
+		return err
+	})
+	fs.StringVar((*string)(&f.Direction), "direction", "", "`forward|reverse`, if two pipelines have the name")
+	fs.StringVar(&f.Key, "key", "", "ordering `key`")
+	fs.StringVar(&f.Class, "class", "", "`class` of error, as dlq list shows it")
+	fs.Func("after", "only those stored at or after this `time`, such as 2026-01-31T10:00:00Z", timeFlag(&f.After))
+	fs.Func("before", "only those stored before this `time`", timeFlag(&f.Before))
+}
+
+func parseIDs(text string) (ids []int64, err error) {
+	for s := range strings.SplitSeq(text, ",") {
+		if s = strings.TrimSpace(s); s == "" {
+			continue
+		}
+		id, err := strconv.ParseInt(s, 10, 64)
+		if err != nil {
+			return nil, fmt.Errorf("%q is not a number", s)
+		}
+		ids = append(ids, id)
+	}
+	return ids, nil
+}
+
+func timeFlag(target *time.Time) func(string) error {
+	return func(text string) (err error) {
+		if *target = (time.Time{}); text == "" {
+			return nil
+		}
+		if *target, err = time.Parse(time.RFC3339, text); err != nil {
+			return errors.New("not a time such as 2026-01-31T10:00:00Z")
+		}
+		return nil
+	}
+}
+
+// selective reports whether the options select some dead letters of a pipeline.
+func (o *dlqOptions) selective() bool {
+	f := &o.filter
+	return len(f.IDs) > 0 || f.Key != "" || f.Class != "" || !f.After.IsZero() || !f.Before.IsZero()
+}
+
+func (p *program) dlqListCommand() *ffcli.Command {
+	var o dlqOptions
+	fs := p.flagSet()
+	o.register(fs)
+
+	return p.withArgs(0, 1, &ffcli.Command{
+		Name: "list", ShortUsage: "dlq list [NAME] [filters]", ShortHelp: "show dead letters and the messages parked behind them", FlagSet: fs,
+	}, func(ctx context.Context, args []string) error {
+		o.filter.Pipeline = strings.Join(args, "") // none: of all pipelines
+		return p.listDeadLetters(ctx, o.filter)
+	})
+}
+
+func (p *program) dlqRetryCommand() *ffcli.Command {
+	var o dlqOptions
+	fs := p.flagSet()
+	o.register(fs)
+
+	return p.withArgs(1, 1, &ffcli.Command{
+		Name: "retry", ShortUsage: "dlq retry NAME [filters]", ShortHelp: "deliver dead letters and the messages parked behind them", FlagSet: fs,
+	}, func(ctx context.Context, args []string) error {
+		o.filter.Pipeline = args[0]
+		return p.changeDeadLetters(ctx, "retry", o.filter, store.Store.RetryDeadLetters)
+	})
+}
+
+func (p *program) dlqDiscardCommand() *ffcli.Command {
+	var o dlqOptions
+	fs := p.flagSet()
+	o.register(fs)
+	fs.BoolVar(&o.all, "all", false, "discard all dead letters of the pipeline")
+
+	return p.withArgs(1, 1, &ffcli.Command{
+		Name: "discard", ShortUsage: "dlq discard NAME filters|--all", FlagSet: fs,
+		ShortHelp: "drop dead letters, and deliver the messages parked behind them",
+	}, func(ctx context.Context, args []string) error {
+		if !o.selective() && !o.all {
+			return errors.New("dlq discard drops messages for good: select them with --id, --key, --class, --after or --before, or add --all")
+		}
+		o.filter.Pipeline = args[0]
+		return p.changeDeadLetters(ctx, "discard", o.filter, store.Store.DiscardDeadLetters)
+	})
+}
+
+func (p *program) listDeadLetters(ctx context.Context, filter store.DeadLetterFilter) error {
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+
+	pool, _, err := p.load(ctx)
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+
+	found, err := store.New(pool, p.common.group).ListDeadLetters(ctx, filter)
+	switch {
+	case err != nil:
+		return fmt.Errorf("dlq list: %w", err)
+	case p.json():
+		return p.printJSON(found)
+	}
+
+	w := tabwriter.NewWriter(p.stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "ID\tPIPELINE\tDIRECTION\tSTATUS\tCLASS\tATTEMPTS\tKEY\tMESSAGE\tSTORED\tERROR")
+	for _, l := range found {
+		fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\n", l.ID, l.Pipeline, l.Direction, l.Status, l.Class, l.Attempts, l.Key, l.MessageID,
+			l.Created.UTC().Format(time.RFC3339), strings.ReplaceAll(l.Error, "\n", " "))
+	}
+	return w.Flush()
+}
+
+type changeFunc func(s store.Store, ctx context.Context, f store.DeadLetterFilter) (int64, error)
+
+func (p *program) changeDeadLetters(ctx context.Context, action string, filter store.DeadLetterFilter, change changeFunc) error {
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+
+	pool, _, err := p.load(ctx)
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+
+	n, err := change(store.New(pool, p.common.group), ctx, filter)
+	switch {
+	case err != nil:
+		return fmt.Errorf("dlq %s: %w", action, err)
+	case p.json():
+		return p.printJSON(map[string]any{"action": action, "letters": n})
+	}
+	fmt.Fprintf(p.stdout, "%s: %d dead letters\n", action, n)
+	return nil
+}

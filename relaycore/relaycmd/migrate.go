@@ -1,0 +1,86 @@
+package relaycmd
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/peterbourgon/ff/v3/ffcli"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/migrate"
+)
+
+const migrateTimeout = 5 * time.Minute
+
+type migrateOptions struct {
+	printSQL bool
+}
+
+func (p *program) migrateCommand() *ffcli.Command {
+	var o migrateOptions
+	fs := p.flagSet()
+	fs.BoolVar(&o.printSQL, "sql", false, "print the SQL and change nothing")
+
+	return p.withArgs(0, 0, &ffcli.Command{
+		Name: "migrate", ShortUsage: "migrate [--sql]", ShortHelp: "install or upgrade the catalog", FlagSet: fs,
+	}, func(ctx context.Context, _ []string) error {
+		if o.printSQL {
+			return p.printSQL()
+		}
+		return p.migrate(ctx)
+	})
+}
+
+func (p *program) printSQL() error {
+	text, err := migrate.SQL(migrate.Specs(p.registry.Backends()))
+	if err != nil {
+		return err
+	}
+	_, err = io.WriteString(p.stdout, text)
+	return err
+}
+
+func (p *program) migrate(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, migrateTimeout)
+	defer cancel()
+
+	pool, err := p.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+
+	if err := migrate.Up(ctx, pool, migrate.Specs(p.registry.Backends())); err != nil {
+		return err
+	}
+	missing, err := missingFor(ctx, pool)
+	if err != nil {
+		return err
+	}
+
+	if p.json() {
+		return p.printJSON(map[string]any{"migrated": true, "missing": append([]string{}, missing...)})
+	}
+	fmt.Fprintln(p.stdout, "the catalog is up to date")
+	for _, m := range missing {
+		fmt.Fprintln(p.stdout, "still missing for this role:", m)
+	}
+	return nil
+}
+
+// missingFor returns what the catalog lacks for this role. If it lacks nothing,
+// missingFor returns the outboxes and inboxes that the role may not use.
+func missingFor(ctx context.Context, pool *pgxpool.Pool) ([]string, error) {
+	missing, err := migrate.Missing(ctx, pool)
+	if err != nil || len(missing) > 0 {
+		return missing, err
+	}
+
+	denied, err := migrate.Denied(ctx, pool)
+	for _, d := range denied {
+		missing = append(missing, d+": "+migrate.GrantAccess)
+	}
+	return missing, err
+}

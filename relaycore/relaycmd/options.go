@@ -1,0 +1,78 @@
+package relaycmd
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"slices"
+	"strings"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
+)
+
+// commonOptions are the options that every command has.
+type commonOptions struct {
+	postgresURL string
+	group       string
+	logFormat   string
+	logLevel    string
+	configFile  string
+	output      string
+	metricsAddr string
+}
+
+// flagSet returns the flags that every command has, for a command to add its own.
+func (p *program) flagSet() *flag.FlagSet {
+	o := &p.common
+	fs := flag.NewFlagSet(p.name, flag.ContinueOnError)
+	fs.SetOutput(io.Discard) // parse prints errors and help
+
+	fs.StringVar(&o.postgresURL, "postgres-url", "", "`URL` of the database; ${env:NAME} and ${file:/path} are replaced")
+	fs.StringVar(&o.group, "relay-group-id", "default", "`name` of the group of processes that share pipelines and checkpoints")
+	fs.StringVar(&o.logFormat, "log-format", "text", "`text|json`; logs go to standard error")
+	fs.StringVar(&o.logLevel, "log-level", "info", "`debug|info|warn|error`")
+	fs.StringVar(&o.configFile, "config", "", "`file` with settings, one \"key = value\" a line; keys are names of flags")
+	fs.StringVar(&o.output, "output", "text", "`text|json`; format of what a command prints")
+	fs.StringVar(&o.metricsAddr, "metrics-addr", "0.0.0.0:9090", "`host:port` of /health, /livez, /readyz, /metrics and the status page")
+	return fs
+}
+
+func (o *commonOptions) validate() error {
+	for _, c := range []struct {
+		flag, value string
+		valid       []string
+	}{
+		{"log-format", o.logFormat, []string{"text", "json"}},
+		{"log-level", o.logLevel, []string{"debug", "info", "warn", "error"}},
+		{"output", o.output, []string{"text", "json"}},
+	} {
+		if !slices.Contains(c.valid, c.value) {
+			return fmt.Errorf("--%s is %q; must be one of %s", c.flag, c.value, strings.Join(c.valid, ", "))
+		}
+	}
+	if o.group == "" {
+		return errors.New("--relay-group-id must not be empty")
+	}
+
+	url, err := relaycfg.ExpandString(o.postgresURL)
+	if err != nil {
+		return fmt.Errorf("--postgres-url: %w", err)
+	}
+	o.postgresURL = url
+	return nil
+}
+
+func (p *program) json() bool { return p.common.output == "json" }
+
+func (p *program) logger() *slog.Logger {
+	var level slog.Level
+	_ = level.UnmarshalText([]byte(p.common.logLevel)) // validated
+	opts := &slog.HandlerOptions{Level: level}
+
+	if p.common.logFormat == "json" {
+		return slog.New(slog.NewJSONHandler(p.stderr, opts))
+	}
+	return slog.New(slog.NewTextHandler(p.stderr, opts))
+}

@@ -1,0 +1,143 @@
+package relaycmd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/grove/pgtrickle-relay/relaycore/backoff"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/migrate"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/observe"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/supervisor"
+)
+
+// phase is where the daemon is between its start and running pipelines. HTTP
+// handlers read it while the daemon moves on.
+type phase struct {
+	started time.Time
+
+	mu      sync.Mutex
+	super   *supervisor.Supervisor // nil while the daemon waits for the database
+	waiting error                  // why it waits
+}
+
+func (p *phase) start() {
+	p.started = time.Now()
+	p.wait(errors.New("starting"))
+}
+
+func (p *phase) wait(reason error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.waiting = reason
+}
+
+func (p *phase) run(s *supervisor.Supervisor) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.super = s
+}
+
+func (p *phase) current() (*supervisor.Supervisor, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.super, p.waiting
+}
+
+// ready reports why the process cannot run pipelines.
+func (p *phase) ready() error {
+	super, waiting := p.current()
+	if super == nil {
+		return waiting
+	}
+	return super.Ready()
+}
+
+func (d *daemon) health() observe.Health {
+	uptime := int64(time.Since(d.phase.started).Seconds())
+	super, waiting := d.phase.current()
+	if super != nil {
+		h := super.Health()
+		h.UptimeSeconds = uptime
+		return h
+	}
+
+	text := oneLine(waiting)
+	return observe.Health{
+		Status: observe.Unhealthy, UptimeSeconds: uptime, Reasons: []string{"PostgreSQL: " + text},
+		Binary: d.name, Version: buildVersion(), Instance: d.self.ID, Group: d.common.group, Postgres: observe.Connection{Error: text},
+		Instances: []observe.InstanceStatus{}, Pipelines: []observe.PipelineStatus{},
+	}
+}
+
+const databaseRetry = time.Second
+
+// awaitDatabase waits until the database answers and has what a relay needs. It
+// logs a problem once, and again when it changes. It returns false if stop ends.
+func (d *daemon) awaitDatabase(stop context.Context) bool {
+	logged := ""
+	for stop.Err() == nil {
+		err := d.checkDatabase(stop)
+		switch {
+		case stop.Err() != nil:
+			return false
+		case err == nil:
+			if logged != "" {
+				d.log.Info("database ready")
+			}
+			d.warnOfDenied(stop)
+			return true
+		}
+
+		d.phase.wait(err)
+		if text := oneLine(err); text != logged {
+			d.log.Error("database not ready, retrying", "err", text)
+			logged = text
+		}
+
+		_ = backoff.Sleep(stop, backoff.Jitter(databaseRetry))
+	}
+	return false
+}
+
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
+
+func (d *daemon) checkDatabase(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+
+	conn, err := d.pool.Acquire(ctx)
+	if err != nil {
+		return explainConnect(err)
+	}
+	defer conn.Release()
+
+	if d.opts.autoMigrate {
+		if err := migrate.Up(ctx, conn, migrate.Specs(d.backends)); err != nil {
+			return fmt.Errorf("migrate: %w", err)
+		}
+	}
+	missing, err := migrate.Missing(ctx, conn)
+	if err == nil && len(missing) > 0 {
+		err = errors.New(strings.Join(missing, "\n"))
+	}
+	return err
+}
+
+// warnOfDenied logs which outboxes and inboxes the role of the relay may not use.
+// Pipelines on them fail alone, and report why.
+func (d *daemon) warnOfDenied(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+
+	denied, err := migrate.Denied(ctx, d.pool)
+	switch {
+	case err != nil:
+		d.log.Warn("permissions not checked", "err", err)
+	case len(denied) > 0:
+		d.log.Warn("some outboxes or inboxes denied", "missing", strings.Join(denied, ", "), "cure", migrate.GrantAccess)
+	}
+}

@@ -1,0 +1,62 @@
+package relaycmd
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/peterbourgon/ff/v3/ffcli"
+)
+
+const verifyTimeout = 10 * time.Minute
+
+func (p *program) verifyCommand() *ffcli.Command {
+	return p.withArgs(1, 1, &ffcli.Command{
+		Name: "verify", ShortUsage: "verify NAME", ShortHelp: "account for every row of a forward pipeline's outbox", FlagSet: p.flagSet(),
+	}, func(ctx context.Context, args []string) error {
+		return p.verify(ctx, args[0])
+	})
+}
+
+func (p *program) verify(ctx context.Context, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, verifyTimeout)
+	defer cancel()
+
+	pool, snapshot, err := p.load(ctx)
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	pl, err := forward(snapshot, name)
+	if err != nil {
+		return err
+	}
+	acc, err := p.builder(pool).Verify(ctx, pl)
+	if err != nil {
+		return err
+	}
+
+	if p.json() {
+		err = p.printJSON(acc)
+	} else {
+		fmt.Fprintf(p.stdout, "%s, read by %s, all settled up to id %d\n", acc.Table, orDash(acc.Strategy), acc.LastID)
+		for _, line := range []struct {
+			what string
+			n    int64
+		}{
+			{"committed", acc.Committed},
+			{"delivered", acc.Delivered},
+			{"dead", acc.Dead},
+			{"parked", acc.Parked},
+			{"pending", acc.Pending},
+			{"unaccounted", acc.Unaccounted},
+			{"overtaken by retention", acc.Overtaken},
+		} {
+			fmt.Fprintf(p.stdout, "  %-23s %d\n", line.what, line.n)
+		}
+	}
+	if err == nil && acc.Unaccounted != 0 {
+		err = fmt.Errorf("%d rows of %s are neither delivered, dead, parked nor pending", acc.Unaccounted, acc.Table)
+	}
+	return err
+}
