@@ -3,8 +3,10 @@ module github.com/grove/pgtrickle-relay/relay-kafka
 go 1.26.0
 
 require (
+	github.com/google/go-cmp v0.7.0
 	github.com/grove/pgtrickle-relay/relaycore v0.0.0
 	github.com/segmentio/kafka-go v0.4.51
+	go.uber.org/goleak v1.3.0
 )
 
 require (

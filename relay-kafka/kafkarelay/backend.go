@@ -8,8 +8,8 @@ func Backend() relay.Backend {
 		Name:         "kafka",
 		NewSink:      newSink,
 		NewSource:    newSource,
-		SinkConfig:   defaultSinkConfig(),
-		SourceConfig: defaultSourceConfig(),
+		SinkConfig:   sinkDefaults(),
+		SourceConfig: sourceDefaults(),
 		SinkGuarantee: relay.Guarantee{
 			Delivery: "effectively once",
 			Dedup:    "numbered batches while the relay runs; after a crash, ids read back from the end of each partition",

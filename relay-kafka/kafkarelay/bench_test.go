@@ -1,6 +1,7 @@
 package kafkarelay
 
 import (
+	"bytes"
 	"fmt"
 	"slices"
 	"strings"
@@ -42,7 +43,7 @@ func benchmarkSink(b *testing.B, brokers string, partitions int, compression str
 	}
 	w := &kafka.Writer{
 		Addr: kafka.TCP(strings.Split(brokers, ",")...), Topic: rawTopic, Balancer: kafka.Murmur2Balancer{Consistent: true}, RequiredAcks: kafka.RequireAll,
-		BatchSize: batchSize, BatchTimeout: time.Millisecond, BatchBytes: 1 << 20, Compression: codec, Transport: &kafka.Transport{},
+		BatchSize: batchSize, BatchTimeout: time.Millisecond, BatchBytes: 1 << 20, Compression: codec, Transport: rawTransport,
 	}
 	defer func() { _ = w.Close() }()
 	s := openSink(b, map[string]any{"brokers": brokers, "topic": ourTopic, "compression": compression})
@@ -65,6 +66,27 @@ func benchmarkSink(b *testing.B, brokers string, partitions int, compression str
 	b.ReportMetric(rawRate, "raw/s")
 	b.ReportMetric(ourRate, "ours/s")
 	b.ReportMetric(ourRate/rawRate, "ratio")
+}
+
+// BenchmarkEncode encodes a batch of 1,000 messages.
+func BenchmarkEncode(b *testing.B) {
+	batch := benchBatch(1000)
+	indexes := make([]int32, len(batch))
+	for i := range indexes {
+		indexes[i] = int32(i)
+	}
+	var out bytes.Buffer
+	var w batchWriter
+	p := &partition{topic: &topic{name: "orders"}, producer: producer{id: 1}}
+	b.ReportAllocs()
+	for b.Loop() {
+		out.Reset()
+		if err := w.write(&out, batch, indexes, p, time.Now()); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.SetBytes(int64(out.Len()))
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*len(batch)), "ns/msg")
 }
 
 // BenchmarkPublish counts the allocations of the sink alone.

@@ -96,6 +96,7 @@ func (b *broker) start(t testing.TB) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*relaytest.Patience()) // a JVM on a busy machine
 	defer cancel()
 	for {
+		rawTransport.CloseIdleConnections()
 		client := rawClient(b.plain)
 		meta, err := client.Metadata(ctx, &kafka.MetadataRequest{})
 		if err == nil && len(meta.Brokers) > 0 && meta.Controller.Host != "" {
@@ -113,6 +114,7 @@ func (b *broker) start(t testing.TB) {
 func (b *broker) stop() {
 	_ = b.cmd.Process.Kill()
 	_ = b.cmd.Wait()
+	rawTransport.CloseIdleConnections()
 }
 
 func (b *broker) write(t testing.TB, name, text string) string {

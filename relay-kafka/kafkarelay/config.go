@@ -80,20 +80,20 @@ type sinkConfig struct {
 	Acks              string            `json:"acks" relay:"enum=all|1" doc:"Replicas that must have a message before it counts as delivered: all in sync, or 1, the leader alone, whose loss then loses messages."`
 	Idempotence       bool              `json:"idempotence" doc:"Number the batches, so that brokers drop the second copy of one that is sent again after a lost connection; needs acks all."`
 	Compression       string            `json:"compression" relay:"enum=none|gzip|snappy|lz4|zstd" doc:"Codec for batches."`
-	CreateTopic       bool              `json:"create_topic" doc:"Create topics that do not exist, instead of stopping."`
+	CreateIfMissing   bool              `json:"create_if_missing" relay:"alias=create_topic" doc:"Create topics that do not exist, instead of stopping."`
 	Partitions        int               `json:"partitions" relay:"min=0" doc:"Partitions of a topic that the sink creates; 0 is the broker's default."`
 	ReplicationFactor int               `json:"replication_factor" relay:"min=0" doc:"Copies of each partition of a topic that the sink creates; 0 is the broker's default."`
 	MaxMessageBytes   relaycfg.Size     `json:"max_message_bytes" doc:"Largest message to send, key and headers included, and max.message.bytes of topics that the sink creates; 0 is the topic's own limit."`
-	RequestTimeout    relaycfg.Duration `json:"request_timeout" relay:"min=1000000" doc:"How long a broker may take to confirm a batch before the attempt counts as failed."`
+	ConfirmTimeout    relaycfg.Duration `json:"confirm_timeout" relay:"min=1000000,alias=request_timeout" doc:"How long a broker may take to confirm a batch before the attempt counts as failed."`
 }
 
-func defaultSinkConfig() sinkConfig {
+func sinkDefaults() sinkConfig {
 	return sinkConfig{
 		connection:     connection{ClientID: defaultClientID},
 		Acks:           "all",
 		Idempotence:    true,
 		Compression:    "none",
-		RequestTimeout: relaycfg.Duration(30 * time.Second),
+		ConfirmTimeout: relaycfg.Duration(30 * time.Second),
 	}
 }
 
@@ -116,7 +116,7 @@ type sourceConfig struct {
 	IsolationLevel  string            `json:"isolation_level" relay:"enum=read_committed|read_uncommitted" doc:"Whether messages of transactions that are open or aborted are passed over."`
 }
 
-func defaultSourceConfig() sourceConfig {
+func sourceDefaults() sourceConfig {
 	return sourceConfig{
 		connection:      connection{ClientID: defaultClientID},
 		AutoOffsetReset: "earliest",

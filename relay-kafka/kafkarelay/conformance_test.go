@@ -20,6 +20,9 @@ import (
 
 const brokersEnv = "RELAY_TEST_KAFKA_BROKERS"
 
+// rawTransport has the connections of the tests' own clients.
+var rawTransport = &kafka.Transport{}
+
 func testEnv() relay.Env {
 	return relay.Env{Pipeline: "test", Group: "default", Logger: slog.New(slog.DiscardHandler)}
 }
@@ -140,7 +143,7 @@ func createTopic(t testing.TB, brokers, topic string, partitions int) {
 }
 
 func rawClient(brokers string) *kafka.Client {
-	return &kafka.Client{Addr: kafka.TCP(strings.Split(brokers, ",")...), Timeout: 20 * time.Second, Transport: &kafka.Transport{}}
+	return &kafka.Client{Addr: kafka.TCP(strings.Split(brokers, ",")...), Timeout: 20 * time.Second, Transport: rawTransport}
 }
 
 func rawRecord(m *relay.Message) kafka.Message {
@@ -163,7 +166,7 @@ func writeRaw(t testing.TB, brokers, topic string, records ...kafka.Message) {
 	t.Helper()
 	w := &kafka.Writer{
 		Addr: kafka.TCP(strings.Split(brokers, ",")...), Topic: topic, Balancer: kafka.Murmur2Balancer{Consistent: true},
-		RequiredAcks: kafka.RequireAll, BatchTimeout: 2 * time.Millisecond, BatchBytes: 4 << 20, Transport: &kafka.Transport{},
+		RequiredAcks: kafka.RequireAll, BatchTimeout: 2 * time.Millisecond, BatchBytes: 4 << 20, Transport: rawTransport,
 	}
 	defer func() { _ = w.Close() }()
 	if err := w.WriteMessages(t.Context(), records...); err != nil {

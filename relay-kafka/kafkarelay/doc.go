@@ -1,44 +1,12 @@
 // Package kafkarelay connects the relay to Apache Kafka 2.1 and later, and to
 // servers that speak its protocol.
 //
-// # Keys of the sink
+// The sink numbers its record batches, which kafka-go's writer cannot. It encodes them
+// with kafka-go's own encoder: 0.35 µs for a message of 400 bytes, without an
+// allocation, where an encoder by hand takes 0.1 µs (BenchmarkEncode measures it). A
+// drain spends 8 µs on each message, so the difference is 0.02 of its rate.
 //
-//	brokers             required; list of host:port to ask for the cluster's layout (alias bootstrap_servers)
-//	topic               template of the topic (alias topic_template); the rendered subject when empty
-//	acks                all (default): all in-sync replicas have the message; 1: the leader has it
-//	idempotence         true (default; needs acks all): batches are numbered, see below
-//	compression         none (default), gzip, snappy, lz4, zstd
-//	create_topic        false (default): a missing topic stops the pipeline; true: it is created
-//	partitions          of a created topic; 0 (default) is the broker's default
-//	replication_factor  of a created topic; 0 (default) is the broker's default
-//	max_message_bytes   largest message; also max.message.bytes of a created topic; 0 (default) is the topic's limit
-//	request_timeout     30s (default): how long a broker may take to confirm a batch
-//
-// # Keys of the source
-//
-//	brokers             as above
-//	topic               required; list of topics (alias topics)
-//	group_id            consumer group; pgtrickle-relay.GROUP.PIPELINE when empty
-//	auto_offset_reset   earliest (default) or latest: where to begin without a position
-//	session_timeout     10s (default): when a member that does not answer loses its partitions
-//	fetch_max_bytes     4 MiB (default): what one broker may return at a time
-//	fetch_max_wait      500ms (default): how long a broker waits when there is nothing
-//	isolation_level     read_committed (default) or read_uncommitted
-//
-// # Keys of both
-//
-//	client_id           pgtrickle-relay (default)
-//	sasl_mechanism      PLAIN, SCRAM-SHA-256, SCRAM-SHA-512; none when empty
-//	sasl_username       with sasl_mechanism
-//	sasl_password       with sasl_mechanism
-//	tls                 false (default); implied by the keys that follow
-//	tls_ca              PEM file, or PEM text, of the authorities to trust instead of the system's
-//	tls_cert, tls_key   PEM files, or PEM texts, of the client's certificate
-//	tls_server_name     name in the brokers' certificates when it is not the dialled host's
-//
-// Server names are always verified.
-//
-// # A message on the wire
+// # What travels
 //
 //	record key      the message's key; null without one
 //	record value    the body
@@ -48,61 +16,61 @@
 //	                pgtrickle-op, pgtrickle-outbox-id, pgtrickle-full-refresh, content-type, traceparent,
 //	                and the message's own; all names in lower case
 //
-// A key goes to the partition where the Java client would put it (murmur2).
-// Messages without a key take turns over the partitions.
+// A key has the partition that the Java client chooses (murmur2). Messages without a
+// key are spread over the partitions.
 //
-// The source reads all of this back. From a stranger's record it makes the id
-// kafka:<topic>:<partition>:<offset>, the operation "event", and the topic for
-// the subject. The origin is kafka:<topic>.
+// The source reads all of this back. A record of another producer has the id
+// kafka:<topic>:<partition>:<offset>, the operation "event" and the topic as its
+// subject. The origin is kafka:<topic>.
 //
 // # Delivery
 //
-// A partition has one request in flight, so its order survives failures. A
-// Publish keeps the brokers busy side by side: up to four requests for each, of
-// many partitions each. Nothing waits for company.
+// A partition has one request in flight, so a failure cannot change its order. Publish
+// sends up to four requests at a time to each broker, each with batches for many
+// partitions. It does not wait for more messages.
 //
-// When it stays unknown whether a broker has a batch (a lost connection, a
-// timeout, a cancelled Publish) the next Publish settles that before it sends
-// anything else: it sends the same numbered batch again, which the broker drops
-// if it has it. Without numbers, or where the broker has forgotten them, it reads
-// the end of the partition. So a running relay writes nothing twice.
+// A lost connection, a timeout or a cancelled Publish can leave it unknown whether a
+// broker has a batch. The next Publish finds out first: it sends the same numbered
+// batch again, which the broker drops if it has it. Without numbers, or after the
+// broker has forgotten them, it reads the end of the partition. So a running relay
+// writes no message twice.
 //
-// After a crash the sink reads back what lies behind the position of the last
+// After a crash the sink reads back the records behind the position of the last
 // checkpoint ([relay.Resumer]): the end offset of each partition, taken from the
-// brokers' confirmations. Topics that the position does not know are read from
-// its time on, less five minutes for clocks that differ. A request may still have
-// been on its way when its sender died, so the ends are read once more after 200
-// ms. What arrives later than that (a network that delivers after a longer cut)
-// is the one way to a duplicate; the header pgtrickle-dedup-key names it.
+// brokers' confirmations. It reads topics that the position does not have from the
+// time of the position on, less five minutes for clocks that differ. The request of a
+// crashed relay may still arrive, so the sink reads the ends again after 200 ms. A
+// request that arrives later than that causes the only possible duplicate; the header
+// pgtrickle-dedup-key identifies it.
 //
-// The source commits, after Ack, the position before which everything is
-// settled. Before a rebalance takes a partition away it waits up to a third of
-// session_timeout for what is in hand. A position that retention has removed is
-// an error in the log, and reading goes on at the oldest record. A relay that is
-// killed keeps its partitions until session_timeout is over; one that stops
-// gives them up at once. One that stops while it waits for its place in the group
-// gives that wait up after a second, and the group takes it for killed.
+// The source commits, after Ack, the position before which all messages are settled.
+// Before a rebalance takes a partition away, the source waits up to a third of
+// session_timeout for the messages in flight. If retention has removed the position,
+// the source logs an error and continues at the oldest record. A relay that is killed
+// keeps its partitions until session_timeout has passed; a relay that stops gives them
+// up at once. A stop during a rebalance disconnects after a second, and the group waits
+// for session_timeout.
 //
 // # Errors
 //
-// What Kafka answers, by class:
+// Kafka's error codes by class:
 //
 //	the message can never be delivered    MESSAGE_TOO_LARGE, RECORD_LIST_TOO_LARGE, INVALID_RECORD,
 //	                                      INVALID_TIMESTAMP, INVALID_TOPIC_EXCEPTION; more than max_message_bytes;
 //	                                      a topic name that Kafka does not allow; a row without the template's field
-//	the pipeline stops                    a topic that does not exist (create_topic false); SASL_AUTHENTICATION_FAILED,
+//	the pipeline stops                    a topic that does not exist (create_if_missing false); SASL_AUTHENTICATION_FAILED,
 //	                                      UNSUPPORTED_SASL_MECHANISM, ILLEGAL_SASL_STATE; TOPIC_, GROUP_, CLUSTER_ and
 //	                                      TRANSACTIONAL_ID_AUTHORIZATION_FAILED, SECURITY_DISABLED; a certificate that is
 //	                                      not trusted, expired, or for another name; INVALID_REPLICATION_FACTOR,
 //	                                      INVALID_PARTITIONS, INVALID_CONFIG, POLICY_VIOLATION; INVALID_REQUIRED_ACKS,
 //	                                      UNSUPPORTED_VERSION, UNSUPPORTED_FOR_MESSAGE_FORMAT, UNSUPPORTED_COMPRESSION_TYPE;
 //	                                      INCONSISTENT_GROUP_PROTOCOL, INVALID_GROUP_ID, INVALID_SESSION_TIMEOUT
-//	transient                             everything else: NOT_LEADER_OR_FOLLOWER and LEADER_NOT_AVAILABLE (the layout is
-//	                                      asked for anew), NOT_ENOUGH_REPLICAS, NOT_ENOUGH_REPLICAS_AFTER_APPEND,
+//	transient                             everything else: NOT_LEADER_OR_FOLLOWER and LEADER_NOT_AVAILABLE (the sink asks for
+//	                                      the layout again), NOT_ENOUGH_REPLICAS, NOT_ENOUGH_REPLICAS_AFTER_APPEND,
 //	                                      REQUEST_TIMED_OUT, KAFKA_STORAGE_ERROR, UNKNOWN_TOPIC_OR_PARTITION of a request,
-//	                                      OUT_OF_ORDER_SEQUENCE_NUMBER and its like (numbers are begun anew), coordinators
+//	                                      OUT_OF_ORDER_SEQUENCE_NUMBER and its like (the sink gets new numbers), coordinators
 //	                                      that load or move, a network that fails
 //
-// Several messages that are refused together are told apart: by the broker where
-// it names the record, else by sending halves.
+// When a broker refuses a batch without naming the record, the sink sends halves until
+// it has found the message.
 package kafkarelay

@@ -34,8 +34,8 @@ type spot struct {
 // error does not move; its error is returned after the others were visited.
 func (f *fetcher) read(ctx context.Context, spots []*spot, visit func(*spot, *protocol.Record) error) error {
 	req := &fetch.Request{
-		ReplicaID: -1, SessionEpoch: -1, MinBytes: 1, MaxBytes: int32(f.maxBytes), //nolint:gosec // at most 1 GiB
-		MaxWaitTime: int32(f.wait / time.Millisecond), //nolint:gosec // seconds
+		ReplicaID: -1, SessionEpoch: -1, MinBytes: 1, MaxBytes: int32(f.maxBytes),
+		MaxWaitTime: int32(f.wait / time.Millisecond),
 	}
 	if f.committed {
 		req.IsolationLevel = 1
@@ -43,8 +43,8 @@ func (f *fetcher) read(ctx context.Context, spots []*spot, visit func(*spot, *pr
 	byPlace := make(map[string]map[int32]*spot, 1)
 	for _, s := range spots {
 		part := fetch.RequestPartition{
-			Partition: int32(s.partition), CurrentLeaderEpoch: -1, FetchOffset: s.offset, LogStartOffset: -1, //nolint:gosec // small
-			PartitionMaxBytes: int32(f.maxBytes), //nolint:gosec // at most 1 GiB
+			Partition: int32(s.partition), CurrentLeaderEpoch: -1, FetchOffset: s.offset, LogStartOffset: -1,
+			PartitionMaxBytes: int32(f.maxBytes),
 		}
 		if n := len(req.Topics); n > 0 && req.Topics[n-1].Topic == s.topic {
 			req.Topics[n-1].Partitions = append(req.Topics[n-1].Partitions, part)

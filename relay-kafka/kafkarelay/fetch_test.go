@@ -11,6 +11,7 @@ import (
 	"github.com/segmentio/kafka-go/protocol"
 	"github.com/segmentio/kafka-go/protocol/fetch"
 
+	"github.com/grove/pgtrickle-relay/relaycore/backoff"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
 )
@@ -130,7 +131,7 @@ func insist(t testing.TB, what string, do func(context.Context) error) {
 		if err == nil {
 			return
 		}
-		if pause(ctx, 50*time.Millisecond) != nil {
+		if backoff.Sleep(ctx, 50*time.Millisecond) != nil {
 			t.Fatalf("%s: %v", what, err)
 		}
 	}
@@ -155,7 +156,7 @@ func begin(t testing.TB, b *broker, topic, name string) *transaction {
 		if err != nil {
 			return err
 		}
-		x.producer = producer{id: int64(res.Producer.ProducerID), epoch: int16(res.Producer.ProducerEpoch)} //nolint:gosec // came as such
+		x.producer = producer{id: int64(res.Producer.ProducerID), epoch: int16(res.Producer.ProducerEpoch)}
 		return nil
 	})
 	insist(t, "add a partition to a transaction", func(ctx context.Context) error {
@@ -175,15 +176,16 @@ func begin(t testing.TB, b *broker, topic, name string) *transaction {
 func (x *transaction) write(t testing.TB, n int) {
 	t.Helper()
 	m := relaytest.Message(n, "k")
-	w := batchWriter{attrs: int16(protocol.Transactional)}
-	batch, err := w.finish(w.record(w.begin(nil), &m, 0, x.topic), 0, 1, x.producer, time.Now().UnixMilli())
-	if err != nil {
+	var out bytes.Buffer
+	w := batchWriter{attributes: protocol.Transactional}
+	p := &partition{topic: &topic{name: x.topic}, producer: x.producer}
+	if err := w.write(&out, []relay.Message{m}, []int32{0}, p, time.Now()); err != nil {
 		t.Fatal(err)
 	}
 	x.producer.advance(1)
 	insist(t, "write into a transaction", func(ctx context.Context) error {
 		res, err := x.client.RawProduce(ctx, &kafka.RawProduceRequest{
-			Topic: x.topic, RequiredAcks: kafka.RequireAll, TransactionalID: x.id, RawRecords: protocol.RawRecordSet{Reader: bytes.NewReader(batch)},
+			Topic: x.topic, RequiredAcks: kafka.RequireAll, TransactionalID: x.id, RawRecords: protocol.RawRecordSet{Reader: bytes.NewReader(out.Bytes())},
 		})
 		if err != nil {
 			return err

@@ -10,6 +10,7 @@ import (
 	"github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/protocol"
 
+	"github.com/grove/pgtrickle-relay/relaycore/backoff"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
@@ -199,7 +200,7 @@ func (s *source) fetch(ctx context.Context, g *generation) {
 		if err != nil {
 			s.report(ctx, err)
 		}
-		_ = pause(ctx, 50*time.Millisecond)
+		_ = backoff.Sleep(ctx, 50*time.Millisecond)
 	}
 }
 
@@ -266,7 +267,7 @@ func (s *source) fetchOnce(ctx context.Context, parts []*assigned) error {
 
 	var chunks []*chunk
 	err := f.read(ctx, spots, func(sp *spot, r *protocol.Record) error {
-		m, err := s.message(sp, r)
+		m, err := message(sp, r)
 		if err != nil {
 			return err
 		}

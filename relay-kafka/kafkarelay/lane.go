@@ -31,7 +31,7 @@ type lane struct {
 	leader     int
 	partitions []*partition
 	writer     batchWriter
-	buf        []byte
+	buf        bytes.Buffer
 	sent       []sent
 	readers    []bytes.Reader
 	keys       map[string]struct{} // of messages that failed
@@ -42,7 +42,7 @@ type lane struct {
 // sent is one batch in a request.
 type sent struct {
 	p          *partition
-	from, to   int     // in p.queue
+	to         int     // in p.queue
 	start, end int     // in buf
 	indexes    []int32 // of its messages, which are fewer when some were held back
 }
@@ -68,10 +68,7 @@ func (s *sink) spreadOver() []*lane {
 		}
 		if l == nil {
 			if used == len(s.lanes) {
-				s.lanes = append(s.lanes, &lane{sink: s, writer: batchWriter{codec: s.codec}, keys: make(map[string]struct{})})
-				if s.codec != nil {
-					s.lanes[used].writer.attrs = int16(s.codec.Code())
-				}
+				s.lanes = append(s.lanes, &lane{sink: s, writer: batchWriter{attributes: s.attributes}, keys: make(map[string]struct{})})
 			}
 			l = s.lanes[used]
 			used++
@@ -113,7 +110,7 @@ func (l *lane) run(ctx context.Context, batch []relay.Message) {
 				l.doubt(&l.sent[i], batch)
 			}
 			l.err = classify(fmt.Errorf("send to broker %d: %w", l.leader, err))
-			l.buf = nil // the transport may still be reading it
+			l.buf = bytes.Buffer{} // the transport may still be reading the old one
 			break
 		}
 		for i := range l.sent {
@@ -129,61 +126,56 @@ func (l *lane) run(ctx context.Context, batch []relay.Message) {
 
 // encode fills buf and sent with the next batch of each partition.
 func (l *lane) encode(batch []relay.Message) error {
-	l.buf, l.sent = l.buf[:0], l.sent[:0]
-	now := time.Now().UnixMilli()
+	l.buf.Reset()
+	l.sent = l.sent[:0]
+	now := time.Now()
 	for _, p := range l.partitions {
-		if p.next == len(p.queue) || len(l.buf) >= maxRequest {
-			continue
+		if l.buf.Len() >= maxRequest {
+			return nil
 		}
-		if cap(l.sent) > len(l.sent) {
-			l.sent = l.sent[:len(l.sent)+1] // with the indexes of an earlier one
-		} else {
-			l.sent = append(l.sent, sent{})
-		}
-		b := &l.sent[len(l.sent)-1]
-		*b = sent{p: p, from: p.next, start: len(l.buf), indexes: b.indexes[:0]}
-		l.buf = l.writer.begin(l.buf)
-		at := p.next
-		for ; at < len(p.queue); at++ {
-			i := p.queue[at]
-			m := &batch[i]
-			if len(l.keys) > 0 && m.Key != "" {
-				if _, held := l.keys[m.Key]; held {
-					l.failed = append(l.failed, failure{i, relay.ErrHeldBack})
-					continue
-				}
-			}
-			before := len(l.buf)
-			l.buf = l.writer.record(l.buf, m, len(b.indexes), p.topic.name)
-			if size := len(l.buf) - b.start - 4; len(b.indexes) > 0 && (size > min(p.limit, maxRequest) || len(b.indexes) == p.most) {
-				l.buf = l.buf[:before]
-				break
-			}
-			b.indexes = append(b.indexes, i)
-		}
-		b.to = at
+		b := l.pick(p, batch)
 		if len(b.indexes) == 0 {
-			l.buf = l.buf[:b.start]
+			p.next = b.to
 			l.sent = l.sent[:len(l.sent)-1]
-			p.next = at
 			continue
 		}
-		var err error
-		if l.buf, err = l.writer.finish(l.buf, b.start, len(b.indexes), p.producer, now); err != nil {
-			return fmt.Errorf("compress a batch: %w", err)
+		if err := l.writer.write(&l.buf, batch, b.indexes, p, now); err != nil {
+			return fmt.Errorf("encode a batch: %w", err)
 		}
-		b.end = len(l.buf)
+		b.end = l.buf.Len()
 	}
 	return nil
 }
 
+// pick appends the next batch of p to sent: as many messages as p may have in one.
+func (l *lane) pick(p *partition, batch []relay.Message) *sent {
+	l.sent = slices.Grow(l.sent, 1)[:len(l.sent)+1] // with the indexes of an earlier batch
+	b := &l.sent[len(l.sent)-1]
+	*b = sent{p: p, start: l.buf.Len(), to: p.next, indexes: b.indexes[:0]}
+	size := headSize
+	for ; b.to < len(p.queue); b.to++ {
+		i := p.queue[b.to]
+		m := &batch[i]
+		if _, held := l.keys[m.Key]; held {
+			l.failed = append(l.failed, failure{i, relay.ErrHeldBack})
+			continue
+		}
+		size += maxRecordSize(m)
+		if n := len(b.indexes); n > 0 && (size > min(p.limit, maxRequest) || n == p.maxRecords) {
+			break
+		}
+		b.indexes = append(b.indexes, i)
+	}
+	return b
+}
+
 func (l *lane) roundTrip(ctx context.Context) (*produce.Response, error) {
 	l.readers = slices.Grow(l.readers[:0], len(l.sent))[:len(l.sent)]
-	req := &rawproduce.Request{Acks: int16(l.sink.acks), Timeout: int32(l.sink.cfg.RequestTimeout.D() / time.Millisecond)} //nolint:gosec // small
+	req := &rawproduce.Request{Acks: int16(l.sink.acks), Timeout: int32(l.sink.cfg.ConfirmTimeout.D() / time.Millisecond)}
 	for i := range l.sent {
 		b := &l.sent[i]
-		l.readers[i].Reset(l.buf[b.start:b.end])
-		part := rawproduce.RequestPartition{Partition: int32(b.p.id), RecordSet: protocol.RawRecordSet{Reader: &l.readers[i]}} //nolint:gosec // small
+		l.readers[i].Reset(l.buf.Bytes()[b.start:b.end])
+		part := rawproduce.RequestPartition{Partition: int32(b.p.id), RecordSet: protocol.RawRecordSet{Reader: &l.readers[i]}}
 		at := slices.IndexFunc(req.Topics, func(t rawproduce.RequestTopic) bool { return t.Topic == b.p.topic.name })
 		if at < 0 {
 			at = len(req.Topics)
@@ -200,7 +192,7 @@ func (l *lane) roundTrip(ctx context.Context) (*produce.Response, error) {
 
 func (s *sink) roundTrip(ctx context.Context, req *rawproduce.Request) (*produce.Response, error) {
 	// The broker gives up first, so that its answer tells what has happened.
-	ctx, cancel := context.WithTimeout(ctx, s.cfg.RequestTimeout.D()+dialTimeout)
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.ConfirmTimeout.D()+dialTimeout)
 	defer cancel()
 	res, err := s.cluster.transport.RoundTrip(ctx, s.cluster.client.Addr, req)
 	if err != nil {
@@ -231,7 +223,7 @@ func (l *lane) settle(b *sent, a *produce.ResponsePartition, batch []relay.Messa
 			p.end = a.BaseOffset + int64(len(b.indexes))
 		}
 		p.advance(len(b.indexes))
-		p.next, p.most = b.to, 0
+		p.next, p.maxRecords = b.to, 0
 		return
 	}
 	var err error = code
@@ -257,7 +249,7 @@ func (l *lane) settle(b *sent, a *produce.ResponsePartition, batch []relay.Messa
 		l.drop(b, bad, batch)
 	case len(b.indexes) > 1:
 		// One of them is to blame. Halves find it.
-		p.most = len(b.indexes) / 2
+		p.maxRecords = len(b.indexes) / 2
 		if code == kafka.MessageSizeTooLarge {
 			p.limit = max(headSize, min(p.limit, b.end-b.start)/2)
 		}
@@ -289,7 +281,7 @@ func (*lane) requeue(b *sent) {
 // doubt keeps b until it is known whether the broker has it, and fails its
 // messages until then.
 func (l *lane) doubt(b *sent, batch []relay.Message) {
-	u := &unsettled{bytes: bytes.Clone(l.buf[b.start:b.end]), ids: make([]string, len(b.indexes))}
+	u := &unsettled{bytes: bytes.Clone(l.buf.Bytes()[b.start:b.end]), ids: make([]string, len(b.indexes))}
 	for n, i := range b.indexes {
 		u.ids[n] = strings.Clone(batch[i].ID)
 	}

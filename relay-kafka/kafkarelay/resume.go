@@ -15,6 +15,7 @@ import (
 	"github.com/segmentio/kafka-go/protocol/produce"
 	"github.com/segmentio/kafka-go/protocol/rawproduce"
 
+	"github.com/grove/pgtrickle-relay/relaycore/backoff"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
@@ -181,7 +182,7 @@ func (s *sink) readTails(ctx context.Context, partitions []*partition, first []i
 			}
 		}
 		if round == 0 {
-			if err := pause(ctx, quiet-time.Since(began)); err != nil {
+			if err := backoff.Sleep(ctx, quiet-time.Since(began)); err != nil {
 				return err
 			}
 		}
@@ -235,9 +236,9 @@ func (s *sink) settle(ctx context.Context) error {
 func (s *sink) again(ctx context.Context, p *partition) error {
 	u := p.unsettled
 	res, err := s.roundTrip(ctx, &rawproduce.Request{
-		Acks: int16(s.acks), Timeout: int32(s.cfg.RequestTimeout.D() / time.Millisecond), //nolint:gosec // small
+		Acks: int16(s.acks), Timeout: int32(s.cfg.ConfirmTimeout.D() / time.Millisecond),
 		Topics: []rawproduce.RequestTopic{{Topic: p.topic.name, Partitions: []rawproduce.RequestPartition{{
-			Partition: int32(p.id), RecordSet: protocol.RawRecordSet{Reader: bytes.NewReader(u.bytes)}, //nolint:gosec // small
+			Partition: int32(p.id), RecordSet: protocol.RawRecordSet{Reader: bytes.NewReader(u.bytes)},
 		}}}},
 	})
 	var a *produce.ResponsePartition

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/grove/pgtrickle-relay/relaycore/backoff"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
 )
@@ -178,7 +179,7 @@ func testSourceRestart(t *testing.T, b *broker) {
 				seen[batch[i].ID]++
 			}
 			for len(batch) > 0 && src.Ack(ctx, batch) != nil && ctx.Err() == nil {
-				_ = pause(ctx, 50*time.Millisecond)
+				_ = backoff.Sleep(ctx, 50*time.Millisecond)
 			}
 		}
 	}
@@ -205,7 +206,7 @@ func publishAll(ctx context.Context, s relay.Sink, batch []relay.Message) error 
 		}
 		batch = unconfirmed(err, batch)
 		if err != nil {
-			_ = pause(ctx, 20*time.Millisecond)
+			_ = backoff.Sleep(ctx, 20*time.Millisecond)
 		}
 	}
 	return nil

@@ -11,6 +11,7 @@ import (
 
 	"github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/compress"
+	"github.com/segmentio/kafka-go/protocol"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
@@ -19,11 +20,11 @@ import (
 var errClosed = errors.New("sink is closed")
 
 type sink struct {
-	cfg     sinkConfig
-	env     relay.Env
-	cluster *cluster
-	acks    kafka.RequiredAcks
-	codec   compress.Codec
+	cfg        sinkConfig
+	env        relay.Env
+	cluster    *cluster
+	acks       kafka.RequiredAcks
+	attributes protocol.Attributes // of a batch: its compression
 
 	producer producer // what a partition starts from
 	topics   map[string]*topic
@@ -44,7 +45,7 @@ type sink struct {
 }
 
 func newSink(ctx context.Context, env relay.Env, raw json.RawMessage) (relay.Sink, error) {
-	cfg := defaultSinkConfig()
+	cfg := sinkDefaults()
 	if err := relaycfg.Decode(raw, &cfg); err != nil {
 		return nil, err
 	}
@@ -57,9 +58,10 @@ func newSink(ctx context.Context, env relay.Env, raw json.RawMessage) (relay.Sin
 		s.acks = kafka.RequireOne
 	}
 	var codec compress.Compression
-	if err := codec.UnmarshalText([]byte(cfg.Compression)); err == nil && codec != compress.None {
-		s.codec = codec.Codec()
+	if err := codec.UnmarshalText([]byte(cfg.Compression)); err != nil {
+		return nil, relaycfg.Errorf("compression", "%s", err)
 	}
+	s.attributes = protocol.Attributes(codec)
 	var topics []string
 	if !cfg.Topic.IsZero() && cfg.Topic.Fixed() {
 		topics = []string{cfg.Topic.String()}
@@ -106,7 +108,7 @@ func (s *sink) newProducer(ctx context.Context) (producer, error) {
 		s.cluster.reset()
 		return producer{id: -1}, classify(fmt.Errorf("get a producer id (set idempotence to false where that is not allowed): %w", err))
 	}
-	return producer{id: int64(res.Producer.ProducerID), epoch: int16(res.Producer.ProducerEpoch)}, nil //nolint:gosec // both came as such
+	return producer{id: int64(res.Producer.ProducerID), epoch: int16(res.Producer.ProducerEpoch)}, nil
 }
 
 // Ping asks for the cluster's layout.
@@ -270,7 +272,7 @@ func (s *sink) assign(ctx context.Context, batch []relay.Message, from int, fail
 				}
 				s.where[m.Key] = t
 			}
-			p = t.partitions[partitionOf(m.Key, len(t.partitions))]
+			p = t.partitions[partitionOf(m.Key, t.ids)]
 		}
 		if limit := int(s.cfg.MaxMessageBytes); limit > 0 && recordSize(m) > limit {
 			s.fail(failed, batch, i, relay.Permanent(fmt.Errorf("%w: %d bytes, max_message_bytes is %d", kafka.MessageSizeTooLarge, recordSize(m), limit)))
@@ -279,7 +281,7 @@ func (s *sink) assign(ctx context.Context, batch []relay.Message, from int, fail
 		if len(p.queue) == 0 {
 			s.active = append(s.active, p)
 		}
-		p.queue = append(p.queue, int32(i)) //nolint:gosec // a batch is far smaller
+		p.queue = append(p.queue, int32(i))
 	}
 	return len(batch), nil
 }

@@ -1,13 +1,17 @@
 package kafkarelay
 
 import (
+	"bytes"
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/segmentio/kafka-go"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
@@ -31,17 +35,50 @@ func unconfirmed(err error, batch []relay.Message) []relay.Message {
 	return rest
 }
 
-// Keys go where the Java client and kafka-go's Murmur2Balancer put them.
+// Keys go where the Java client puts them. The hashes are those of its own tests.
 func TestPartitionOf(t *testing.T) {
 	t.Parallel()
-	balancer := kafka.Murmur2Balancer{Consistent: true}
-	for n := range 200 {
-		key := strings.Repeat("ä東x", n%5) + fmt.Sprint(n)
-		for _, partitions := range [][]int{{0}, {0, 1, 2}, {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11}} {
-			want := balancer.Balance(kafka.Message{Key: []byte(key)}, partitions...)
-			if got := partitionOf(key, len(partitions)); got != want {
-				t.Errorf("partitionOf(%q, %d) = %d, want %d", key, len(partitions), got, want)
+	for key, hash := range map[string]int32{
+		"21": -973932308, "foobar": -790332482, "a-little-bit-long-string": -985981536, "a-little-bit-longer-string": -1486304829,
+		"lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8": -58897971, "abc": 479470107,
+	} {
+		for _, ids := range [][]int{{0}, {0, 1, 2}, {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11}} {
+			if got, want := partitionOf(key, ids), int(hash&0x7fffffff)%len(ids); got != want {
+				t.Errorf("partitionOf(%q, %d) = %d, want %d", key, len(ids), got, want)
 			}
+		}
+	}
+}
+
+// A batch is the same to the last byte as that of earlier versions.
+func TestBatchGolden(t *testing.T) {
+	t.Parallel()
+	batch := []relay.Message{relaytest.Message(1, "k1"), relaytest.Message(2, ""), relaytest.Message(3, "k2"), relaytest.Message(4, "k1")}
+	batch[0].FullRefresh = true
+	batch[1].Subject, batch[1].Body = "orders", nil
+	batch[2].Headers = []relay.Header{{Name: "X-Tenant", Value: "ä"}, {Name: "traceparent", Value: "00-1"}, {Name: "empty"}}
+	batch[3] = relay.Message{ID: "outbox_orders:4:0", Key: "k1", Body: []byte{}}
+	var out bytes.Buffer
+	out.WriteString("before")
+	p := &partition{topic: &topic{name: "orders"}, producer: producer{id: 4711, epoch: 3, sequence: 99}}
+	if err := new(batchWriter).write(&out, batch, []int32{0, 1, 2, 3}, p, time.UnixMilli(1767225600123)); err != nil {
+		t.Fatal(err)
+	}
+	want, err := os.ReadFile("testdata/batch.golden")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := hex.Dump(out.Bytes()[len("before"):])
+	if diff := cmp.Diff(string(want), got); diff != "" {
+		t.Errorf("batch differs from the golden one (-want +got):\n%s", diff)
+	}
+	for i := range batch {
+		out.Reset()
+		if err := new(batchWriter).write(&out, batch, []int32{int32(i)}, p, time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		if size, limit := out.Len()-headSize, maxRecordSize(&batch[i]); size > limit {
+			t.Errorf("message %d takes %d bytes, more than maxRecordSize = %d", i, size, limit)
 		}
 	}
 }
@@ -131,7 +168,7 @@ func TestSubjectsAsTopics(t *testing.T) {
 	brokers := relaytest.Endpoint(t, brokersEnv)
 	prefix := newTopicName()
 	config := map[string]any{
-		"brokers": brokers, "create_topic": true, "partitions": 5, "replication_factor": 1, "max_message_bytes": "3MiB",
+		"brokers": brokers, "create_if_missing": true, "partitions": 5, "replication_factor": 1, "max_message_bytes": "3MiB",
 	}
 	s := openSink(t, config).(*sink)
 	topics := []string{prefix + ".insert", prefix + ".update", prefix + ".delete"}
@@ -227,8 +264,8 @@ func TestTopicTemplate(t *testing.T) {
 		t.Errorf("Destination = %q, %v", to, err)
 	}
 	gone := relaytest.Message(4, "k2")
-	if err := s.Publish(t.Context(), []relay.Message{gone}); !relay.IsFatal(err) || !strings.Contains(err.Error(), "create_topic") {
-		t.Errorf("Publish to a missing topic = %v, want a fatal error that names create_topic", err)
+	if err := s.Publish(t.Context(), []relay.Message{gone}); !relay.IsFatal(err) || !strings.Contains(err.Error(), "create_if_missing") {
+		t.Errorf("Publish to a missing topic = %v, want a fatal error that names create_if_missing", err)
 	}
 }
 

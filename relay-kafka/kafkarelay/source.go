@@ -5,12 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strconv"
 	"sync"
 	"time"
 
 	"github.com/segmentio/kafka-go"
-	"github.com/segmentio/kafka-go/protocol"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
@@ -46,7 +44,7 @@ type token struct {
 }
 
 func newSource(ctx context.Context, env relay.Env, raw json.RawMessage) (relay.Source, error) {
-	cfg := defaultSourceConfig()
+	cfg := sourceDefaults()
 	if err := relaycfg.Decode(raw, &cfg); err != nil {
 		return nil, err
 	}
@@ -189,7 +187,7 @@ func (s *source) commit(g *generation, topics map[string]map[int]int64) error {
 		return nil
 	case g.over() || errors.Is(err, kafka.IllegalGeneration) || errors.Is(err, kafka.UnknownMemberId) || errors.Is(err, kafka.RebalanceInProgress):
 		// The partitions have a new owner, who gets these messages again.
-		s.env.Logger.Info("partitions were reassigned before their position was committed; their new owner gets some messages again", "error", err)
+		s.env.Logger.Info("partitions were reassigned before their position was committed; their new owner gets some messages again", "err", err)
 		return nil
 	}
 	return classify(fmt.Errorf("commit the position of group %q: %w", g.GroupID, err))
@@ -203,27 +201,4 @@ func (s *source) Close() error {
 	s.mu.Unlock()
 	<-s.done
 	return nil
-}
-
-// message turns a record into a message. Its bytes are copies.
-func (s *source) message(sp *spot, r *protocol.Record) (relay.Message, error) {
-	key, err := protocol.ReadAll(r.Key)
-	if err != nil {
-		return relay.Message{}, err
-	}
-	body, err := protocol.ReadAll(r.Value)
-	if err != nil {
-		return relay.Message{}, err
-	}
-	m := relay.Message{
-		Subject: sp.topic, Key: string(key), Op: relay.OpEvent, Body: body,
-		Time: r.Time, Origin: "kafka:" + sp.topic,
-	}
-	for _, h := range r.Headers {
-		m.AddWireHeader(h.Key, string(h.Value))
-	}
-	if m.ID == "" {
-		m.ID = "kafka:" + sp.topic + ":" + strconv.Itoa(sp.partition) + ":" + strconv.FormatInt(r.Offset, 10)
-	}
-	return m, nil
 }

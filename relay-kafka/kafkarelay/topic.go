@@ -9,6 +9,7 @@ import (
 
 	"github.com/segmentio/kafka-go"
 
+	"github.com/grove/pgtrickle-relay/relaycore/backoff"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
@@ -16,6 +17,7 @@ import (
 type topic struct {
 	name       string
 	partitions []*partition
+	ids        []int // 0, 1, … for the balancer
 }
 
 // partition is the sink's side of one partition. Between two Publish calls queue
@@ -29,9 +31,9 @@ type partition struct {
 	producer
 	unsettled *unsettled
 
-	queue []int32 // indexes in the batch, in order
-	next  int     // how many of queue are done
-	most  int     // records to put in a batch, when the broker refused more; 0: any
+	queue      []int32 // indexes in the batch, in order
+	next       int     // how many of queue are done
+	maxRecords int     // of a batch, after the broker refused a larger one; 0: no limit
 }
 
 // unsettled is a batch of which nobody knows whether the broker has it.
@@ -69,7 +71,11 @@ func (s *sink) learn(ctx context.Context, name string) (*topic, error) {
 			t.partitions = append(t.partitions, &partition{topic: t, id: id, limit: limit, end: ends[id], producer: s.producer})
 		}
 	}
-	t.partitions = t.partitions[:len(meta.Partitions)] // it may have been made anew
+	t.partitions = t.partitions[:len(meta.Partitions)] // the topic may have been created again
+	t.ids = t.ids[:0]
+	for id := range t.partitions {
+		t.ids = append(t.ids, id)
+	}
 	for _, p := range meta.Partitions {
 		if p.ID < len(t.partitions) {
 			t.partitions[p.ID].leader = p.Leader.ID
@@ -94,15 +100,15 @@ func (s *sink) find(ctx context.Context, name string) (kafka.Topic, error) {
 		case meta.Error != nil && !errors.Is(meta.Error, kafka.UnknownTopicOrPartition):
 			s.cluster.reset()
 			return kafka.Topic{}, classify(fmt.Errorf("look up topic %q: %w", name, meta.Error))
-		case attempt >= 1 && s.cfg.CreateTopic:
+		case attempt >= 1 && s.cfg.CreateIfMissing:
 			if err := s.create(ctx, name); err != nil {
 				return kafka.Topic{}, err
 			}
 		case attempt >= 3:
-			return kafka.Topic{}, missing(name, "create it, or set create_topic to true")
+			return kafka.Topic{}, missing(name, "create it, or set create_if_missing to true")
 		}
 		s.cluster.reset()
-		if err := pause(ctx, time.Duration(attempt)*150*time.Millisecond); err != nil {
+		if err := backoff.Sleep(ctx, time.Duration(attempt)*150*time.Millisecond); err != nil {
 			return kafka.Topic{}, err
 		}
 	}
@@ -156,16 +162,4 @@ func (s *sink) topicLimit(ctx context.Context, name string) int {
 		}
 	}
 	return defaultLimit
-}
-
-// pause waits for d or until ctx ends.
-func pause(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-t.C:
-		return nil
-	}
 }

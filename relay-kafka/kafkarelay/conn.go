@@ -4,16 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"net"
 	"time"
 
 	"github.com/segmentio/kafka-go"
 
+	"github.com/grove/pgtrickle-relay/relaycore/backoff"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
-
-var castagnoli = crc32.MakeTable(crc32.Castagnoli) //nolint:gochecknoglobals // a constant table
 
 // cluster is a pool of connections with the cluster's layout.
 type cluster struct {
@@ -117,7 +115,7 @@ func patiently[T any](ctx context.Context, ask func() (T, error)) (T, error) {
 		if err == nil || relay.IsFatal(err) || relay.IsPermanent(err) || !errors.As(err, &code) || wait > time.Second {
 			return v, err
 		}
-		if pause(ctx, wait) != nil {
+		if backoff.Sleep(ctx, wait) != nil {
 			return v, err
 		}
 	}
