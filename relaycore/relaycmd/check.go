@@ -10,8 +10,8 @@ import (
 	"github.com/peterbourgon/ff/v3/ffcli"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/pipeline"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
-	"github.com/grove/pgtrickle-relay/relaycore/internal/supervisor"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
@@ -57,7 +57,7 @@ func (p *program) check(ctx context.Context, args []string) error {
 		return err
 	}
 
-	b := p.builder(pool)
+	b := p.runner(pool)
 	results := make([]checkResult, 0, len(snapshot))
 	for _, pl := range snapshot {
 		results = append(results, p.checkPipeline(ctx, b, pl, known[pl.Key].Held))
@@ -74,7 +74,7 @@ func (p *program) check(ctx context.Context, args []string) error {
 	return err
 }
 
-func (p *program) checkPipeline(ctx context.Context, b *supervisor.Builder, pl catalog.Pipeline, busy bool) checkResult {
+func (p *program) checkPipeline(ctx context.Context, b *pipeline.Runner, pl catalog.Pipeline, busy bool) checkResult {
 	r := checkResult{Name: pl.Name, Direction: string(pl.Direction), Backend: pl.Backend, Result: "ok"}
 	if !pl.Linked {
 		r.Result = "skipped"

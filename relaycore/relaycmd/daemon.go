@@ -28,7 +28,9 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/internal/lease"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/observe"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/pipeline"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/retention"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/supervisor"
 )
 
@@ -250,25 +252,26 @@ func (d *daemon) runPipelines(ctx, stop context.Context) {
 }
 
 // newSupervisor connects the parts: the catalog tells which pipelines there are,
-// the keeper which of them this process owns, and the builder runs one.
+// the keeper which of them this process owns, and the runner runs one.
 func (d *daemon) newSupervisor() *supervisor.Supervisor {
 	pipelines := catalog.New(d.registry)
-	builder := &supervisor.Builder{
+	group := store.New(d.pool, d.common.group)
+	runner := &pipeline.Runner{
 		Pool: d.pool, Readers: d.readers, Group: d.common.group, Owner: d.self.ID, Version: buildVersion(), Budget: d.budget,
 	}
 
 	return supervisor.New(supervisor.Config{
-		Self:      d.self,
-		Load:      func(ctx context.Context) (catalog.Snapshot, error) { return pipelines.Load(ctx, d.pool) },
-		Listen:    func(ctx context.Context) (*pgx.Conn, error) { return pgx.ConnectConfig(ctx, d.conn) },
-		Interval:  d.opts.discoveryInterval,
-		Run:       builder.Run,
-		Sequences: builder.Sequences,
-		Letters:   builder.Letters,
-		Report:    builder.Report,
-		Drain:     d.opts.drainTimeout,
-		Metrics:   d.metrics,
-		Logger:    d.log,
+		Self:        d.self,
+		Load:        func(ctx context.Context) (catalog.Snapshot, error) { return pipelines.Load(ctx, d.pool) },
+		Listen:      func(ctx context.Context) (*pgx.Conn, error) { return pgx.ConnectConfig(ctx, d.conn) },
+		Interval:    d.opts.discoveryInterval,
+		Run:         runner.Run,
+		Sequences:   runner.Sequences,
+		DeadLetters: group.CountDeadLetters,
+		Report:      group.Report,
+		Drain:       d.opts.drainTimeout,
+		Metrics:     d.metrics,
+		Logger:      d.log,
 	}, d.newKeeper)
 }
 

@@ -15,7 +15,7 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/migrate"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
-	"github.com/grove/pgtrickle-relay/relaycore/internal/supervisor"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/pipeline"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
@@ -101,8 +101,8 @@ func explainConnect(err error) error {
 }
 
 // builder opens the ends of pipelines for a command.
-func (p *program) builder(pool *pgxpool.Pool) *supervisor.Builder {
-	return &supervisor.Builder{Pool: pool, Readers: pool, Group: p.common.group, Owner: p.name, Version: buildVersion()}
+func (p *program) runner(pool *pgxpool.Pool) *pipeline.Runner {
+	return &pipeline.Runner{Pool: pool, Readers: pool, Group: p.common.group, Owner: p.name, Version: buildVersion()}
 }
 
 // forward returns the valid forward pipeline of that name.

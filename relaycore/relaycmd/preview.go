@@ -79,7 +79,7 @@ func (p *program) showPreview(ctx context.Context, o *previewOptions, name strin
 
 // previews reads o.count messages, or fewer if the outbox ends before.
 func (p *program) previews(ctx context.Context, pool *pgxpool.Pool, pl catalog.Pipeline, o *previewOptions) ([]preview, error) {
-	r, _, err := p.builder(pool).Read(ctx, pl, o.from, p.logger())
+	r, err := p.runner(pool).Read(ctx, pl, o.from, p.logger())
 	if err != nil {
 		return nil, err
 	}

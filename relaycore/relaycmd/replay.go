@@ -12,7 +12,7 @@ import (
 
 	"github.com/grove/pgtrickle-relay/relaycore/backoff"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
-	"github.com/grove/pgtrickle-relay/relaycore/internal/supervisor"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/pipeline"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
@@ -76,21 +76,21 @@ func (p *program) replayRows(ctx context.Context, o *replayOptions, name string)
 
 func (p *program) replay(ctx context.Context, pool *pgxpool.Pool, pl catalog.Pipeline, o *replayOptions) (replayReport, error) {
 	log := p.logger()
-	b := p.builder(pool)
-	reader, resolved, err := b.Read(ctx, pl, o.from, log)
+	b := p.runner(pool)
+	reader, err := b.Read(ctx, pl, o.from, log)
 	if err != nil {
 		return replayReport{}, err
 	}
 	defer reader.Source.Close() //nolint:errcheck // it was only read
 
-	sink, err := b.Sink(ctx, pl, resolved, log)
+	sink, err := b.Sink(ctx, pl, log)
 	if err != nil {
 		return replayReport{}, err
 	}
 	defer sink.Close() //nolint:errcheck // everything is confirmed by then
 
 	r := &replayer{
-		reader: reader, sink: sink, batchSize: resolved.Settings.BatchSize, newIDs: o.newIDs, log: log,
+		reader: reader, sink: sink, batchSize: reader.Settings.BatchSize, newIDs: o.newIDs, log: log,
 		header: relay.Header{Name: relay.HeaderReplay, Value: time.Now().UTC().Format(time.RFC3339)},
 		report: replayReport{Pipeline: pl.Name, From: o.from, To: o.to},
 	}
@@ -107,7 +107,7 @@ func (p *program) replay(ctx context.Context, pool *pgxpool.Pool, pl catalog.Pip
 
 // replayer copies a range of outbox rows to a sink.
 type replayer struct {
-	reader    *supervisor.Reader
+	reader    *pipeline.Reader
 	sink      relay.Sink
 	batchSize int
 	newIDs    bool

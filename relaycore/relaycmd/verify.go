@@ -31,7 +31,7 @@ func (p *program) verify(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	acc, err := p.builder(pool).Verify(ctx, pl)
+	acc, err := p.runner(pool).Verify(ctx, pl)
 	if err != nil {
 		return err
 	}

@@ -1,7 +1,6 @@
 package supervisor
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -13,7 +12,7 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/internal/observe"
 )
 
-// Health says how the process and its pipelines are.
+// Health describes the process and its pipelines.
 func (s *Supervisor) Health() observe.Health {
 	members, sessionErr := s.keeper.Members()
 	s.mu.Lock()
@@ -97,9 +96,10 @@ func (s *Supervisor) status(p *catalog.Pipeline, members []lease.Instance) obser
 func (r *runner) describe(st *observe.PipelineStatus) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	st.State, st.Since, st.Epoch, st.Guarantee, st.Owner = r.state, r.since, r.epoch, r.guarantee, r.s.cfg.Self.ID
-	if r.err != nil {
-		st.Error = oneLine(r.err)
+	own := &r.status
+	st.State, st.Since, st.Epoch, st.Guarantee, st.Owner = own.state, own.since, own.epoch, own.guarantee, r.s.cfg.Self.ID
+	if own.err != nil {
+		st.Error = oneLine(own.err)
 	}
 	n := r.meter.Numbers()
 	st.Numbers = &n
@@ -121,115 +121,4 @@ func (s *Supervisor) Ready() error {
 		return errors.New("the pipelines have not been read yet")
 	}
 	return nil
-}
-
-const (
-	lagEvery     = 5 * time.Second
-	lettersEvery = 10 * time.Second
-	auditEvery   = 30 * time.Second
-	lookFor      = time.Second
-)
-
-// monitor keeps the gauges that have to be asked for.
-func (s *Supervisor) monitor(ctx context.Context) {
-	tick := time.NewTicker(lookFor)
-	defer tick.Stop()
-	lagAt, auditAt := make(map[*runner]time.Time), make(map[*runner]time.Time)
-	var lettersAt time.Time
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		var due []*runner
-		running := 0
-		current, audited := make(map[*runner]time.Time), make(map[*runner]time.Time)
-		s.each(func(r *runner) {
-			r.mu.Lock()
-			defer r.mu.Unlock()
-			if r.lag == nil && r.onRedrive == nil {
-				return
-			}
-			running++
-			current[r], audited[r] = lagAt[r], auditAt[r]
-			if r.lag != nil && time.Since(lagAt[r]) >= lagEvery {
-				due = append(due, r)
-			}
-		})
-		lagAt, auditAt = current, audited
-		for _, r := range due {
-			lagAt[r] = time.Now()
-			r.measureLag(ctx)
-			if time.Since(auditAt[r]) >= auditEvery {
-				auditAt[r] = time.Now()
-				r.audit(ctx)
-			}
-		}
-		if running > 0 && s.cfg.Letters != nil && (s.lettersDue.Swap(false) || time.Since(lettersAt) >= lettersEvery) {
-			lettersAt = time.Now()
-			s.countLetters(ctx)
-		}
-	}
-}
-
-func (r *runner) measureLag(ctx context.Context) {
-	r.mu.Lock()
-	lag, quiet := r.lag, !r.quietSince.IsZero()
-	r.mu.Unlock()
-	switch {
-	case lag == nil:
-		return
-	case quiet:
-		r.meter.SetLag(0, 0)
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, lagEvery)
-	defer cancel()
-	rows, seconds, err := lag.Lag(ctx)
-	if err != nil {
-		r.log.Debug("measure the lag", "err", err)
-		r.meter.LagUnknown()
-		return
-	}
-	r.meter.SetLag(rows, seconds)
-}
-
-// auditor is a source that can account for its rows.
-type auditor interface {
-	Unaccounted(ctx context.Context) (int64, error)
-	Overtaken() int64
-}
-
-// audit asks a source whether it has lost a row.
-func (r *runner) audit(ctx context.Context) {
-	r.mu.Lock()
-	a, ok := r.lag.(auditor)
-	r.mu.Unlock()
-	if !ok {
-		return
-	}
-	r.meter.SetOvertaken(a.Overtaken())
-	ctx, cancel := context.WithTimeout(ctx, lagEvery)
-	defer cancel()
-	n, err := a.Unaccounted(ctx)
-	if err != nil {
-		r.log.Debug("account for the outbox's rows", "err", err)
-		return
-	}
-	r.meter.SetUnaccounted(n)
-}
-
-func (s *Supervisor) countLetters(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, lagEvery)
-	defer cancel()
-	letters, err := s.cfg.Letters(ctx)
-	if err != nil {
-		s.cfg.Logger.Debug("count the dead letters", "err", err)
-		return
-	}
-	s.each(func(r *runner) {
-		n := letters[r.pipeline.Key]
-		r.meter.SetLetters(n.Dead, n.Parked)
-	})
 }

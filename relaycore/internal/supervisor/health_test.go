@@ -27,7 +27,7 @@ func TestLagIsKnownOrNotShown(t *testing.T) {
 		t.Fatal(err)
 	}
 	source := &lagging{rows: 5}
-	r := &runner{lag: source, meter: metrics.Pipeline(testPipeline("a", "1").Key), log: slog.New(slog.DiscardHandler)}
+	r := &runner{opened: Opened{Lag: source}, meter: metrics.Pipeline(testPipeline("a", "1").Key), log: slog.New(slog.DiscardHandler)}
 	for i, step := range []struct {
 		err  error
 		want bool

@@ -40,7 +40,7 @@ func TestLockThatIsHeldLong(t *testing.T) {
 		r := &runner{meter: metrics.Pipeline(testPipeline("a", "1").Key), log: slog.New(slog.NewTextHandler(&log, nil))}
 		held := func() {
 			r.set(observe.StateWaiting, nil)
-			r.sayHeld()
+			r.warnOfHeldLock()
 		}
 		for _, step := range []struct {
 			after   time.Duration
@@ -59,7 +59,7 @@ func TestLockThatIsHeldLong(t *testing.T) {
 		} {
 			time.Sleep(step.after)
 			step.do()
-			if got, said := healthy(), strings.Count(log.String(), "waiting for the pipeline's lock"); got != step.healthy || said != step.said {
+			if got, said := healthy(), strings.Count(log.String(), "another process keeps the pipeline's lock"); got != step.healthy || said != step.said {
 				t.Errorf("%s later: healthy %v, said %d times; want %v, %d", step.after, got, said, step.healthy, step.said)
 			}
 		}

@@ -1,10 +1,9 @@
 // Package supervisor runs the pipelines that this process should run.
 //
-// It compares three things: what is desired (the catalog), who should run it
-// (rendezvous over the live instances), and what is running here. Each pipeline
-// runs in a goroutine of its own that takes the lease, builds the two ends, runs
-// the engine and lets go; when it fails it backs off alone. A change of one row
-// drains and restarts that pipeline and no other.
+// It compares the catalog, the instance that should run each pipeline (by rendezvous
+// over the live ones), and what runs here. Each pipeline has a goroutine that takes
+// the lease, runs a [Job] and releases the lease; if it fails, it alone backs off. A
+// change of one row drains and restarts that pipeline and no other.
 package supervisor
 
 import (
@@ -44,24 +43,21 @@ type Config struct {
 	Run func(ctx context.Context, job *Job) error
 	// Sequences returns the last values of sequences; may be nil.
 	Sequences func(ctx context.Context, oids []uint32) (map[uint32]*int64, error)
-	// Letters counts the group's dead letters; may be nil.
-	Letters func(ctx context.Context) (map[catalog.Key]Letters, error)
-	// Report records a pipeline that cannot be started at all, for `status`; may be nil.
+	// DeadLetters counts the group's dead letters; may be nil.
+	DeadLetters func(ctx context.Context) (map[catalog.Key]store.DeadLetterCounts, error)
+	// Report records that a pipeline cannot be started, for `status`; may be nil.
 	Report  func(ctx context.Context, key catalog.Key, reason string) error
 	Drain   time.Duration // how long a pipeline may take to drain
 	Metrics *observe.Metrics
 	Logger  *slog.Logger
 }
 
-// Letters are how many dead letters and parked messages a pipeline has.
-type Letters = store.DeadLetterCounts
-
 // Supervisor runs pipelines. Make one with [New].
 type Supervisor struct {
 	cfg    Config
 	keeper Keeper
-	wake   chan struct{} // something may have changed
-	reload chan struct{} // the catalog should be read
+	wake   chan struct{} // receives when what should run may have changed
+	reload chan struct{} // receives when the catalog should be read
 
 	mu        sync.Mutex // guards what Health reads
 	snapshot  catalog.Snapshot
@@ -70,16 +66,16 @@ type Supervisor struct {
 	listenErr error
 	listening bool
 	runners   map[catalog.Key]*runner
-	problems  map[catalog.Key]problem // pipelines that are ours and cannot be started
+	problems  map[catalog.Key]problem // pipelines of this instance that cannot be started
 	exited    []*runner
 	draining  bool
 	started   time.Time
 
-	unserved   map[catalog.Key]string
-	lettersDue atomic.Bool
+	unserved map[catalog.Key]string // backends by pipeline
+	countDue atomic.Bool            // dead letters have changed
 }
 
-// problem is a pipeline whose configuration makes no sense.
+// problem is why a pipeline's configuration is not valid.
 type problem struct {
 	text  string
 	since time.Time
@@ -93,14 +89,15 @@ func New(cfg Config, newKeeper func(changed func()) Keeper) *Supervisor {
 		runners: make(map[catalog.Key]*runner), problems: make(map[catalog.Key]problem), started: time.Now(),
 		listenErr: errors.New("not connected yet"),
 	}
-	s.keeper = newKeeper(func() { poke(s.wake) })
+	s.keeper = newKeeper(func() { notify(s.wake) })
 	return s
 }
 
-func poke(ch chan struct{}) {
+// notify wakes the receiver of ch, unless a notification waits for it already.
+func notify(ch chan struct{}) {
 	select {
 	case ch <- struct{}{}:
-	default: // it will look already
+	default:
 	}
 }
 
@@ -115,7 +112,7 @@ func (s *Supervisor) Run(ctx, stop context.Context) {
 	background.Go(func() { s.loadAll(watchCtx) })
 	background.Go(func() { s.monitor(watchCtx) })
 	if s.cfg.Sequences != nil {
-		background.Go(func() { s.pulse(watchCtx) })
+		background.Go(func() { s.watchSequences(watchCtx) })
 	}
 
 	s.loop(ctx, stop)
@@ -140,7 +137,7 @@ func (s *Supervisor) loop(ctx, stop context.Context) {
 	}
 }
 
-// shutDown tells the others to take over, and drains what runs.
+// shutDown asks the other instances to take over, and drains what runs.
 func (s *Supervisor) shutDown(ctx context.Context) {
 	s.mu.Lock()
 	s.draining = true
@@ -150,9 +147,9 @@ func (s *Supervisor) shutDown(ctx context.Context) {
 	}
 	s.mu.Unlock()
 	s.cfg.Logger.Info("draining", "pipelines", len(running))
-	tell, cancel := context.WithTimeout(ctx, time.Second)
-	if err := s.keeper.Drain(tell); err != nil && !errors.Is(err, lease.ErrNoSession) && ctx.Err() == nil {
-		s.cfg.Logger.Warn("tell the other instances to take over", "err", err)
+	bounded, cancel := context.WithTimeout(ctx, time.Second)
+	if err := s.keeper.Drain(bounded); err != nil && !errors.Is(err, lease.ErrNoSession) && ctx.Err() == nil {
+		s.cfg.Logger.Warn("cannot announce the drain", "err", err)
 	}
 	cancel()
 	for _, r := range running {
@@ -163,13 +160,13 @@ func (s *Supervisor) shutDown(ctx context.Context) {
 	}
 }
 
-// watch turns notifications into pokes.
+// watch passes the notifications of PostgreSQL on.
 func (s *Supervisor) watch(ctx context.Context) {
 	catalog.Watch(ctx, s.cfg.Listen, s.cfg.Interval, catalog.Events{
-		Changed: func() { poke(s.reload) },
+		Changed: func() { notify(s.reload) },
 		DeadLetters: func(pipeline string) {
 			s.cfg.Metrics.Notifications.Add(1)
-			s.lettersDue.Store(true)
+			s.countDue.Store(true)
 			s.each(func(r *runner) {
 				if pipeline == "" || pipeline == r.pipeline.Name {
 					r.redrive()
@@ -206,7 +203,7 @@ func (s *Supervisor) setListening(err error) {
 	}
 }
 
-// loadAll reads the catalog whenever it is asked to.
+// loadAll reads the catalog on every request.
 func (s *Supervisor) loadAll(ctx context.Context) {
 	for {
 		select {
@@ -220,11 +217,12 @@ func (s *Supervisor) loadAll(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		s.take(snapshot, err)
+		s.loadedAs(snapshot, err)
 	}
 }
 
-func (s *Supervisor) take(snapshot catalog.Snapshot, err error) {
+// loadedAs takes over a snapshot, or the error of reading it.
+func (s *Supervisor) loadedAs(snapshot catalog.Snapshot, err error) {
 	s.mu.Lock()
 	failed := s.loadErr
 	s.loadErr = err
@@ -239,12 +237,12 @@ func (s *Supervisor) take(snapshot catalog.Snapshot, err error) {
 	if err != nil {
 		s.cfg.Metrics.ReloadErrors.Add(1)
 		if failed == nil || failed.Error() != err.Error() { // once for each change of state
-			s.cfg.Logger.Error("cannot read the pipelines, will retry", "err", err)
+			s.cfg.Logger.Error("cannot read pipelines, will retry", "err", err)
 		}
 		return
 	}
 	if failed != nil {
-		s.cfg.Logger.Info("pipelines can be read")
+		s.cfg.Logger.Info("pipelines can be read again")
 	}
 	if first {
 		s.cfg.Logger.Info("pipelines loaded", "enabled", len(changes.Added), "total", len(snapshot))
@@ -252,7 +250,7 @@ func (s *Supervisor) take(snapshot catalog.Snapshot, err error) {
 		s.cfg.Metrics.Reloads.Add(1)
 		s.cfg.Logger.Info("pipelines changed", "added", names(changes.Added), "removed", names(changes.Removed), "changed", names(changes.Changed))
 	}
-	poke(s.wake)
+	notify(s.wake)
 }
 
 func names(keys []catalog.Key) []string {
@@ -268,13 +266,13 @@ func (s *Supervisor) reconcile(ctx context.Context) {
 	members, err := s.keeper.Members()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.bury()
+	s.forgetExited()
 	if was := s.cfg.Metrics.SessionUp.Swap(err == nil); was && err != nil {
 		s.cfg.Metrics.SessionsLost.Add(1)
 	}
 	s.cfg.Metrics.Instances.Store(int64(len(members)))
 	if err != nil || !s.loaded {
-		return // whoever runs has lost its lease already, and tries to get it back
+		return // without a session, runners have lost their leases and retry
 	}
 	wanted := make(map[catalog.Key]bool)
 	unserved := make(map[catalog.Key]string)
@@ -282,7 +280,7 @@ func (s *Supervisor) reconcile(ctx context.Context) {
 	for _, p := range s.snapshot {
 		exists[p.Key] = true
 		if !p.Enabled {
-			s.unconcerned(p.Key)
+			s.release(p.Key)
 			continue
 		}
 		if !lease.Served(members, p.Backend) {
@@ -303,18 +301,19 @@ func (s *Supervisor) reconcile(ctx context.Context) {
 		}
 	}
 	s.cfg.Metrics.Keep(func(k catalog.Key) bool { return exists[k] || s.runners[k] != nil })
-	s.sayUnserved(unserved)
+	s.warnOfUnserved(unserved)
 }
 
-// decide sees to one enabled pipeline and reports whether it should run here.
+// decide starts or restarts one enabled pipeline, if it is this instance's, and
+// reports whether it should run here.
 func (s *Supervisor) decide(ctx context.Context, p catalog.Pipeline, mine bool) bool {
 	r := s.runners[p.Key]
 	if !mine || !p.Linked {
-		s.unconcerned(p.Key)
+		s.release(p.Key)
 		return false
 	}
 	if p.Err != nil {
-		// A secret that cannot be read for a moment does not stop what runs.
+		// A secret that cannot be read at the moment does not stop a running pipeline.
 		if r != nil && bytes.Equal(r.pipeline.Stored, p.Stored) && !p.Malformed() {
 			return true
 		}
@@ -326,20 +325,20 @@ func (s *Supervisor) decide(ctx context.Context, p catalog.Pipeline, mine bool) 
 	case r == nil:
 		s.start(ctx, p)
 	case r.pipeline.Revision != p.Revision:
-		r.drain() // its end wakes us, and then it is started anew
+		r.drain() // its end wakes the supervisor, which then starts the new revision
 	}
 	return true
 }
 
-// unconcerned forgets what was wrong with a pipeline that is not ours to run.
-func (s *Supervisor) unconcerned(key catalog.Key) {
+// release forgets the problem of a pipeline that this instance should not run.
+func (s *Supervisor) release(key catalog.Key) {
 	delete(s.problems, key)
 	if s.runners[key] == nil {
 		s.cfg.Metrics.SetHealth(key, observe.HealthNone)
 	}
 }
 
-// refuse remembers and reports a configuration that makes no sense, once.
+// refuse records and reports a configuration that is not valid, once.
 func (s *Supervisor) refuse(ctx context.Context, p catalog.Pipeline) {
 	text := oneLine(p.Err)
 	s.cfg.Metrics.Pipeline(p.Key).SetHealth(observe.HealthBad)
@@ -347,29 +346,25 @@ func (s *Supervisor) refuse(ctx context.Context, p catalog.Pipeline) {
 		return
 	}
 	s.problems[p.Key] = problem{text, time.Now()}
-	s.cfg.Logger.Error("pipeline cannot run: its configuration is wrong", "pipeline", p.Name, "direction", p.Direction, "err", text)
+	s.cfg.Logger.Error("pipeline has an invalid configuration", "pipeline", p.Name, "direction", p.Direction, "err", text)
 	if s.cfg.Report != nil {
 		go func() {
 			ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 			defer cancel()
-			_ = s.cfg.Report(ctx, p.Key, text) // health and logs say it too
+			_ = s.cfg.Report(ctx, p.Key, text) // health and log have it too
 		}()
 	}
 }
 
-func (s *Supervisor) sayUnserved(unserved map[catalog.Key]string) {
+// warnOfUnserved logs each pipeline without an instance that can run it, once.
+func (s *Supervisor) warnOfUnserved(unserved map[catalog.Key]string) {
 	for key, backend := range unserved {
-		if !s.saidUnserved(key) {
-			s.cfg.Logger.Warn("no live instance of the group has the backend of a pipeline", "pipeline", key.Name, "direction", key.Direction, "backend", backend)
+		if _, logged := s.unserved[key]; !logged {
+			s.cfg.Logger.Warn("no live instance has the backend", "pipeline", key.Name, "direction", key.Direction, "backend", backend)
 		}
 	}
 	s.cfg.Metrics.Unserved(unserved)
 	s.unserved = unserved
-}
-
-func (s *Supervisor) saidUnserved(key catalog.Key) bool {
-	_, said := s.unserved[key]
-	return said
 }
 
 func (s *Supervisor) start(ctx context.Context, p catalog.Pipeline) {
@@ -381,12 +376,12 @@ func (s *Supervisor) start(ctx context.Context, p catalog.Pipeline) {
 		s.exited = append(s.exited, r)
 		s.mu.Unlock()
 		close(r.done)
-		poke(s.wake)
+		notify(s.wake)
 	}()
 }
 
-// bury forgets the runners that have ended.
-func (s *Supervisor) bury() {
+// forgetExited drops the runners that have ended.
+func (s *Supervisor) forgetExited() {
 	for _, r := range s.exited {
 		if s.runners[r.pipeline.Key] == r {
 			delete(s.runners, r.pipeline.Key)

@@ -72,7 +72,7 @@ type stage struct {
 }
 
 func untilStopped(_ context.Context, job *Job) error {
-	job.Running("", func() {}, nil, "")
+	job.Events.Opened(Opened{Redrive: func() {}})
 	<-job.Stop.Done()
 	return nil
 }
@@ -113,7 +113,7 @@ func newStage(t *testing.T, snapshot catalog.Snapshot) *stage {
 		defer close(st.done)
 		st.s.Run(context.WithoutCancel(t.Context()), stop)
 	}()
-	poke(st.s.reload)
+	notify(st.s.reload)
 	time.Sleep(time.Second)
 	synctest.Wait()
 	return st
@@ -129,7 +129,7 @@ func (st *stage) change(snapshot ...catalog.Pipeline) {
 	st.mu.Lock()
 	st.snapshot = snapshot
 	st.mu.Unlock()
-	poke(st.s.reload)
+	notify(st.s.reload)
 	time.Sleep(time.Second)
 	synctest.Wait()
 }
@@ -260,8 +260,8 @@ func TestStuckDrainIsCutShort(t *testing.T) {
 		st := newStage(t, nil)
 		defer st.end()
 		st.behave["p"] = func(ctx context.Context, job *Job) error {
-			job.Running("", func() {}, nil, "")
-			job.Changed(errors.New("broker away"))
+			job.Events.Opened(Opened{Redrive: func() {}})
+			job.Events.Changed(errors.New("broker away"))
 			<-ctx.Done() // deaf to Stop
 			return ctx.Err()
 		}

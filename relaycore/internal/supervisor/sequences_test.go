@@ -17,9 +17,9 @@ func (s *numberedSource) Lag(context.Context) (int64, float64, error) { return 0
 
 func (s *numberedSource) Numbering() (uint32, int64, bool) { return 7, s.settled.Load(), true }
 
-// TestPulse looks as often as a pipeline asks for, half as often once it has been
+// TestWatchSequences looks as often as a pipeline asks for, half as often once it has been
 // quiet for long, and wakes its source when the sequence moves, but not before.
-func TestPulse(t *testing.T) {
+func TestWatchSequences(t *testing.T) {
 	for name, tt := range map[string]struct {
 		every       time.Duration
 		busy        bool  // each second there is a row, which a notification announces
@@ -43,11 +43,11 @@ func TestPulse(t *testing.T) {
 					id := last.Load()
 					return map[uint32]*int64{7: &id}, nil
 				}}}
-				r := &runner{lag: source, poll: tt.every, wake: make(chan struct{}, 1)}
+				r := &runner{opened: Opened{Lag: source, PollInterval: tt.every}, wake: make(chan struct{}, 1)}
 				s.runners = map[catalog.Key]*runner{{Name: "orders"}: r}
 				ctx, cancel := context.WithCancel(t.Context())
 				defer cancel()
-				go s.pulse(ctx)
+				go s.watchSequences(ctx)
 
 				for range 60 {
 					time.Sleep(time.Second)
@@ -64,7 +64,7 @@ func TestPulse(t *testing.T) {
 				}
 
 				last.Add(1)
-				time.Sleep(2*tt.every + mostPause)
+				time.Sleep(2*tt.every + maxPause)
 				synctest.Wait()
 				if quiet := isQuiet(r); quiet || len(r.wake) == 0 {
 					t.Errorf("the sequence has moved: quiet %v, woken %v", quiet, len(r.wake) > 0)
@@ -77,5 +77,5 @@ func TestPulse(t *testing.T) {
 func isQuiet(r *runner) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return !r.quietSince.IsZero()
+	return !r.quiet.since.IsZero()
 }

@@ -1,0 +1,162 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+
+	"github.com/grove/pgtrickle-relay/relaycore/inbox"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/codec"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/supervisor"
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+)
+
+// ends are the source and the sink of one pipeline.
+type ends struct {
+	*Runner
+	pipeline  catalog.Pipeline
+	resolved  catalog.Resolved
+	log       *slog.Logger
+	source    relay.Source
+	sink      relay.Sink
+	transform func(batch []relay.Message, buf []byte) []byte
+}
+
+// outboxOptions are what only a running pipeline gives its outbox.
+type outboxOptions struct {
+	wake   <-chan struct{}
+	polled func(found bool)
+}
+
+func (e *ends) open(ctx context.Context, from relay.Checkpoint, o outboxOptions) error {
+	if e.pipeline.Direction == relay.Forward {
+		return e.openForward(ctx, from, o)
+	}
+	return e.openReverse(ctx, from)
+}
+
+func (e *ends) env() relay.Env {
+	return relay.Env{Pipeline: e.pipeline.Name, Group: e.Group, Logger: e.log, Subject: e.resolved.Settings.SubjectTemplate}
+}
+
+func (e *ends) openForward(ctx context.Context, from relay.Checkpoint, o outboxOptions) error {
+	s := e.resolved.Settings
+	src, err := outbox.Open(ctx, e.Readers, outbox.Config{
+		Outbox: s.StreamTable, Settings: s.Forward.Settings, Group: e.Group, Pipeline: e.pipeline.Name,
+		Checkpoint: from, PollInterval: s.PollInterval.D(), Wake: o.wake, Polled: o.polled, Logger: e.log,
+	})
+	if err != nil {
+		return err
+	}
+	e.source = src
+	if _, _, watched := src.Numbering(); watched {
+		src.SetPollInterval(max(supervisor.WatchedPoll, s.PollInterval.D()))
+	}
+	encoder, err := newEncoder(s, src.KeyColumns(), e.Version)
+	if err != nil {
+		return relay.Fatal(err)
+	}
+	e.transform = encoder.Encode
+	return e.openSink(ctx)
+}
+
+func newEncoder(s catalog.Settings, keyColumns []string, version string) (*codec.Encoder, error) {
+	return codec.NewEncoder(codec.EncoderConfig{
+		Subject: s.SubjectTemplate, Format: s.Format, KeyField: s.KeyField, KeyTemplate: s.KeyTemplate,
+		KeyColumns: keyColumns, Headers: s.Headers, Version: version,
+	})
+}
+
+func (e *ends) openSink(ctx context.Context) error {
+	sink, err := e.resolved.Backend.NewSink(ctx, e.env(), e.resolved.Config)
+	if err != nil {
+		return fmt.Errorf("open %s sink: %w", e.resolved.Backend.Name, err)
+	}
+	e.sink = sink
+	return nil
+}
+
+// openReverse opens the inbox first, because a source may receive messages as soon
+// as it is open.
+func (e *ends) openReverse(ctx context.Context, from relay.Checkpoint) error {
+	s := e.resolved.Settings
+	decoder, err := codec.NewDecoder(codec.DecoderConfig{
+		Format: s.Format, EventIDFrom: s.EventIDFrom, EventTypeFrom: s.EventTypeFrom, AggregateIDFrom: s.AggregateIDFrom, SourceFrom: s.SourceFrom,
+	})
+	if err != nil {
+		return relay.Fatal(err)
+	}
+	e.transform = func(batch []relay.Message, buf []byte) []byte {
+		decoder.Decode(batch)
+		return buf
+	}
+	if err := e.openInbox(ctx); err != nil {
+		return err
+	}
+	env := e.env()
+	env.Subject, env.Checkpoint = relay.Template{}, from
+	source, err := e.resolved.Backend.NewSource(ctx, env, e.resolved.Config)
+	if err != nil {
+		return fmt.Errorf("open %s source: %w", e.resolved.Backend.Name, err)
+	}
+	e.source = source
+	return nil
+}
+
+func (e *ends) openInbox(ctx context.Context) error {
+	s := e.resolved.Settings
+	sink, err := inbox.Open(ctx, e.Pool, inbox.Config{
+		Schema: s.InboxSchema, Table: s.InboxTable, Source: e.pipeline.Name,
+		Columns: inbox.Columns{
+			ID: s.Reverse.IDColumn, EventType: s.EventTypeColumn, Source: s.SourceColumn, AggregateID: s.AggregateIDColumn,
+			Payload: s.Reverse.PayloadColumn, ReceivedAt: s.ReceivedAtColumn, TraceID: s.TraceIDColumn,
+		},
+	})
+	if err != nil {
+		return err
+	}
+	e.sink = sink
+	return nil
+}
+
+func (e *ends) close() {
+	var errs []error
+	if e.source != nil {
+		errs = append(errs, e.source.Close())
+	}
+	if e.sink != nil {
+		errs = append(errs, e.sink.Close())
+	}
+	if err := errors.Join(errs...); err != nil {
+		e.log.Debug("cannot close the pipeline's ends", "err", err)
+	}
+}
+
+// outboxName returns the name of the outbox table without its schema and quotes, as
+// notifications have it; "" for a reverse pipeline.
+func (e *ends) outboxName() string {
+	src, ok := e.source.(*outbox.Source)
+	if !ok {
+		return ""
+	}
+	table := src.Table()
+	return strings.Trim(table[strings.LastIndexByte(table, '.')+1:], `"`)
+}
+
+// guarantee returns what the far end gives: as it was found there, or else as the
+// backend declares it.
+func (e *ends) guarantee() relay.Guarantee {
+	var end any = e.sink
+	declared := e.resolved.Backend.SinkGuarantee
+	if e.pipeline.Direction == relay.Reverse {
+		end, declared = e.source, e.resolved.Backend.SourceGuarantee
+	}
+	if found, ok := end.(relay.Guarantor); ok {
+		return found.Guarantee()
+	}
+	return declared
+}

@@ -1,0 +1,104 @@
+// Package pipeline opens the two ends of a pipeline and moves messages between them.
+//
+// [Runner.Run] is what a supervisor does under a lease. The other methods serve
+// commands, which hold no lease: check, preview, replay and verify.
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/engine"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/lease"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/supervisor"
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+)
+
+// Runner runs pipelines on one database.
+type Runner struct {
+	Pool    *pgxpool.Pool
+	Readers *pgxpool.Pool // for outboxes; see [outbox.Tune]
+	Group   string
+	Owner   string // the instance, as operators see it
+	Version string
+	// Budget bounds the bytes in flight of all pipelines together.
+	Budget *engine.Budget
+}
+
+// openTimeout bounds the opening of both ends.
+const openTimeout = 30 * time.Second
+
+func (r *Runner) store() store.Store { return store.New(r.Pool, r.Group) }
+
+// Run opens the job's pipeline and runs it until it is to stop or fails. It returns
+// an error that [lease.ErrLost] matches if another owner has taken over.
+func (r *Runner) Run(ctx context.Context, job *supervisor.Job) (err error) {
+	resolved, err := job.Pipeline.Resolve()
+	if err != nil {
+		return relay.Fatal(err)
+	}
+	opening, opened := openContext(ctx, job.Stop)
+	defer opened()
+	ledger, state, err := r.store().Open(opening, job.Pipeline.Key, job.Lease.Epoch, r.Owner)
+	if err != nil {
+		return lost(err)
+	}
+	status := newStatus(ctx, ledger, job)
+	defer func() { status.end(ctx, err) }()
+
+	e := &ends{Runner: r, pipeline: job.Pipeline, resolved: resolved, log: job.Logger}
+	defer e.close()
+	if err := e.open(opening, state.Checkpoint, outboxOptions{wake: job.Wake, polled: job.Meter.Polled}); err != nil {
+		return job.Pipeline.Explain(err)
+	}
+	opened()
+	if src, ok := e.source.(*outbox.Source); ok {
+		ledger.SetSource(src.Table())
+		if src.Reused() {
+			state.Position = "" // a row may be repeated, but not taken for another with its id
+		}
+	}
+
+	s := resolved.Settings
+	eng := engine.New(engine.Config{
+		Pipeline: job.Pipeline.Name, Source: e.source, Sink: e.sink, Transform: e.transform, Ledger: ledger, State: state,
+		Batch: s.BatchSize, InFlightBytes: int64(s.MaxInFlightBytes), Budget: r.Budget,
+		OnError: s.OnError, RateMessages: float64(s.RateLimitMessages), RateBytes: float64(s.RateLimitBytes),
+		Trusted: job.Lease.Valid, Meter: job.Meter, Logger: job.Logger, Changed: status.changed,
+	})
+	lag, _ := e.source.(relay.Lagger)
+	job.Events.Opened(supervisor.Opened{
+		Outbox: e.outboxName(), Lag: lag, PollInterval: s.PollInterval.D(), Guarantee: e.guarantee().Delivery, Redrive: eng.Redrive,
+	})
+	status.changed(nil)
+	job.Logger.Info("pipeline runs", "backend", resolved.Backend.Name, "epoch", job.Lease.Epoch)
+	return lost(eng.Run(ctx, job.Stop))
+}
+
+// lost marks the error of an owner whose epoch is not current.
+func lost(err error) error {
+	if errors.Is(err, engine.ErrFenced) {
+		return fmt.Errorf("%w: %w", lease.ErrLost, err)
+	}
+	return err
+}
+
+// openContext ends with ctx, when the pipeline is to stop, or after openTimeout.
+func openContext(ctx, stop context.Context) (context.Context, func()) {
+	opening, cancel := context.WithTimeout(ctx, openTimeout)
+	detach := context.AfterFunc(stop, cancel)
+	return opening, func() {
+		detach()
+		cancel()
+	}
+}
+
+// oneLine joins the lines of joined errors.
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }

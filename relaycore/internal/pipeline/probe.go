@@ -1,0 +1,65 @@
+package pipeline
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox"
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+)
+
+// Probe opens a pipeline's ends as a run would, asks whether they answer, and closes
+// them. It takes no lease and moves no message. busy means that a process runs the
+// pipeline. Then the source of a reverse pipeline is not opened, because a second
+// consumer would take messages from the first.
+func (r *Runner) Probe(ctx context.Context, pl catalog.Pipeline, busy bool, log *slog.Logger) (g relay.Guarantee, notes []string, err error) {
+	resolved, err := pl.Resolve()
+	if err != nil {
+		return g, nil, err
+	}
+	e := &ends{Runner: r, pipeline: pl, resolved: resolved, log: log}
+	defer e.close()
+	if pl.Direction == relay.Reverse && busy {
+		err := e.openInbox(ctx)
+		return resolved.Backend.SourceGuarantee, []string{"runs now, so its source was not opened a second time"}, pl.Explain(err)
+	}
+	state, err := r.store().Load(ctx, pl.Key)
+	if err != nil {
+		return e.guarantee(), nil, err
+	}
+	if err := e.open(ctx, state.Checkpoint, outboxOptions{}); err != nil {
+		return e.guarantee(), nil, pl.Explain(err)
+	}
+	for _, end := range []any{e.source, e.sink} {
+		if pinger, ok := end.(relay.Pinger); ok {
+			if err := pinger.Ping(ctx); err != nil {
+				return e.guarantee(), nil, fmt.Errorf("ping: %w", err)
+			}
+		}
+	}
+	return e.guarantee(), e.notes(), nil
+}
+
+// notes describe how the outbox is read and ordered.
+func (e *ends) notes() []string {
+	src, ok := e.source.(*outbox.Source)
+	if !ok {
+		return nil
+	}
+	s := e.resolved.Settings
+	method := map[string]string{"window": "snapshot windows", "fence": "the gap fence"}[src.Strategy()]
+	order := "has no key: order is kept within the pipeline only, and a dead letter holds nothing back; set key_field or key_template"
+	switch {
+	case !s.KeyTemplate.IsZero():
+		order = "orders by key_template " + s.KeyTemplate.String()
+	case s.KeyField != "":
+		order = "orders by field " + s.KeyField
+	case len(src.KeyColumns()) > 0:
+		order = fmt.Sprintf("orders by the primary key %v", src.KeyColumns())
+	case s.KeyColumn != "":
+		order = "orders by column " + s.KeyColumn
+	}
+	return []string{fmt.Sprintf("reads %s by %s", src.Table(), method), order}
+}

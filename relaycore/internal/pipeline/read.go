@@ -1,0 +1,81 @@
+package pipeline
+
+import (
+	"context"
+	"log/slog"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/codec"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox"
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+)
+
+// Reader is an outbox that is read without a lease, for previews and replays.
+type Reader struct {
+	Source   *outbox.Source
+	Settings catalog.Settings // of the pipeline
+	encoder  *codec.Encoder
+}
+
+// Read opens the pipeline's outbox where the next owner would continue, or at the
+// row from if that is not 0.
+func (r *Runner) Read(ctx context.Context, pl catalog.Pipeline, from int64, log *slog.Logger) (*Reader, error) {
+	resolved, err := pl.Resolve()
+	if err != nil {
+		return nil, err
+	}
+	s := resolved.Settings
+	config := outbox.Config{Outbox: s.StreamTable, Settings: s.Forward.Settings, PollInterval: s.PollInterval.D(), Logger: log}
+	if from != 0 {
+		config.Checkpoint.LastID = from - 1
+	} else {
+		state, err := r.store().Load(ctx, pl.Key)
+		if err != nil {
+			return nil, err
+		}
+		config.Group, config.Pipeline, config.Checkpoint = r.Group, pl.Name, state.Checkpoint
+	}
+	src, err := outbox.Open(ctx, r.Pool, config)
+	if err != nil {
+		return nil, err
+	}
+	encoder, err := newEncoder(s, src.KeyColumns(), r.Version)
+	if err != nil {
+		_ = src.Close() // err matters more
+		return nil, err
+	}
+	return &Reader{Source: src, Settings: s, encoder: encoder}, nil
+}
+
+// Next returns at most limit encoded messages, none at the end of the outbox.
+func (r *Reader) Next(ctx context.Context, limit int) ([]relay.Message, error) {
+	batch, err := r.Source.Look(ctx, limit)
+	if err != nil {
+		return nil, err
+	}
+	r.encoder.Encode(batch, nil)
+	return batch, nil
+}
+
+// Sink opens the sink of a forward pipeline.
+func (r *Runner) Sink(ctx context.Context, pl catalog.Pipeline, log *slog.Logger) (relay.Sink, error) {
+	resolved, err := pl.Resolve()
+	if err != nil {
+		return nil, err
+	}
+	e := &ends{Runner: r, pipeline: pl, resolved: resolved, log: log}
+	if err := e.openSink(ctx); err != nil {
+		return nil, pl.Explain(err)
+	}
+	return e.sink, nil
+}
+
+// Verify accounts for every row of a forward pipeline's outbox.
+func (r *Runner) Verify(ctx context.Context, pl catalog.Pipeline) (outbox.Accounting, error) {
+	resolved, err := pl.Resolve()
+	if err != nil {
+		return outbox.Accounting{}, err
+	}
+	s := resolved.Settings
+	return outbox.Verify(ctx, r.Pool, outbox.Config{Outbox: s.StreamTable, Settings: s.Forward.Settings, Group: r.Group, Pipeline: pl.Name})
+}

@@ -1,0 +1,89 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/engine"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/supervisor"
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+)
+
+const statusTimeout = 5 * time.Second
+
+// status keeps the status of the cursor current, for operators and for the next
+// owner, which trusts only an orderly end. It writes in the background, because the
+// database may be what fails.
+type status struct {
+	ledger *store.Ledger
+	job    *supervisor.Job
+	dirty  chan struct{}
+	done   chan struct{}
+
+	mu      sync.Mutex
+	failing bool
+	latest  cursorStatus
+}
+
+type cursorStatus struct{ status, reason string }
+
+func newStatus(ctx context.Context, ledger *store.Ledger, job *supervisor.Job) *status {
+	s := &status{ledger: ledger, job: job, dirty: make(chan struct{}, 1), done: make(chan struct{})}
+	go func() {
+		defer close(s.done)
+		var written cursorStatus
+		for range s.dirty {
+			s.mu.Lock()
+			latest := s.latest
+			s.mu.Unlock()
+			if latest != written {
+				s.write(ctx, latest)
+				written = latest
+			}
+		}
+	}()
+	return s
+}
+
+// changed reports that the pipeline fails for now, or with nil that it recovered.
+func (s *status) changed(err error) {
+	s.job.Events.Changed(err)
+	latest := cursorStatus{store.StatusRunning, ""}
+	if err != nil {
+		latest = cursorStatus{store.StatusRetrying, oneLine(err)}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.failing, s.latest = err != nil, latest
+	select {
+	case s.dirty <- struct{}{}:
+	default: // the writer has not read the one before, and will read this one
+	}
+}
+
+// end records how the run ended. After an abandoned run nothing is recorded: the
+// next owner has to read back what arrived.
+func (s *status) end(ctx context.Context, err error) {
+	close(s.dirty)
+	<-s.done
+	switch {
+	case ctx.Err() != nil:
+	case err == nil && !s.failing:
+		s.write(ctx, cursorStatus{store.StatusStopped, ""})
+	case err != nil && relay.IsFatal(err):
+		s.write(ctx, cursorStatus{store.StatusFailed, oneLine(err)})
+	case err != nil:
+		s.write(ctx, cursorStatus{store.StatusRetrying, oneLine(err)})
+	}
+}
+
+func (s *status) write(ctx context.Context, latest cursorStatus) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), statusTimeout)
+	defer cancel()
+	if err := s.ledger.SetStatus(ctx, latest.status, latest.reason); err != nil && !errors.Is(err, engine.ErrFenced) {
+		s.job.Logger.Debug("cannot record the status", "err", err)
+	}
+}
