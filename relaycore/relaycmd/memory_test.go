@@ -1,41 +1,55 @@
 package relaycmd
 
 import (
-	"runtime"
+	"log/slog"
+	"os"
+	"path/filepath"
 	"runtime/debug"
 	"testing"
-	"time"
 )
 
-func TestSmallHeapIsLeftAlone(t *testing.T) {
-	defer debug.SetGCPercent(debug.SetGCPercent(gcPercent))
-	const garbage = 256 << 20
-	before := collections(garbage)
+func TestMemoryLimitOfTheUserIsRespected(t *testing.T) {
+	defer debug.SetGCPercent(debug.SetGCPercent(100))
+	const limit = 1 << 40 // as GOMEMLIMIT sets it
+	defer debug.SetMemoryLimit(debug.SetMemoryLimit(limit))
+	t.Setenv("GOGC", "100")
 
-	collectAbove(64 << 20)
-	percent := gcPercent
-	for deadline := time.Now().Add(10 * time.Second); percent == gcPercent && time.Now().Before(deadline); {
-		runtime.GC()
-		time.Sleep(time.Millisecond) // the finalizer has a goroutine of its own
-		percent = debug.SetGCPercent(-1)
-		debug.SetGCPercent(percent)
+	if got := limitMemory(slog.New(slog.DiscardHandler)); got != limit {
+		t.Errorf("the memory limit is %d, want GOMEMLIMIT's %d", got, limit)
 	}
-	after := collections(garbage)
-
-	if after > before/3 {
-		t.Errorf("%d collections for %d bytes of garbage with a floor of 64 MiB, and %d without", after, garbage, before)
+	if got := debug.SetMemoryLimit(-1); got != limit {
+		t.Errorf("GOMEMLIMIT was changed to %d", got)
+	}
+	if got := debug.SetGCPercent(100); got != 100 {
+		t.Errorf("GOGC was changed to %d", got)
 	}
 }
 
-// collections makes so many bytes of garbage and counts what that costs.
-func collections(bytes int) uint32 {
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	for range bytes / 4096 {
-		sinkhole = make([]byte, 4096)
+func TestContainerLimit(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]int64{"max\n": 0, "9223372036854771712\n": 0, "268435456\n": 256 << 20, "": 0} {
+		file := filepath.Join(t.TempDir(), "memory.max")
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := containerLimit("/nowhere", file); got != want {
+			t.Errorf("a file with %q limits the memory to %d, want %d", text, got, want)
+		}
 	}
-	runtime.ReadMemStats(&after)
-	return after.NumGC - before.NumGC
 }
 
-var sinkhole []byte //nolint:gochecknoglobals // keeps the compiler from leaving the garbage out
+func TestBudget(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ flag, limit, want int64 }{
+		{0, 0, maxBudget},
+		{0, 200 << 20, 50 << 20},
+		{0, 1 << 20, minBudget},
+		{0, 64 << 30, maxBudget},
+		{1 << 30, 200 << 20, 1 << 30},
+	} {
+		o := runOptions{maxInFlight: byteSize(c.flag)}
+		if got := o.budget(c.limit); got != c.want {
+			t.Errorf("with --max-in-flight-bytes %d and a memory limit of %d the budget is %d, want %d", c.flag, c.limit, got, c.want)
+		}
+	}
+}
