@@ -2,7 +2,12 @@ module github.com/grove/pgtrickle-relay/relay-stdout
 
 go 1.26.0
 
-require github.com/grove/pgtrickle-relay/relaycore v0.0.0
+require (
+	github.com/google/go-cmp v0.7.0
+	github.com/grove/pgtrickle-relay/relaycore v0.0.0
+	go.uber.org/goleak v1.3.0
+	golang.org/x/sys v0.48.0
+)
 
 require (
 	github.com/beorn7/perks v1.0.1 // indirect
@@ -19,7 +24,6 @@ require (
 	github.com/prometheus/common v0.72.0 // indirect
 	github.com/prometheus/procfs v0.22.0 // indirect
 	golang.org/x/sync v0.24.0 // indirect
-	golang.org/x/sys v0.48.0 // indirect
 	golang.org/x/text v0.42.0 // indirect
 	google.golang.org/protobuf v1.36.12 // indirect
 )

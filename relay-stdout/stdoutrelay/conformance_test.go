@@ -158,11 +158,12 @@ func readFiles(t testing.TB, path, format string, n int) (got []relay.Message) {
 	t.Helper()
 	var all []byte
 	oldest := 0
-	for exists(rotated(path, oldest+1)) {
+	f := &file{cfg: sinkConfig{Path: path}}
+	for exists(f.rotated(oldest + 1)) {
 		oldest++
 	}
 	for k := oldest; k >= 0; k-- {
-		b, err := os.ReadFile(rotated(path, k))
+		b, err := os.ReadFile(f.rotated(k))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -208,7 +209,7 @@ func TestFileSource(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "in")
 			return relaytest.SourceCase{
 				Open: func(t testing.TB, at relay.Checkpoint) relay.Source {
-					return unwrapping{openTailed(t, sourceConfig{Path: path, Follow: true, MaxLine: 16 << 20}, at)}
+					return unwrapping{openFileSource(t, sourceConfig{Path: path, Follow: true, MaxLine: 16 << 20}, at)}
 				},
 				Feed: func(t testing.TB, batch []relay.Message) {
 					var lines []byte
@@ -273,11 +274,15 @@ func (u unwrapping) Checkpoint(batch []relay.Message) (relay.Checkpoint, error) 
 
 func (u unwrapping) Committed(context.Context, relay.Checkpoint) error { return nil }
 
-func openTailed(t testing.TB, cfg sourceConfig, at relay.Checkpoint) *tailed {
+func env(at relay.Checkpoint) relay.Env {
+	return relay.Env{Pipeline: "orders", Logger: slog.New(slog.DiscardHandler), Checkpoint: at}
+}
+
+func openFileSource(t testing.TB, cfg sourceConfig, at relay.Checkpoint) *fileSource {
 	t.Helper()
-	s, err := newFile(cfg, relay.Env{Pipeline: "orders", Logger: slog.New(slog.DiscardHandler), Checkpoint: at})
+	s, err := newFileSource(cfg, env(at))
 	if err != nil {
-		t.Fatalf("newFile(%+v) = %v", cfg, err)
+		t.Fatalf("newFileSource(%+v) = %v", cfg, err)
 	}
 	t.Cleanup(func() { _ = s.Close() })
 	return s

@@ -1,13 +1,9 @@
 package stdoutrelay
 
 import (
-	"bufio"
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 	"os"
 	"path/filepath"
@@ -16,58 +12,53 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
-var errNotFile = errors.New("is not a regular file")
+// headSize is how much of a file's beginning tells it from another one.
+const headSize = 64
 
-// file appends to a file, and syncs after each batch. Whatever a failed write
-// leaves behind is cut off again before anything else is written.
+// file appends to a file, and syncs after each batch. It cuts off what a failed
+// write leaves before it writes anything else.
 type file struct {
 	writer
 	cfg    sinkConfig
 	f      *os.File
 	id     uint64 // of the file: its inode
-	head   []byte // how it begins, up to headSize bytes
+	head   []byte // its first bytes, up to headSize
 	size   int64  // of what is whole and synced
-	dirty  int64  // bytes that a failed write left behind size
+	dirty  int64  // bytes that a failed write left after size
 	closed bool
 }
 
-// headSize is how much of a file's beginning tells it from another one that has
-// got the same inode since.
-const headSize = 64
+var (
+	_ relay.Pinger    = (*file)(nil)
+	_ relay.Router    = (*file)(nil)
+	_ relay.Guarantor = (*file)(nil)
+)
 
-func (s *file) open() error {
+func (s *file) open() (err error) {
 	f, err := os.OpenFile(s.cfg.Path, os.O_RDWR|os.O_APPEND|os.O_CREATE, 0o644)
 	if err != nil {
 		return classify(fmt.Errorf("open %s: %w", s.cfg.Path, err))
 	}
+	defer func() {
+		if err != nil {
+			_ = f.Close()
+			s.f, err = nil, classify(fmt.Errorf("open %s: %w", s.cfg.Path, err))
+		}
+	}()
 	info, err := f.Stat()
-	if err == nil && !info.Mode().IsRegular() {
-		err = fmt.Errorf("%s %w", s.cfg.Path, errNotFile)
-	}
 	if err != nil {
-		_ = f.Close()
-		return classify(err)
+		return err
+	}
+	if !info.Mode().IsRegular() {
+		return errNotFile
 	}
 	s.f, s.id, s.size, s.dirty = f, inode(info), info.Size(), 0
 	if err := s.cutTorn(); err != nil {
-		_ = f.Close()
-		s.f = nil
-		return classify(fmt.Errorf("cut the torn end off %s: %w", s.cfg.Path, err))
+		return fmt.Errorf("cut the torn end off: %w", err)
 	}
 	s.head = make([]byte, min(headSize, s.size))
-	if _, err := io.ReadFull(io.NewSectionReader(f, 0, s.size), s.head); err != nil {
-		_ = f.Close()
-		s.f = nil
-		return fmt.Errorf("read %s: %w", s.cfg.Path, err)
-	}
-	return nil
-}
-
-func inode(info os.FileInfo) uint64 {
-	if st, ok := info.Sys().(*syscall.Stat_t); ok {
-		return st.Ino
-	}
-	return 0
+	_, err = io.ReadFull(io.NewSectionReader(f, 0, s.size), s.head)
+	return err
 }
 
 // cutTorn removes a message that a crash left unfinished at the file's end.
@@ -100,14 +91,12 @@ func (s *file) Publish(ctx context.Context, batch []relay.Message) error {
 	if err := s.ready(); err != nil {
 		return err
 	}
-	bad := s.render(batch, s.size == 0)
+	bad := s.render(batch, 0, s.size == 0)
 	if s.cfg.RotateBytes > 0 && s.size > 0 && s.size+int64(len(s.buf)) > int64(s.cfg.RotateBytes) {
 		if err := s.rotate(); err != nil {
-			return err
+			return classify(fmt.Errorf("rotate %s: %w", s.cfg.Path, err))
 		}
-		if s.format == "csv" {
-			bad = s.render(batch, true)
-		}
+		bad = s.render(batch, 0, true)
 	}
 	if err := s.write(); err != nil {
 		return classify(fmt.Errorf("write to %s: %w", s.cfg.Path, err))
@@ -120,11 +109,11 @@ func (s *file) Publish(ctx context.Context, batch []relay.Message) error {
 func (s *file) ready() error {
 	if s.f != nil {
 		info, err := os.Stat(s.cfg.Path)
-		if err != nil || inode(info) != s.id { // moved away, by logrotate for one
+		if err != nil || inode(info) != s.id { // logrotate has moved it
 			_ = s.f.Close()
 			s.f = nil
 		} else if info.Size() != s.size+s.dirty {
-			s.size, s.dirty = info.Size(), 0 // somebody else cut it or wrote to it
+			s.size, s.dirty = info.Size(), 0 // another process cut it or wrote to it
 		}
 	}
 	if s.f == nil {
@@ -149,16 +138,14 @@ func (s *file) write() error {
 	}
 	if err != nil {
 		s.dirty = int64(n)
-		return errors.Join(err, s.ready()) // cut off what is there of it
+		return errors.Join(err, s.ready()) // cuts off what was written
 	}
-	if missing := headSize - len(s.head); missing > 0 {
-		s.head = append(s.head, s.buf[:min(missing, len(s.buf))]...)
-	}
+	s.head = append(s.head, s.buf[:min(headSize-len(s.head), len(s.buf))]...)
 	s.size += int64(len(s.buf))
 	return nil
 }
 
-// rotate moves path to path.1, that to path.2, and so on, and begins a new file.
+// rotate renames path to path.1, that to path.2, and so on, and begins a new file.
 func (s *file) rotate() error {
 	last := 1
 	for exists(s.rotated(last)) {
@@ -167,12 +154,10 @@ func (s *file) rotate() error {
 	for n := last; n > 0; n-- {
 		if s.cfg.Keep > 0 && n > s.cfg.Keep {
 			if err := os.Remove(s.rotated(n - 1)); err != nil && !errors.Is(err, os.ErrNotExist) {
-				return classify(fmt.Errorf("rotate %s: %w", s.cfg.Path, err))
+				return err
 			}
-			continue
-		}
-		if err := os.Rename(s.rotated(n-1), s.rotated(n)); err != nil {
-			return classify(fmt.Errorf("rotate %s: %w", s.cfg.Path, err))
+		} else if err := os.Rename(s.rotated(n-1), s.rotated(n)); err != nil {
+			return err
 		}
 	}
 	_ = s.f.Close()
@@ -183,13 +168,11 @@ func (s *file) rotate() error {
 	return syncDir(filepath.Dir(s.cfg.Path))
 }
 
-func (s *file) rotated(n int) string { return rotated(s.cfg.Path, n) }
-
-func rotated(path string, n int) string {
+func (s *file) rotated(n int) string {
 	if n == 0 {
-		return path
+		return s.cfg.Path
 	}
-	return fmt.Sprintf("%s.%d", path, n)
+	return fmt.Sprintf("%s.%d", s.cfg.Path, n)
 }
 
 func exists(path string) bool {
@@ -200,11 +183,11 @@ func exists(path string) bool {
 func syncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
-		return fmt.Errorf("sync directory %s: %w", dir, err)
+		return err
 	}
 	defer d.Close() //nolint:errcheck // opened for reading
 	if err := d.Sync(); err != nil && !errors.Is(err, syscall.EINVAL) {
-		return fmt.Errorf("sync directory %s: %w", dir, err)
+		return err
 	}
 	return nil
 }
@@ -237,168 +220,4 @@ func (s *file) Guarantee() relay.Guarantee {
 		g.Delivery = "effectively once"
 	}
 	return g
-}
-
-// position is where a file ended. The file is known by its inode and by how it
-// begins, and found again under another name after rotation.
-type position struct {
-	Inode  uint64 `json:"inode"`
-	Head   uint32 `json:"head"`
-	Length int    `json:"head_length"`
-	Offset int64  `json:"offset"`
-}
-
-// Position implements [relay.Resumer].
-func (s *file) Position(context.Context) (string, error) {
-	text, err := json.Marshal(position{s.id, crc32.ChecksumIEEE(s.head), len(s.head), s.size})
-	return string(text), err
-}
-
-// Resume implements [relay.Resumer]. It reads what was written behind position:
-// the rest of that file, and every file that has followed it.
-func (s *file) Resume(ctx context.Context, text string, seen func(id string)) error {
-	var at position
-	if err := json.Unmarshal([]byte(text), &at); err != nil {
-		return fmt.Errorf("position %q is not one of a file: %w", text, err)
-	}
-	if s.cfg.Format == "raw" {
-		return nil
-	}
-	if err := s.ready(); err != nil {
-		return err
-	}
-	oldest := 0
-	for exists(s.rotated(oldest + 1)) {
-		oldest++
-	}
-	begin := oldest // the whole of what is left, when position's file is gone
-	offset := int64(0)
-	for n := 0; n <= oldest; n++ {
-		if at.is(s.rotated(n)) {
-			begin, offset = n, at.Offset
-			break
-		}
-	}
-	for n := begin; n >= 0; n-- {
-		if err := s.readIDs(ctx, s.rotated(n), offset, seen); err != nil {
-			return fmt.Errorf("read back %s: %w", s.rotated(n), err)
-		}
-		offset = 0
-	}
-	return nil
-}
-
-func (p position) is(path string) bool {
-	f, err := os.Open(path)
-	if err != nil {
-		return false
-	}
-	defer f.Close() //nolint:errcheck // opened for reading
-	info, err := f.Stat()
-	if err != nil || inode(info) != p.Inode || info.Size() < p.Offset {
-		return false
-	}
-	head := make([]byte, p.Length)
-	_, err = io.ReadFull(f, head)
-	return err == nil && crc32.ChecksumIEEE(head) == p.Head
-}
-
-// readIDs calls seen with the id of each message in the file from offset on. It
-// goes line by line, so that a stranger's line hides nothing but itself.
-func (s *file) readIDs(ctx context.Context, path string, offset int64, seen func(id string)) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close() //nolint:errcheck // opened for reading
-	if _, err := f.Seek(offset, io.SeekStart); err != nil {
-		return err
-	}
-	read := (&jsonIDs{seen: seen}).line
-	if s.cfg.Format == "csv" {
-		read = func(line []byte) { csvID(line, seen) }
-	}
-	for in := bufio.NewReaderSize(f, 64<<10); ctx.Err() == nil; {
-		line, err := in.ReadBytes('\n')
-		read(bytes.TrimRight(line, "\r\n"))
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return ctx.Err()
-}
-
-// jsonIDs finds ids in JSON values, each on a line or indented over several.
-type jsonIDs struct {
-	seen  func(id string)
-	value []byte // the beginning of an indented one
-}
-
-func (j *jsonIDs) line(line []byte) {
-	begun := len(j.value) > 0
-	switch {
-	case string(line) == "{", string(line) == "[":
-		j.value = append(j.value[:0], line...)
-	case begun && len(line) > 0 && line[0] == ' ':
-		j.value = append(j.value, line...)
-	case begun && len(line) > 0 && (line[0] == '}' || line[0] == ']'):
-		j.values(append(j.value, line...))
-		j.value = j.value[:0]
-	default:
-		j.value = j.value[:0]
-		j.values(line)
-	}
-}
-
-// values takes as many values from text as there are: a stranger may have left
-// out the line's end behind one of its own.
-func (j *jsonIDs) values(text []byte) {
-	for dec := json.NewDecoder(bytes.NewReader(text)); ; {
-		var body json.RawMessage
-		if dec.Decode(&body) != nil {
-			return
-		}
-		var m struct {
-			DedupKey string `json:"dedup_key"`
-			ID       string `json:"id"`
-			Spec     string `json:"specversion"`
-		}
-		if json.Unmarshal(body, &m) != nil {
-			continue
-		}
-		if m.DedupKey != "" {
-			j.seen(m.DedupKey)
-		} else if m.Spec != "" && m.ID != "" {
-			j.seen(m.ID)
-		}
-	}
-}
-
-// csvID finds the id in a line as [appendCSV] writes it. A reader of CSV would
-// take a quote that a stranger has left open for the beginning of many lines.
-func csvID(line []byte, seen func(id string)) {
-	if id := firstField(line); id != "" && id != "dedup_key" {
-		seen(id)
-	}
-}
-
-// firstField undoes [appendField]; of a line that it did not write it may return
-// anything.
-func firstField(line []byte) string {
-	if len(line) == 0 || line[0] != '"' {
-		field, _, _ := bytes.Cut(line, []byte{','})
-		return string(field)
-	}
-	var field []byte
-	for rest := line[1:]; ; {
-		text, behind, closed := bytes.Cut(rest, []byte{'"'})
-		field = append(field, text...)
-		if !closed || len(behind) == 0 || behind[0] != '"' {
-			return string(field)
-		}
-		field, rest = append(field, '"'), behind[1:]
-	}
 }

@@ -2,21 +2,20 @@ package stdoutrelay
 
 import (
 	"bufio"
-	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"testing/iotest"
 	"testing/synctest"
-	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
@@ -40,53 +39,29 @@ func receive(t *testing.T, s relay.Source, n int) (got []relay.Message) {
 	return got
 }
 
-func TestFollowThroughRotation(t *testing.T) {
+func TestFollow(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, testFollowThroughRotation)
-}
-
-func testFollowThroughRotation(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "in")
-	appendTo(t, path, []byte("1\n\n2\r\n"))
-	cfg := sourceConfig{Path: path, Follow: true, MaxLine: 100}
-	s := openTailed(t, cfg, relay.Checkpoint{})
-	first := receive(t, s, 2)
-	if got, want := ids(first), []string{"file:in:0", "file:in:3"}; !slices.Equal(got, want) {
-		t.Errorf("ids = %v, want %v", got, want)
-	}
-	if string(first[1].Body) != "2" {
-		t.Errorf("body = %q, want it without its line end", first[1].Body)
-	}
-	at, err := s.Checkpoint(first)
-	if err != nil {
-		t.Fatal(err)
-	}
-	appendTo(t, path, []byte("3\n"))
-	// Two rotations while nobody reads.
-	for _, text := range []string{"4\n", "5\n"} {
-		rotateFile(t, path, 9)
-		appendTo(t, path, []byte(text))
-	}
-	got := receive(t, openTailed(t, cfg, at), 3)
-	if want := []string{"file:in:6", "file:in:1:0", "file:in:2:0"}; !slices.Equal(ids(got), want) {
-		t.Errorf("after two rotations ids = %v, want %v", ids(got), want)
-	}
-	for i, want := range []string{"3", "4", "5"} {
-		if string(got[i].Body) != want {
-			t.Errorf("body %d = %q, want %q", i, got[i].Body, want)
+	synctest.Test(t, func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "in")
+		cfg := sourceConfig{Path: path, Follow: true, MaxLine: 100}
+		s := openFileSource(t, cfg, relay.Checkpoint{}) // the file is yet to come
+		appendTo(t, path, []byte("1\n\n2\r\n"))
+		first := receive(t, s, 2)
+		if diff := cmp.Diff([]string{"file:in:0", "file:in:3"}, ids(first)); diff != "" {
+			t.Errorf("ids (-want +got):\n%s", diff)
 		}
-	}
-}
-
-// rotateFile does what logrotate does without create; keep files stay.
-func rotateFile(t *testing.T, path string, keep int) {
-	t.Helper()
-	_ = os.Remove(rotated(path, keep))
-	for n := keep; n > 0; n-- {
-		if err := os.Rename(rotated(path, n-1), rotated(path, n)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if string(first[1].Body) != "2" {
+			t.Errorf("body = %q, want it without its line end", first[1].Body)
+		}
+		at, err := s.Checkpoint(first)
+		if err != nil {
 			t.Fatal(err)
 		}
-	}
+		appendTo(t, path, []byte("3\n"))
+		if diff := cmp.Diff([]string{"file:in:6"}, ids(receive(t, openFileSource(t, cfg, at), 1))); diff != "" {
+			t.Errorf("ids after a restart (-want +got):\n%s", diff)
+		}
+	})
 }
 
 func bodies(batch []relay.Message) (out []string) {
@@ -96,295 +71,176 @@ func bodies(batch []relay.Message) (out []string) {
 	return out
 }
 
-// The file that was being read is deleted by rotation; the oldest one that is left
-// comes next, and not the newest.
-func TestRotatedBeyondKeep(t *testing.T) {
+// numbered returns lines that begin with the same 80 bytes.
+func numbered(from, to int) (text []byte) {
+	for n := from; n < to; n++ {
+		text = fmt.Appendf(text, "{\"x\":%q,\"n\":%02d}\n", strings.Repeat("x", 80), n)
+	}
+	return text
+}
+
+// A file that does not only grow is an error, and every line before it is
+// delivered. No line is lost or repeated without that error.
+func TestChangedFile(t *testing.T) {
 	t.Parallel()
-	for name, restart := range map[string]bool{"while it is read": false, "while the source is down": true} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			synctest.Test(t, func(t *testing.T) {
+	write := func(t *testing.T, path string, text []byte) { // keeps the inode, as copytruncate does
+		t.Helper()
+		if err := os.WriteFile(path, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	rename := func(t *testing.T, from, to string) {
+		t.Helper()
+		if err := os.Rename(from, to); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, change := range map[string]func(t *testing.T, path string){
+		"copytruncate and more at once":       func(t *testing.T, path string) { write(t, path, numbered(20, 50)) },
+		"copytruncate and as much":            func(t *testing.T, path string) { write(t, path, numbered(20, 40)) },
+		"copytruncate and a little":           func(t *testing.T, path string) { write(t, path, numbered(20, 21)) },
+		"copytruncate":                        func(t *testing.T, path string) { write(t, path, nil) },
+		"renamed":                             func(t *testing.T, path string) { rename(t, path, path+".1") },
+		"renamed, and more lines in the next": func(t *testing.T, path string) { rename(t, path, path+".1"); write(t, path, numbered(20, 50)) },
+		"replaced by a copy with more": func(t *testing.T, path string) {
+			write(t, path+".new", numbered(0, 30))
+			rename(t, path+".new", path)
+		},
+		"deleted": func(t *testing.T, path string) {
+			if err := os.Remove(path); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		for _, down := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, down %v", name, down), func(t *testing.T) {
+				t.Parallel()
 				path := filepath.Join(t.TempDir(), "in")
-				cfg := sourceConfig{Path: path, Follow: true, MaxLine: 100}
-				appendTo(t, path, []byte("1\n"))
-				s := openTailed(t, cfg, relay.Checkpoint{})
-				at, err := s.Checkpoint(receive(t, s, 1))
+				cfg := sourceConfig{Path: path, Follow: true, MaxLine: 1000}
+				write(t, path, numbered(0, 20))
+				s := openFileSource(t, cfg, relay.Checkpoint{})
+				at, err := s.Checkpoint(receive(t, s, 20))
 				if err != nil {
 					t.Fatal(err)
 				}
-				for n := 2; n < 10; n++ {
-					rotateFile(t, path, 3)
-					appendTo(t, path, fmt.Appendf(nil, "%d\n", n))
-				}
-				if restart {
+				if down {
 					_ = s.Close()
-					s = openTailed(t, cfg, at)
 				}
-				got := receive(t, s, 4)
-				if want := []string{"6", "7", "8", "9"}; !slices.Equal(bodies(got), want) {
-					t.Errorf("received %v, want %v, which is what is left", bodies(got), want)
+				change(t, path)
+				var batch []relay.Message
+				if down {
+					_, err = newFileSource(cfg, env(at))
+				} else {
+					batch, err = s.Receive(withTimeout(t), 100)
 				}
-				if want := "file:in:1:0"; got[0].ID != want {
-					t.Errorf("id = %s, want %s", got[0].ID, want)
+				if !relay.IsFatal(err) || !strings.Contains(fmt.Sprint(err), path) || len(batch) > 0 {
+					t.Fatalf("received %d messages and %v, want a fatal error that names the file", len(batch), err)
+				}
+
+				// The way on: another path. Its ids are new ones.
+				other := filepath.Join(filepath.Dir(path), "other")
+				write(t, other, []byte("1\n"))
+				cfg.Path = other
+				next := receive(t, openFileSource(t, cfg, at), 1)
+				if diff := cmp.Diff([]string{"file:other:1:0"}, ids(next)); diff != "" {
+					t.Errorf("ids of a file of another name (-want +got):\n%s", diff)
 				}
 			})
-		})
+		}
 	}
 }
 
-// Files that were read before the one that is gone are not read again.
-func TestRotatedBeyondKeepOlderFiles(t *testing.T) {
+// What was written before the file was renamed is delivered, and the file can be
+// read on under its new name.
+func TestRenamedFileIsReadToItsEnd(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		path := filepath.Join(t.TempDir(), "in")
-		appendTo(t, path+".3", []byte("0\n"))
-		hourAgo := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
-		if err := os.Chtimes(path+".3", hourAgo, hourAgo); err != nil {
-			t.Fatal(err)
-		}
-		cfg := sourceConfig{Path: path, Follow: true, MaxLine: 100}
-		appendTo(t, path, []byte("1\n"))
-		s := openTailed(t, cfg, relay.Checkpoint{})
-		at, err := s.Checkpoint(receive(t, s, 1))
-		if err != nil {
-			t.Fatal(err)
-		}
-		_ = s.Close()
-		if err := os.Remove(path); err != nil {
-			t.Fatal(err)
-		}
-		appendTo(t, path+".1", []byte("2\n"))
-		appendTo(t, path, []byte("3\n"))
-		if got, want := bodies(receive(t, openTailed(t, cfg, at), 2)), []string{"2", "3"}; !slices.Equal(got, want) {
-			t.Errorf("received %v, want %v", got, want)
-		}
-	})
-}
-
-// collect receives until the test ends.
-func collect(t *testing.T, s relay.Source) (got func() []string) {
-	t.Helper()
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan struct{})
-	t.Cleanup(func() { cancel(); <-ended })
-	var mu sync.Mutex
-	var all []string
-	go func() {
-		defer close(ended)
-		for {
-			batch, err := s.Receive(ctx, 10)
-			if err != nil {
-				return
-			}
-			mu.Lock()
-			all = append(all, bodies(batch)...)
-			mu.Unlock()
-		}
-	}()
-	return func() []string {
-		synctest.Wait()
-		mu.Lock()
-		defer mu.Unlock()
-		return slices.Clone(all)
+	path := filepath.Join(t.TempDir(), "in")
+	cfg := sourceConfig{Path: path, Follow: true, MaxLine: 100}
+	appendTo(t, path, []byte("1\n"))
+	s := openFileSource(t, cfg, relay.Checkpoint{})
+	first := receive(t, s, 1)
+	appendTo(t, path, []byte("2\n"))
+	if err := os.Rename(path, path+".1"); err != nil {
+		t.Fatal(err)
+	}
+	first = append(first, receive(t, s, 1)...)
+	if diff := cmp.Diff([]string{"1", "2"}, bodies(first)); diff != "" {
+		t.Errorf("bodies (-want +got):\n%s", diff)
+	}
+	if _, err := s.Receive(withTimeout(t), 1); !relay.IsFatal(err) {
+		t.Errorf("Receive at the end of a renamed file = %v, want a fatal error", err)
+	}
+	at, err := s.Checkpoint(first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	appendTo(t, path+".1", []byte("3\n"))
+	cfg.Path += ".1"
+	if diff := cmp.Diff([]string{"file:in.1:4"}, ids(receive(t, openFileSource(t, cfg, at), 1))); diff != "" {
+		t.Errorf("ids under the new name (-want +got):\n%s", diff)
 	}
 }
 
-// A writer goes on with the file that logrotate has renamed until it is told.
-func TestWriterReopensLate(t *testing.T) {
+// Checkpoints of older versions have the inode and the first bytes, or the inode
+// alone, and do not name their path.
+func TestOldCheckpoints(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		path := filepath.Join(t.TempDir(), "in")
-		appendTo(t, path, []byte("1\n\"unfin"))
-		s := openTailed(t, sourceConfig{Path: path, Follow: true, MaxLine: 100}, relay.Checkpoint{})
-		got := collect(t, s)
-		check := func(want ...string) {
-			t.Helper()
-			if !slices.Equal(got(), want) {
-				t.Fatalf("received %q, want %q", got(), want)
-			}
-		}
-		check("1")
-		rotateFile(t, path, 3)
-		appendTo(t, path, nil) // logrotate's create
-		time.Sleep(time.Minute)
-		check("1")
-		appendTo(t, path+".1", []byte("ished\"\n2\n")) // not told yet
-		time.Sleep(time.Second)
-		check("1", `"unfinished"`, "2")
-		appendTo(t, path, []byte("5\n")) // one process has the new file
-		time.Sleep(time.Second)
-		appendTo(t, path+".1", []byte("3\n")) // and one not yet
-		time.Sleep(reopenWithin - 2*followEvery)
-		appendTo(t, path+".1", []byte("4\n\"cut"))
-		time.Sleep(reopenWithin - 2*followEvery)
-		check("1", `"unfinished"`, "2", "3", "4")
-		time.Sleep(4 * followEvery)
-		check("1", `"unfinished"`, "2", "3", "4", `"cut`, "5")
-	})
-}
-
-// A file that follows one of the same inode is another one.
-func TestInodeOfADeletedFile(t *testing.T) {
-	t.Parallel()
-	long := strings.Repeat("x", headSize)
 	for name, tc := range map[string]struct {
-		mark          func(at string) string
-		before, after string
-		want          []string
+		state string // with the file's inode
+		text  string
+		want  []string
 	}{
-		"another beginning": {before: "1\n2\n", after: "3\n4\n5\n", want: []string{"file:in:1:0", "file:in:1:2", "file:in:1:4"}},
-		"a smaller file":    {before: "1\n2\n", after: "3\n", want: []string{"file:in:1:0"}},
-		"the same file":     {before: "1\n2\n", after: "1\n2\n3\n", want: []string{"file:in:4"}},
-		"a long beginning":  {before: long + "1\n", after: long + "1\n2\n", want: []string{fmt.Sprint("file:in:", headSize+2)}},
-		"a mark of old": {
-			mark: func(at string) string {
-				var m mark
-				if err := json.Unmarshal([]byte(at), &m); err != nil {
-					return err.Error()
-				}
-				return fmt.Sprintf(`{"inode":%d,"offset":%d}`, m.Inode, m.Offset)
-			},
-			before: "1\n2\n", after: "3\n4\n5\n", want: []string{"file:in:4"},
-		},
+		"inode alone":          {state: `{"inode":%d,"offset":4}`, text: "1\n2\n3\n", want: []string{"file:in:4"}},
+		"first bytes":          {state: `{"inode":%d,"offset":4,"head":3523407757,"head_length":1,"modified":1767225600000000000}`, text: "0\n2\n3\n", want: nil},
+		"a later file":         {state: `{"inode":%d,"offset":4,"generation":2}`, text: "1\n2\n3\n", want: []string{"file:in:2:4"}},
+		"another file":         {state: `{"inode":%d0,"offset":4,"generation":2}`, text: "1\n2\n", want: []string{"file:in:3:0", "file:in:3:2"}},
+		"a file that is short": {state: `{"inode":%d,"offset":4}`, text: "1\n", want: []string{"file:in:1:0"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			path := filepath.Join(t.TempDir(), "in")
-			cfg := sourceConfig{Path: path, Follow: true, MaxLine: 100}
-			appendTo(t, path, []byte(tc.before))
-			s := openTailed(t, cfg, relay.Checkpoint{})
-			at, err := s.Checkpoint(receive(t, s, strings.Count(tc.before, "\n")))
+			appendTo(t, path, []byte(tc.text))
+			info, err := os.Stat(path)
 			if err != nil {
 				t.Fatal(err)
 			}
-			_ = s.Close()
-			if tc.mark != nil {
-				at.State = json.RawMessage(tc.mark(string(at.State)))
+			if tc.want == nil { // the head is that of "0"
+				tc.state = strings.Replace(tc.state, "3523407757", fmt.Sprint(crc32.ChecksumIEEE([]byte("0"))), 1)
+				tc.want = []string{"file:in:4"}
 			}
-			// Written over, which is how it gets the same inode for certain.
-			if err := os.WriteFile(path, []byte(tc.after), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			if got := ids(receive(t, openTailed(t, cfg, at), len(tc.want))); !slices.Equal(got, tc.want) {
-				t.Errorf("after %s ids = %v, want %v", at.State, got, tc.want)
+			at := relay.Checkpoint{State: fmt.Appendf(nil, tc.state, inode(info)), LastID: 2}
+			s := openFileSource(t, sourceConfig{Path: path, Follow: true, MaxLine: 100}, at)
+			if diff := cmp.Diff(tc.want, ids(receive(t, s, len(tc.want)))); diff != "" {
+				t.Errorf("after %s ids (-want +got):\n%s", at.State, diff)
 			}
 		})
 	}
 }
 
-// The first lines of a file that comes next are marked as well as those of the
-// file that was opened at the start: it is told from another one of its inode.
-func TestMarkOfTheNextFile(t *testing.T) {
+// The checksum covers the last line, however long it is, and follows the position.
+func TestCheckpointNoticesTheLastLine(t *testing.T) {
 	t.Parallel()
-	for name, next := range map[string]func(t *testing.T, path string, s *tailed){
-		"rotated": func(t *testing.T, path string, _ *tailed) {
-			rotateFile(t, path, 3)
-			appendTo(t, path, []byte("2\n"))
-		},
-		"emptied in place": func(t *testing.T, path string, _ *tailed) {
-			if err := os.WriteFile(path, []byte("2"), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			appendTo(t, path, []byte("\n"))
-		},
-		"empty a moment ago": func(t *testing.T, path string, s *tailed) {
-			if err := os.Truncate(path, 0); err != nil {
-				t.Fatal(err)
-			}
-			if what, err := s.atEnd(); err != nil || what != again {
-				t.Fatalf("atEnd = %v, %v, want the file from its beginning", what, err)
-			}
-			file := s.lines.in
-			s.lines.in = bufio.NewReader(readerFunc(func(b []byte) (int, error) {
-				if s.at.Offset == 0 {
-					appendTo(t, path, []byte("2\n"))
-				}
-				return file.Read(b)
-			}))
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			synctest.Test(t, func(t *testing.T) {
-				path := filepath.Join(t.TempDir(), "in")
-				cfg := sourceConfig{Path: path, Follow: true, MaxLine: 100}
-				appendTo(t, path, []byte("\"a long first line\"\n"))
-				s := openTailed(t, cfg, relay.Checkpoint{})
-				first := receive(t, s, 1)
-				next(t, path, s)
-				at, err := s.Checkpoint(append(first, receive(t, s, 1)...))
-				if err != nil {
-					t.Fatal(err)
-				}
-				var m mark
-				if err := json.Unmarshal(at.State, &m); err != nil || m.Generation != 1 || m.Offset != 2 || m.HeadLength != 2 || m.Modified == 0 {
-					t.Errorf("checkpoint = %s, want generation 1, offset 2, head_length 2 and a time", at.State)
-				}
-				_ = s.Close()
-				if err := os.WriteFile(path, []byte("3\n4\n"), 0o600); err != nil { // which keeps the inode
-					t.Fatal(err)
-				}
-				if got, want := ids(receive(t, openTailed(t, cfg, at), 1)), []string{"file:in:2:0"}; !slices.Equal(got, want) {
-					t.Errorf("of another file with its inode ids = %v, want %v", got, want)
-				}
-			})
-		})
-	}
-}
-
-type readerFunc func(b []byte) (int, error)
-
-func (f readerFunc) Read(b []byte) (int, error) { return f(b) }
-
-// A mark of old does not say which of the kept files have been read.
-func TestMarkOfOldOfADeletedFile(t *testing.T) {
-	t.Parallel()
-	path := filepath.Join(t.TempDir(), "in")
-	for n, text := range []string{"3\n", "2\n", "1\n"} {
-		appendTo(t, rotated(path, n), []byte(text))
-	}
-	s := openTailed(t, sourceConfig{Path: path, Follow: true, MaxLine: 100}, relay.Checkpoint{State: json.RawMessage(`{"inode":1,"offset":2}`)})
-	if got, want := bodies(receive(t, s, 1)), []string{"3"}; !slices.Equal(got, want) {
-		t.Errorf("received %v first, want %v and none of the rotated files", got, want)
-	}
-}
-
-// A file that is put in the place of the followed one is read however old it is.
-func TestReplacedByAnOlderFile(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
+	for _, length := range []int{1, tailSize - 1, tailSize, 3 * tailSize, 500_000} {
 		path := filepath.Join(t.TempDir(), "in")
-		appendTo(t, path, []byte("1\n"))
-		s := openTailed(t, sourceConfig{Path: path, Follow: true, MaxLine: 100}, relay.Checkpoint{})
-		receive(t, s, 1)
-		longAgo := time.Date(2001, 1, 1, 0, 0, 0, 0, time.UTC)
-		for n, text := range []string{"2\n", "an older one\n"} {
-			appendTo(t, path+".new", []byte(text))
-			if err := os.Chtimes(path+".new", longAgo, longAgo); err != nil {
-				t.Fatal(err)
-			}
-			if err := os.Rename(path+".new", rotated(path, n)); err != nil {
-				t.Fatal(err)
-			}
+		cfg := sourceConfig{Path: path, Follow: true, MaxLine: 100_000}
+		text := []byte(strings.Repeat("1\n", 3000) + strings.Repeat("x", length) + "\n2\n")
+		appendTo(t, path, text)
+		s := openFileSource(t, cfg, relay.Checkpoint{})
+		got := receive(t, s, 3002)
+		at, err := s.Checkpoint(got[:3001])
+		if err != nil {
+			t.Fatal(err)
 		}
-		got := receive(t, s, 1)
-		if want := "file:in:1:0"; got[0].ID != want || string(got[0].Body) != "2" {
-			t.Errorf("received %s %q, want %s 2", got[0].ID, got[0].Body, want)
+		if diff := cmp.Diff([]string{"2"}, bodies(receive(t, openFileSource(t, cfg, at), 1))); diff != "" {
+			t.Errorf("after a line of %d bytes (-want +got):\n%s", length, diff)
 		}
-	})
-}
-
-func TestEmptiedInPlace(t *testing.T) {
-	t.Parallel()
-	path := filepath.Join(t.TempDir(), "in")
-	appendTo(t, path, []byte("\"a long first line\"\n"))
-	s := openTailed(t, sourceConfig{Path: path, Follow: true, MaxLine: 100}, relay.Checkpoint{})
-	receive(t, s, 1)
-	if err := os.WriteFile(path, []byte("2\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if got := receive(t, s, 1); got[0].ID != "file:in:1:0" || string(got[0].Body) != "2" {
-		t.Errorf("received %s %q, want file:in:1:0 2", got[0].ID, got[0].Body)
+		text[6000] = 'y'
+		if err := os.WriteFile(path, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := newFileSource(cfg, env(at)); !relay.IsFatal(err) {
+			t.Errorf("a line of %d bytes was overwritten: %v, want a fatal error", length, err)
+		}
 	}
 }
 
@@ -392,7 +248,7 @@ func TestWithoutFollow(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "in")
 	appendTo(t, path, []byte("1\n2"))
-	s := openTailed(t, sourceConfig{Path: path, MaxLine: 100}, relay.Checkpoint{})
+	s := openFileSource(t, sourceConfig{Path: path, MaxLine: 100}, relay.Checkpoint{})
 	if got := receive(t, s, 2); string(got[1].Body) != "2" {
 		t.Errorf("the last line, which has no end, was received as %q", got[1].Body)
 	}
@@ -402,7 +258,7 @@ func TestUnfinishedLineIsWaitedFor(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "in")
 	appendTo(t, path, []byte("1\n{\"a\":"))
-	s := openTailed(t, sourceConfig{Path: path, Follow: true, MaxLine: 100}, relay.Checkpoint{})
+	s := openFileSource(t, sourceConfig{Path: path, Follow: true, MaxLine: 100}, relay.Checkpoint{})
 	receive(t, s, 1)
 	appendTo(t, path, []byte("2}\n"))
 	if got := receive(t, s, 1); string(got[0].Body) != `{"a":2}` || got[0].ID != "file:in:2" {
@@ -415,7 +271,7 @@ func TestReadError(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "in")
 	appendTo(t, path, []byte("1\n2\n3\n4\n"))
-	s := openTailed(t, sourceConfig{Path: path, Follow: true, MaxLine: 100}, relay.Checkpoint{})
+	s := openFileSource(t, sourceConfig{Path: path, Follow: true, MaxLine: 100}, relay.Checkpoint{})
 	bad := errors.New("input/output error")
 	s.lines.in = bufio.NewReader(io.MultiReader(strings.NewReader("1\n2\n3"), iotest.ErrReader(bad)))
 	var got []relay.Message
@@ -444,28 +300,30 @@ func TestReadError(t *testing.T) {
 	}
 }
 
-// A file that cannot be looked at any more, as after ESTALE, is opened anew.
+// A file whose handle is stale, as after ESTALE, is opened again.
 func TestStaleHandle(t *testing.T) {
 	t.Parallel()
-	for name, look := range map[string]func(s *tailed) error{
-		"before lines are read": func(s *tailed) error { _, err := s.read(10); return err },
-		"at the end":            func(s *tailed) error { _, err := s.atEnd(); return err },
+	path := filepath.Join(t.TempDir(), "in")
+	appendTo(t, path, []byte("1\n"))
+	s := openFileSource(t, sourceConfig{Path: path, Follow: true, MaxLine: 100}, relay.Checkpoint{})
+	receive(t, s, 1)
+	for name, meet := range map[string]func() error{
+		"read":   func() error { _, err := s.Receive(withTimeout(t), 10); return err },
+		"at end": func() error { return s.stopped(io.EOF) },
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			path := filepath.Join(t.TempDir(), "in")
-			appendTo(t, path, []byte("1\n"))
-			s := openTailed(t, sourceConfig{Path: path, Follow: true, MaxLine: 100}, relay.Checkpoint{})
-			receive(t, s, 1)
-			_ = s.f.Close()
-			if err := look(s); !errors.Is(err, os.ErrClosed) {
-				t.Errorf("the handle that is no good = %v, want %v", err, os.ErrClosed)
+		if s.f == nil {
+			if err := s.open(); err != nil {
+				t.Fatal(err)
 			}
-			appendTo(t, path, []byte("2\n"))
-			if got, want := ids(receive(t, s, 1)), []string{"file:in:2"}; !slices.Equal(got, want) {
-				t.Errorf("afterwards ids = %v, want %v", got, want)
-			}
-		})
+		}
+		_ = s.f.Close()
+		if err := meet(); !errors.Is(err, os.ErrClosed) {
+			t.Errorf("%s with a stale handle = %v, want %v", name, err, os.ErrClosed)
+		}
+	}
+	appendTo(t, path, []byte("2\n"))
+	if diff := cmp.Diff([]string{"file:in:2"}, ids(receive(t, s, 1))); diff != "" {
+		t.Errorf("ids afterwards (-want +got):\n%s", diff)
 	}
 }
 
@@ -474,7 +332,7 @@ func TestLongLine(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "in")
 	long := strings.Repeat("x", 1_000_000)
 	appendTo(t, path, []byte(strings.Repeat("y", 100)+"\n"+long+"\n1\n"))
-	s := openTailed(t, sourceConfig{Path: path, Follow: true, MaxLine: 100}, relay.Checkpoint{})
+	s := openFileSource(t, sourceConfig{Path: path, Follow: true, MaxLine: 100}, relay.Checkpoint{})
 	got := receive(t, s, 3)
 	if got[0].Err != nil || len(got[0].Body) != 100 {
 		t.Errorf("a line of max_line: error %v, %d bytes", got[0].Err, len(got[0].Body))
@@ -490,17 +348,17 @@ func TestLongLine(t *testing.T) {
 func TestSourceErrors(t *testing.T) {
 	t.Parallel()
 	env := relay.Env{}
-	if _, err := newFile(sourceConfig{Path: filepath.Join(t.TempDir(), "in")}, env); !relay.IsFatal(err) {
+	if _, err := newFileSource(sourceConfig{Path: filepath.Join(t.TempDir(), "in")}, env); !relay.IsFatal(err) {
 		t.Errorf("a missing file = %v, want a fatal error", err)
 	}
-	if _, err := newFile(sourceConfig{Path: t.TempDir()}, env); !relay.IsFatal(err) {
+	if _, err := newFileSource(sourceConfig{Path: t.TempDir()}, env); !relay.IsFatal(err) {
 		t.Errorf("a directory = %v, want a fatal error", err)
 	}
 	pipe := filepath.Join(t.TempDir(), "pipe")
 	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := newFile(sourceConfig{Path: pipe}, env); !relay.IsFatal(err) { // and does not wait for a writer
+	if _, err := newFileSource(sourceConfig{Path: pipe}, env); !relay.IsFatal(err) { // and does not wait for a writer
 		t.Errorf("a pipe = %v, want a fatal error", err)
 	}
 }
@@ -510,6 +368,7 @@ func TestStdinReload(t *testing.T) {
 	t.Parallel()
 	r, w := io.Pipe()
 	go func() { _, _ = w.Write([]byte("1\n2\n3\n")) }()
+	t.Cleanup(func() { _ = w.Close() })
 	in := newStdin(r)
 	first := in.open(sourceDefaults())
 	got := receive(t, first, 2)

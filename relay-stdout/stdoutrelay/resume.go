@@ -1,0 +1,169 @@
+package stdoutrelay
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/csv"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"os"
+	"syscall"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+)
+
+var _ relay.Resumer = (*file)(nil)
+
+// position is a place in a file. The file is known by its inode and by its first
+// bytes, because a deleted file's inode is soon given to another one.
+type position struct {
+	Inode      uint64 `json:"inode"`
+	Head       uint32 `json:"head"` // CRC-32 of the first HeadLength bytes
+	HeadLength int64  `json:"head_length"`
+	Offset     int64  `json:"offset"`
+}
+
+// isIn reports whether f is the file of p, and at least as long as p.
+func (p *position) isIn(f *os.File, info os.FileInfo) bool {
+	return inode(info) == p.Inode && info.Size() >= p.Offset && checksum(f, 0, p.HeadLength) == p.Head
+}
+
+// checksum returns the CRC-32 of n bytes of f. It is another one, with all
+// likelihood, if f has fewer or cannot be read.
+func checksum(f io.ReaderAt, from, n int64) uint32 {
+	sum := crc32.NewIEEE()
+	_, _ = io.Copy(sum, io.NewSectionReader(f, from, n))
+	return sum.Sum32()
+}
+
+func inode(info os.FileInfo) uint64 {
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		return st.Ino
+	}
+	return 0
+}
+
+// Position implements [relay.Resumer].
+func (s *file) Position(context.Context) (string, error) {
+	text, err := json.Marshal(position{s.id, crc32.ChecksumIEEE(s.head), int64(len(s.head)), s.size})
+	return string(text), err
+}
+
+// Resume implements [relay.Resumer]. It reads what was written after position:
+// the rest of that file and all files after it, or every file that rotation has
+// kept if that file is gone.
+func (s *file) Resume(ctx context.Context, text string, seen func(id string)) error {
+	var at position
+	if err := json.Unmarshal([]byte(text), &at); err != nil {
+		return fmt.Errorf("position %q is not one of a file: %w", text, err)
+	}
+	if s.cfg.Format == "raw" {
+		return nil
+	}
+	if err := s.ready(); err != nil {
+		return err
+	}
+	for n, found := 0, false; !found && exists(s.rotated(n)); n++ {
+		var err error
+		if found, err = s.readIDs(ctx, s.rotated(n), at, seen); err != nil {
+			return fmt.Errorf("read back %s: %w", s.rotated(n), err)
+		}
+	}
+	return nil
+}
+
+// readIDs calls seen with the id of each message in the file at path, if it is
+// the file of at then only of those after at. It reads line by line, so that a
+// line of another writer hides no other line.
+func (s *file) readIDs(ctx context.Context, path string, at position, seen func(id string)) (found bool, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close() //nolint:errcheck // opened for reading
+	info, err := f.Stat()
+	if err != nil {
+		return false, err
+	}
+	if found = at.isIn(f, info); found {
+		if _, err := f.Seek(at.Offset, io.SeekStart); err != nil {
+			return false, err
+		}
+	}
+
+	read := (&jsonIDs{seen: seen}).line
+	if s.cfg.Format == "csv" {
+		read = func(line []byte) { csvID(line, seen) }
+	}
+	for in := bufio.NewReaderSize(f, 64<<10); ctx.Err() == nil; {
+		line, err := in.ReadBytes('\n')
+		read(bytes.TrimRight(line, "\r\n"))
+		if errors.Is(err, io.EOF) {
+			return found, nil
+		}
+		if err != nil {
+			return false, err
+		}
+	}
+	return false, ctx.Err()
+}
+
+// jsonIDs finds ids in JSON values, each on a line or indented over several.
+type jsonIDs struct {
+	seen  func(id string)
+	value []byte // the beginning of an indented one
+}
+
+func (j *jsonIDs) line(line []byte) {
+	begun := len(j.value) > 0
+	switch {
+	case string(line) == "{", string(line) == "[":
+		j.value = append(j.value[:0], line...)
+	case begun && len(line) > 0 && line[0] == ' ':
+		j.value = append(j.value, line...)
+	case begun && len(line) > 0 && (line[0] == '}' || line[0] == ']'):
+		j.values(append(j.value, line...))
+		j.value = j.value[:0]
+	default:
+		j.value = j.value[:0]
+		j.values(line)
+	}
+}
+
+// values reads all values of text: another writer may have left out the end of
+// its line.
+func (j *jsonIDs) values(text []byte) {
+	for dec := json.NewDecoder(bytes.NewReader(text)); ; {
+		var body json.RawMessage
+		if dec.Decode(&body) != nil {
+			return
+		}
+		var m struct {
+			DedupKey string `json:"dedup_key"`
+			ID       string `json:"id"`
+			Spec     string `json:"specversion"`
+		}
+		if json.Unmarshal(body, &m) != nil {
+			continue
+		}
+		if m.DedupKey != "" {
+			j.seen(m.DedupKey)
+		} else if m.Spec != "" && m.ID != "" {
+			j.seen(m.ID)
+		}
+	}
+}
+
+// csvID finds the id in a line that [appendCSV] wrote. It reads each line as a
+// file of its own: after a quote that another writer has left open, a CSV reader
+// would read many lines as one.
+func csvID(line []byte, seen func(id string)) {
+	in := csv.NewReader(bytes.NewReader(line))
+	if fields, err := in.Read(); err == nil && fields[0] != "" && fields[0] != "dedup_key" {
+		seen(fields[0])
+	}
+}
