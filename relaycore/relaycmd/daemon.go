@@ -277,7 +277,7 @@ func (d *daemon) newSupervisor() *supervisor.Supervisor {
 
 func (d *daemon) newKeeper(changed func()) supervisor.Keeper {
 	return lease.New(lease.Config{
-		Connect: func(ctx context.Context) (lease.Wire, error) { return lease.Connect(ctx, d.conn, d.self) },
+		Connect: func(ctx context.Context) (lease.Conn, error) { return lease.Connect(ctx, d.conn, d.self) },
 		Logger:  d.log,
 		Changed: changed,
 	})

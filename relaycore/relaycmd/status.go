@@ -69,7 +69,7 @@ func (p *program) showStatus(ctx context.Context, _ []string) error {
 
 func (p *program) status(ctx context.Context, pool *pgxpool.Pool, snapshot catalog.Snapshot) (*statusReport, error) {
 	group := store.New(pool, p.common.group)
-	members, err := lease.Live(ctx, pool, p.common.group)
+	members, err := group.Instances(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("list instances: %w", err)
 	}

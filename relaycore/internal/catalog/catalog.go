@@ -1,6 +1,5 @@
-// Package catalog reads pipelines from PostgreSQL: it loads the rows, makes one
-// thing of their two forms, says what is wrong with each, and tells when they
-// change.
+// Package catalog reads pipelines from PostgreSQL. It loads the rows, brings their
+// two forms into one, reports the problems of each, and watches for changes.
 package catalog
 
 import (
@@ -28,24 +27,24 @@ type Key = store.Key
 type Pipeline struct {
 	Key
 	Enabled bool
-	// Backend is the backend's own name, or the name as spelled when this binary
-	// does not have it. Linked says which.
+	// Backend is the backend's own name, or the name as spelled if this binary lacks
+	// the backend.
 	Backend string
-	Linked  bool
+	Linked  bool // this binary has the backend
 	// Stored is the configuration as it is stored, references to secrets unresolved.
 	Stored json.RawMessage
-	// Revision changes when the configuration does, or a secret that it refers to.
+	// Revision changes with the configuration and with the secrets it refers to.
 	Revision string
-	// Err says why the pipeline cannot be built. It wraps no secret.
+	// Err is why the pipeline cannot be built. It contains no secret.
 	Err error
 
-	malformed   error // the part of Err that no secret can cure
+	malformed   error // the part of Err that does not depend on secrets
 	backend     relay.Backend
 	common, own *section
 }
 
-// Resolved is what a pipeline is built from: its secrets are in plain text, so
-// it is made when the pipeline is built and not kept.
+// Resolved is a decoded configuration. Its secrets are in plain text, so it is made
+// when the pipeline is built, and is not kept.
 type Resolved struct {
 	Settings Settings
 	Backend  relay.Backend
@@ -83,7 +82,7 @@ func (p *Pipeline) Resolve() (Resolved, error) {
 	return Resolved{Settings: settings, Backend: p.backend, Config: own}, nil
 }
 
-// ownSubject lets the backend's own destination key go before subject_template.
+// ownSubject gives the backend's own destination key precedence over subject_template.
 func (p *Pipeline) ownSubject(s *Settings, own json.RawMessage) error {
 	if p.backend.SubjectKey == "" {
 		return nil
@@ -106,11 +105,10 @@ func (p *Pipeline) ownSubject(s *Settings, own json.RawMessage) error {
 	return nil
 }
 
-// Malformed reports whether no change of a secret could cure Err.
+// Malformed reports whether Err remains whatever the secrets are.
 func (p *Pipeline) Malformed() bool { return p.malformed != nil }
 
-// Explain rewrites the keys in an error of the backend's constructor into the
-// paths of the row.
+// Explain rewrites the keys in an error of the backend into the paths of the row.
 func (p *Pipeline) Explain(err error) error {
 	var e *relaycfg.Error
 	if p.own == nil || !errors.As(err, &e) {
@@ -130,7 +128,7 @@ func decodeSettings(d relay.Direction, raw json.RawMessage) (Settings, error) {
 	return Settings{Common: s.Common, Reverse: s.Reverse}, err
 }
 
-// Snapshot is the catalog at one moment, ordered by key.
+// Snapshot is the catalog at one time, ordered by key.
 type Snapshot []Pipeline
 
 // Find returns the pipelines called name, in both directions.
@@ -156,13 +154,13 @@ func New(reg *relay.Registry) *Catalog { return &Catalog{reg: reg, seed: maphash
 
 const listSQL = `SELECT name, direction, enabled, config::text FROM pgtrickle.list_relay_configs()`
 
-// A role may be allowed the tables where it is not allowed the function.
+// A role may have rights on the tables but not on the function.
 const tablesSQL = `
 SELECT name, 'forward', enabled, config::text FROM pgtrickle.relay_outbox_config
 UNION ALL
 SELECT name, 'reverse', enabled, config::text FROM pgtrickle.relay_inbox_config`
 
-// Load reads all pipelines. A row that makes no sense is a pipeline with an Err.
+// Load reads all pipelines. A row that is not valid becomes a pipeline with an Err.
 func (c *Catalog) Load(ctx context.Context, db pg.Querier) (Snapshot, error) {
 	rows, err := c.rows(ctx, db, listSQL)
 	if pg.IsMissing(err) || pg.IsDenied(err) {
@@ -182,7 +180,7 @@ func (c *Catalog) Load(ctx context.Context, db pg.Querier) (Snapshot, error) {
 	known := make(map[Key]Pipeline, len(rows))
 	for _, row := range rows {
 		p, same := c.known[Key{Direction: row.Direction, Name: row.Name}]
-		// What refers to secrets is looked at again each time.
+		// A configuration with references to secrets is resolved at every load.
 		if !same || !bytes.Equal(p.Stored, row.Config) || bytes.Contains(row.Config, []byte("${")) {
 			p = Normalise(row, c.reg)
 			p.Revision = c.revision(row)
@@ -210,8 +208,8 @@ func (c *Catalog) rows(ctx context.Context, db pg.Querier, sql string) ([]Row, e
 	})
 }
 
-// revision covers the values of secrets by a hash that means nothing outside
-// this process, so that a rotated secret file restarts its pipeline.
+// revision covers the values of secrets, so that a rotated secret file restarts its
+// pipeline. The hash of the values has no meaning outside this process.
 func (c *Catalog) revision(row Row) string {
 	sum := sha256.Sum256(row.Config)
 	expanded, err := relaycfg.Expand(row.Config)

@@ -1,18 +1,17 @@
 package catalog
 
-// Changes is what lies between two snapshots.
+// Changes is the difference between two snapshots.
 type Changes struct {
 	Added   []Key // new, or enabled
 	Removed []Key // deleted, or disabled
-	Changed []Key // another configuration
+	Changed []Key // other configuration
 }
 
 // Empty reports whether nothing has changed.
 func (c Changes) Empty() bool { return len(c.Added)+len(c.Removed)+len(c.Changed) == 0 }
 
-// Diff compares the pipelines that should run before with those that should run
-// after. Both snapshots are ordered by key. A pipeline that is disabled in both
-// does not appear, whatever became of its configuration.
+// Diff compares the enabled pipelines of two snapshots, which are ordered by key. A
+// pipeline that is disabled in both does not appear.
 func Diff(before, after Snapshot) Changes {
 	var c Changes
 	i, j := 0, 0

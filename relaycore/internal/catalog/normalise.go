@@ -22,21 +22,21 @@ type Row struct {
 	Config    json.RawMessage
 }
 
-// section is the part of a configuration that one struct decodes: its values by
-// key without prefix, and for each the path at which the user wrote it.
+// section is the part of a configuration that one struct decodes: its values by key
+// without prefix, and the path at which the user wrote each.
 type section struct {
 	keys   []relaycfg.Key
 	values map[string]json.RawMessage
 	paths  map[string]string // key as spelled, without prefix -> path
 	seen   map[string]string // canonical key -> path
-	prefix string            // of the paths of keys that the user did not write
+	prefix string            // of the paths of keys that are not set
 }
 
 func newSection(keys []relaycfg.Key, prefix string) *section {
 	return &section{keys, make(map[string]json.RawMessage), make(map[string]string), make(map[string]string), prefix}
 }
 
-// add stores the value of a key that belongs to the section. A null is no value.
+// add stores the value of a key that belongs to the section. A null counts as not set.
 func (s *section) add(spelled, canonical, path string, raw json.RawMessage) error {
 	if string(raw) == "null" {
 		return nil
@@ -50,7 +50,7 @@ func (s *section) add(spelled, canonical, path string, raw json.RawMessage) erro
 	return nil
 }
 
-// find returns the name of the key that is spelled so.
+// find returns the name of the key that has this name, alias or unit suffix.
 func (s *section) find(spelled string) (string, bool) {
 	for _, k := range s.keys {
 		if k.Name == spelled || slices.Contains(k.Aliases, spelled) {
@@ -85,7 +85,7 @@ func (s *section) raw() json.RawMessage {
 
 // explain rewrites the keys in err into the paths that the user wrote.
 func (s *section) explain(err error) error {
-	if joined, ok := err.(interface{ Unwrap() []error }); ok { // what errors.Join returns, not what it wraps
+	if joined, ok := err.(interface{ Unwrap() []error }); ok { // the result of errors.Join itself, not an error that wraps it
 		var errs []error
 		for _, e := range joined.Unwrap() {
 			errs = append(errs, s.explain(e))
@@ -116,7 +116,7 @@ type normaliser struct {
 	row      Row
 	reg      *relay.Registry
 	far      string // "sink" or "source": the object of the broker
-	near     string // the other one
+	near     string // the object of the outbox or inbox
 	typeName string // as spelled
 	backend  relay.Backend
 	linked   bool
@@ -125,8 +125,8 @@ type normaliser struct {
 	errs     []error
 }
 
-// Normalise makes one thing of the flat and the nested form of a configuration.
-// What is wrong with the row is in the pipeline's Err; it hurts no other row.
+// Normalise brings the flat and the nested form of a configuration into one. The
+// problems of the row are in the pipeline's Err, and affect no other row.
 func Normalise(row Row, reg *relay.Registry) Pipeline {
 	n := &normaliser{row: row, reg: reg, far: "sink", near: "source"}
 	if row.Direction == relay.Reverse {
@@ -203,7 +203,7 @@ func (n *normaliser) check(err error) {
 	}
 }
 
-// types finds the backend and refuses a near end that is not ours.
+// types finds the backend, and refuses a near end other than an outbox or inbox.
 func (n *normaliser) types(top, far, near map[string]json.RawMessage) error {
 	farType, farPath, err := oneOf(top, n.far+"_type", far, n.far)
 	if err != nil {
@@ -230,7 +230,7 @@ func (n *normaliser) types(top, far, near map[string]json.RawMessage) error {
 	}
 	n.typeName = farType
 	b, err := n.reg.Lookup(farType)
-	if err != nil { // some other binary may have it
+	if err != nil { // another binary may have it
 		return nil
 	}
 	n.backend, n.linked = b, true
@@ -243,7 +243,7 @@ func (n *normaliser) types(top, far, near map[string]json.RawMessage) error {
 	return nil
 }
 
-// flat places a key of the top level.
+// flat adds a key of the top level to its section.
 func (n *normaliser) flat(key string, raw json.RawMessage) error {
 	if name, ok := n.common.find(key); ok {
 		return n.common.add(key, name, key, raw)
@@ -274,8 +274,8 @@ func (n *normaliser) flat(key string, raw json.RawMessage) error {
 	return unknown(key, slices.Concat(n.common.names(""), n.own.names(n.flatPrefix())))
 }
 
-// nestedFar places a key of the broker's own object. The backend's keys go
-// before the common ones, so that sink.format of stdout is stdout's.
+// nestedFar adds a key of the broker's object to its section. The backend's keys take
+// precedence over the common ones: sink.format of stdout belongs to stdout.
 func (n *normaliser) nestedFar(key string, raw json.RawMessage) error {
 	path := n.far + "." + key
 	if name, ok := n.own.find(key); ok {
@@ -290,7 +290,7 @@ func (n *normaliser) nestedFar(key string, raw json.RawMessage) error {
 	return unknown(path, slices.Concat(n.own.names(n.far+"."), n.common.names(n.far+".")))
 }
 
-// nestedNear places a key of the outbox's or inbox's object.
+// nestedNear adds a key of the outbox's or inbox's object to the common section.
 func (n *normaliser) nestedNear(key string, raw json.RawMessage) error {
 	path := n.near + "." + key
 	name, ok := n.common.find(key)
@@ -300,7 +300,7 @@ func (n *normaliser) nestedNear(key string, raw json.RawMessage) error {
 	return n.common.add(key, name, path, raw)
 }
 
-// file asks for a path where "file" is what the pipeline says it wants.
+// file requires a path if the type is "file", which is an alias of stdout.
 func (n *normaliser) file() error {
 	if n.typeName != "file" || !n.linked {
 		return nil
@@ -318,7 +318,7 @@ func (n *normaliser) flatPrefix() string {
 	return flatPrefix(n.typeName)
 }
 
-// prefixes lists what a flat key of the backend may begin with.
+// prefixes lists the prefixes that a flat key of the backend may have.
 func (n *normaliser) prefixes() []string {
 	prefixes := []string{flatPrefix(n.typeName)}
 	if n.linked {
@@ -340,7 +340,7 @@ func unknown(path string, candidates []string) error {
 	return relaycfg.Errorf(path, "unknown key; valid keys are %s", strings.Join(candidates, ", "))
 }
 
-// object returns the object called key, nil when there is none.
+// object returns the object called key, or nil if there is none.
 func object(top map[string]json.RawMessage, key string) (map[string]json.RawMessage, error) {
 	raw, ok := top[key]
 	if !ok || string(raw) == "null" {
@@ -353,7 +353,7 @@ func object(top map[string]json.RawMessage, key string) (map[string]json.RawMess
 	return obj, nil
 }
 
-// oneOf returns the type that is said flat or in the object, and where.
+// oneOf returns the type that is set flat or in the object, and its path.
 func oneOf(top map[string]json.RawMessage, flatKey string, obj map[string]json.RawMessage, objName string) (name, path string, err error) {
 	flat, err := text(top[flatKey], flatKey)
 	if err != nil {

@@ -9,8 +9,8 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
 )
 
-// Settings are the keys that every pipeline knows, whatever its backend. Only
-// those of the pipeline's direction are filled.
+// Settings are the keys that pipelines of every backend have. Only those of the
+// pipeline's direction are set.
 type Settings struct {
 	Common
 	Forward
@@ -83,17 +83,17 @@ func defaultCommon() Common {
 func defaultForward() forwardSettings {
 	subject, _ := relay.ParseTemplate("pgtrickle.{stream_table}.{op}")
 	common := defaultCommon()
-	common.BatchSize = 2048 // half of what is published at once; the pause between two reads of a thousand would cost a tenth
+	common.BatchSize = 2048 // half of a publish; with 1000, the pause between two reads costs a tenth
 	return forwardSettings{common, Forward{SubjectTemplate: subject, Settings: outbox.DefaultSettings()}}
 }
 
 func defaultReverse() reverseSettings {
 	common := defaultCommon()
-	common.MaxInFlightBytes = 8 << 20 // clients hold what they receive in more memory than outboxes
+	common.MaxInFlightBytes = 8 << 20 // clients use more memory for a message than outboxes
 	return reverseSettings{common, Reverse{InboxSchema: "pgtrickle"}}
 }
 
-// Keys lists the keys that every pipeline of the direction knows.
+// Keys lists the keys that every pipeline of the direction has.
 func Keys(d relay.Direction) []relaycfg.Key {
 	if d == relay.Forward {
 		return relaycfg.Keys(defaultForward())
@@ -101,7 +101,7 @@ func Keys(d relay.Direction) []relaycfg.Key {
 	return relaycfg.Keys(defaultReverse())
 }
 
-// Validate checks what one key says about another.
+// Validate checks keys against each other.
 func (s *forwardSettings) Validate() error {
 	if s.KeyField != "" && !s.KeyTemplate.IsZero() {
 		return relaycfg.Errorf("key_template", `says the same as "key_field"; keep one`)

@@ -4,10 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"math/rand/v2"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/grove/pgtrickle-relay/relaycore/backoff"
 )
 
 // Channels that the catalog, the dead letters and the outboxes notify.
@@ -17,29 +18,29 @@ const (
 	ChannelOutbox      = "pgtrickle_outbox_new"
 )
 
-// Events are what [Watch] calls, all from one goroutine; none may block.
+// Events are the functions that [Watch] calls. It calls them all from one goroutine,
+// and none may block.
 type Events struct {
-	// Changed asks for a new snapshot: a notification came, the poll is due, or
-	// the connection is new and may have missed any number of notifications.
+	// Changed asks for a new snapshot: a notification arrived, the poll is due, or
+	// the connection is new and may have missed notifications.
 	Changed func()
-	// DeadLetters says that letters of the pipeline were released or discarded;
-	// "" stands for any pipeline.
+	// DeadLetters reports that dead letters of the pipeline were released or
+	// discarded; "" means any pipeline.
 	DeadLetters func(pipeline string)
-	// Outbox says that the outbox table, named without its schema, has new rows;
-	// "" stands for any table.
+	// Outbox reports that the outbox table, named without its schema, has new rows;
+	// "" means any table.
 	Outbox func(table string)
-	// Listening says that the connection stands, or why it does not.
+	// Listening reports that the connection works, or why it does not.
 	Listening func(err error)
 }
 
-// coalesce is how long further notifications of a burst are waited for.
+// coalesce is how long Watch waits for further notifications of a burst.
 const coalesce = 20 * time.Millisecond
 
-// Watch listens on a connection of its own until ctx ends. A notification is
-// only a hint: every interval, and whenever the connection is made anew,
-// Changed is called without one.
+// Watch listens on a connection of its own until ctx ends. Notifications are only
+// hints: Changed is also called at every interval and after every new connection.
 func Watch(ctx context.Context, connect func(context.Context) (*pgx.Conn, error), interval time.Duration, ev Events) {
-	backoff := minBackoff
+	retry := backoff.Backoff{Min: minBackoff, Max: maxBackoff}
 	for ctx.Err() == nil {
 		started := time.Now()
 		err := listen(ctx, connect, interval, ev)
@@ -48,12 +49,11 @@ func Watch(ctx context.Context, connect func(context.Context) (*pgx.Conn, error)
 		}
 		ev.Listening(err)
 		if time.Since(started) > maxBackoff {
-			backoff = minBackoff
+			retry.Reset()
 		}
-		// The poll goes on while the listener is down.
-		pause(ctx, backoff/2+rand.N(backoff))
+		// Polling continues without a listener.
+		_ = backoff.Sleep(ctx, retry.Next()) // the loop looks at ctx
 		ev.Changed()
-		backoff = min(2*backoff, maxBackoff)
 	}
 }
 
@@ -62,21 +62,12 @@ const (
 	maxBackoff = 5 * time.Second
 )
 
-func pause(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-	case <-timer.C:
-	}
-}
-
 func listen(ctx context.Context, connect func(context.Context) (*pgx.Conn, error), interval time.Duration, ev Events) error {
 	conn, err := connect(ctx)
 	if err != nil {
 		return fmt.Errorf("connect listener: %w", err)
 	}
-	defer conn.Close(context.WithoutCancel(ctx)) // nothing to lose on it
+	defer conn.Close(context.WithoutCancel(ctx)) // nothing depends on it
 	for _, channel := range []string{ChannelConfig, ChannelDeadLetters, ChannelOutbox} {
 		if _, err := conn.Exec(ctx, "LISTEN "+channel); err != nil {
 			return fmt.Errorf("listen on %s: %w", channel, err)
@@ -105,7 +96,7 @@ func listen(ctx context.Context, connect func(context.Context) (*pgx.Conn, error
 			ev.Changed()
 		case n == nil:
 			pollAt = time.Now().Add(interval)
-			// The poll of a quiet connection is what notices that it is dead.
+			// Only a ping detects that a silent connection is dead.
 			if err := ping(ctx, conn); err != nil {
 				return err
 			}
@@ -122,8 +113,8 @@ func listen(ctx context.Context, connect func(context.Context) (*pgx.Conn, error
 	}
 }
 
-// pipelineOf reads the payload of a dead letter's notification, which is the
-// pipeline's name, or a JSON object that holds it.
+// pipelineOf returns the pipeline that a notification of dead letters names: the
+// payload itself, or a member of the JSON object in it.
 func pipelineOf(payload string) string {
 	var object struct{ Pipeline string }
 	if json.Unmarshal([]byte(payload), &object) == nil && object.Pipeline != "" {
@@ -143,7 +134,7 @@ func ping(ctx context.Context, conn *pgx.Conn) error {
 
 type notification struct{ channel, payload string }
 
-// wait returns nil and no error when the time has come first.
+// wait returns the next notification, or nil and no error when the time has come.
 func wait(ctx context.Context, conn *pgx.Conn, until time.Time) (*notification, error) {
 	waitCtx, cancel := context.WithDeadline(ctx, until)
 	defer cancel()

@@ -1,42 +1,42 @@
 // Package lease decides which process runs a pipeline.
 //
-// # Locks, and what they are worth
+// # Locks
 //
-// A process holds all its locks on one connection, the session. A pipeline is
-// owned by whoever holds pg_advisory_lock(hashtext(group), hashtext(pipeline)),
-// where a reverse pipeline's name is preceded by "reverse:", because a forward
-// one may bear the same name. Taking a lock raises the epoch in relay_cursors.
-// All that an owner writes about its pipeline carries that epoch, so an owner
-// that has lost its lock without knowing moves nothing.
+// A process holds all its locks on one connection, the session. The owner of a
+// pipeline is the process that holds its advisory lock. Taking the lock raises the
+// epoch in relay_cursors. Every write of an owner carries that epoch. An owner that
+// lost its lock without noticing therefore changes nothing.
 //
-//	           connect, register              lock free
-//	(no session) ----------------> (session) -----------> (held, epoch n)
-//	     ^                            |  ^                     |
-//	     |   connection lost, or      |  |   fn returns        |
-//	     +----------------------------+  +---------------------+
+//	           connect, register              lock is free
+//	(no session) ----------------> (session) -------------> (held, epoch n)
+//	     ^                            |  ^                       |
+//	     |   connection lost, or      |  |     fn returns        |
+//	     +----------------------------+  +-----------------------+
 //	         beat unanswered: every held context is cancelled with ErrLost
 //
 // # Trust window
 //
-// The epoch does not keep two owners from publishing at the same time. Time
-// does. The server gives a session's locks away when it sees the connection
-// close, which for a killed process is at once, or when nothing has come from
-// the client for serverPatience: by TCP keepalive where the machine or the
-// network is gone, and by idle_session_timeout (PostgreSQL 14) where the process
-// is stopped but its kernel still answers. Both are set on that very session.
+// The epoch does not keep two owners from publishing at the same time. Time does:
 //
-// The session beats every [Config.Beat]. Each answer extends the trust until
-// the moment the request was sent plus [Config.Trust], which is well below
-// serverPatience. An owner stops when the trust ends, or as soon as the
-// connection breaks; between beats the session waits in a read, so that it sees
-// a close when it happens. No clocks are compared: both sides measure an
-// interval, ours from before the server's.
+//  1. The server releases the locks of a session when it sees the connection close.
+//     For a killed process that is at once.
+//  2. It also releases them when it has received nothing for serverPatience. TCP
+//     keepalive detects a machine or a network that is gone. idle_session_timeout
+//     (PostgreSQL 14) detects a suspended process, whose kernel still answers. The
+//     session sets both on the server.
+//  3. The session beats every [Config.Beat]. Each answer extends the trust to the time
+//     when the request was sent, plus [Config.Trust]. That is well below serverPatience.
+//  4. An owner stops when the trust ends, or as soon as the connection breaks. Between
+//     two beats the session waits in a read, so that it sees a close when it happens.
 //
-// # Who should run what
+// No clocks are compared. Both sides measure an interval, and the client's begins
+// before the server's.
 //
-// The beat lists the live instances: the rows of relay_instances whose own
-// advisory lock is held. [Owner] picks one for each pipeline by rendezvous
-// hashing over those that have the backend and are not draining. An instance
-// that sees that it is no longer the owner drains the pipeline and lets go; the
-// new owner tries the lock at every beat until it gets it.
+// # Owners
+//
+// A beat returns the live instances: the rows of relay_instances whose advisory lock
+// is held. [Owner] picks one for each pipeline by rendezvous hashing over the
+// instances that have the backend and are not draining. An instance that is no longer
+// the owner drains the pipeline and releases the lock. The new owner tries the lock
+// several times a second until it gets it.
 package lease

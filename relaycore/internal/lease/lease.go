@@ -1,74 +1,72 @@
 package lease
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/grove/pgtrickle-relay/relaycore/backoff"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
 )
 
 var (
-	// ErrHeld says that another process has the pipeline.
+	// ErrHeld reports that another process owns the pipeline.
 	ErrHeld = errors.New("another process holds the pipeline's lock")
 	// ErrLost is the cause with which a held context is cancelled when the
 	// session that holds its lock can no longer be trusted.
 	ErrLost = errors.New("lease lost")
-	// ErrNoSession says that there is no connection on which to hold a lock.
+	// ErrNoSession reports that there is no connection to hold a lock on.
 	ErrNoSession = errors.New("no session with PostgreSQL to hold leases on")
 )
 
 // Instance is a process that shares the pipelines of a group.
 type Instance = store.Instance
 
-// Wire is the session's connection. Only one goroutine uses it.
-type Wire interface {
+// Conn is the session's connection. One goroutine uses it, except for Interrupt.
+type Conn interface {
 	// Beat returns the live instances of the group.
 	Beat(ctx context.Context) ([]Instance, error)
-	// Idle returns nil at a time or when it is interrupted, and an error as soon as
-	// the connection is seen to be closed.
+	// Idle waits. It returns nil at a time or after Interrupt, and an error as soon
+	// as the connection is closed.
 	Idle(until time.Time) error
-	// Interrupt ends the Idle that runs, or the next one. Anybody may call it.
+	// Interrupt ends the current Idle, or the next one. Any goroutine may call it.
 	Interrupt()
-	// TryLock takes the pipeline's lock if it is free and raises its epoch.
+	// TryLock takes the pipeline's lock if it is free, and raises its epoch.
 	TryLock(ctx context.Context, key store.Key) (epoch int64, ok bool, err error)
 	Unlock(ctx context.Context, key store.Key) error
-	// Drain tells the others to take over.
+	// Drain asks the other instances to take over.
 	Drain(ctx context.Context) error
-	// Broken reports whether the connection is beyond use.
+	// Broken reports whether the connection can no longer be used.
 	Broken() bool
 	// Close deregisters the instance, if the connection still works.
 	Close(ctx context.Context)
 }
 
-// Config is what a [Keeper] needs.
+// Config holds the parameters of a [Keeper].
 type Config struct {
-	Connect func(ctx context.Context) (Wire, error) // dials, probes, registers
+	Connect func(ctx context.Context) (Conn, error) // dials, probes, registers
 	Beat    time.Duration                           // 0 means 300ms
 	Trust   time.Duration                           // 0 means 4s
 	Logger  *slog.Logger
-	// Changed is called, from one goroutine, after every beat that found other
-	// members than the one before, and when the session comes and goes. It must
-	// not block.
+	// Changed is called from one goroutine when a beat finds other members than the
+	// one before, and when a session opens or ends. It must not block.
 	Changed func()
 }
 
 const (
 	defaultBeat  = 300 * time.Millisecond
 	defaultTrust = 4 * time.Second
-	// serverPatience is how long the server keeps the locks of a session that it
-	// hears nothing from. It must exceed the trust by more than a reply's journey.
+	// serverPatience is how long the server keeps the locks of a silent session. It
+	// must exceed the trust by more than the latency of a reply.
 	serverPatience = 6 * time.Second
 
 	connectTimeout = 10 * time.Second
-	minBackoff     = 100 * time.Millisecond
-	maxBackoff     = 5 * time.Second
 )
 
 // Keeper keeps a session for as long as it runs and holds leases on it.
@@ -92,66 +90,72 @@ func New(cfg Config) *Keeper {
 	return &Keeper{cfg: cfg}
 }
 
-// Run keeps a session until ctx ends, and then closes it. Whoever holds leases
-// must have let go by then.
+// Run keeps a session until ctx ends, and then closes it. By then all holders of
+// leases must have returned.
 func (k *Keeper) Run(ctx context.Context) {
-	backoff := minBackoff
-	var lastErr string
+	retry := backoff.Backoff{Min: 100 * time.Millisecond, Max: 5 * time.Second}
+	failure := "" // the last one logged
 	for ctx.Err() == nil {
 		s, err := k.open(ctx)
-		if err != nil {
-			if ctx.Err() != nil {
-				return
-			}
+		if err != nil && ctx.Err() == nil {
 			k.err.Store(&err)
-			if err.Error() != lastErr { // once for each change of state
+			if err.Error() != failure { // once for each change of state
 				k.cfg.Logger.Error("cannot open the lease session, will retry", "err", err)
 			}
-			lastErr = err.Error()
+			failure = err.Error()
 			k.cfg.Changed()
-			pause(ctx, backoff/2+rand.N(backoff))
-			backoff = min(2*backoff, maxBackoff)
+			_ = backoff.Sleep(ctx, retry.Next()) // the loop looks at ctx
+		}
+		if err != nil {
 			continue
 		}
-		if lastErr != "" {
+		if failure != "" {
 			k.cfg.Logger.Info("lease session opened")
 		}
-		lastErr, backoff = "", minBackoff
-		k.err.Store(nil)
-		k.session.Store(s)
-		k.cfg.Changed()
-
-		err = s.run(ctx)
-
-		k.session.Store(nil)
-		if ctx.Err() == nil {
-			lastErr = err.Error()
-			k.err.Store(&err)
-			k.cfg.Logger.Error("lease session lost, all pipelines of this process stop", "err", err)
-		}
-		s.lose(err)
-		k.cfg.Changed()
-		// What ran under the old session must be gone before a new one
-		// terminates its remains on the server.
-		s.holds.Wait()
-		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-		s.wire.Close(closing)
-		cancel()
+		retry.Reset()
+		failure = k.serve(ctx, s)
 	}
+}
+
+// serve publishes a session for as long as it can be trusted, and ends it. It returns
+// the reason of the end, or "" if ctx has ended.
+func (k *Keeper) serve(ctx context.Context, s *session) (failure string) {
+	k.err.Store(nil)
+	k.session.Store(s)
+	k.cfg.Changed()
+
+	err := s.run(ctx)
+
+	k.session.Store(nil)
+	if ctx.Err() == nil {
+		failure = err.Error()
+		k.err.Store(&err)
+		k.cfg.Logger.Error("lease session lost, all pipelines stop", "err", err)
+	}
+	s.lose(err)
+	k.cfg.Changed()
+
+	// The holders must have returned before a new session terminates what is left of
+	// this one on the server.
+	s.holds.Wait()
+	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	s.conn.Close(closing)
+	return failure
 }
 
 func (k *Keeper) open(ctx context.Context) (*session, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
-	wire, err := k.cfg.Connect(ctx)
+	conn, err := k.cfg.Connect(ctx)
 	if err != nil {
 		return nil, err
 	}
-	s := &session{wire: wire, cfg: &k.cfg, base: time.Now(), requests: make(chan request, 16), ended: make(chan struct{}), held: make(map[*Lease]context.CancelCauseFunc)}
+	s := &session{conn: conn, cfg: &k.cfg, base: time.Now(), requests: make(chan request, 16), ended: make(chan struct{}), held: make(map[*Lease]context.CancelCauseFunc)}
 	asked := time.Now()
-	members, err := wire.Beat(ctx)
+	members, err := conn.Beat(ctx)
 	if err != nil {
-		wire.Close(ctx)
+		conn.Close(ctx)
 		return nil, fmt.Errorf("list instances: %w", err)
 	}
 	s.trust(asked)
@@ -159,17 +163,8 @@ func (k *Keeper) open(ctx context.Context) (*session, error) {
 	return s, nil
 }
 
-func pause(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-	case <-timer.C:
-	}
-}
-
-// Members returns the live instances as of the last beat, and an error when
-// there is no session to know them by.
+// Members returns the live instances as of the last beat, or an error without a
+// session.
 func (k *Keeper) Members() ([]Instance, error) {
 	s := k.session.Load()
 	if s == nil {
@@ -181,29 +176,29 @@ func (k *Keeper) Members() ([]Instance, error) {
 	return *s.members.Load(), nil
 }
 
-// Drain tells the other instances that this one lets go of its pipelines.
+// Drain tells the other instances that this one releases its pipelines.
 func (k *Keeper) Drain(ctx context.Context) error {
 	s := k.session.Load()
 	if s == nil {
 		return ErrNoSession
 	}
-	return s.do(ctx, func(ctx context.Context) error { return s.wire.Drain(ctx) })
+	return s.do(ctx, func(ctx context.Context) error { return s.conn.Drain(ctx) })
 }
 
-// Lease is a pipeline's lock while it is held.
+// Lease is the lock of a pipeline while it is held.
 type Lease struct {
 	Key   store.Key
 	Epoch int64
 	s     *session
 }
 
-// Valid reports whether the lock can be trusted at this moment. A process that
-// was stopped and continued asks this before it publishes.
+// Valid reports whether the lock can be trusted at this moment. The engine asks before
+// it publishes, because the process may have been suspended.
 func (l *Lease) Valid() bool { return l.s.valid() }
 
 // Hold takes the pipeline's lock, calls fn, and releases the lock when fn has
-// returned. The context given to fn is cancelled, with cause [ErrLost], as soon
-// as the lock can no longer be trusted; fn must then stop at once.
+// returned. The context of fn is cancelled with cause [ErrLost] as soon as the lock can
+// no longer be trusted. Then fn must stop at once.
 func (k *Keeper) Hold(ctx context.Context, key store.Key, fn func(context.Context, *Lease) error) error {
 	s := k.session.Load()
 	if s == nil {
@@ -211,7 +206,7 @@ func (k *Keeper) Hold(ctx context.Context, key store.Key, fn func(context.Contex
 	}
 	l := &Lease{Key: key, s: s}
 	err := s.do(ctx, func(ctx context.Context) error {
-		epoch, ok, err := s.wire.TryLock(ctx, key)
+		epoch, ok, err := s.conn.TryLock(ctx, key)
 		if err == nil && !ok {
 			err = ErrHeld
 		}
@@ -222,7 +217,7 @@ func (k *Keeper) Hold(ctx context.Context, key store.Key, fn func(context.Contex
 		if errors.Is(err, ErrHeld) {
 			return err
 		}
-		return fmt.Errorf("take the lease: %w", err)
+		return fmt.Errorf("acquire lease: %w", err)
 	}
 	held, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -238,9 +233,9 @@ func (k *Keeper) Hold(ctx context.Context, key store.Key, fn func(context.Contex
 	}
 	release, done := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer done()
-	// A lock that could not be released goes with the session.
-	if uerr := s.do(release, func(ctx context.Context) error { return s.wire.Unlock(ctx, key) }); uerr != nil && err == nil && !errors.Is(uerr, ErrLost) {
-		err = fmt.Errorf("release the lease: %w", uerr)
+	// The end of the session releases a lock that could not be released here.
+	if uerr := s.do(release, func(ctx context.Context) error { return s.conn.Unlock(ctx, key) }); uerr != nil && err == nil && !errors.Is(uerr, ErrLost) {
+		err = fmt.Errorf("release lease: %w", uerr)
 	}
 	return err
 }
@@ -250,14 +245,14 @@ type request struct {
 	done chan error
 }
 
-// session is one connection's life.
+// session is the life of one connection.
 type session struct {
-	wire     Wire
+	conn     Conn
 	cfg      *Config
 	base     time.Time
 	until    atomic.Int64 // trust ends at base + until
 	members  atomic.Pointer[[]Instance]
-	requests chan request  // buffered: a request is there before the interrupt
+	requests chan request  // buffered, so that a request is queued before the interrupt
 	ended    chan struct{} // closed when run returns
 	holds    sync.WaitGroup
 
@@ -266,7 +261,7 @@ type session struct {
 	held map[*Lease]context.CancelCauseFunc
 }
 
-// trust extends the window from the moment when an answered request was sent.
+// trust extends the window from the time when an answered request was sent.
 func (s *session) trust(asked time.Time) {
 	s.until.Store(int64(asked.Add(s.cfg.Trust).Sub(s.base)))
 }
@@ -282,24 +277,16 @@ func (s *session) valid() bool {
 	}
 }
 
-// setMembers reports whether the members are others than before.
+// setMembers stores the members and reports whether they have changed.
 func (s *session) setMembers(members []Instance) bool {
-	slices.SortFunc(members, func(a, b Instance) int {
-		switch {
-		case a.ID < b.ID:
-			return -1
-		case a.ID > b.ID:
-			return 1
-		}
-		return 0
-	})
+	slices.SortFunc(members, func(a, b Instance) int { return cmp.Compare(a.ID, b.ID) })
 	before := s.members.Swap(&members)
 	return before == nil || !slices.EqualFunc(*before, members, func(a, b Instance) bool {
 		return a.ID == b.ID && a.Draining == b.Draining && slices.Equal(a.Backends, b.Backends)
 	})
 }
 
-// enter registers a holder, unless the session has been lost meanwhile.
+// enter registers a holder. It returns false if the session is lost.
 func (s *session) enter(l *Lease, cancel context.CancelCauseFunc) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -333,7 +320,7 @@ func (s *session) do(ctx context.Context, fn func(context.Context) error) error 
 	r := request{fn, make(chan error, 1)}
 	select {
 	case s.requests <- r:
-		s.wire.Interrupt()
+		s.conn.Interrupt()
 	case <-s.ended:
 		return ErrLost
 	case <-ctx.Done():
@@ -347,20 +334,20 @@ func (s *session) do(ctx context.Context, fn func(context.Context) error) error 
 	}
 }
 
-// opContext bounds one statement by the trust. It does not end with ctx or with
-// whoever asked: a statement that is cut off takes the connection with it, and
-// that every lease of the process.
+// opContext bounds one statement by the trust. It does not end with ctx, nor with the
+// caller's context: a cancelled statement closes the connection, and with it every
+// lease of the process is lost.
 func (s *session) opContext(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithDeadline(context.WithoutCancel(ctx), s.deadline())
 }
 
-// run owns the wire until ctx ends or the session is lost, and says why.
+// run uses the connection until ctx ends or the session is lost, and returns the reason.
 func (s *session) run(ctx context.Context) error {
 	defer close(s.ended)
-	defer context.AfterFunc(ctx, s.wire.Interrupt)()
+	defer context.AfterFunc(ctx, s.conn.Interrupt)()
 	next := s.nextBeat()
 	for ctx.Err() == nil {
-		if time.Until(next) <= 0 { // before requests, lest they starve it
+		if time.Until(next) <= 0 { // before requests, which could delay it without end
 			asked := time.Now()
 			if err := s.beat(ctx); err != nil {
 				return err
@@ -370,11 +357,11 @@ func (s *session) run(ctx context.Context) error {
 		}
 		select {
 		case r := <-s.requests:
-			if err := s.serve(ctx, r); err != nil {
+			if err := s.answer(ctx, r); err != nil {
 				return err
 			}
 		default:
-			if err := s.wire.Idle(next); err != nil {
+			if err := s.conn.Idle(next); err != nil {
 				return fmt.Errorf("connection closed: %w", err)
 			}
 		}
@@ -382,14 +369,14 @@ func (s *session) run(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// serve runs a request. It fails if that has cost the connection.
-func (s *session) serve(ctx context.Context, r request) error {
+// answer runs a request. It returns an error if the connection is broken.
+func (s *session) answer(ctx context.Context, r request) error {
 	asked := time.Now()
 	opCtx, cancel := s.opContext(ctx)
 	err := r.fn(opCtx)
 	cancel()
 	r.done <- err
-	if s.wire.Broken() {
+	if s.conn.Broken() {
 		return fmt.Errorf("connection broken: %w", err)
 	}
 	if err == nil || errors.Is(err, ErrHeld) {
@@ -398,20 +385,20 @@ func (s *session) serve(ctx context.Context, r request) error {
 	return nil
 }
 
-// nextBeat is at a round time of the clock, when others that wake an idle process
-// do so too.
+// nextBeat is at a round time of the clock, as are the other timers that wake an idle
+// process.
 func (s *session) nextBeat() time.Time {
 	now := time.Now()
 	return now.Add(s.cfg.Beat - time.Duration(now.UnixNano())%s.cfg.Beat)
 }
 
 func (s *session) beat(ctx context.Context) error {
-	if !time.Now().Before(s.deadline()) { // stopped and continued
+	if !time.Now().Before(s.deadline()) { // the process was suspended
 		return fmt.Errorf("no beat for %s", s.cfg.Trust)
 	}
 	ctx, cancel := s.opContext(ctx)
 	defer cancel()
-	members, err := s.wire.Beat(ctx)
+	members, err := s.conn.Beat(ctx)
 	if err != nil {
 		return fmt.Errorf("beat: %w", err)
 	}

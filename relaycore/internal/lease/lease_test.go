@@ -14,8 +14,8 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
-// fakeWire answers as told.
-type fakeWire struct {
+// fakeConn answers as told.
+type fakeConn struct {
 	mu        sync.Mutex
 	beat      func(ctx context.Context) error
 	closed    chan struct{} // closed: the connection is seen to close
@@ -26,11 +26,11 @@ type fakeWire struct {
 	last      time.Time // when the last answered beat was asked
 }
 
-func newFakeWire() *fakeWire {
-	return &fakeWire{beat: func(context.Context) error { return nil }, closed: make(chan struct{}), interrupt: make(chan struct{}, 1), held: make(map[store.Key]bool)}
+func newFakeConn() *fakeConn {
+	return &fakeConn{beat: func(context.Context) error { return nil }, closed: make(chan struct{}), interrupt: make(chan struct{}, 1), held: make(map[store.Key]bool)}
 }
 
-func (w *fakeWire) Beat(ctx context.Context) ([]Instance, error) {
+func (w *fakeConn) Beat(ctx context.Context) ([]Instance, error) {
 	asked := time.Now()
 	w.mu.Lock()
 	beat := w.beat
@@ -46,19 +46,19 @@ func (w *fakeWire) Beat(ctx context.Context) ([]Instance, error) {
 }
 
 // answered returns how many beats were answered, and when the last was asked.
-func (w *fakeWire) answered() (int, time.Time) {
+func (w *fakeConn) answered() (int, time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.beats, w.last
 }
 
-func (w *fakeWire) onBeat(beat func(ctx context.Context) error) {
+func (w *fakeConn) onBeat(beat func(ctx context.Context) error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.beat = beat
 }
 
-func (w *fakeWire) Idle(until time.Time) error {
+func (w *fakeConn) Idle(until time.Time) error {
 	timer := time.NewTimer(time.Until(until))
 	defer timer.Stop()
 	select {
@@ -71,14 +71,14 @@ func (w *fakeWire) Idle(until time.Time) error {
 	}
 }
 
-func (w *fakeWire) Interrupt() {
+func (w *fakeConn) Interrupt() {
 	select {
 	case w.interrupt <- struct{}{}:
 	default:
 	}
 }
 
-func (w *fakeWire) TryLock(_ context.Context, key store.Key) (int64, bool, error) {
+func (w *fakeConn) TryLock(_ context.Context, key store.Key) (int64, bool, error) {
 	if w.held[key] {
 		return 0, false, nil
 	}
@@ -87,26 +87,26 @@ func (w *fakeWire) TryLock(_ context.Context, key store.Key) (int64, bool, error
 	return w.epoch, true, nil
 }
 
-func (w *fakeWire) Unlock(_ context.Context, key store.Key) error {
+func (w *fakeConn) Unlock(_ context.Context, key store.Key) error {
 	w.held[key] = false
 	return nil
 }
-func (w *fakeWire) Drain(context.Context) error { return nil }
-func (w *fakeWire) Broken() bool                { return false }
-func (w *fakeWire) Close(context.Context)       {}
+func (w *fakeConn) Drain(context.Context) error { return nil }
+func (w *fakeConn) Broken() bool                { return false }
+func (w *fakeConn) Close(context.Context)       {}
 
 var orders = store.Key{Direction: relay.Forward, Name: "orders"}
 
-func startKeeper(t *testing.T, wires ...*fakeWire) *Keeper {
+func startKeeper(t *testing.T, conns ...*fakeConn) *Keeper {
 	t.Helper()
 	k := New(Config{
 		Logger: slog.New(slog.DiscardHandler),
-		Connect: func(context.Context) (Wire, error) {
-			if len(wires) == 0 {
+		Connect: func(context.Context) (Conn, error) {
+			if len(conns) == 0 {
 				return nil, errors.New("refused")
 			}
-			w := wires[0]
-			wires = wires[1:]
+			w := conns[0]
+			conns = conns[1:]
 			return w, nil
 		},
 	})
@@ -143,7 +143,7 @@ func holdUntilLost(t *testing.T, k *Keeper, holding chan<- struct{}) (time.Time,
 func TestHoldWhileBeatsAreAnswered(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		w := newFakeWire()
+		w := newFakeConn()
 		k := startKeeper(t, w)
 		err := k.Hold(t.Context(), orders, func(ctx context.Context, l *Lease) error {
 			if err := k.Hold(ctx, orders, nil); !errors.Is(err, ErrHeld) {
@@ -177,7 +177,7 @@ func TestHoldWhileBeatsAreAnswered(t *testing.T) {
 func TestHoldEndsWithTheTrust(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		w := newFakeWire()
+		w := newFakeConn()
 		k := startKeeper(t, w)
 		holding := make(chan struct{})
 		go func() {
@@ -205,7 +205,7 @@ func TestHoldEndsWithTheTrust(t *testing.T) {
 func TestHoldEndsWhenTheConnectionCloses(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		w, next := newFakeWire(), newFakeWire()
+		w, next := newFakeConn(), newFakeConn()
 		k := startKeeper(t, w, next)
 		holding := make(chan struct{})
 		var closed time.Time
@@ -230,7 +230,7 @@ func TestHoldEndsWhenTheConnectionCloses(t *testing.T) {
 func TestStoppedProcessIsNotTrusted(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		w := newFakeWire()
+		w := newFakeConn()
 		k := startKeeper(t, w)
 		err := k.Hold(t.Context(), orders, func(ctx context.Context, l *Lease) error {
 			stopped := make(chan struct{})

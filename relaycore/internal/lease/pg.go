@@ -10,20 +10,19 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
-	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
 )
 
-// ErrPooled says that the connection goes through a pooler that hands one
-// server session to many clients, on which a session's lock means nothing.
-var ErrPooled = errors.New("the database is reached through a connection pooler in transaction mode, " +
-	"where session locks and LISTEN do not work; give the relay a direct connection, or a pooler in session mode")
+// ErrPooled reports a pooler that gives one server session to many clients, so that
+// the lock of a session means nothing.
+var ErrPooled = errors.New("a connection pooler in transaction mode breaks session locks and LISTEN; " +
+	"connect directly, or use session mode")
 
-// ErrStandby says that the server is read-only.
+// ErrStandby reports that the server is read-only.
 var ErrStandby = errors.New("the server is a standby; give the primary's address, or several hosts with target_session_attrs=read-write")
 
-// pgWire is the session on PostgreSQL.
-type pgWire struct {
+// pgConn is the session on PostgreSQL.
+type pgConn struct {
 	conn  *pgx.Conn
 	self  Instance
 	store store.Store
@@ -33,43 +32,42 @@ type pgWire struct {
 	interrupted bool
 }
 
-// Connect dials a session of its own, makes sure that it is one, sets its
-// timeouts on the server, and registers the instance.
-func Connect(ctx context.Context, config *pgx.ConnConfig, self Instance) (Wire, error) {
+// Connect dials a session, refuses poolers that share it, sets its timeouts on the
+// server, and registers the instance.
+func Connect(ctx context.Context, config *pgx.ConnConfig, self Instance) (Conn, error) {
 	config = config.Copy()
 	conn, err := pgx.ConnectConfig(ctx, config)
 	if err != nil {
 		return nil, err
 	}
-	w := &pgWire{conn: conn, self: self, store: store.New(conn, self.Group)}
-	if err := w.prepare(ctx, config); err != nil {
-		conn.Close(context.WithoutCancel(ctx)) // err says more
+	c := &pgConn{conn: conn, self: self, store: store.New(conn, self.Group)}
+	if err := c.prepare(ctx, config); err != nil {
+		_ = conn.Close(context.WithoutCancel(ctx)) // err matters more
 		return nil, err
 	}
-	return w, nil
+	return c, nil
 }
 
-func (w *pgWire) prepare(ctx context.Context, config *pgx.ConnConfig) error {
-	if err := refusePooler(ctx, w.conn, config); err != nil {
+func (c *pgConn) prepare(ctx context.Context, config *pgx.ConnConfig) error {
+	if err := refusePooler(ctx, c.conn, config); err != nil {
 		return err
 	}
 	var standby bool
-	if err := w.conn.QueryRow(ctx, `SELECT pg_is_in_recovery()`).Scan(&standby); err != nil {
+	if err := c.conn.QueryRow(ctx, `SELECT pg_is_in_recovery()`).Scan(&standby); err != nil {
 		return err
 	}
 	if standby {
 		return ErrStandby
 	}
-	if err := w.setTimeouts(ctx); err != nil {
+	if err := c.setTimeouts(ctx); err != nil {
 		return fmt.Errorf("set timeouts of the lease session: %w", err)
 	}
-	return store.Register(ctx, w.conn, w.self)
+	return store.Register(ctx, c.conn, c.self)
 }
 
-// refusePooler compares the process id that the server gave at connection time
-// with that of the backend that answers. They differ behind a pooler. Then, if a
-// second client is given the backend that answered the first, backends are
-// shared.
+// refusePooler returns [ErrPooled] if server sessions are shared. Behind any pooler,
+// the backend that answers has another process id than the one at connection time.
+// If a second client then gets the backend of the first, backends are shared.
 func refusePooler(ctx context.Context, conn *pgx.Conn, config *pgx.ConnConfig) error {
 	first, err := backendPID(ctx, conn)
 	if err != nil || first == conn.PgConn().PID() {
@@ -95,15 +93,15 @@ func refusePooler(ctx context.Context, conn *pgx.Conn, config *pgx.ConnConfig) e
 	return nil
 }
 
-// backendPID uses the simple protocol, for poolers that know no prepared statements.
+// backendPID uses the simple protocol, because some poolers lack prepared statements.
 func backendPID(ctx context.Context, conn *pgx.Conn) (uint32, error) {
 	var pid uint32
 	err := conn.QueryRow(ctx, `SELECT pg_backend_pid()`, pgx.QueryExecModeSimpleProtocol).Scan(&pid)
 	return pid, err
 }
 
-// setTimeouts makes the server notice within serverPatience that we are gone.
-func (w *pgWire) setTimeouts(ctx context.Context) error {
+// setTimeouts makes the server end a silent session within serverPatience.
+func (c *pgConn) setTimeouts(ctx context.Context) error {
 	seconds := int(serverPatience / time.Second)
 	settings := []struct{ name, value string }{
 		{"tcp_keepalives_idle", fmt.Sprint(seconds - 3)},
@@ -115,7 +113,7 @@ func (w *pgWire) setTimeouts(ctx context.Context) error {
 		{"lock_timeout", "2s"},
 	}
 	for _, s := range settings {
-		_, err := w.conn.Exec(ctx, `SELECT set_config(name, $2, false) FROM pg_settings WHERE name = $1`, s.name, s.value)
+		_, err := c.conn.Exec(ctx, `SELECT set_config(name, $2, false) FROM pg_settings WHERE name = $1`, s.name, s.value)
 		if err != nil {
 			return err
 		}
@@ -123,78 +121,73 @@ func (w *pgWire) setTimeouts(ctx context.Context) error {
 	return nil
 }
 
-// Beat implements [Wire].
-func (w *pgWire) Beat(ctx context.Context) ([]Instance, error) { return w.store.Instances(ctx) }
+// Beat implements [Conn].
+func (c *pgConn) Beat(ctx context.Context) ([]Instance, error) { return c.store.Instances(ctx) }
 
-// Live lists the live instances of a group.
-func Live(ctx context.Context, db pg.Querier, group string) ([]Instance, error) {
-	return store.New(db, group).Instances(ctx)
-}
-
-// Idle implements [Wire]. Waiting for a notification that never comes is a read,
-// and a read sees the connection close. The connection's own deadline ends it: a
-// context's would start goroutines at every beat.
-func (w *pgWire) Idle(until time.Time) error {
-	w.mu.Lock()
-	if w.interrupted {
-		w.interrupted = false
-		w.mu.Unlock()
+// Idle implements [Conn]. It waits for a notification that is never sent, because a
+// read sees the connection close. A deadline of the connection ends the read; one of
+// a context would start a goroutine at every beat.
+func (c *pgConn) Idle(until time.Time) error {
+	c.mu.Lock()
+	if c.interrupted {
+		c.interrupted = false
+		c.mu.Unlock()
 		return nil
 	}
-	w.idling = true
-	err := w.conn.PgConn().Conn().SetReadDeadline(until)
-	w.mu.Unlock()
+	c.idling = true
+	err := c.conn.PgConn().Conn().SetReadDeadline(until)
+	c.mu.Unlock()
 
 	for err == nil {
-		_, err = w.conn.WaitForNotification(context.Background())
+		_, err = c.conn.WaitForNotification(context.Background())
 	}
 
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.idling = false
-	if w.conn.IsClosed() || !pgconn.Timeout(err) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.idling = false
+	if c.conn.IsClosed() || !pgconn.Timeout(err) {
 		return err
 	}
-	return w.conn.PgConn().Conn().SetReadDeadline(time.Time{})
+	return c.conn.PgConn().Conn().SetReadDeadline(time.Time{})
 }
 
-// Interrupt implements [Wire].
-func (w *pgWire) Interrupt() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if !w.idling {
-		w.interrupted = true // the deadline would cut a statement off
+// Interrupt implements [Conn].
+func (c *pgConn) Interrupt() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.idling {
+		c.interrupted = true // a deadline would cancel the current statement
 		return
 	}
-	_ = w.conn.PgConn().Conn().SetReadDeadline(time.Now()) // it fails where the connection is closed, which Idle sees
+	_ = c.conn.PgConn().Conn().SetReadDeadline(time.Now()) // fails if the connection is closed, which Idle sees
 }
 
-// TryLock implements [Wire].
-func (w *pgWire) TryLock(ctx context.Context, key store.Key) (epoch int64, ok bool, err error) {
-	ok, err = w.store.TryLock(ctx, key)
+// TryLock implements [Conn].
+func (c *pgConn) TryLock(ctx context.Context, key store.Key) (epoch int64, ok bool, err error) {
+	ok, err = c.store.TryLock(ctx, key)
 	if err != nil || !ok {
 		return 0, false, err
 	}
-	epoch, err = w.store.Acquire(ctx, key, w.self.ID)
+	epoch, err = c.store.Acquire(ctx, key, c.self.ID)
 	if err != nil {
-		return 0, false, errors.Join(err, w.Unlock(ctx, key))
+		return 0, false, errors.Join(err, c.Unlock(ctx, key))
 	}
 	return epoch, true, nil
 }
 
-// Unlock implements [Wire].
-func (w *pgWire) Unlock(ctx context.Context, key store.Key) error { return w.store.Unlock(ctx, key) }
+// Unlock implements [Conn].
+func (c *pgConn) Unlock(ctx context.Context, key store.Key) error { return c.store.Unlock(ctx, key) }
 
-// Drain implements [Wire].
-func (w *pgWire) Drain(ctx context.Context) error { return store.SetDraining(ctx, w.conn, w.self.ID) }
+// Drain implements [Conn].
+func (c *pgConn) Drain(ctx context.Context) error { return store.SetDraining(ctx, c.conn, c.self.ID) }
 
-// Broken implements [Wire].
-func (w *pgWire) Broken() bool { return w.conn.IsClosed() }
+// Broken implements [Conn].
+func (c *pgConn) Broken() bool { return c.conn.IsClosed() }
 
-// Close implements [Wire].
-func (w *pgWire) Close(ctx context.Context) {
-	if !w.conn.IsClosed() {
-		_ = store.Deregister(ctx, w.conn, w.self) // otherwise the next instance that registers deletes the record
+// Close implements [Conn].
+func (c *pgConn) Close(ctx context.Context) {
+	if !c.conn.IsClosed() {
+		_ = store.Deregister(ctx, c.conn, c.self) // otherwise the next instance that registers deletes the record
 	}
-	w.conn.Close(ctx) // it is over either way
+	_ = c.conn.Close(ctx) // nothing depends on it
 }

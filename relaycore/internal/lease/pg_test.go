@@ -54,7 +54,7 @@ func runKeeper(t *testing.T, config *pgx.ConnConfig, self Instance) (k *Keeper, 
 	t.Helper()
 	k = New(Config{
 		Logger:  slog.New(slog.DiscardHandler),
-		Connect: func(ctx context.Context) (Wire, error) { return Connect(ctx, config, self) },
+		Connect: func(ctx context.Context) (Conn, error) { return Connect(ctx, config, self) },
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -194,7 +194,7 @@ func TestServerEndsQuietSession(t *testing.T) {
 	}
 	defer w.Close(t.Context())
 	var version int
-	if err := w.(*pgWire).conn.QueryRow(t.Context(), `SELECT current_setting('server_version_num')::int`).Scan(&version); err != nil {
+	if err := w.(*pgConn).conn.QueryRow(t.Context(), `SELECT current_setting('server_version_num')::int`).Scan(&version); err != nil {
 		t.Fatal(err)
 	}
 	if version < 140000 {
