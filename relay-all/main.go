@@ -6,7 +6,7 @@ import (
 	"github.com/grove/pgtrickle-relay/relay-kafka/kafkarelay"
 	"github.com/grove/pgtrickle-relay/relay-nats/natsrelay"
 	"github.com/grove/pgtrickle-relay/relay-pginbox/pginboxrelay"
-	"github.com/grove/pgtrickle-relay/relay-rabbitmq/rabbitrelay"
+	"github.com/grove/pgtrickle-relay/relay-rabbitmq/rabbitmqrelay"
 	"github.com/grove/pgtrickle-relay/relay-redis/redisrelay"
 	"github.com/grove/pgtrickle-relay/relay-sqs/sqsrelay"
 	"github.com/grove/pgtrickle-relay/relay-stdout/stdoutrelay"
@@ -17,5 +17,5 @@ import (
 func main() {
 	relaycmd.Main("pgtrickle-relay",
 		natsrelay.Backend(), kafkarelay.Backend(), redisrelay.Backend(), sqsrelay.Backend(),
-		rabbitrelay.Backend(), webhookrelay.Backend(), pginboxrelay.Backend(), stdoutrelay.Backend())
+		rabbitmqrelay.Backend(), webhookrelay.Backend(), pginboxrelay.Backend(), stdoutrelay.Backend())
 }

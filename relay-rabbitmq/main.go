@@ -3,8 +3,8 @@
 package main
 
 import (
-	"github.com/grove/pgtrickle-relay/relay-rabbitmq/rabbitrelay"
+	"github.com/grove/pgtrickle-relay/relay-rabbitmq/rabbitmqrelay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaycmd"
 )
 
-func main() { relaycmd.Main("relay-rabbitmq", rabbitrelay.Backend()) }
+func main() { relaycmd.Main("relay-rabbitmq", rabbitmqrelay.Backend()) }

@@ -1,4 +1,4 @@
-package rabbitrelay
+package rabbitmqrelay
 
 import (
 	"reflect"

@@ -1,4 +1,4 @@
-// Package rabbitrelay is the backend for RabbitMQ, over AMQP 0.9.1. Its name in
+// Package rabbitmqrelay is the backend for RabbitMQ, over AMQP 0.9.1. Its name in
 // a configuration is rabbitmq. It wants RabbitMQ 3.8 or later, 3.9 for streams.
 //
 // # Keys of sink and source
@@ -131,4 +131,4 @@
 //	406 PRECONDITION_FAILED: declared otherwise                fatal
 //	530 NOT_ALLOWED: virtual host; 503, 540                    fatal
 //	a certificate that is not trusted                          fatal
-package rabbitrelay
+package rabbitmqrelay
