@@ -41,16 +41,15 @@ type Backend struct {
 	// Aliases are other names by which configurations know the backend.
 	Aliases []string
 
-	// NewSink and NewSource dial and validate, so that a wrong configuration
-	// fails when the pipeline starts and not at its first message. config holds
-	// the backend's own keys, without prefix, secrets resolved. The context
-	// bounds the call, not the life of what it returns.
-	NewSink   func(ctx context.Context, env Env, config json.RawMessage) (Sink, error)
-	NewSource func(ctx context.Context, env Env, config json.RawMessage) (Source, error)
+	// Sink and Source make the two ends; a zero factory means that the backend
+	// does not have that end. relaycfg.Sink and relaycfg.Source make factories.
+	Sink   SinkFactory
+	Source SourceFactory
 
-	// SinkConfig and SourceConfig are the structs into which the constructors
-	// decode, holding the defaults. Key lists, the SQL validation and the docs
-	// are made from them; see package relaycfg for the tags.
+	// NewSink, NewSource, SinkConfig and SourceConfig are the old form of Sink and
+	// Source. They go when the last backend has moved; see [NewRegistry].
+	NewSink      func(ctx context.Context, env Env, config json.RawMessage) (Sink, error)
+	NewSource    func(ctx context.Context, env Env, config json.RawMessage) (Source, error)
 	SinkConfig   any
 	SourceConfig any
 
@@ -61,6 +60,72 @@ type Backend struct {
 	// SinkGuarantee and SourceGuarantee say in a few words what an operator gets.
 	SinkGuarantee   Guarantee
 	SourceGuarantee Guarantee
+}
+
+// SinkFactory makes the sinks of a backend.
+type SinkFactory = Factory[Sink]
+
+// SourceFactory makes the sources of a backend.
+type SourceFactory = Factory[Source]
+
+// Factory makes one end of a pipeline from its configuration, in two steps, so that
+// a configuration is decoded once and can be checked without a connection.
+type Factory[T any] struct {
+	// Defaults is the configuration struct with its defaults. The list of keys, the
+	// validation in SQL and the docs are made from it; see package relaycfg for the
+	// tags.
+	Defaults any
+	// Decode returns the configuration that raw holds: the backend's own keys,
+	// without prefix, secrets resolved. It does no I/O.
+	Decode func(raw json.RawMessage) (config any, err error)
+	// Open connects and validates, so that a wrong configuration fails when the
+	// pipeline starts and not at its first message. config is what Decode returned.
+	// ctx bounds the call, not the life of what it returns. With an error it
+	// returns a nil interface.
+	Open func(ctx context.Context, env Env, config any) (T, error)
+}
+
+// IsZero reports whether the factory makes nothing.
+func (f Factory[T]) IsZero() bool { return f.Open == nil }
+
+// New decodes raw and opens the end that it describes.
+func (f Factory[T]) New(ctx context.Context, env Env, raw json.RawMessage) (T, error) {
+	config, err := f.Decode(raw)
+	if err != nil {
+		var none T
+		return none, err
+	}
+	return f.Open(ctx, env, config)
+}
+
+// withFactories returns b in both forms, whichever it is written in.
+func (b Backend) withFactories() Backend {
+	b.Sink, b.NewSink, b.SinkConfig = bothForms(b.Sink, b.NewSink, b.SinkConfig)
+	b.Source, b.NewSource, b.SourceConfig = bothForms(b.Source, b.NewSource, b.SourceConfig)
+	return b
+}
+
+type constructor[T any] = func(ctx context.Context, env Env, config json.RawMessage) (T, error)
+
+func bothForms[T any](f Factory[T], create constructor[T], defaults any) (Factory[T], constructor[T], any) {
+	switch {
+	case !f.IsZero():
+		return f, f.New, f.Defaults
+	case create == nil:
+		return f, nil, defaults
+	}
+	return Factory[T]{
+		Defaults: defaults,
+		Decode:   func(raw json.RawMessage) (any, error) { return raw, nil },
+		Open: func(ctx context.Context, env Env, config any) (T, error) {
+			v, err := create(ctx, env, config.(json.RawMessage)) //nolint:forcetypeassert // see Decode
+			if err != nil {
+				var none T
+				return none, err
+			}
+			return v, nil
+		},
+	}, create, defaults
 }
 
 // Guarantee is what a pipeline's far end gives, for the check command and docs.
@@ -87,11 +152,13 @@ type Registry struct {
 // error, as is a backend that supports no direction.
 func NewRegistry(backends ...Backend) (*Registry, error) {
 	r := &Registry{backends: slices.Clone(backends), byName: make(map[string]Backend)}
-	for _, b := range backends {
+	for i, b := range backends {
+		b = b.withFactories()
+		r.backends[i] = b
 		if b.Name == "" {
 			return nil, fmt.Errorf("register backend: no name")
 		}
-		if b.NewSink == nil && b.NewSource == nil {
+		if b.Sink.IsZero() && b.Source.IsZero() {
 			return nil, fmt.Errorf("register backend %q: neither sink nor source", b.Name)
 		}
 		for _, name := range append([]string{b.Name}, b.Aliases...) {

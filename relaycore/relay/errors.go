@@ -156,3 +156,28 @@ type delayed struct {
 }
 
 func (d *delayed) Unwrap() error { return d.error }
+
+// Unknown marks err as one after which it is not known what arrived: some or all of
+// what it failed may be durable at the destination, for example because the
+// connection was lost before the answer. Before the engine publishes again it reads
+// the destination back from the last position, as after a crash, if the sink is a
+// [Resumer]. So a sink keeps no record of its own of what it is in doubt about.
+//
+// Unknown goes together with the other classes of errors.
+func Unknown(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &unknown{err}
+}
+
+// IsUnknown reports whether err, or the error of any message of a [BatchError], was
+// marked by [Unknown].
+func IsUnknown(err error) bool {
+	_, ok := errors.AsType[*unknown](err)
+	return ok
+}
+
+type unknown struct{ error }
+
+func (u *unknown) Unwrap() error { return u.error }

@@ -21,6 +21,7 @@ package relaycfg
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -102,7 +103,7 @@ func match(keys []Key, spelled string) (key Key, unit string, ok bool) {
 	for _, k := range keys {
 		names := append([]string{k.Name}, k.Aliases...)
 		if slices.Contains(names, spelled) {
-			return k, cmpOr(unitOf(spelled), k.Unit), true
+			return k, cmp.Or(unitOf(spelled), k.Unit), true
 		}
 		if k.Type == "duration" {
 			for _, suffix := range []string{"_ms", "_seconds"} {
@@ -123,13 +124,6 @@ func unitOf(key string) string {
 		return "s"
 	}
 	return ""
-}
-
-func cmpOr(a, b string) string {
-	if a != "" {
-		return a
-	}
-	return b
 }
 
 func unknown(keys []Key, spelled string) error {
@@ -164,6 +158,9 @@ func set(field reflect.Value, key Key, unit string, raw json.RawMessage) error {
 	// A number or a boolean out of ${env:NAME} is a string by the time it is here.
 	if bare, ok := unquoted(field, raw); ok {
 		raw = bare
+	}
+	if k := field.Kind(); k == reflect.Map || k == reflect.Slice {
+		field.SetZero() // json would write into the memory of the defaults
 	}
 	if err := json.Unmarshal(raw, field.Addr().Interface()); err != nil {
 		var typeErr *json.UnmarshalTypeError

@@ -1,0 +1,139 @@
+package relaynet
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io/fs"
+	"os"
+	"strings"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
+)
+
+// TLS is the part of a client's configuration that is about TLS. Each certificate
+// or key is the path of a PEM file, or the PEM text itself where a deployment passes
+// secrets in the environment. Errors name the configuration key and never quote a
+// value that may be a key.
+//
+// A configuration that embeds TLS and has a Validate method of its own calls
+// TLS.Validate there.
+type TLS struct {
+	CA         string          `json:"tls_ca" doc:"Authorities to trust in place of the system's: a PEM file, or the PEM text."`
+	Cert       string          `json:"tls_cert" doc:"Certificate of the client: a PEM file, or the PEM text."`
+	Key        relaycfg.Secret `json:"tls_key" doc:"Key of tls_cert: a PEM file, or the PEM text."`
+	ServerName string          `json:"tls_server_name" doc:"Name to expect in the server's certificate in place of the host's."`
+}
+
+// Validate checks that the certificate and its key are given together. It reads no
+// file.
+func (t TLS) Validate() error { return validatePair(t.Cert, t.Key) }
+
+// Configured reports whether any key is set.
+func (t TLS) Configured() bool { return t != TLS{} }
+
+// Client returns the TLS configuration of a client. Without any key it trusts the
+// system's authorities and shows no certificate.
+func (t TLS) Client() (*tls.Config, error) {
+	cfg := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: t.ServerName}
+	var err error
+	if t.CA != "" {
+		if cfg.RootCAs, err = Authorities("tls_ca", t.CA); err != nil {
+			return nil, err
+		}
+	}
+	if t.Cert != "" {
+		if cfg.Certificates, err = keyPair(t.Cert, t.Key); err != nil {
+			return nil, err
+		}
+	}
+	return cfg, nil
+}
+
+// ServerTLS is the part of a listener's configuration that is about TLS. Its values
+// are paths or PEM text, as in [TLS].
+type ServerTLS struct {
+	Cert     string          `json:"tls_cert" doc:"Certificate of the server, with which it speaks TLS: a PEM file, or the PEM text."`
+	Key      relaycfg.Secret `json:"tls_key" doc:"Key of tls_cert: a PEM file, or the PEM text."`
+	ClientCA string          `json:"client_ca" doc:"Authorities of the clients, which must then show a certificate: a PEM file, or the PEM text."`
+}
+
+// Validate checks which keys are given together. It reads no file.
+func (t ServerTLS) Validate() error {
+	if err := validatePair(t.Cert, t.Key); err != nil {
+		return err
+	}
+	if t.ClientCA != "" && t.Cert == "" {
+		return relaycfg.Errorf("client_ca", "needs tls_cert and tls_key: without TLS a client shows no certificate")
+	}
+	return nil
+}
+
+// Server returns the TLS configuration of a server, or nil if it has no
+// certificate and so speaks no TLS.
+func (t ServerTLS) Server() (*tls.Config, error) {
+	if t.Cert == "" {
+		return nil, nil //nolint:nilnil // no TLS is a valid answer
+	}
+	cfg := &tls.Config{MinVersion: tls.VersionTLS12}
+	var err error
+	if cfg.Certificates, err = keyPair(t.Cert, t.Key); err != nil {
+		return nil, err
+	}
+	if t.ClientCA != "" {
+		if cfg.ClientCAs, err = Authorities("client_ca", t.ClientCA); err != nil {
+			return nil, err
+		}
+		cfg.ClientAuth = tls.RequireAndVerifyClientCert
+	}
+	return cfg, nil
+}
+
+func validatePair(cert string, key relaycfg.Secret) error {
+	if (cert == "") != (key == "") {
+		return relaycfg.Errorf("tls_cert", "goes together with tls_key: set both or none")
+	}
+	return nil
+}
+
+// Authorities reads the certificates to trust; name is the configuration key.
+func Authorities(name, value string) (*x509.CertPool, error) {
+	text, err := read(name, value)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(text) {
+		return nil, relaycfg.Errorf(name, "holds no PEM certificate")
+	}
+	return pool, nil
+}
+
+// keyPair reads the certificate tls_cert and its key tls_key.
+func keyPair(cert string, key relaycfg.Secret) ([]tls.Certificate, error) {
+	certText, err := read("tls_cert", cert)
+	if err != nil {
+		return nil, err
+	}
+	keyText, err := read("tls_key", key.Reveal())
+	if err != nil {
+		return nil, err
+	}
+	pair, err := tls.X509KeyPair(certText, keyText)
+	if err != nil {
+		return nil, relaycfg.Errorf("tls_cert", "cannot be used with tls_key: %s", err)
+	}
+	return []tls.Certificate{pair}, nil
+}
+
+// read returns the PEM text that value holds or names.
+func read(name, value string) ([]byte, error) {
+	if strings.Contains(value, "-----BEGIN ") {
+		return []byte(value), nil
+	}
+	text, err := os.ReadFile(value)
+	if path, ok := errors.AsType[*fs.PathError](err); ok {
+		return nil, relaycfg.Errorf(name, "%s the file: %s", path.Op, path.Err)
+	}
+	return text, err
+}

@@ -1,0 +1,105 @@
+package relaynet_test
+
+import (
+	"crypto/tls"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
+	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest/tlstest"
+)
+
+func TestTLS(t *testing.T) {
+	ca := tlstest.New(t)
+	cert, key := ca.Issue(t, "relay")
+	_, otherKey := ca.Issue(t, "other")
+	text := func(file string) string {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	missing := filepath.Join(t.TempDir(), "hidden")
+	for name, tc := range map[string]struct {
+		ca, cert, key string
+		wantErr       string
+	}{
+		"nothing":                {},
+		"files":                  {ca: ca.File, cert: cert, key: key},
+		"text":                   {ca: text(ca.File), cert: text(cert), key: text(key)},
+		"no authority":           {ca: missing, wantErr: `: open the file: no such file`},
+		"a key for an authority": {ca: key, wantErr: `: holds no PEM certificate`},
+		"no certificate":         {cert: missing, key: key, wantErr: `key "tls_cert": open the file: no such file`},
+		"no key":                 {cert: cert, key: missing, wantErr: `key "tls_key": open the file: no such file`},
+		"another key":            {cert: cert, key: otherKey, wantErr: `key "tls_cert": cannot be used with tls_key`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			client, clientErr := relaynet.TLS{CA: tc.ca, Cert: tc.cert, Key: relaycfg.Secret(tc.key)}.Client()
+			own := relaynet.ServerTLS{Cert: tc.cert, Key: relaycfg.Secret(tc.key), ClientCA: tc.ca}
+			if own.Cert == "" {
+				own.Cert, own.Key = cert, relaycfg.Secret(key)
+			}
+			server, serverErr := own.Server()
+			for _, err := range []error{clientErr, serverErr} {
+				if tc.wantErr != "" && (err == nil || !strings.Contains(err.Error(), tc.wantErr) || strings.Contains(err.Error(), "hidden")) {
+					t.Errorf("error = %v, want one with %s and without the path", err, tc.wantErr)
+				}
+				if tc.wantErr == "" && err != nil {
+					t.Error(err)
+				}
+			}
+			if tc.wantErr != "" {
+				return
+			}
+			if (client.RootCAs != nil) != (tc.ca != "") || (len(client.Certificates) == 1) != (tc.cert != "") {
+				t.Errorf("Client = %+v", client)
+			}
+			if (server.ClientCAs != nil) != (tc.ca != "") || (server.ClientAuth == tls.RequireAndVerifyClientCert) != (tc.ca != "") || len(server.Certificates) != 1 {
+				t.Errorf("Server = %+v", server)
+			}
+		})
+	}
+}
+
+func TestTLSValidate(t *testing.T) {
+	t.Parallel()
+	const pair, ca = `key "tls_cert": goes together with tls_key: set both or none`, `key "client_ca": needs tls_cert and tls_key`
+	for name, tc := range map[string]struct {
+		cfg  interface{ Validate() error }
+		want string
+	}{
+		"client, nothing":        {relaynet.TLS{}, ""},
+		"client, both":           {relaynet.TLS{Cert: "c", Key: "k"}, ""},
+		"client, no key":         {relaynet.TLS{Cert: "c"}, pair},
+		"client, no certificate": {relaynet.TLS{Key: "k"}, pair},
+		"server, nothing":        {relaynet.ServerTLS{}, ""},
+		"server, all":            {relaynet.ServerTLS{Cert: "c", Key: "k", ClientCA: "a"}, ""},
+		"server, no key":         {relaynet.ServerTLS{Cert: "c"}, pair},
+		"server, authority only": {relaynet.ServerTLS{ClientCA: "a"}, ca},
+	} {
+		if err := tc.cfg.Validate(); (err == nil) != (tc.want == "") || err != nil && !strings.HasPrefix(err.Error(), tc.want) {
+			t.Errorf("%s: Validate() = %v, want %q", name, err, tc.want)
+		}
+	}
+	if (relaynet.TLS{}).Configured() || !(relaynet.TLS{ServerName: "x"}).Configured() {
+		t.Error("Configured is wrong")
+	}
+	if cfg, err := (relaynet.ServerTLS{}).Server(); cfg != nil || err != nil {
+		t.Errorf("Server() = %v, %v without a certificate, want nil, nil", cfg, err)
+	}
+}
+
+func ExampleTLS() {
+	var config struct {
+		URL string `json:"url" doc:"Server."`
+		relaynet.TLS
+	}
+	err := relaycfg.Decode([]byte(`{"url":"tls://broker:4222","tls_cert":"client.pem"}`), &config)
+	fmt.Println(err)
+	// Output: key "tls_cert": goes together with tls_key: set both or none
+}

@@ -1,0 +1,42 @@
+package relaynet
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+)
+
+// Untrusted returns a fatal error with the cure when err means that one side of a
+// connection refused the other's certificate, and nil otherwise.
+func Untrusted(err error) error {
+	if cure := cureOf(err); cure != "" {
+		return relay.Fatal(fmt.Errorf("%w; %s", err, cure))
+	}
+	return nil
+}
+
+func cureOf(err error) string {
+	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
+		return "set tls_ca to the authority that signed the server's certificate"
+	}
+	if _, ok := errors.AsType[x509.HostnameError](err); ok {
+		return "set tls_server_name to a name in the server's certificate"
+	}
+	if _, ok := errors.AsType[x509.CertificateInvalidError](err); ok {
+		return "the server needs a valid certificate"
+	}
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return "check the server's certificate, and tls_ca"
+	}
+	// The peer refused the handshake and told so by an alert. An internal error is
+	// the peer's own and may pass.
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "remote error" && !strings.Contains(op.Err.Error(), "internal error") {
+		return "the server refused the handshake: check tls_cert and tls_key"
+	}
+	return ""
+}
