@@ -34,8 +34,8 @@ func TestBorrowedRights(t *testing.T) {
 	requests := []string{
 		`'drop outbox', 'outbox_payments', NULL`,
 		`'drop outbox', 'outbox_events', NULL`,
-		`'set truncate policy', 'outbox_payments', '{"policy": "ignore"}'`,
-		`'set truncate policy', 'outbox_events', '{"policy": "ignore"}'`,
+		`'describe outbox', 'outbox_payments', '{"policy": "ignore"}'`,
+		`'describe outbox', 'outbox_events', '{"policy": "ignore"}'`,
 		`'create outbox', 'app.other'::regclass::oid::text, '{"retention_hours": 1}'`,
 		`'unregister inbox', 'box', NULL`,
 		`'register inbox', 'app.free', ` + config,
@@ -44,7 +44,7 @@ func TestBorrowedRights(t *testing.T) {
 		`SELECT pgtrickle.disable_outbox('app.payments')`,
 		`SELECT pgtrickle.disable_outbox('events')`,
 		`SELECT pgtrickle._relay_drop_outbox('outbox_events')`,
-		`SELECT pgtrickle._relay_set_truncate_policy('outbox_payments', 'ignore')`,
+		`SELECT pgtrickle._relay_describe_outbox('outbox_payments', 'app.payments', 'ignore')`,
 		`SELECT pgtrickle._relay_create_outbox('app.other', 1)`,
 		`SELECT pgtrickle.enable_outbox('app.other')`,
 		`SELECT pgtrickle.drop_inbox('box')`,
@@ -163,6 +163,8 @@ func TestOutboxesAreForTrustedOwners(t *testing.T) {
 	refused(t, pool, "42501", "enable_outbox", as+`; INSERT INTO pgtrickle._relay_requests (action, target, detail) VALUES ('create outbox', 'public.mine'::regclass::oid::text, '{"retention_hours": 1}')`)
 	refused(t, pool, "42501", "enable_outbox", as+`; SELECT pgtrickle._relay_enable_outbox('public.mine', '{}', 1)`)
 	run(t, pool, `GRANT EXECUTE ON FUNCTION pgtrickle.enable_outbox TO `+owner+`; UPDATE pgtrickle.relay_migrations SET checksum = 'old'`)
+	refused(t, pool, "42501", "may not create the trigger function of public.mine in schema public", as+enable)
+	run(t, pool, `GRANT CREATE ON SCHEMA public TO `+owner)
 	if err := migrate.Up(ctx, pool, nil); err != nil {
 		t.Fatalf("Up: %v", err)
 	}

@@ -17,6 +17,14 @@ LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $fn$
 $fn$;
 -- +end
 
+-- The role that owned the table when enable_outbox was called. Null in what was made before.
+DO $do$
+BEGIN
+    IF to_regclass('pgtrickle.relay_outboxes') IS NOT NULL THEN
+        ALTER TABLE pgtrickle.relay_outboxes ADD COLUMN IF NOT EXISTS stream_owner text;
+    END IF;
+END $do$;
+
 -- +plain-table pgtrickle._relay_requests: what roles ask of us; a trigger does it at once, so no row is ever stored
 CREATE TABLE pgtrickle._relay_requests (
     caller name NOT NULL DEFAULT current_user,
@@ -39,7 +47,7 @@ BEGIN
     IF NEW.action = 'create outbox' THEN
         t := NEW.target::oid;
         what := 'table ' || coalesce(pgtrickle._relay_table_name(t), NEW.target);
-    ELSIF NEW.action IN ('drop outbox', 'set truncate policy') THEN
+    ELSIF NEW.action IN ('drop outbox', 'describe outbox', 'upgrade outbox') THEN
         t := pgtrickle._relay_stream_oid(NEW.target);
         what := 'the table of outbox ' || NEW.target;
     ELSIF NEW.action = 'register inbox' THEN
@@ -62,7 +70,8 @@ BEGIN
     CASE NEW.action
         WHEN 'create outbox' THEN PERFORM pgtrickle._relay_create_outbox(t, (NEW.detail ->> 'retention_hours')::integer);
         WHEN 'drop outbox' THEN PERFORM pgtrickle._relay_drop_outbox(NEW.target);
-        WHEN 'set truncate policy' THEN PERFORM pgtrickle._relay_set_truncate_policy(NEW.target, NEW.detail ->> 'policy');
+        WHEN 'describe outbox' THEN PERFORM pgtrickle._relay_describe_outbox(NEW.target, t, NEW.detail ->> 'policy');
+        WHEN 'upgrade outbox' THEN PERFORM pgtrickle._relay_upgrade_outbox(NEW.target);
         WHEN 'register inbox' THEN INSERT INTO pgtrickle.pgt_inbox_config SELECT (jsonb_populate_record(NULL::pgtrickle.pgt_inbox_config, NEW.detail)).*;
         WHEN 'unregister inbox' THEN DELETE FROM pgtrickle.pgt_inbox_config i WHERE i.inbox_name = NEW.target;
     END CASE;
@@ -88,6 +97,21 @@ BEGIN
     END LOOP;
     RETURN cut || suffix;
 END $fn$;
+-- +end
+
+-- +function pgtrickle._relay_unique_name(text): a name as an identifier of at most 63 bytes; one that is longer ends in a hash of all of it
+CREATE OR REPLACE FUNCTION pgtrickle._relay_unique_name(p_name text) RETURNS text
+LANGUAGE sql IMMUTABLE STRICT SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT CASE WHEN octet_length(p_name) <= 63 THEN p_name
+        ELSE pgtrickle._relay_name(p_name, '_' || left(encode(sha256(convert_to(p_name, 'UTF8')), 'hex'), 8)) END
+$fn$;
+-- +end
+
+-- +plain-function pgtrickle._relay_trigger(text, text): the name of a trigger of an outbox; p_kind is row or truncate
+CREATE OR REPLACE FUNCTION pgtrickle._relay_trigger(p_outbox text, p_kind text) RETURNS name
+LANGUAGE sql IMMUTABLE STRICT SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT pgtrickle._relay_unique_name('!pgtrickle_' || p_outbox || '_' || p_kind)::name
+$fn$;
 -- +end
 
 -- +function pgtrickle._relay_outbox_table(text, name[]): the outbox that a user calls by its own name or by its stream table, null when there is none
@@ -179,14 +203,23 @@ $fn$;
 CREATE OR REPLACE FUNCTION pgtrickle._relay_stream_oid(p_outbox text) RETURNS regclass
 LANGUAGE sql STABLE STRICT SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
     SELECT coalesce(
-        -- A table that was renamed is known by its triggers, one that was restored by its name.
+        -- A table that was renamed keeps its oid. One that was restored from a dump has
+        -- another, and is known by its trigger, or by its name. A trigger and a name can
+        -- be anybody's: they count only at a table of the role that called enable_outbox.
+        (SELECT t.tgrelid FROM pg_trigger t WHERE t.tgrelid = c.stream_table_oid AND t.tgname = pgtrickle._relay_trigger(p_outbox, 'row')),
+        (SELECT t.tgrelid FROM pg_trigger t JOIN pg_class r ON r.oid = t.tgrelid JOIN pg_roles w ON w.oid = r.relowner
+            WHERE t.tgname = pgtrickle._relay_trigger(p_outbox, 'row') AND w.rolname = o.stream_owner AND NOT r.relispartition
+            ORDER BY t.tgrelid LIMIT 1),
+        -- The triggers of an outbox that was made before capture by row.
         (SELECT t.tgrelid FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid JOIN pg_namespace n ON n.oid = p.pronamespace
             WHERE n.nspname = 'pgtrickle' AND p.proname = o.capture_function
               AND NOT EXISTS (SELECT FROM pg_inherits i JOIN pg_trigger t2 ON t2.tgrelid = i.inhparent
                               WHERE i.inhrelid = t.tgrelid AND t2.tgfoid = t.tgfoid)
             ORDER BY t.tgrelid LIMIT 1),
-        pgtrickle._relay_find(o.stream_schema, o.stream_table))::regclass
-    FROM pgtrickle.relay_outboxes o WHERE o.outbox_table_name = p_outbox AND o.stream_table IS NOT NULL
+        (SELECT r.oid FROM pg_class r JOIN pg_namespace n ON n.oid = r.relnamespace JOIN pg_roles w ON w.oid = r.relowner
+            WHERE n.nspname = o.stream_schema AND r.relname = o.stream_table AND w.rolname = coalesce(o.stream_owner, w.rolname)))::regclass
+    FROM pgtrickle.relay_outboxes o JOIN pgtrickle.pgt_outbox_config c USING (outbox_table_name)
+    WHERE o.outbox_table_name = p_outbox AND o.stream_table IS NOT NULL
 $fn$;
 -- +end
 
@@ -218,15 +251,16 @@ BEGIN
         inserted_count bigint      NOT NULL DEFAULT 0,
         deleted_count  bigint      NOT NULL DEFAULT 0,
         is_claim_check boolean     NOT NULL DEFAULT false,
-        payload        jsonb,
-        xid            xid8        NOT NULL DEFAULT pg_current_xact_id())', outbox);
+        payload        json,
+        xid            xid8        NOT NULL DEFAULT pg_current_xact_id(),
+        headers        jsonb,
+        key            text,
+        event_id       text)', outbox);
     EXECUTE format('CREATE INDEX %I ON pgtrickle.%I (xid, id)', pgtrickle._relay_name(outbox, '_xid_idx'), outbox);
+    EXECUTE format('CREATE UNIQUE INDEX %I ON pgtrickle.%I (event_id) WHERE event_id IS NOT NULL', pgtrickle._relay_name(outbox, '_event_id_idx'), outbox);
     EXECUTE format('COMMENT ON TABLE pgtrickle.%I IS %L', outbox, 'pgtrickle-relay: outbox of ' || p_label);
     IF p_stream_schema IS NOT NULL THEN
-        capture := pgtrickle._relay_name(outbox, '_capture');
-        IF to_regprocedure(format('pgtrickle.%I()', capture)) IS NOT NULL THEN
-            capture := pgtrickle._relay_name(outbox, '_capture_' || left(md5(p_label), 7));
-        END IF;
+        capture := pgtrickle._relay_unique_name('pgtrickle_' || outbox);
     END IF;
     -- A restored database has other oids: an entry may hold the oid of what is now another table.
     UPDATE pgtrickle.pgt_outbox_config c
@@ -235,218 +269,252 @@ BEGIN
         WHERE c.stream_table_oid = p_oid;
     INSERT INTO pgtrickle.pgt_outbox_config (stream_table_oid, stream_table_name, outbox_table_name, retention_hours)
         VALUES (coalesce(p_oid, to_regclass(format('pgtrickle.%I', outbox))), p_stream_table, outbox, p_retention_hours);
-    INSERT INTO pgtrickle.relay_outboxes (outbox_table_name, stream_schema, stream_table, capture_function)
-        VALUES (outbox, p_stream_schema, CASE WHEN p_stream_schema IS NOT NULL THEN p_stream_table END, capture);
+    INSERT INTO pgtrickle.relay_outboxes (outbox_table_name, stream_schema, stream_table, capture_function, stream_owner)
+        VALUES (outbox, p_stream_schema, CASE WHEN p_stream_schema IS NOT NULL THEN p_stream_table END, capture,
+                (SELECT r.rolname FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner WHERE c.oid = p_oid));
+    PERFORM pgtrickle._relay_write_publish();
     PERFORM pgtrickle.relay_grant_access();
     RETURN outbox;
 END $fn$;
 -- +end
 
--- One statement of the user makes one outbox row, or, when its rows come to more
--- than 4 MiB, several in the same order: a jsonb holds 256 MiB at most, and whoever
--- reads the outbox holds a row in memory.
+-- Capture: one row trigger writes one outbox row for each row that changes.
 --
--- Rows are numbered in the order in which PostgreSQL stored them. An update adds to
--- both transition tables for each row, so equal numbers are the same row.
+-- A row trigger gets the old and the new row together. PostgreSQL itself clones the
+-- trigger to partitions when they are attached and removes it when they are detached.
+-- A row that moves to another partition is a delete and an insert.
 --
--- A row must look the same whoever writes it, for it may be a key: hence the SETs.
+-- The trigger function belongs to the owner of the table and stands in the table's
+-- schema. So casts, index expressions and row security of the table run with the
+-- rights of the table's owner, and never with those of the owner of this schema.
 --
--- Virtual generated columns are left out: transition tables have nulls for them.
--- Statements of one row take a short cut, which looks for such columns only when
--- the row has nulls.
---
--- A table can have a column of any name. x.* is the row even where one is called x,
--- which x alone is not; and a variable goes before a column of its name.
+-- The name of the trigger begins with "!", so that it fires before the user's own
+-- triggers and before those of foreign keys: what these change is recorded later.
 
--- +plain-function pgtrickle._relay_virtual_columns(oid): the virtual generated columns of a table
-CREATE OR REPLACE FUNCTION pgtrickle._relay_virtual_columns(t oid) RETURNS text[]
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $fn$
-    SELECT ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = t AND a.attgenerated = 'v')
+-- +plain-function pgtrickle._relay_capturing(): always true; the triggers of captured tables depend on it, so that they go with schema pgtrickle
+-- PostgreSQL inlines the function, so that a row pays nothing for it. That needs a
+-- function without a SET clause, and the right of everybody to execute it.
+CREATE OR REPLACE FUNCTION pgtrickle._relay_capturing() RETURNS boolean
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $fn$ SELECT true $fn$;
+-- +end
+
+-- +plain-function pgtrickle._relay_header_problem(text, text): why a name and a value cannot be a header, null when they can
+-- A name is a token of RFC 9110, section 5.6.2. Reserved names are those that the relay
+-- or a broker sets itself.
+CREATE OR REPLACE FUNCTION pgtrickle._relay_header_problem(p_name text, p_value text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT CASE
+        WHEN p_name !~ '^[!#$%&''*+.^_`|~0-9A-Za-z-]{1,128}$' THEN 'a header name is 1 to 128 letters, digits and !#$%&''*+-.^_`|~'
+        WHEN p_name ~* '^(nats-|pgtrickle-|webhook-|ce-|aws\.)' OR lower(p_name) IN ('idempotency-key', 'content-type') THEN 'the name is reserved'
+        WHEN p_value ~ '[[:cntrl:]]' THEN 'the value holds a control character'
+    END
 $fn$;
 -- +end
 
--- +plain-function pgtrickle._relay_capture_source(text): the source of the trigger function of an outbox
-CREATE OR REPLACE FUNCTION pgtrickle._relay_capture_source(p_outbox text) RETURNS text
-LANGUAGE sql IMMUTABLE STRICT SET search_path = pg_catalog, pg_temp AS $fn$
-    SELECT format($capture$
-#variable_conflict use_variable
+-- +plain-function pgtrickle._relay_headers(text): the headers of a captured row, from setting pgtrickle.headers of its transaction
+-- The writer never fails. What cannot be a header is left out, and the member
+-- Pgtrickle-Dropped of the result tells how many were; null when there is nothing.
+CREATE OR REPLACE FUNCTION pgtrickle._relay_headers(p_setting text) RETURNS jsonb
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $fn$
 DECLARE
-    n      integer := 0;
-    j      jsonb;
-    before jsonb;
-    hidden text[];
-    none   constant jsonb := '[]';
+    kept    jsonb;
+    dropped integer;
 BEGIN
-    IF TG_OP = 'TRUNCATE' THEN
-        PERFORM pgtrickle._relay_capture_truncate(TG_RELID, TG_ARGV[0], %1$L);
+    IF coalesce(p_setting, '') = '' THEN
         RETURN NULL;
-    ELSIF TG_OP = 'DELETE' THEN
-        FOR j IN SELECT to_jsonb(x.*) FROM old_rows x LIMIT 2 LOOP
-            n := n + 1;
-        END LOOP;
-    ELSE
-        FOR j IN SELECT to_jsonb(x.*) FROM new_rows x LIMIT 2 LOOP
-            n := n + 1;
-        END LOOP;
     END IF;
-    IF n = 0 THEN
-        RETURN NULL;
-    ELSIF n > 1 OR j @? '$.* ? (@ == null)' THEN
-        hidden := pgtrickle._relay_virtual_columns(TG_RELID);
-    END IF;
-
-    IF TG_OP = 'INSERT' AND n = 1 THEN
-        INSERT INTO pgtrickle.%1$I (inserted_count, payload) VALUES (1, jsonb_build_object('v', 1,
-            'inserted', jsonb_build_array(j - coalesce(hidden, '{}')), 'updated', none, 'deleted', none));
-    ELSIF TG_OP = 'DELETE' AND n = 1 THEN
-        INSERT INTO pgtrickle.%1$I (deleted_count, payload) VALUES (1, jsonb_build_object('v', 1,
-            'inserted', none, 'updated', none, 'deleted', jsonb_build_array(j - coalesce(hidden, '{}'))));
-    ELSIF TG_OP = 'UPDATE' AND n = 1 THEN
-        SELECT to_jsonb(x.*) INTO before FROM old_rows x;
-        INSERT INTO pgtrickle.%1$I (inserted_count, deleted_count, payload) VALUES (1, 1, jsonb_build_object('v', 1,
-            'inserted', none, 'updated', jsonb_build_array(jsonb_build_object(
-                'old', before - coalesce(hidden, '{}'), 'new', j - coalesce(hidden, '{}'))), 'deleted', none));
-    ELSIF TG_OP = 'INSERT' THEN
-        INSERT INTO pgtrickle.%1$I (inserted_count, payload)
-        SELECT count(*), jsonb_build_object('v', 1, 'inserted', jsonb_agg(r.j ORDER BY r.n), 'updated', none, 'deleted', none)
-        FROM (SELECT s.j, row_number() OVER w AS n, sum(pg_column_size(s.j)) OVER w / 4194304 AS part
-              FROM (SELECT to_jsonb(x.*) - hidden AS j FROM new_rows x OFFSET 0) s WINDOW w AS (ROWS UNBOUNDED PRECEDING)) r
-        GROUP BY r.part ORDER BY r.part;
-    ELSIF TG_OP = 'DELETE' THEN
-        INSERT INTO pgtrickle.%1$I (deleted_count, payload)
-        SELECT count(*), jsonb_build_object('v', 1, 'inserted', none, 'updated', none, 'deleted', jsonb_agg(r.j ORDER BY r.n))
-        FROM (SELECT s.j, row_number() OVER w AS n, sum(pg_column_size(s.j)) OVER w / 4194304 AS part
-              FROM (SELECT to_jsonb(x.*) - hidden AS j FROM old_rows x OFFSET 0) s WINDOW w AS (ROWS UNBOUNDED PRECEDING)) r
-        GROUP BY r.part ORDER BY r.part;
-    ELSE
-        INSERT INTO pgtrickle.%1$I (inserted_count, deleted_count, payload)
-        SELECT count(*), count(*), jsonb_build_object('v', 1, 'inserted', none, 'updated', jsonb_agg(r.j ORDER BY r.n), 'deleted', none)
-        FROM (SELECT s.j, s.n, sum(pg_column_size(s.j)) OVER (ORDER BY s.n ROWS UNBOUNDED PRECEDING) / 4194304 AS part
-              FROM (SELECT o.n, jsonb_build_object('old', o.j - hidden, 'new', w.j - hidden) AS j
-                    FROM (SELECT to_jsonb(x.*) AS j, row_number() OVER () AS n FROM old_rows x) o
-                    JOIN (SELECT to_jsonb(x.*) AS j, row_number() OVER () AS n FROM new_rows x) w ON w.n = o.n) s) r
-        GROUP BY r.part ORDER BY r.part;
-    END IF;
-    RETURN NULL;
-END $capture$, p_outbox)
-$fn$;
--- +end
-
--- +plain-function pgtrickle._relay_write_capture(text, text): creates or replaces the trigger function of an outbox
-CREATE OR REPLACE FUNCTION pgtrickle._relay_write_capture(p_outbox text, p_capture text) RETURNS void
-LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
-BEGIN
-    EXECUTE format('CREATE OR REPLACE FUNCTION pgtrickle.%I() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
-        SET search_path = pgtrickle, pg_catalog, pg_temp SET TimeZone = ''UTC'' SET IntervalStyle = ''postgres''
-        SET bytea_output = ''hex'' SET extra_float_digits = 1 AS %L', p_capture, pgtrickle._relay_capture_source(p_outbox));
-    EXECUTE format('COMMENT ON FUNCTION pgtrickle.%I() IS %L', p_capture, 'pgtrickle-relay: writes outbox ' || p_outbox);
+    SELECT jsonb_object_agg(h.key, h.value) FILTER (WHERE h.good), count(*) FILTER (WHERE NOT h.good) INTO kept, dropped
+    FROM (SELECT e.key, e.value, jsonb_typeof(e.value) = 'string' AND pgtrickle._relay_header_problem(e.key, e.value #>> '{}') IS NULL AS good
+          FROM jsonb_each(p_setting::jsonb) e) h;
+    RETURN CASE WHEN dropped > 0 THEN coalesce(kept, '{}') || jsonb_build_object('Pgtrickle-Dropped', dropped::text) ELSE kept END;
+EXCEPTION WHEN others THEN
+    RETURN jsonb_build_object('Pgtrickle-Dropped', 'all');
 END $fn$;
 -- +end
 
--- A partitioned table is truncated with all its partitions, and the triggers of
--- these run as well: a partition that has none is captured here.
+-- +plain-function pgtrickle._relay_text_settings(regclass): the settings on which the text of a table's rows depends, with the values that capture uses
+-- A setting costs each row about 0.3 microseconds, so a table gets only those that its
+-- types need. A base type that is not PostgreSQL's own gets all of them.
+CREATE OR REPLACE FUNCTION pgtrickle._relay_text_settings(t regclass) RETURNS text[]
+LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $fn$
+    WITH RECURSIVE types(oid, in_range) AS (
+        SELECT a.atttypid, false FROM pg_attribute a WHERE a.attrelid = t AND a.attnum > 0 AND NOT a.attisdropped
+        UNION
+        SELECT part.oid, types.in_range OR y.typtype IN ('r', 'm')
+        FROM types JOIN pg_type y ON y.oid = types.oid
+        CROSS JOIN LATERAL (
+            SELECT y.typbasetype WHERE y.typtype = 'd'
+            UNION ALL SELECT y.typelem WHERE y.typelem <> 0 AND y.typlen = -1
+            UNION ALL SELECT r.rngsubtype FROM pg_range r WHERE y.oid IN (r.rngtypid, (to_jsonb(r) ->> 'rngmultitypid')::oid)
+            UNION ALL SELECT a.atttypid FROM pg_attribute a WHERE y.typtype = 'c' AND a.attrelid = y.typrelid AND a.attnum > 0 AND NOT a.attisdropped
+        ) part(oid)
+    )
+    SELECT coalesce(array_agg(DISTINCT s.name || '=' || s.value), '{}')
+    FROM types JOIN pg_type y ON y.oid = types.oid JOIN (VALUES
+        ('TimeZone', 'UTC', '{timestamptz}'::name[], false),
+        ('DateStyle', 'ISO, MDY', '{date,timestamp,timestamptz}', true),
+        ('IntervalStyle', 'postgres', '{interval}', false),
+        ('bytea_output', 'hex', '{bytea}', false),
+        ('extra_float_digits', '1', '{float4,float8,point,line,lseg,box,path,polygon,circle}', false),
+        ('lc_monetary', 'C', '{money}', false),
+        ('quote_all_identifiers', 'off', '{regproc,regprocedure,regoper,regoperator,regclass,regcollation,regtype,regrole,regnamespace,regconfig,regdictionary}', false)
+    ) AS s(name, value, types, only_in_range)
+        ON y.typtype = 'b' AND (y.typnamespace <> 'pg_catalog'::regnamespace OR (y.typname = ANY (s.types) AND (types.in_range OR NOT s.only_in_range)))
+$fn$;
+-- +end
 
--- +plain-function pgtrickle._relay_capture_truncate(oid, text, text): what TRUNCATE of a table with an outbox does
-CREATE OR REPLACE FUNCTION pgtrickle._relay_capture_truncate(p_table oid, p_policy text, p_outbox text) RETURNS void
-LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp SET row_security = off AS $fn$
+-- +plain-function pgtrickle._relay_row_json(regclass, text): the expression that makes JSON of a row of a table; p_row is the row's name in it
+-- Virtual generated columns are left out: a trigger's row has nulls for them.
+CREATE OR REPLACE FUNCTION pgtrickle._relay_row_json(t regclass, p_row text) RETURNS text
+LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT CASE WHEN bool_or(a.attgenerated = 'v') IS NOT TRUE THEN format('row_to_json(%s.*)', p_row)
+        ELSE format('(SELECT row_to_json(kept.*) FROM (SELECT %s) kept)',
+            string_agg(format('%s.%I', p_row, a.attname), ', ' ORDER BY a.attnum) FILTER (WHERE a.attgenerated <> 'v')) END
+    FROM pg_attribute a WHERE a.attrelid = t AND a.attnum > 0 AND NOT a.attisdropped
+$fn$;
+-- +end
+
+-- +plain-function pgtrickle._relay_capture_source(text, regclass): the source of the trigger function of a table with an outbox
+CREATE OR REPLACE FUNCTION pgtrickle._relay_capture_source(p_outbox text, t regclass) RETURNS text
+LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT format($capture$
 DECLARE
-    part regclass;
+    headers  text := current_setting('pgtrickle.headers', true);
+    ordering text := current_setting('pgtrickle.key', true);
+BEGIN
+    IF TG_OP = 'TRUNCATE' THEN
+        PERFORM pgtrickle._relay_capture_truncate(TG_RELID, TG_NAME, TG_ARGV[0], %1$L, headers, ordering);
+    ELSIF headers <> '' OR ordering <> '' THEN
+        INSERT INTO pgtrickle.%1$I (inserted_count, deleted_count, payload, headers, key)
+            VALUES ((TG_OP <> 'DELETE')::integer, (TG_OP <> 'INSERT')::integer, (CASE TG_OP
+                WHEN 'INSERT' THEN '{"v":1,"inserted":[' || %2$s || '],"updated":[],"deleted":[]}'
+                WHEN 'UPDATE' THEN '{"v":1,"inserted":[],"updated":[{"old":' || %3$s || ',"new":' || %2$s || '}],"deleted":[]}'
+                ELSE '{"v":1,"inserted":[],"updated":[],"deleted":[' || %3$s || ']}' END)::json,
+                pgtrickle._relay_headers(headers), nullif(ordering, ''));
+    ELSIF TG_OP = 'INSERT' THEN
+        INSERT INTO pgtrickle.%1$I (inserted_count, payload)
+            VALUES (1, ('{"v":1,"inserted":[' || %2$s || '],"updated":[],"deleted":[]}')::json);
+    ELSIF TG_OP = 'UPDATE' THEN
+        INSERT INTO pgtrickle.%1$I (inserted_count, deleted_count, payload)
+            VALUES (1, 1, ('{"v":1,"inserted":[],"updated":[{"old":' || %3$s || ',"new":' || %2$s || '}],"deleted":[]}')::json);
+    ELSE
+        INSERT INTO pgtrickle.%1$I (deleted_count, payload)
+            VALUES (1, ('{"v":1,"inserted":[],"updated":[],"deleted":[' || %3$s || ']}')::json);
+    END IF;
+    RETURN NULL;
+END $capture$, p_outbox, pgtrickle._relay_row_json(t, 'NEW'), pgtrickle._relay_row_json(t, 'OLD'))
+$fn$;
+-- +end
+
+-- +plain-function pgtrickle._relay_capture_truncate(oid, name, text, text, text, text): what TRUNCATE of a table with an outbox does, with the rights of the table's owner
+-- A partitioned table is truncated with all its partitions, and the triggers of these
+-- run as well: a partition that has one of its own is not read here.
+CREATE OR REPLACE FUNCTION pgtrickle._relay_capture_truncate(
+    p_table oid, p_trigger name, p_policy text, p_outbox text, p_headers text, p_key text
+) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = off AS $fn$
+DECLARE
+    rel text := (SELECT CASE c.relkind WHEN 'p' THEN '' ELSE 'ONLY ' END || c.oid::regclass FROM pg_class c WHERE c.oid = p_table);
 BEGIN
     IF p_policy = 'refuse' THEN
         RAISE EXCEPTION 'TRUNCATE of % is refused: its outbox pgtrickle.% records every change', pgtrickle._relay_table_name(p_table), p_outbox
             USING ERRCODE = 'object_not_in_prerequisite_state',
                   HINT = 'Use DELETE, or allow TRUNCATE with SELECT pgtrickle.outbox_truncate_policy(table, ''delete'').';
     END IF;
-    FOR part IN
-        SELECT c.oid FROM pg_class c WHERE c.oid = p_table AND c.relkind = 'r'
-        UNION ALL
-        SELECT pt.relid FROM pg_partition_tree(p_table) pt
-            WHERE pt.isleaf AND pt.relid <> p_table
-              AND NOT EXISTS (SELECT FROM pg_trigger g JOIN pg_trigger own ON own.tgfoid = g.tgfoid AND own.tgname = g.tgname
-                              WHERE g.tgrelid = pt.relid AND own.tgrelid = p_table AND g.tgname = 'pgtrickle_outbox_truncate')
-    LOOP
-        EXECUTE format($q$
-            INSERT INTO pgtrickle.%1$I (deleted_count, payload)
-            SELECT count(*), jsonb_build_object('v', 1, 'inserted', '[]'::jsonb, 'updated', '[]'::jsonb, 'deleted', jsonb_agg(r.j ORDER BY r.n))
-            FROM (SELECT s.j, row_number() OVER w AS n, sum(pg_column_size(s.j)) OVER w / 4194304 AS part
-                  FROM (SELECT to_jsonb(x.*) - $1 AS j FROM ONLY %2$s x OFFSET 0) s WINDOW w AS (ROWS UNBOUNDED PRECEDING)) r
-            GROUP BY r.part ORDER BY r.part$q$, p_outbox, part)
-            USING pgtrickle._relay_virtual_columns(part);
-    END LOOP;
+    EXECUTE format($q$
+        INSERT INTO pgtrickle.%I (deleted_count, payload, headers, key)
+        SELECT 1, ('{"v":1,"inserted":[],"updated":[],"deleted":[' || %s || ']}')::json, pgtrickle._relay_headers($1), nullif($2, '')
+        FROM %s x WHERE x.tableoid NOT IN (SELECT g.tgrelid FROM pg_trigger g JOIN pg_partition_tree($3) p ON p.relid = g.tgrelid AND p.level > 0 WHERE g.tgname = $4)$q$,
+        p_outbox, pgtrickle._relay_row_json(p_table, 'x'), rel) USING p_headers, p_key, p_table::regclass, p_trigger;
 END $fn$;
+-- +end
+
+-- +plain-function pgtrickle._relay_write_capture(text, regclass): makes the trigger function and the triggers of an outbox, or brings them to the present form
+-- It runs with the caller's rights, and makes the objects as the owner of the table: a
+-- SET LOCAL of a function that has SET clauses ends with its call.
+CREATE OR REPLACE FUNCTION pgtrickle._relay_write_capture(p_outbox text, t regclass) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $fn$
+DECLARE
+    o       pgtrickle.relay_outboxes;
+    rel     record;
+    fn      text;
+    part    regclass;
+    setting text;
+    clauses text := '';
+BEGIN
+    SELECT r.* INTO o FROM pgtrickle.relay_outboxes r WHERE r.outbox_table_name = p_outbox;
+    SELECT c.relowner, c.relowner::regrole AS owner, n.nspname AS sch INTO rel FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = t;
+    -- A function of that name can be left of the owner before.
+    fn := format('%I.%I', rel.sch, CASE
+        WHEN EXISTS (SELECT FROM pg_proc p WHERE p.oid = to_regprocedure(format('%I.%I()', rel.sch, o.capture_function)) AND p.proowner <> rel.relowner)
+        THEN pgtrickle._relay_unique_name(o.capture_function || '_' || pg_get_userbyid(rel.relowner)) ELSE o.capture_function END);
+    IF NOT has_schema_privilege(rel.owner, rel.sch, 'CREATE') THEN
+        RAISE EXCEPTION 'role % may not create the trigger function of % in schema %', rel.owner, pgtrickle._relay_table_name(t), rel.sch
+            USING ERRCODE = 'insufficient_privilege', HINT = format('Let the owner of the schema run: GRANT CREATE ON SCHEMA %I TO %s', rel.sch, rel.owner);
+    END IF;
+    FOREACH setting IN ARRAY pgtrickle._relay_text_settings(t) LOOP
+        clauses := clauses || format(' SET %I = %L', split_part(setting, '=', 1), split_part(setting, '=', 2));
+    END LOOP;
+    IF current_user <> pg_get_userbyid(rel.relowner) THEN
+        PERFORM set_config('role', pg_get_userbyid(rel.relowner), true);
+    END IF;
+    EXECUTE format('CREATE OR REPLACE FUNCTION %s() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp%s AS %L',
+        fn, clauses, pgtrickle._relay_capture_source(p_outbox, t));
+    EXECUTE format('REVOKE ALL ON FUNCTION %s() FROM PUBLIC', fn);
+    EXECUTE format('COMMENT ON FUNCTION %s() IS %L', fn, 'pgtrickle-relay: writes outbox ' || p_outbox);
+    EXECUTE format('CREATE TRIGGER %I AFTER INSERT OR UPDATE OR DELETE ON %s FOR EACH ROW WHEN (pgtrickle._relay_capturing()) EXECUTE FUNCTION %s()',
+        pgtrickle._relay_trigger(p_outbox, 'row'), t, fn);
+    IF o.truncate_policy <> 'ignore' THEN
+        -- A statement trigger is not cloned: each partition gets one, for a TRUNCATE of its own.
+        FOR part IN SELECT t UNION SELECT pt.relid FROM pg_partition_tree(t) pt JOIN pg_class c ON c.oid = pt.relid WHERE c.relkind IN ('r', 'p') LOOP
+            IF NOT pg_has_role(rel.owner, (SELECT c.relowner FROM pg_class c WHERE c.oid = part), 'USAGE') THEN
+                RAISE WARNING 'a TRUNCATE of partition % alone is not recorded: it belongs to another role', pgtrickle._relay_table_name(part)
+                    USING HINT = format('ALTER TABLE %s OWNER TO %s, then SELECT pgtrickle.outbox_upgrade(…)', part, rel.owner);
+                CONTINUE;
+            END IF;
+            EXECUTE format('CREATE TRIGGER %I BEFORE TRUNCATE ON %s FOR EACH STATEMENT WHEN (pgtrickle._relay_capturing()) EXECUTE FUNCTION %s(%L)',
+                pgtrickle._relay_trigger(p_outbox, 'truncate'), part, fn, o.truncate_policy);
+        END LOOP;
+    END IF;
+END $fn$;
+-- +end
+
+-- +plain-function pgtrickle._relay_triggers(text, regclass): the triggers of an outbox on its table and the partitions, but for those that PostgreSQL cloned
+CREATE OR REPLACE FUNCTION pgtrickle._relay_triggers(p_outbox text, t regclass) RETURNS TABLE (rel regclass, trigger_name name)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT g.tgrelid, g.tgname FROM pg_trigger g
+    WHERE g.tgparentid = 0
+      AND ((g.tgname IN (pgtrickle._relay_trigger(p_outbox, 'row'), pgtrickle._relay_trigger(p_outbox, 'truncate'))
+            AND (g.tgrelid = t OR g.tgrelid IN (SELECT pt.relid FROM pg_partition_tree(t) pt)))
+           -- The statement triggers of an older version.
+           OR g.tgfoid = (SELECT to_regprocedure(format('pgtrickle.%I()', o.capture_function)) FROM pgtrickle.relay_outboxes o WHERE o.outbox_table_name = p_outbox))
+$fn$;
 -- +end
 
 -- +plain-function pgtrickle._relay_create_outbox(regclass, integer): makes the outbox of a table; returns its name
 CREATE OR REPLACE FUNCTION pgtrickle._relay_create_outbox(t regclass, p_retention_hours integer) RETURNS text
 LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
 DECLARE
-    rel     record;
-    outbox  text;
-    capture text;
+    rel    record;
+    outbox text;
 BEGIN
     SELECT c.relname, c.relowner, n.nspname INTO rel FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = t;
     LOCK TABLE pgtrickle.pgt_outbox_config IN SHARE ROW EXCLUSIVE MODE;
     IF EXISTS (SELECT FROM pgtrickle.relay_outboxes o WHERE pgtrickle._relay_stream_oid(o.outbox_table_name) = t) THEN
-        RAISE EXCEPTION 'outbox already enabled for stream table: %', pgtrickle._relay_table_name(t) USING ERRCODE = 'duplicate_object';
+        RAISE EXCEPTION 'outbox already enabled for stream table: %', pgtrickle._relay_table_name(t) USING ERRCODE = 'duplicate_object',
+            HINT = 'If its changes are not recorded, call outbox_upgrade.';
     END IF;
     outbox := pgtrickle._relay_new_outbox(rel.nspname, rel.relname, pgtrickle._relay_table_name(t), p_retention_hours, t);
-    SELECT o.capture_function INTO capture FROM pgtrickle.relay_outboxes o WHERE o.outbox_table_name = outbox;
-    PERFORM pgtrickle._relay_write_capture(outbox, capture);
-    -- Whoever may attach it may write the outbox: its owner only.
-    EXECUTE format('REVOKE ALL ON FUNCTION pgtrickle.%I() FROM PUBLIC', capture);
-    EXECUTE format('GRANT EXECUTE ON FUNCTION pgtrickle.%I() TO %s', capture, rel.relowner::regrole);
-    EXECUTE format('GRANT SELECT ON pgtrickle.%I TO %s', outbox, rel.relowner::regrole);
+    PERFORM pgtrickle._relay_grant_capture(outbox, rel.relowner);
     RETURN outbox;
 END $fn$;
 -- +end
 
--- +plain-function pgtrickle._relay_captured(regclass): a table and the partitions whose direct writes are captured with it
-CREATE OR REPLACE FUNCTION pgtrickle._relay_captured(t regclass) RETURNS SETOF regclass
-LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $fn$
-    SELECT t
-    UNION
-    SELECT pt.relid FROM pg_partition_tree(t) pt JOIN pg_class c ON c.oid = pt.relid WHERE c.relkind IN ('r', 'p')
-$fn$;
--- +end
-
--- +plain-function pgtrickle._relay_attach(regclass, text, text): puts the triggers on a table and its partitions, where they are not yet, with the caller's rights
-CREATE OR REPLACE FUNCTION pgtrickle._relay_attach(t regclass, p_capture text, p_policy text) RETURNS void
+-- +plain-function pgtrickle._relay_grant_capture(text, oid): gives the owner of a table what its trigger function needs on the outbox, and nothing else of it
+CREATE OR REPLACE FUNCTION pgtrickle._relay_grant_capture(p_outbox text, p_owner oid) RETURNS void
 LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
-DECLARE
-    rel     regclass;
-    definer name;
 BEGIN
-    SELECT r.rolname INTO definer FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace JOIN pg_roles r ON r.oid = p.proowner
-        WHERE n.nspname = 'pgtrickle' AND p.proname = p_capture;
-    FOR rel IN SELECT c FROM pgtrickle._relay_captured(t) c LOOP
-        -- A table that had an outbox of its own when it became a partition.
-        IF EXISTS (SELECT FROM pg_trigger g JOIN pg_proc p ON p.oid = g.tgfoid
-                   WHERE g.tgrelid = rel AND g.tgname LIKE 'pgtrickle\_outbox\_%' AND p.proname <> p_capture) THEN
-            RAISE WARNING 'partition % has an outbox of its own: what is written to it directly is not recorded in the outbox of %',
-                pgtrickle._relay_table_name(rel), pgtrickle._relay_table_name(t)
-                USING HINT = 'When its readers have everything, call disable_outbox for the partition, and then outbox_attach_partitions.';
-            CONTINUE;
-        END IF;
-        IF NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = rel AND g.tgname = 'pgtrickle_outbox_insert') THEN
-            EXECUTE format('CREATE TRIGGER pgtrickle_outbox_insert AFTER INSERT ON %s
-                REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION pgtrickle.%I()', rel, p_capture);
-            EXECUTE format('CREATE TRIGGER pgtrickle_outbox_update AFTER UPDATE ON %s
-                REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION pgtrickle.%I()', rel, p_capture);
-            EXECUTE format('CREATE TRIGGER pgtrickle_outbox_delete AFTER DELETE ON %s
-                REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION pgtrickle.%I()', rel, p_capture);
-        END IF;
-        IF EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = rel AND g.tgname = 'pgtrickle_outbox_truncate') THEN
-            EXECUTE format('DROP TRIGGER pgtrickle_outbox_truncate ON %s', rel);
-        END IF;
-        IF p_policy <> 'ignore' THEN
-            EXECUTE format('CREATE TRIGGER pgtrickle_outbox_truncate BEFORE TRUNCATE ON %s
-                FOR EACH STATEMENT EXECUTE FUNCTION pgtrickle.%I(%L)', rel, p_capture, p_policy);
-        END IF;
-        -- The rows that TRUNCATE deletes are read from the table itself.
-        IF p_policy = 'delete' AND NOT has_table_privilege(definer, rel, 'SELECT') THEN
-            EXECUTE format('GRANT SELECT ON %s TO %I', rel, definer);
-        END IF;
-    END LOOP;
+    EXECUTE format('GRANT SELECT, INSERT (inserted_count, deleted_count, payload, headers, key) ON pgtrickle.%I TO %s', p_outbox, p_owner::regrole);
 END $fn$;
 -- +end
 
@@ -454,8 +522,9 @@ END $fn$;
 CREATE OR REPLACE FUNCTION pgtrickle._relay_enable_outbox(p_name text, p_path name[], p_retention_hours integer) RETURNS void
 LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
 DECLARE
-    t   regclass := pgtrickle._relay_resolve(p_name, p_path);
-    rel record;
+    t     regclass := pgtrickle._relay_resolve(p_name, p_path);
+    rel   record;
+    early text;
 BEGIN
     SELECT c.relkind, c.relpersistence, c.relispartition, c.relowner, n.nspname, c.relname INTO rel
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = t;
@@ -474,23 +543,23 @@ BEGIN
             USING ERRCODE = 'wrong_object_type',
                   HINT = format('Call enable_outbox for %s: its outbox records what is written to the partitions, too.', pg_partition_root(t));
     END IF;
-    IF EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid = t) THEN
-        RAISE WARNING '% inherits from %: what UPDATE, DELETE and MERGE of that table do to its rows is not recorded', pgtrickle._relay_table_name(t),
-            (SELECT string_agg(pgtrickle._relay_table_name(i.inhparent), ', ' ORDER BY i.inhseqno) FROM pg_inherits i WHERE i.inhrelid = t)
-            USING HINT = 'Name the table itself in statements that change its rows, or make it a partition of a partitioned table.';
-    END IF;
     IF rel.relkind = 'r' AND EXISTS (SELECT FROM pg_inherits i WHERE i.inhparent = t) THEN
-        RAISE WARNING '% has children by INHERITS: what is written to a child directly, and what TRUNCATE deletes from one, is not recorded', pgtrickle._relay_table_name(t)
+        RAISE WARNING '% has children by INHERITS: what changes their rows is recorded by outboxes of their own only', pgtrickle._relay_table_name(t)
             USING HINT = 'Call enable_outbox for the children, too, or make the table a partitioned one.';
     END IF;
-    IF EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid IN (SELECT pgtrickle._relay_captured(t))
-               AND NOT g.tgisinternal AND g.tgtype & 1 = 1 AND g.tgtype & 66 = 0) THEN -- AFTER … FOR EACH ROW
-        RAISE WARNING '% has AFTER ROW triggers: if one of them writes to the same table, its change is recorded before the one that fired it',
-            pgtrickle._relay_table_name(t) USING HINT = 'Change rows of the same table in a BEFORE trigger.';
+    SELECT string_agg(quote_ident(g.tgname), ', ') INTO early FROM pg_trigger g
+        WHERE g.tgrelid = t AND NOT g.tgisinternal AND g.tgtype & 67 = 1 AND g.tgname < '!pgtrickle_'; -- AFTER … FOR EACH ROW
+    IF early IS NOT NULL THEN
+        RAISE EXCEPTION 'AFTER ROW trigger % of % fires before the changes are recorded', early, pgtrickle._relay_table_name(t)
+            USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Give it a name that begins with a letter: ALTER TRIGGER … RENAME TO …';
+    END IF;
+    IF EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = t AND NOT g.tgisinternal AND g.tgtype & 67 = 1) THEN
+        RAISE WARNING '% has AFTER ROW triggers: if one of them changes a row that the same statement changes later, that change is recorded first',
+            pgtrickle._relay_table_name(t) USING HINT = 'Change rows of the same table in a BEFORE trigger, or in an AFTER STATEMENT trigger.';
     END IF;
     INSERT INTO pgtrickle._relay_requests (action, target, detail)
         VALUES ('create outbox', t::oid::text, jsonb_build_object('retention_hours', p_retention_hours));
-    PERFORM pgtrickle._relay_attach(t, o.capture_function, 'delete')
+    PERFORM pgtrickle._relay_write_capture(o.outbox_table_name, t)
         FROM pgtrickle.relay_outboxes o WHERE pgtrickle._relay_stream_oid(o.outbox_table_name) = t;
 END $fn$;
 -- +end
@@ -512,11 +581,27 @@ DECLARE
 BEGIN
     SELECT r.* INTO o FROM pgtrickle.relay_outboxes r WHERE r.outbox_table_name = p_outbox FOR UPDATE;
     EXECUTE format('DROP TABLE IF EXISTS pgtrickle.%I', p_outbox);
-    IF o.capture_function IS NOT NULL THEN
-        EXECUTE format('DROP FUNCTION IF EXISTS pgtrickle.%I()', o.capture_function);
-    END IF;
+    EXECUTE format('DROP FUNCTION IF EXISTS pgtrickle.%I()', coalesce(o.capture_function, p_outbox)); -- of an older version
     DELETE FROM pgtrickle.pgt_outbox_config c WHERE c.outbox_table_name = p_outbox;
     DELETE FROM pgtrickle.relay_outboxes r WHERE r.outbox_table_name = p_outbox;
+    PERFORM pgtrickle._relay_write_publish();
+END $fn$;
+-- +end
+
+-- +plain-function pgtrickle._relay_drop_capture(text, regclass): drops the triggers of an outbox and their function, as the owner of the table
+CREATE OR REPLACE FUNCTION pgtrickle._relay_drop_capture(p_outbox text, t regclass) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $fn$
+DECLARE
+    fn oid := (SELECT g.tgfoid FROM pg_trigger g JOIN pg_proc p ON p.oid = g.tgfoid JOIN pg_class c ON c.oid = g.tgrelid
+               WHERE g.tgrelid = t AND g.tgname = pgtrickle._relay_trigger(p_outbox, 'row') AND p.proowner = c.relowner);
+    g  record;
+BEGIN
+    FOR g IN SELECT * FROM pgtrickle._relay_triggers(p_outbox, t) LOOP
+        EXECUTE format('DROP TRIGGER %I ON %s', g.trigger_name, g.rel);
+    END LOOP;
+    IF fn IS NOT NULL THEN
+        EXECUTE format('DROP FUNCTION %s', fn::regprocedure);
+    END IF;
 END $fn$;
 -- +end
 
@@ -526,7 +611,6 @@ LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
 DECLARE
     outbox text := pgtrickle._relay_outbox_table(p_name, p_path);
     t      regclass;
-    g      record;
 BEGIN
     IF outbox IS NULL THEN
         IF p_if_exists THEN
@@ -538,14 +622,9 @@ BEGIN
     IF t IS NOT NULL AND NOT pg_has_role(current_user, (SELECT c.relowner FROM pg_class c WHERE c.oid = t), 'USAGE') THEN
         RAISE EXCEPTION 'must be owner of table %', pgtrickle._relay_table_name(t) USING ERRCODE = 'insufficient_privilege';
     END IF;
-    FOR g IN
-        SELECT tg.tgname, tg.tgrelid::regclass AS rel
-        FROM pg_trigger tg JOIN pg_proc p ON p.oid = tg.tgfoid JOIN pg_namespace n ON n.oid = p.pronamespace
-        JOIN pgtrickle.relay_outboxes o ON o.capture_function = p.proname
-        WHERE n.nspname = 'pgtrickle' AND o.outbox_table_name = outbox
-    LOOP
-        EXECUTE format('DROP TRIGGER %I ON %s', g.tgname, g.rel);
-    END LOOP;
+    IF t IS NOT NULL THEN
+        PERFORM pgtrickle._relay_drop_capture(outbox, t);
+    END IF;
     INSERT INTO pgtrickle._relay_requests (action, target) VALUES ('drop outbox', outbox);
 END $fn$;
 -- +end
@@ -558,7 +637,7 @@ BEGIN
 END $fn$;
 -- +end
 
--- +plain-function pgtrickle._relay_reattach(text, name[], text): puts missing triggers on new partitions, with the same or a new policy
+-- +plain-function pgtrickle._relay_reattach(text, name[], text): outbox_upgrade and outbox_truncate_policy with the caller's search path; p_policy is null to keep it
 CREATE OR REPLACE FUNCTION pgtrickle._relay_reattach(p_name text, p_path name[], p_policy text) RETURNS void
 LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
 DECLARE
@@ -568,20 +647,67 @@ BEGIN
     IF t IS NULL THEN
         RAISE EXCEPTION 'outbox not enabled for stream table: %', p_name USING ERRCODE = 'undefined_object';
     END IF;
-    INSERT INTO pgtrickle._relay_requests (action, target, detail) VALUES ('set truncate policy', outbox, jsonb_build_object('policy', p_policy));
-    PERFORM pgtrickle._relay_attach(t, o.capture_function, o.truncate_policy)
-        FROM pgtrickle.relay_outboxes o WHERE o.outbox_table_name = outbox;
+    -- While the triggers are there: they tell which table it is.
+    INSERT INTO pgtrickle._relay_requests (action, target, detail) VALUES ('describe outbox', outbox, jsonb_build_object('policy', p_policy));
+    PERFORM pgtrickle._relay_drop_capture(outbox, t);
+    INSERT INTO pgtrickle._relay_requests (action, target) VALUES ('upgrade outbox', outbox);
+    PERFORM pgtrickle._relay_write_capture(outbox, t);
 END $fn$;
 -- +end
 
--- +plain-function pgtrickle._relay_set_truncate_policy(text, text): remembers the policy of an outbox, unless it is null
-CREATE OR REPLACE FUNCTION pgtrickle._relay_set_truncate_policy(p_outbox text, p_policy text) RETURNS void
+-- +plain-function pgtrickle._relay_describe_outbox(text, regclass, text): remembers which table an outbox belongs to, its owner and its TRUNCATE policy; p_policy is null to keep it
+CREATE OR REPLACE FUNCTION pgtrickle._relay_describe_outbox(p_outbox text, t regclass, p_policy text) RETURNS void
 LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    before text := (SELECT o.stream_owner FROM pgtrickle.relay_outboxes o WHERE o.outbox_table_name = p_outbox FOR UPDATE);
+    rel    record;
 BEGIN
     IF p_policy IS NOT NULL AND p_policy NOT IN ('delete', 'refuse', 'ignore') THEN
         RAISE EXCEPTION 'unknown TRUNCATE policy "%": must be delete, refuse or ignore', p_policy USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    UPDATE pgtrickle.relay_outboxes SET truncate_policy = p_policy WHERE outbox_table_name = p_outbox AND p_policy IS NOT NULL;
+    SELECT c.relname, c.relowner, n.nspname, pg_get_userbyid(c.relowner) AS owner INTO rel
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = t;
+    UPDATE pgtrickle.relay_outboxes SET stream_schema = rel.nspname, stream_table = rel.relname, stream_owner = rel.owner,
+        truncate_policy = coalesce(p_policy, truncate_policy) WHERE outbox_table_name = p_outbox;
+    UPDATE pgtrickle.pgt_outbox_config SET stream_table_oid = t WHERE outbox_table_name = p_outbox AND stream_table_oid <> t::oid;
+    -- The owner before may write the outbox no longer.
+    IF before <> rel.owner AND to_regrole(quote_ident(before)) IS NOT NULL THEN
+        EXECUTE format('REVOKE ALL ON pgtrickle.%I FROM %I', p_outbox, before);
+    END IF;
+    PERFORM pgtrickle._relay_grant_capture(p_outbox, rel.relowner);
+END $fn$;
+-- +end
+
+-- +plain-function pgtrickle._relay_upgrade_outbox(text): brings an outbox without its triggers to the present form
+-- A change of type rewrites the table under an ACCESS EXCLUSIVE lock.
+CREATE OR REPLACE FUNCTION pgtrickle._relay_upgrade_outbox(p_outbox text) RETURNS void
+LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    capture constant text := pgtrickle._relay_unique_name('pgtrickle_' || p_outbox);
+BEGIN
+    PERFORM pgtrickle._relay_add_columns(p_outbox);
+    IF (SELECT a.atttypid FROM pg_attribute a WHERE a.attrelid = to_regclass(format('pgtrickle.%I', p_outbox)) AND a.attname = 'payload') = 'jsonb'::regtype THEN
+        EXECUTE format('ALTER TABLE pgtrickle.%I ALTER COLUMN payload TYPE json USING payload::text::json', p_outbox);
+        PERFORM pgtrickle._relay_write_publish();
+    END IF;
+    EXECUTE (SELECT format('DROP FUNCTION IF EXISTS pgtrickle.%I()', o.capture_function) FROM pgtrickle.relay_outboxes o WHERE o.outbox_table_name = p_outbox);
+    UPDATE pgtrickle.relay_outboxes SET capture_function = capture WHERE outbox_table_name = p_outbox AND capture_function <> capture;
+END $fn$;
+-- +end
+
+-- +plain-function pgtrickle._relay_add_columns(text): gives an outbox that was made before there were headers, keys and event ids the columns for them, without a rewrite
+CREATE OR REPLACE FUNCTION pgtrickle._relay_add_columns(p_outbox text) RETURNS void
+LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    rel regclass := to_regclass(format('pgtrickle.%I', p_outbox));
+BEGIN
+    IF (SELECT count(*) FROM pg_attribute a WHERE a.attrelid = rel AND a.attname IN ('headers', 'key', 'event_id') AND NOT a.attisdropped) = 3 THEN
+        RETURN;
+    END IF;
+    EXECUTE format('ALTER TABLE %s ADD COLUMN IF NOT EXISTS headers jsonb, ADD COLUMN IF NOT EXISTS key text, ADD COLUMN IF NOT EXISTS event_id text', rel);
+    IF (SELECT c.relkind FROM pg_class c WHERE c.oid = rel) = 'r' THEN
+        EXECUTE format('CREATE UNIQUE INDEX IF NOT EXISTS %I ON %s (event_id) WHERE event_id IS NOT NULL', pgtrickle._relay_name(p_outbox, '_event_id_idx'), rel);
+    END IF;
 END $fn$;
 -- +end
 
@@ -593,7 +719,15 @@ BEGIN
 END $fn$;
 -- +end
 
--- +plain-function pgtrickle.outbox_attach_partitions(text): captures direct writes to partitions that were added after enable_outbox
+-- +plain-function pgtrickle.outbox_upgrade(text): brings the capture of a table to the present form of its columns, its owner, its partitions and this version
+CREATE OR REPLACE FUNCTION pgtrickle.outbox_upgrade(p_name text) RETURNS void
+LANGUAGE plpgsql AS $fn$
+BEGIN
+    PERFORM pgtrickle._relay_reattach(p_name, pg_catalog.current_schemas(false), NULL);
+END $fn$;
+-- +end
+
+-- +plain-function pgtrickle.outbox_attach_partitions(text): captures TRUNCATE of partitions that were added after enable_outbox; the same as outbox_upgrade
 CREATE OR REPLACE FUNCTION pgtrickle.outbox_attach_partitions(p_name text) RETURNS void
 LANGUAGE plpgsql AS $fn$
 BEGIN
@@ -628,7 +762,9 @@ BEGIN
     END IF;
     EXECUTE format('GRANT USAGE ON SCHEMA pgtrickle TO %I', p_role);
     -- Not id and not xid: these say in which order readers see the rows.
-    EXECUTE format('GRANT SELECT (id), INSERT (refresh_id, inserted_count, deleted_count, payload) ON pgtrickle.%I TO %I', outbox, p_role);
+    EXECUTE format('GRANT SELECT (id), INSERT (%s) ON pgtrickle.%I TO %I', (SELECT string_agg(quote_ident(a.attname), ', ') FROM pg_attribute a
+        WHERE a.attrelid = to_regclass(format('pgtrickle.%I', outbox)) AND NOT a.attisdropped
+          AND a.attname IN ('refresh_id', 'inserted_count', 'deleted_count', 'payload', 'headers', 'key', 'event_id')), outbox, p_role);
     -- pg_trickle's outboxes are numbered by a default, which takes the caller's rights
     -- on the sequence. An identity column has no default and takes none.
     SELECT d.refobjid INTO numbers
@@ -639,45 +775,145 @@ BEGIN
     IF numbers IS NOT NULL THEN
         EXECUTE format('GRANT USAGE ON SEQUENCE %s TO %I', numbers, p_role);
     END IF;
-    EXECUTE format('GRANT EXECUTE ON FUNCTION pgtrickle.outbox_publish(text, jsonb, text, jsonb, uuid) TO %I', p_role);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION pgtrickle.outbox_publish(text, jsonb, text, jsonb, uuid, jsonb, text, text) TO %I', p_role);
 END $fn$;
 -- +end
 
--- +function pgtrickle.outbox_publish(text, jsonb, text, jsonb, uuid): writes one event, or a list of events, to an outbox with the caller's rights; returns the id of the outbox row
-CREATE OR REPLACE FUNCTION pgtrickle.outbox_publish(
-    p_outbox text, p_payload jsonb, p_op text DEFAULT 'insert', p_old jsonb DEFAULT NULL, p_refresh_id uuid DEFAULT NULL
-) RETURNS bigint
-LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+-- outbox_publish is made anew whenever there is another outbox, with a statement of its
+-- own for each: so a call plans nothing and looks nothing up. An outbox of pg_trickle
+-- has no such statement, and takes the one that is planned at each call.
+
+-- +function pgtrickle._relay_publish_problem(jsonb, text, jsonb, jsonb, text): refuses what cannot be published
+CREATE OR REPLACE FUNCTION pgtrickle._relay_publish_problem(p_payload jsonb, p_op text, p_old jsonb, p_headers jsonb, p_event_id text) RETURNS void
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $fn$
 DECLARE
-    outbox text := pgtrickle._relay_outbox_table(p_outbox);
-    events jsonb := CASE jsonb_typeof(p_payload) WHEN 'array' THEN p_payload ELSE jsonb_build_array(p_payload) END;
-    n      bigint;
-    id     bigint;
+    problem text;
 BEGIN
-    IF outbox IS NULL THEN
-        RAISE EXCEPTION 'outbox not enabled for stream table: %', p_outbox
-            USING ERRCODE = 'undefined_object', HINT = 'Make one with SELECT pgtrickle.create_outbox(name).';
-    ELSIF p_op IS NULL OR p_op NOT IN ('insert', 'update', 'delete') THEN
+    IF p_op IS NULL OR p_op NOT IN ('insert', 'update', 'delete') THEN
         RAISE EXCEPTION 'unknown operation "%": must be insert, update or delete', p_op USING ERRCODE = 'invalid_parameter_value';
-    ELSIF p_payload IS NULL OR jsonb_path_exists(events, '$[*] ? (@.type() != "object")') THEN
+    ELSIF p_payload IS NULL OR jsonb_typeof(p_payload) NOT IN ('object', 'array') OR jsonb_path_exists(p_payload, 'strict $[*] ? (@.type() != "object")', '{}', true) THEN
         RAISE EXCEPTION 'the payload must be a JSON object or a list of objects' USING ERRCODE = 'invalid_parameter_value';
     ELSIF p_old IS NOT NULL AND (p_op <> 'update' OR jsonb_typeof(p_payload) <> 'object' OR jsonb_typeof(p_old) <> 'object') THEN
         RAISE EXCEPTION 'the old row belongs to an update of one row' USING ERRCODE = 'invalid_parameter_value';
+    ELSIF p_event_id IS NOT NULL AND (jsonb_typeof(p_payload) <> 'object' OR p_event_id = '') THEN
+        RAISE EXCEPTION 'an event id belongs to one event, and must not be empty' USING ERRCODE = 'invalid_parameter_value';
+    ELSIF p_headers IS NOT NULL AND (jsonb_typeof(p_headers) <> 'object' OR jsonb_path_exists(p_headers, '$.* ? (@.type() != "string")')) THEN
+        RAISE EXCEPTION 'headers must be a JSON object of strings' USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    n := jsonb_array_length(events);
-    EXECUTE format('INSERT INTO pgtrickle.%I (refresh_id, inserted_count, deleted_count, payload) VALUES ($1, $2, $3, $4) RETURNING id', outbox)
-        INTO id USING p_refresh_id,
-            CASE p_op WHEN 'delete' THEN 0 ELSE n END,
-            CASE p_op WHEN 'insert' THEN 0 ELSE n END,
-            jsonb_build_object('v', 1,
-                'inserted', CASE p_op WHEN 'insert' THEN events ELSE '[]' END,
-                'updated', CASE p_op WHEN 'update' THEN (
-                    SELECT coalesce(jsonb_agg(jsonb_build_object('old', p_old, 'new', e.j) ORDER BY e.n), '[]')
-                    FROM jsonb_array_elements(events) WITH ORDINALITY AS e(j, n)) ELSE '[]' END,
-                'deleted', CASE p_op WHEN 'delete' THEN events ELSE '[]' END);
-    RETURN id;
+    SELECT format('header "%s": %s', h.key, pgtrickle._relay_header_problem(h.key, h.value)) INTO problem
+        FROM jsonb_each_text(p_headers) h WHERE pgtrickle._relay_header_problem(h.key, h.value) IS NOT NULL LIMIT 1;
+    IF problem IS NOT NULL THEN
+        RAISE EXCEPTION '%', problem USING ERRCODE = 'invalid_parameter_value';
+    END IF;
 END $fn$;
 -- +end
+
+-- +function pgtrickle._relay_publish_payload(jsonb, text, jsonb): the payload of an outbox row for one event or a list of them, as text
+CREATE OR REPLACE FUNCTION pgtrickle._relay_publish_payload(p_payload jsonb, p_op text, p_old jsonb) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT format('{"v":1,"inserted":[%s],"updated":[%s],"deleted":[%s]}',
+        string_agg(e.j::text, ',' ORDER BY e.n) FILTER (WHERE p_op = 'insert'),
+        string_agg('{"old":' || coalesce(p_old::text, 'null') || ',"new":' || e.j::text || '}', ',' ORDER BY e.n) FILTER (WHERE p_op = 'update'),
+        string_agg(e.j::text, ',' ORDER BY e.n) FILTER (WHERE p_op = 'delete'))
+    FROM jsonb_array_elements(CASE jsonb_typeof(p_payload) WHEN 'array' THEN p_payload ELSE jsonb_build_array(p_payload) END) WITH ORDINALITY AS e(j, n)
+$fn$;
+-- +end
+
+-- +function pgtrickle._relay_publish_insert(text, text[]): the statement that writes an event to an outbox
+-- p_values are the expressions for refresh_id, inserted_count, deleted_count, payload, headers, key and event_id.
+CREATE OR REPLACE FUNCTION pgtrickle._relay_publish_insert(p_outbox text, p_values text[]) RETURNS text
+LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT format('INSERT INTO pgtrickle.%I (refresh_id, inserted_count, deleted_count, payload%s) VALUES (%s::%s%s) RETURNING id', p_outbox,
+        CASE WHEN count(*) > 1 THEN ', headers, key, event_id' END, array_to_string(p_values[1:4], ', '),
+        max(a.atttypid::regtype::text) FILTER (WHERE a.attname = 'payload'),
+        CASE WHEN count(*) > 1 THEN ', ' || array_to_string(p_values[5:7], ', ') END)
+    FROM pg_attribute a WHERE a.attrelid = to_regclass(format('pgtrickle.%I', p_outbox)) AND a.attname IN ('payload', 'headers') AND NOT a.attisdropped
+$fn$;
+-- +end
+
+-- +function pgtrickle._relay_write_publish(): makes outbox_publish anew, with a branch for each outbox that there is
+CREATE OR REPLACE FUNCTION pgtrickle._relay_write_publish() RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $fn$
+DECLARE
+    branches text := '';
+    o        record;
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle.outbox_publish(text, jsonb, text, jsonb, uuid, jsonb, text, text)', false) THEN
+        RETURN;
+    END IF;
+    IF to_regclass('pgtrickle.relay_outboxes') IS NOT NULL THEN
+        FOR o IN
+            SELECT r.outbox_table_name AS outbox, CASE WHEN r.stream_schema IS NULL AND NOT EXISTS
+                    (SELECT FROM pgtrickle.relay_outboxes other WHERE other.outbox_table_name = c.stream_table_name) THEN c.stream_table_name END AS name
+            FROM pgtrickle.relay_outboxes r JOIN pgtrickle.pgt_outbox_config c USING (outbox_table_name)
+            WHERE to_regclass(format('pgtrickle.%I', r.outbox_table_name)) IS NOT NULL ORDER BY 1
+        LOOP
+            branches := branches || format(E'\n    ELSIF p_outbox IN (%L%s) THEN\n        %s INTO row_id;', o.outbox, ', ' || quote_literal(o.name),
+                pgtrickle._relay_publish_insert(o.outbox, '{p_refresh_id,added,removed,event,p_headers,p_key,p_event_id}'));
+        END LOOP;
+    END IF;
+    EXECUTE format($source$
+CREATE OR REPLACE FUNCTION pgtrickle.outbox_publish(
+    p_outbox text, p_payload jsonb, p_op text DEFAULT 'insert', p_old jsonb DEFAULT NULL, p_refresh_id uuid DEFAULT NULL,
+    p_headers jsonb DEFAULT NULL, p_key text DEFAULT NULL, p_event_id text DEFAULT NULL
+) RETURNS bigint LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS %L$source$, format($body$
+#variable_conflict use_variable
+DECLARE
+    added   bigint := 1;
+    removed bigint := 0;
+    event   text;
+    outbox  text;
+    row_id  bigint;
+BEGIN
+    IF p_op = 'insert' AND jsonb_typeof(p_payload) = 'object' AND p_old IS NULL AND p_headers IS NULL AND p_event_id IS NULL THEN
+        event := '{"v":1,"inserted":[' || p_payload::text || '],"updated":[],"deleted":[]}';
+    ELSE
+        PERFORM pgtrickle._relay_publish_problem(p_payload, p_op, p_old, p_headers, p_event_id);
+        event := pgtrickle._relay_publish_payload(p_payload, p_op, p_old);
+        added := CASE jsonb_typeof(p_payload) WHEN 'array' THEN jsonb_array_length(p_payload) ELSE 1 END;
+        removed := CASE p_op WHEN 'insert' THEN 0 ELSE added END;
+        added := CASE p_op WHEN 'delete' THEN 0 ELSE added END;
+    END IF;
+    IF p_outbox IS NULL THEN
+        RAISE EXCEPTION 'outbox name must not be null' USING ERRCODE = 'null_value_not_allowed';%s
+    ELSE
+        outbox := pgtrickle._relay_outbox_table(p_outbox);
+        IF outbox IS NULL THEN
+            RAISE EXCEPTION 'outbox not enabled for stream table: %%', p_outbox
+                USING ERRCODE = 'undefined_object', HINT = 'Make one with SELECT pgtrickle.create_outbox(name).';
+        ELSIF (p_headers IS NOT NULL OR p_key IS NOT NULL OR p_event_id IS NOT NULL)
+              AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = to_regclass(format('pgtrickle.%%I', outbox)) AND a.attname = 'headers') THEN
+            RAISE EXCEPTION 'outbox pgtrickle.%% has no columns for headers, keys and event ids', outbox USING ERRCODE = 'undefined_column',
+                HINT = 'Publish to an outbox that create_outbox makes.';
+        END IF;
+        EXECUTE pgtrickle._relay_publish_insert(outbox, '{$1,$2,$3,$4,$5,$6,$7}') INTO row_id USING p_refresh_id, added, removed, event, p_headers, p_key, p_event_id;
+    END IF;
+    RETURN row_id;
+END $body$, branches));
+    COMMENT ON FUNCTION pgtrickle.outbox_publish(text, jsonb, text, jsonb, uuid, jsonb, text, text) IS
+        'pgtrickle-relay: writes one event, or a list of events, to an outbox with the caller''s rights; returns the id of the outbox row';
+END $fn$;
+-- +end
+
+-- outbox_publish had five parameters before it had headers, a key and an event id. Whoever
+-- may call that one may call this one.
+DO $do$
+DECLARE
+    old     regprocedure := to_regprocedure('pgtrickle.outbox_publish(text, jsonb, text, jsonb, uuid)');
+    grantee record;
+BEGIN
+    PERFORM pgtrickle._relay_write_publish();
+    IF old IS NULL OR coalesce(obj_description(old, 'pg_proc') LIKE 'pgtrickle-relay:%', false) IS FALSE THEN
+        RETURN;
+    END IF;
+    FOR grantee IN
+        SELECT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END AS name
+        FROM pg_proc p, aclexplode(p.proacl) a WHERE p.oid = old AND a.privilege_type = 'EXECUTE'
+    LOOP
+        EXECUTE format('GRANT EXECUTE ON FUNCTION pgtrickle.outbox_publish(text, jsonb, text, jsonb, uuid, jsonb, text, text) TO %s', grantee.name);
+    END LOOP;
+    EXECUTE format('DROP FUNCTION %s', old);
+END $do$;
 
 -- +function pgtrickle.outbox_add_xid(regclass): gives an outbox that the caller owns the column that snapshot windows need; returns the statement that makes its index, null when that is there
 -- The default is stable, so it is evaluated once and the table is not rewritten:
@@ -778,6 +1014,54 @@ BEGIN
 END $fn$;
 -- +end
 
+-- +plain-function pgtrickle._relay_outbox_problems(text): why changes of a table may not be recorded as they should, with the cure
+CREATE OR REPLACE FUNCTION pgtrickle._relay_outbox_problems(p_outbox text) RETURNS TABLE (problem text, cure text)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $fn$
+DECLARE
+    o       pgtrickle.relay_outboxes;
+    t       regclass := pgtrickle._relay_stream_oid(p_outbox);
+    called  text := pgtrickle._relay_table_name(t);
+    upgrade text := format('SELECT pgtrickle.outbox_upgrade(%L)', p_outbox);
+    fn      record;
+BEGIN
+    SELECT r.* INTO o FROM pgtrickle.relay_outboxes r WHERE r.outbox_table_name = p_outbox;
+    IF o.stream_table IS NULL THEN
+        RETURN; -- an application writes it with outbox_publish
+    ELSIF t IS NULL THEN
+        RETURN QUERY SELECT format('table %s.%s is gone, or belongs to another role', o.stream_schema, o.stream_table),
+            format('SELECT pgtrickle.disable_outbox(%L), when its readers have everything', p_outbox);
+        RETURN;
+    END IF;
+    SELECT p.oid, p.prosrc, p.proowner, coalesce(p.proconfig, '{}') AS config, g.tgenabled, c.relowner INTO fn
+        FROM pg_trigger g JOIN pg_proc p ON p.oid = g.tgfoid JOIN pg_class c ON c.oid = g.tgrelid
+        WHERE g.tgrelid = t AND g.tgname = pgtrickle._relay_trigger(p_outbox, 'row');
+    IF fn.oid IS NULL AND to_regprocedure(format('pgtrickle.%I()', o.capture_function)) IS NOT NULL
+       AND EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = t AND g.tgfoid = to_regprocedure(format('pgtrickle.%I()', o.capture_function))) THEN
+        RETURN QUERY SELECT format('the changes of %s are captured by statement triggers of an older version', called), upgrade;
+    ELSIF fn.oid IS NULL THEN
+        RETURN QUERY SELECT format('%s has no trigger that records its changes', called), upgrade;
+    ELSIF fn.tgenabled NOT IN ('O', 'A') THEN
+        RETURN QUERY SELECT format('the trigger that records the changes of %s is disabled', called), upgrade;
+    ELSIF fn.proowner <> fn.relowner THEN
+        RETURN QUERY SELECT format('%s has another owner than the function that records its changes', called), upgrade;
+    ELSIF fn.prosrc <> pgtrickle._relay_capture_source(p_outbox, t)
+       OR NOT ARRAY(SELECT s FROM unnest(fn.config) s WHERE s NOT LIKE 'search_path=%') @> pgtrickle._relay_text_settings(t) THEN
+        RETURN QUERY SELECT format('the columns of %s have changed since its changes are recorded', called), upgrade;
+    END IF;
+    RETURN QUERY SELECT format('the trigger that records the changes of partition %s is disabled', pgtrickle._relay_table_name(g.tgrelid)), upgrade
+        FROM pg_trigger g WHERE g.tgrelid <> t AND g.tgrelid IN (SELECT pt.relid FROM pg_partition_tree(t) pt)
+          AND g.tgname = pgtrickle._relay_trigger(p_outbox, 'row') AND g.tgenabled NOT IN ('O', 'A');
+    RETURN QUERY SELECT format('trigger %I of %s fires before its changes are recorded', g.tgname, called), 'rename it, so that its name begins with a letter'
+        FROM pg_trigger g WHERE g.tgrelid = t AND NOT g.tgisinternal AND g.tgtype & 67 = 1 AND g.tgname < '!pgtrickle_';
+    RETURN QUERY SELECT format('a TRUNCATE of %s is not recorded', pgtrickle._relay_table_name(pt.relid)), upgrade
+        FROM (SELECT t UNION SELECT p.relid FROM pg_partition_tree(t) p) pt(relid) JOIN pg_class c ON c.oid = pt.relid
+        WHERE o.truncate_policy <> 'ignore' AND fn.oid IS NOT NULL AND c.relkind IN ('r', 'p')
+          AND NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = pt.relid AND g.tgname = pgtrickle._relay_trigger(p_outbox, 'truncate') AND g.tgenabled IN ('O', 'A'));
+    RETURN QUERY SELECT format('outbox pgtrickle.%I has a payload of type jsonb, which costs more', p_outbox), upgrade
+        FROM pg_attribute a WHERE a.attrelid = to_regclass(format('pgtrickle.%I', p_outbox)) AND a.attname = 'payload' AND a.atttypid = 'jsonb'::regtype;
+END $fn$;
+-- +end
+
 -- +plain-function pgtrickle._relay_outbox_status(text, name[]): outbox_status with the caller's search path
 CREATE OR REPLACE FUNCTION pgtrickle._relay_outbox_status(p_name text, p_path name[]) RETURNS jsonb
 LANGUAGE plpgsql STABLE SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
@@ -791,7 +1075,9 @@ BEGIN
     EXECUTE format('SELECT jsonb_build_object(''enabled'', true, ''stream_table'', $1, ''outbox_table'', $2,
             ''row_count'', count(*), ''oldest_row'', min(created_at), ''newest_row'', max(created_at)) FROM pgtrickle.%I', outbox)
         INTO status USING p_name, 'pgtrickle.' || outbox;
-    RETURN status || (SELECT to_jsonb(c) FROM pgtrickle.pgt_outbox_config c WHERE c.outbox_table_name = outbox);
+    RETURN status || (SELECT to_jsonb(c) FROM pgtrickle.pgt_outbox_config c WHERE c.outbox_table_name = outbox)
+        || jsonb_build_object('problems', (SELECT coalesce(jsonb_agg(jsonb_build_object('problem', p.problem, 'cure', p.cure)), '[]')
+                                           FROM pgtrickle._relay_outbox_problems(outbox) p));
 END $fn$;
 -- +end
 

@@ -6,10 +6,13 @@
 DO $do$
 DECLARE
     everybody constant text[] := ARRAY[
-        'disable_outbox', 'outbox_status', 'outbox_publish', 'outbox_truncate_policy', 'outbox_attach_partitions', 'outbox_add_xid',
+        'disable_outbox', 'outbox_status', 'outbox_publish', 'outbox_truncate_policy', 'outbox_attach_partitions', 'outbox_upgrade', 'outbox_add_xid',
         'create_inbox', 'drop_inbox', 'inbox_health', 'inbox_status', 'replay_inbox_messages',
-        '_relay_name', '_relay_table_name', '_relay_resolve', '_relay_stream_oid', '_relay_outbox_table', '_relay_find',
-        '_relay_captured', '_relay_attach', '_relay_enable_outbox', '_relay_disable_outbox', '_relay_outbox_status', '_relay_reattach', '_relay_inbox',
+        '_relay_name', '_relay_unique_name', '_relay_table_name', '_relay_resolve', '_relay_stream_oid', '_relay_outbox_table', '_relay_find',
+        '_relay_enable_outbox', '_relay_disable_outbox', '_relay_outbox_status', '_relay_outbox_problems', '_relay_reattach', '_relay_inbox',
+        '_relay_capturing', '_relay_trigger', '_relay_triggers', '_relay_row_json', '_relay_text_settings', '_relay_capture_source',
+        '_relay_write_capture', '_relay_drop_capture', '_relay_capture_truncate', '_relay_headers', '_relay_header_problem',
+        '_relay_publish_problem', '_relay_publish_payload', '_relay_publish_insert',
         '_relay_grant', '_relay_grant_inbox'];
     fn regprocedure;
 BEGIN
@@ -27,17 +30,16 @@ BEGIN
     END IF;
 END $do$;
 
--- Outboxes that an older version made get the trigger function of this one.
+-- Outboxes that an older version made get the columns of this one. Their payload and
+-- their triggers stay as they are until outbox_upgrade is called.
 DO $do$
-DECLARE
-    o record;
 BEGIN
     IF to_regclass('pgtrickle.relay_outboxes') IS NOT NULL THEN
-        FOR o IN SELECT outbox_table_name, capture_function FROM pgtrickle.relay_outboxes
-            WHERE to_regprocedure(format('pgtrickle.%I()', capture_function)) IS NOT NULL
-        LOOP
-            PERFORM pgtrickle._relay_write_capture(o.outbox_table_name, o.capture_function);
-        END LOOP;
+        PERFORM pgtrickle._relay_add_columns(o.outbox_table_name) FROM pgtrickle.relay_outboxes o
+            WHERE to_regclass(format('pgtrickle.%I', o.outbox_table_name)) IS NOT NULL;
+        UPDATE pgtrickle.relay_outboxes o SET stream_owner = r.rolname
+            FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner
+            WHERE o.stream_owner IS NULL AND c.oid = pgtrickle._relay_stream_oid(o.outbox_table_name);
     END IF;
 END $do$;
 
