@@ -34,7 +34,7 @@ func TestVerify(t *testing.T) {
 				exec(t, pool, `INSERT INTO public.orders VALUES ($1)`, 10+n)
 			}
 			got := receive(t, src, 10)
-			if m := got[2]; m.Op != relay.OpUpdate || string(m.Row) != `{"id": 3}` || string(m.Before) != `{"id": 2}` || got[3].Op != relay.OpDelete {
+			if m := got[2]; m.Op != relay.OpUpdate || string(m.Row) != `{"id":3}` || string(m.Before) != `{"id":2}` || got[3].Op != relay.OpDelete {
 				t.Fatalf("messages %+v", got[2:4])
 			}
 			c := checkpoint(t, src, got[:7]) // three are pending
