@@ -89,7 +89,7 @@ func TestCommandsThatLook(t *testing.T) {
 	eventually(t, "delivery", patience, count(w.spool("p"))(4))
 	eventually(t, "verify counts what is delivered", patience, func() bool {
 		out := w.command(t, "verify", "p")
-		return strings.Contains(out, "delivered               3") && strings.Contains(out, "settled up to id 3")
+		return strings.Contains(out, "delivered               4") && strings.Contains(out, "settled up to id 4")
 	})
 	w.isGolden(t, "verify_delivered", w.command(t, "verify", "p"))
 	if got, want := w.command(t, "preview", "p"), "nothing to deliver; --from ID shows delivered rows\n"; got != want {
@@ -151,7 +151,7 @@ func TestReplay(t *testing.T) {
 	before := cursor()
 	delivered := full()
 	for i, line := range delivered {
-		if want := fmt.Sprintf(`outbox_orders:%d:0 insert {"id": %d, "note": "x"}`, i+1, i+1); line != want {
+		if want := fmt.Sprintf(`outbox_orders:%d:0 insert {"id":%d,"note":"x"}`, i+1, i+1); line != want {
 			t.Errorf("delivered %q; want %q", line, want)
 		}
 	}
@@ -163,7 +163,7 @@ func TestReplay(t *testing.T) {
 		t.Fatalf("replayed %q; want rows 2 to 4", again)
 	}
 	for i, line := range again {
-		if want := fmt.Sprintf(`outbox_orders:%d:0 insert replayed {"id": %d, "note": "x"}`, i+2, i+2); line != want {
+		if want := fmt.Sprintf(`outbox_orders:%d:0 insert replayed {"id":%d,"note":"x"}`, i+2, i+2); line != want {
 			t.Errorf("replayed %q; want %q", line, want)
 		}
 	}
@@ -181,7 +181,7 @@ func TestReplay(t *testing.T) {
 	}
 	w.insert(t, 7, 7)
 	eventually(t, "the pipeline goes on", patience, func() bool { return len(full()) == 11 })
-	if got, want := full()[10], `outbox_orders:7:0 insert {"id": 7, "note": "x"}`; got != want {
+	if got, want := full()[10], `outbox_orders:7:0 insert {"id":7,"note":"x"}`; got != want {
 		t.Errorf("delivered %q; want %q, not marked", got, want)
 	}
 	w.refused(t, `select the rows with --from ID --to ID`, "replay", "p")
@@ -364,7 +364,7 @@ func TestRedrive(t *testing.T) {
 	set := func(id int, note string) {
 		w.exec(t, `INSERT INTO orders VALUES ($1, $2) ON CONFLICT (id) DO UPDATE SET note = excluded.note`, id, note)
 	}
-	notes := regexp.MustCompile(`"id": 7, "note": "(\w+)"`)
+	notes := regexp.MustCompile(`"id":7,"note":"(\w+)"`)
 	ofSeven := func() string { // the notes of key 7, as they arrived
 		b, _ := os.ReadFile(w.spool("p"))
 		var got []string
