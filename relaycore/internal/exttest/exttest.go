@@ -1,5 +1,5 @@
-// Package exttest makes a database look as if the pg_trickle extension, 0.37 to
-// 0.45, were installed in it, and writes outbox rows as that does.
+// Package exttest creates the objects of the pg_trickle extension, 0.37 to 0.45, in a
+// database, and writes outbox rows as the extension does.
 package exttest
 
 import (
@@ -23,9 +23,9 @@ func Install(t testing.TB, pool *pgxpool.Pool) {
 	exec(t, pool, extensionSQL)
 }
 
-// Refresh writes the outbox row that pg_trickle writes after a refresh of table
-// (schema.table) in which so many rows were inserted and deleted: a snapshot of
-// all rows, inline (case A) or, with claimCheck, in the delta table (case B).
+// Refresh writes the outbox row of a refresh of table (schema.table) that inserted and
+// deleted that many rows: a snapshot of all rows, inline (case A) or, with claimCheck,
+// in the delta table (case B).
 func Refresh(t testing.TB, pool *pgxpool.Pool, table string, inserted, deleted int64, claimCheck bool) (id int64) {
 	t.Helper()
 	threshold := int64(10000)
@@ -46,9 +46,8 @@ type Delta struct {
 	Row string // JSON
 }
 
-// Write inserts an outbox row by hand: payload nil is SQL NULL (case E), one with
-// "v":1 is the documented form (case C), and with deltas it is the documented
-// claim check (case D).
+// Write inserts an outbox row. A nil payload is SQL NULL (case E), one with "v":1 is
+// the documented form (case C), and deltas make it the documented claim check (case D).
 func Write(t testing.TB, pool *pgxpool.Pool, outbox string, payload *string, deltas ...Delta) (id int64) {
 	t.Helper()
 	ctx := context.Background()
@@ -73,9 +72,8 @@ func Write(t testing.TB, pool *pgxpool.Pool, outbox string, payload *string, del
 	return id
 }
 
-// RelayRole makes a login role that inherits pgtrickle_relay and has no other
-// rights, and returns the URL by which it connects to the database at dbURL. The
-// role is dropped when the test ends.
+// RelayRole creates a login role that inherits pgtrickle_relay and has no other rights,
+// until the test ends. It returns the role's URL of the database at dbURL.
 func RelayRole(t testing.TB, pool *pgxpool.Pool, dbURL string) string {
 	t.Helper()
 	u, err := url.Parse(dbURL)
@@ -89,8 +87,8 @@ func RelayRole(t testing.TB, pool *pgxpool.Pool, dbURL string) string {
 	return u.String()
 }
 
-// dumpSQL describes every object of schema pgtrickle that has no comment of ours,
-// with the privileges on it that are not the relay role's.
+// dumpSQL describes every object of schema pgtrickle without a comment of the relay,
+// and its privileges other than those of the relay's role.
 const dumpSQL = `
 WITH ours AS (SELECT objoid, classoid FROM pg_description WHERE description LIKE 'pgtrickle-relay:%' AND objsubid = 0),
 acl(oid, text) AS (
@@ -119,9 +117,8 @@ SELECT format('function %s owner=%s acl=%s comment=%s %s', p.oid, p.proowner::re
 FROM pg_proc p WHERE p.pronamespace = 'pgtrickle'::regnamespace AND p.oid NOT IN (SELECT objoid FROM ours WHERE classoid = 'pg_proc'::regclass)
 ORDER BY 1`
 
-// Dump describes the extension's objects, one a line, so that two dumps are equal
-// when nothing of the extension's was altered. Privileges of the relay's own role
-// are left out.
+// Dump describes the extension's objects, one a line. Two dumps are equal if no object
+// of the extension was altered. Privileges of the relay's role are left out.
 func Dump(t testing.TB, pool *pgxpool.Pool) string {
 	t.Helper()
 	rows, err := pool.Query(context.Background(), dumpSQL)

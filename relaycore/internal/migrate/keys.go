@@ -12,24 +12,23 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
 )
 
-// A pipeline may name a backend that the binary which migrates does not have, so
-// every binary brings the keys of them all. Backend [Common] holds those that
-// every pipeline has.
+// A pipeline may name a backend that the migrating binary lacks, so every binary has
+// the keys of all backends. Backend [Common] has those of every pipeline.
 //
 //go:embed backends.json
 var known []byte
 
-// Common is the name under which the keys of every pipeline go: Sink has those
-// of forward pipelines, Source those of reverse ones.
+// Common is the name of the backend whose keys every pipeline has: its Sink those of
+// forward pipelines, its Source those of reverse ones.
 const Common = "*"
 
-// Backend is what a backend accepts in a configuration.
+// Backend describes the configuration of a backend.
 type Backend struct {
 	Name    string         `json:"name"`
 	Aliases []string       `json:"aliases,omitempty"`
 	Sink    []relaycfg.Key `json:"sink,omitempty"`
 	Source  []relaycfg.Key `json:"source,omitempty"`
-	// HasSink and HasSource tell a backend without keys from one without the end.
+	// HasSink and HasSource distinguish an end without keys from no end.
 	HasSink   bool `json:"has_sink"`
 	HasSource bool `json:"has_source"`
 }
@@ -57,8 +56,8 @@ func Specs(backends []relay.Backend) []Backend {
 	return specs
 }
 
-// Known returns the backends that every binary knows of, and linked in place of
-// those of the same name, sorted by name.
+// Known returns the backends that every binary knows, sorted by name. Those in linked
+// replace the known ones of the same name.
 func Known(linked []Backend) ([]Backend, error) {
 	var all []Backend
 	if err := json.Unmarshal(known, &all); err != nil {
@@ -72,8 +71,7 @@ func Known(linked []Backend) ([]Backend, error) {
 	return all, nil
 }
 
-// Describe returns the content of backends.json for backends: what a binary that
-// has them all knows.
+// Describe returns the content of backends.json for a binary that has all backends.
 func Describe(backends []Backend) ([]byte, error) {
 	all, err := Known(backends)
 	if err != nil {
@@ -99,8 +97,8 @@ type keyRow struct {
 	Position  int             `json:"position"`
 }
 
-// keysSQL returns the statement that stores the keys of all backends, or of those
-// only that the database does not know.
+// keysSQL returns the statement that stores the keys of all backends, or only of those
+// that the database does not know.
 func keysSQL(linked []Backend, unknownOnly bool) (string, error) {
 	backends, err := Known(linked)
 	if err != nil {
@@ -137,7 +135,7 @@ func keysSQL(linked []Backend, unknownOnly bool) (string, error) {
 	return fmt.Sprintf(storeKeys, list, unknownOnly), nil
 }
 
-// A backend that is not in the list came with another binary, and is left alone.
+// A backend that is not in the list came with another binary, and is kept.
 const storeKeys = `DO $keys$
 DECLARE
     list constant jsonb := %s;

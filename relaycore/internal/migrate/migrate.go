@@ -1,10 +1,10 @@
 // Package migrate installs and checks what the relay needs in PostgreSQL.
 //
 // The files in migrations are plain SQL. A statement between "-- +function",
-// "-- +table" or "-- +trigger" and "-- +end" runs only where the object is ours
-// to make: where the pg_trickle extension has put one of that name, it is kept.
-// A "plain-" before the kind marks what is made only where pg_trickle does not
-// own the outboxes. Every migration can run again without changing anything.
+// "-- +table" or "-- +trigger" and "-- +end" runs only if the relay owns the object:
+// an object of that name that the pg_trickle extension has created is kept. A "plain-"
+// before the kind marks an object that is created only if pg_trickle does not own the
+// outboxes. Every migration can run again without a change.
 package migrate
 
 import (
@@ -29,7 +29,7 @@ var files embed.FS
 // lock serialises migrations of one database.
 const lock = `SELECT pg_advisory_xact_lock(7283460186294519713)`
 
-// settings hold for the transaction of a migration.
+// settings apply to the transaction of a migration.
 const settings = `SET LOCAL client_min_messages = warning;
 SET LOCAL search_path = pg_catalog, pg_temp;
 SET LOCAL check_function_bodies = on;
@@ -87,12 +87,13 @@ type Conn interface {
 	Begin(ctx context.Context) (pgx.Tx, error)
 }
 
-// Up brings the database to the version of this binary, in one transaction. It
-// changes nothing when the database is there already, and waits when another Up
-// runs. To a newer version's it adds the keys of unknown backends alone. backends are those linked into the binary; see [Specs].
+// Up brings the database to the version of this binary, in one transaction. It changes
+// nothing if the database has that version, and waits while another Up runs. To a
+// newer database it only adds the keys of backends that are unknown there. backends
+// are those linked into the binary; see [Specs].
 //
-// A role that may not be created and privileges that may not be granted are no
-// errors: the caller should print what [Missing] returns afterwards.
+// It is no error if the role may not be created or privileges may not be granted. The
+// caller should print the result of [Missing] afterwards.
 func Up(ctx context.Context, conn Conn, backends []Backend) error {
 	s, err := load()
 	if err != nil {
@@ -128,7 +129,7 @@ func Up(ctx context.Context, conn Conn, backends []Backend) error {
 	return nil
 }
 
-// steps lists what leads from what is done to the version of s.
+// steps returns the migrations from the state done to the version of s.
 func (s script) steps(done map[int]string, keys string) []migration {
 	steps := []migration{{name: "prologue", sql: settings + s.prologue}}
 	for _, m := range s.migrations {
@@ -209,8 +210,8 @@ func newer(done map[int]string, s script) bool {
 
 func (s script) version() int { return s.migrations[len(s.migrations)-1].version }
 
-// SQL returns what [Up] runs on an empty database, for psql or for review. It
-// can be run again on a migrated one.
+// SQL returns the script that [Up] runs on an empty database, for psql or for review.
+// It can run again on a migrated one.
 func SQL(backends []Backend) (string, error) {
 	s, err := load()
 	if err != nil {
@@ -231,8 +232,8 @@ func SQL(backends []Backend) (string, error) {
 
 var errMarker = errors.New("a marker is not closed, or closed twice")
 
-// expand wraps every marked statement into a block that asks first whether the
-// object is ours to make.
+// expand wraps every marked statement into a block that first checks whether the relay
+// owns the object.
 func expand(sql string) (string, error) {
 	var out, body strings.Builder
 	var open string
@@ -259,8 +260,8 @@ func expand(sql string) (string, error) {
 	return out.String(), nil
 }
 
-// block returns the statement for a marker such as
-// "plain-function pgtrickle.f(text): what it does".
+// block returns the statement for a marker such as "plain-function pgtrickle.f(text):
+// its doc".
 func block(marker, statement string) string {
 	target, doc, _ := strings.Cut(marker, ": ")
 	kind, name, _ := strings.Cut(target, " ")

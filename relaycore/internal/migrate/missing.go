@@ -11,8 +11,8 @@ import (
 
 const command = "pgtrickle-relay migrate"
 
-// stateSQL looks at catalogs that everybody may read, because a role without
-// rights on the schema may not even name what is in it.
+// stateSQL reads catalogs that every role may read, because a role without rights on
+// the schema may not name its objects.
 const stateSQL = `
 SELECT n.oid IS NOT NULL,
        coalesce(has_schema_privilege(n.oid, 'USAGE'), false),
@@ -24,7 +24,7 @@ FROM (VALUES (1)) one
 LEFT JOIN pg_catalog.pg_namespace n ON n.nspname = 'pgtrickle'
 LEFT JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = 'relay_migrations'`
 
-// privilegesSQL lists what the current role may not do but a relay does.
+// privilegesSQL lists the privileges that a relay needs and the current role lacks.
 const privilegesSQL = `
 SELECT p.privilege || ' ON pgtrickle.' || quote_ident(c.relname)
 FROM (VALUES
@@ -39,7 +39,7 @@ UNION ALL
 SELECT 'EXECUTE ON FUNCTION ' || f.oid::regprocedure FROM pg_catalog.pg_proc f
 WHERE f.pronamespace = 'pgtrickle'::regnamespace AND f.proname = 'list_relay_configs' AND NOT has_function_privilege(f.oid, 'EXECUTE')`
 
-// deniedSQL lists outboxes and inboxes that the current role may not use.
+// deniedSQL lists the outboxes and inboxes that the current role may not use.
 const deniedSQL = `
 SELECT 'SELECT ON pgtrickle.' || quote_ident(c.relname) FROM pgtrickle.pgt_outbox_config o
 JOIN pg_catalog.pg_class c ON c.relname = o.outbox_table_name AND c.relnamespace = 'pgtrickle'::regnamespace
@@ -50,8 +50,8 @@ JOIN pg_catalog.pg_namespace n ON n.nspname = i.inbox_schema
 JOIN pg_catalog.pg_class c ON c.relname = i.inbox_name AND c.relnamespace = n.oid
 WHERE NOT has_table_privilege(c.oid, 'INSERT')`
 
-// Missing returns what the catalog lacks for a relay that runs as the current role,
-// each with what to run; nothing when all is there. No pipeline runs without it.
+// Missing returns what the catalog or the current role lacks for a relay, each with
+// the command that cures it. No pipeline runs before it is empty.
 func Missing(ctx context.Context, conn pg.Querier) ([]string, error) {
 	s, err := load()
 	if err != nil {
@@ -89,12 +89,12 @@ func Missing(ctx context.Context, conn pg.Querier) ([]string, error) {
 	return missing, nil
 }
 
-// GrantAccess is what cures all that Denied returns.
+// GrantAccess is the cure of everything that Denied returns.
 const GrantAccess = "run SELECT pgtrickle.relay_grant_access() as the role that ran migrate, and let the tables' owners run what it returns"
 
 // Denied returns the rights on single outboxes and inboxes that the current role
-// lacks. Pipelines on those fail, if there are any, and no others: it is to be
-// told, and nothing has to wait for it. It is for a catalog that lacks nothing.
+// lacks. Only the pipelines that use those fail, so it is a warning. The catalog must
+// be complete, as [Missing] reports.
 func Denied(ctx context.Context, conn pg.Querier) ([]string, error) {
 	return list(ctx, conn, deniedSQL)
 }

@@ -1,200 +1,72 @@
-// Package retention deletes delivered rows from the outboxes that this project
-// made, once they are older than pgt_outbox_config.retention_hours. Outboxes that
-// the extension made are left to it: it deletes by age alone.
+// Package retention deletes delivered rows from the outboxes that the relay made,
+// once they are older than pgt_outbox_config.retention_hours. Outboxes of the
+// extension are left to the extension, which deletes by age alone.
 //
-// A row is deleted when it is old and when every reader has it: every pipeline of
-// every group, disabled ones and those that have never run too, and the members of
-// the extension's consumer groups. So a pipeline that is away keeps its rows, and
-// one that will not come back must be deleted for its rows to go; the report says
-// who holds what.
+// A row is deleted if it has expired and every reader has it. Readers are the
+// pipelines of all groups, disabled ones and those that have never run included, and
+// the members of the extension's consumer groups. A pipeline that is stopped keeps its
+// rows. To release them, delete the pipeline. The log names the slowest reader.
 //
-// Rows are deleted from the lowest id on, in ranges of ids and one transaction
-// each. They lie side by side, so VACUUM gives their pages back to the next rows
-// or to the system, and no transaction is long. Of an outbox that is partitioned by
-// ranges of id or created_at, whole partitions are dropped instead, when all of
-// their rows may go and none can come to them any more.
+// Rows are deleted from the lowest id on, in ranges of ids and in one transaction
+// each. The freed pages are contiguous, so that VACUUM can reuse or return them. No
+// transaction is long. Of an outbox that is partitioned by ranges of id or
+// created_at, whole partitions are dropped instead, if all their rows may be deleted
+// and no row can be added to them.
 package retention
 
 import (
 	"cmp"
 	"context"
+	_ "embed"
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/grove/pgtrickle-relay/relaycore/backoff"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
 )
 
-// Options tune a sweep. The zero value is a good choice.
+var (
+	//go:embed sql/delete.sql
+	deleteSQL string
+	//go:embed sql/partitioned.sql
+	partitionedSQL string
+)
+
+// Options tune a sweep. Zero fields have good defaults.
 type Options struct {
 	Batch int           // ids a transaction covers; 0 means 10,000
 	Pause time.Duration // between transactions; 0 means 10 ms
 }
 
-// Report is what became of one outbox.
+// Report is the result of a sweep of one outbox.
 type Report struct {
 	Table    string
 	Deleted  int64
 	Dropped  []string        // partitions
 	Floor    int64           // every reader has everything up to it
-	Slowest  []outbox.Reader // who is at the floor
-	HeldBack bool            // there are rows that are old enough and not delivered to all
+	Slowest  []outbox.Reader // the readers at the floor
+	HeldBack bool            // expired rows wait for a reader
 }
 
-const outboxesSQL = `SELECT outbox_table_name, retention_hours FROM (` + outbox.SweptSQL + `) s ORDER BY 1`
-
-// Sweep goes over all outboxes once. A process that finds another one sweeping
-// leaves it to that one and returns nothing.
-func Sweep(ctx context.Context, pool *pgxpool.Pool, opts Options) ([]Report, error) {
-	opts.Batch = cmp.Or(opts.Batch, 10000)
-	opts.Pause = cmp.Or(opts.Pause, 10*time.Millisecond)
-	conn, err := pool.Acquire(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("sweep outboxes: %w", err)
-	}
-	defer conn.Release()
-	if mine, err := store.TryLockSweep(ctx, conn); err != nil || !mine {
-		return nil, err
-	}
-	defer func() {
-		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-		defer cancel()
-		if err := store.UnlockSweep(last, conn); err != nil {
-			_ = conn.Conn().Close(last) // ends the session and so the lock
-		}
-	}()
-	rows, err := conn.Query(ctx, outboxesSQL)
-	if err != nil {
-		return nil, missing(err)
-	}
-	type entry struct {
-		Name  string
-		Hours int
-	}
-	all, err := pgx.CollectRows(rows, pgx.RowToStructByPos[entry])
-	if err != nil {
-		return nil, missing(err)
-	}
-	var reports []Report
-	var errs []error
-	for _, o := range all {
-		r, err := sweep(ctx, conn, o.Name, o.Hours, opts)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("sweep outbox %s: %w", o.Name, err))
-			continue
-		}
-		reports = append(reports, r)
-	}
-	return reports, errors.Join(errs...)
-}
-
-// missing is no error where the catalog is not installed.
-func missing(err error) error {
-	if pg.IsMissing(err) {
-		return nil
-	}
-	return fmt.Errorf("list outboxes: %w", err)
-}
-
-func sweep(ctx context.Context, conn *pgxpool.Conn, name string, hours int, opts Options) (Report, error) {
-	ident := pg.Identifier("pgtrickle", name)
-	table, readers, err := outbox.Readers(ctx, conn, ident)
-	r := Report{Table: table}
-	if err != nil || len(readers) == 0 {
-		return r, err // rows that nobody reads yet are kept for who comes
-	}
-	r.Floor = slices.MinFunc(readers, func(a, b outbox.Reader) int { return cmp.Compare(a.LastID, b.LastID) }).LastID
-	for _, x := range readers {
-		if x.LastID == r.Floor {
-			r.Slowest = append(r.Slowest, x)
-		}
-	}
-	var byRange bool
-	if err := conn.QueryRow(ctx, byRangeSQL, ident).Scan(&byRange); err != nil {
-		return r, err
-	}
-	if byRange {
-		err := dropPartitions(ctx, conn, name, hours, &r)
-		return r, err
-	}
-	for {
-		var first *int64
-		var old bool
-		err := conn.QueryRow(ctx, `SELECT id, created_at < now() - make_interval(hours => $1) FROM `+ident+` ORDER BY id LIMIT 1`, hours).Scan(&first, &old)
-		if errors.Is(err, pgx.ErrNoRows) {
-			return r, nil
-		}
-		if err != nil {
-			return r, err
-		}
-		if !old {
-			return r, nil
-		}
-		if *first > r.Floor {
-			r.HeldBack = true
-			return r, nil
-		}
-		// Stops at the first row that is too young: what follows is younger, or will
-		// be old soon.
-		tag, err := conn.Exec(ctx, `DELETE FROM `+ident+` WHERE id >= $1 AND id <= least($2::bigint, $3::bigint, (
-				SELECT coalesce(min(id) - 1, $3) FROM `+ident+` WHERE id >= $1 AND id <= $3 AND created_at >= now() - make_interval(hours => $4)))`,
-			*first, r.Floor, *first+int64(opts.Batch)-1, hours)
-		if err != nil {
-			return r, err
-		}
-		r.Deleted += tag.RowsAffected()
-		if tag.RowsAffected() == 0 {
-			return r, nil
-		}
-		select {
-		case <-ctx.Done():
-			return r, ctx.Err()
-		case <-time.After(opts.Pause):
-		}
-	}
-}
-
-const byRangeSQL = `SELECT EXISTS (SELECT FROM pg_partitioned_table p JOIN pg_attribute a ON a.attrelid = p.partrelid AND a.attnum = p.partattrs[0]
-	WHERE p.partrelid = to_regclass($1) AND p.partstrat = 'r' AND p.partnatts = 1 AND a.attname IN ('id', 'created_at'))`
-
-// dropPartitions drops what may go, one partition a transaction. Only the owner may
-// drop, so a function of the owner's does.
-func dropPartitions(ctx context.Context, conn *pgxpool.Conn, name string, hours int, r *Report) error {
-	for {
-		var part *string
-		var rows int64
-		if err := conn.QueryRow(ctx, `SELECT part, deleted FROM pgtrickle._relay_drop_partition($1, $2)`, name, r.Floor).Scan(&part, &rows); err != nil {
-			return err
-		}
-		if part == nil {
-			break
-		}
-		r.Dropped = append(r.Dropped, *part)
-		r.Deleted += rows
-	}
-	err := conn.QueryRow(ctx, `SELECT created_at < now() - make_interval(hours => $1) FROM `+pg.Identifier("pgtrickle", name)+` WHERE id > $2 ORDER BY id LIMIT 1`, hours, r.Floor).Scan(&r.HeldBack)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return nil
-	}
-	return err
-}
-
-// Run sweeps every so often until ctx ends, and logs what is worth it.
+// Run sweeps at every interval until ctx ends, and logs the results.
 func Run(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger, every time.Duration, opts Options) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
-	held := make(map[string]string) // said once, and again when it changes
+	warned := make(map[string]string) // the slowest readers last logged, by table
 	for {
 		reports, err := Sweep(ctx, pool, opts)
 		if err != nil && ctx.Err() == nil {
-			log.Error("sweep outboxes", "err", err)
+			log.Error("cannot sweep outboxes", "err", err)
 		}
 		for _, r := range reports {
 			if r.Deleted > 0 || len(r.Dropped) > 0 {
@@ -202,10 +74,10 @@ func Run(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger, every time.D
 			}
 			slowest := fmt.Sprint(r.Slowest)
 			if !r.HeldBack {
-				delete(held, r.Table)
-			} else if held[r.Table] != slowest {
-				held[r.Table] = slowest
-				log.Warn("rows are older than their retention and wait for a reader", "table", r.Table, "slowest", slowest)
+				delete(warned, r.Table)
+			} else if warned[r.Table] != slowest { // once, and again if it changes
+				warned[r.Table] = slowest
+				log.Warn("expired rows wait for a reader", "table", r.Table, "slowest", slowest)
 			}
 		}
 		select {
@@ -214,4 +86,156 @@ func Run(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger, every time.D
 		case <-tick.C:
 		}
 	}
+}
+
+// Sweep sweeps all outboxes once. If another process is sweeping, it does nothing.
+func Sweep(ctx context.Context, pool *pgxpool.Pool, opts Options) ([]Report, error) {
+	opts.Batch = cmp.Or(opts.Batch, 10000)
+	opts.Pause = cmp.Or(opts.Pause, 10*time.Millisecond)
+	conn, err := pool.Acquire(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("sweep outboxes: %w", err)
+	}
+	defer conn.Release()
+	if locked, err := store.TryLockSweep(ctx, conn); err != nil || !locked {
+		return nil, err
+	}
+	defer unlock(ctx, conn)
+
+	outboxes, err := list(ctx, conn)
+	if err != nil {
+		return nil, err
+	}
+	var reports []Report
+	var errs []error
+	for _, o := range outboxes {
+		s := sweep{conn: conn, name: o.Name, hours: o.Hours, opts: opts}
+		if err := s.run(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("sweep outbox %s: %w", o.Name, err))
+			continue
+		}
+		reports = append(reports, s.report)
+	}
+	return reports, errors.Join(errs...)
+}
+
+// unlock releases the lock of the sweep, or ends the session that holds it.
+func unlock(ctx context.Context, conn *pgxpool.Conn) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	if err := store.UnlockSweep(ctx, conn); err != nil {
+		_ = conn.Conn().Close(ctx)
+	}
+}
+
+type swept struct {
+	Name  string
+	Hours int
+}
+
+// list returns the outboxes to sweep, none if the catalog is not installed.
+func list(ctx context.Context, db pg.Querier) ([]swept, error) {
+	rows, err := db.Query(ctx, `SELECT outbox_table_name, retention_hours FROM (`+outbox.SweptSQL+`) s ORDER BY 1`)
+	var found []swept
+	if err == nil {
+		found, err = pgx.CollectRows(rows, pgx.RowToStructByPos[swept])
+	}
+	if pg.IsMissing(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list outboxes: %w", err)
+	}
+	return found, nil
+}
+
+// sweep deletes the expired rows of one outbox.
+type sweep struct {
+	conn   *pgxpool.Conn
+	name   string
+	hours  int
+	opts   Options
+	report Report
+}
+
+func (s *sweep) table() string { return pg.Identifier("pgtrickle", s.name) }
+
+func (s *sweep) run(ctx context.Context) error {
+	table, readers, err := outbox.Readers(ctx, s.conn, s.table())
+	s.report.Table = table
+	if err != nil || len(readers) == 0 {
+		return err // without a reader, rows are kept for the first one
+	}
+	floor := slices.MinFunc(readers, func(a, b outbox.Reader) int { return cmp.Compare(a.LastID, b.LastID) }).LastID
+	s.report.Floor = floor
+	for _, r := range readers {
+		if r.LastID == floor {
+			s.report.Slowest = append(s.report.Slowest, r)
+		}
+	}
+
+	var partitioned bool
+	if err := s.conn.QueryRow(ctx, partitionedSQL, s.table()).Scan(&partitioned); err != nil {
+		return err
+	}
+	if partitioned {
+		return s.dropPartitions(ctx)
+	}
+	return s.deleteRows(ctx)
+}
+
+func (s *sweep) deleteRows(ctx context.Context) error {
+	sql := strings.ReplaceAll(deleteSQL, "{table}", s.table())
+	for {
+		first, expired, err := s.firstExpired(ctx, math.MinInt64)
+		if err != nil || !expired {
+			return err
+		}
+		if first > s.report.Floor {
+			s.report.HeldBack = true
+			return nil
+		}
+		tag, err := s.conn.Exec(ctx, sql, first, s.report.Floor, first+int64(s.opts.Batch)-1, s.hours)
+		if err != nil {
+			return err
+		}
+		s.report.Deleted += tag.RowsAffected()
+		if tag.RowsAffected() == 0 {
+			return nil
+		}
+		if err := backoff.Sleep(ctx, s.opts.Pause); err != nil {
+			return err
+		}
+	}
+}
+
+// firstExpired returns the id of the first row behind after, and whether it has expired.
+func (s *sweep) firstExpired(ctx context.Context, after int64) (id int64, expired bool, err error) {
+	err = s.conn.QueryRow(ctx, `SELECT id, created_at < now() - make_interval(hours => $1) FROM `+s.table()+` WHERE id > $2 ORDER BY id LIMIT 1`,
+		s.hours, after).Scan(&id, &expired)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return 0, false, nil
+	}
+	return id, expired, err
+}
+
+// dropPartitions drops partitions in one transaction each. Only the table's owner may
+// drop them, so a function with the owner's rights does.
+func (s *sweep) dropPartitions(ctx context.Context) error {
+	for {
+		var part *string
+		var rows int64
+		err := s.conn.QueryRow(ctx, `SELECT part, deleted FROM pgtrickle._relay_drop_partition($1, $2)`, s.name, s.report.Floor).Scan(&part, &rows)
+		if err != nil {
+			return err
+		}
+		if part == nil {
+			break
+		}
+		s.report.Dropped = append(s.report.Dropped, *part)
+		s.report.Deleted += rows
+	}
+	var err error
+	_, s.report.HeldBack, err = s.firstExpired(ctx, s.report.Floor)
+	return err
 }

@@ -39,7 +39,7 @@ func TestNeverPastTheSlowest(t *testing.T) {
 			t.Fatalf("Sweep = %+v, want %d deleted, floor %d, held back %v", r, deleted, floor, held)
 		}
 	}
-	sweep(0, 0, false) // nobody reads it
+	sweep(0, 0, false) // without a reader
 	exec(`INSERT INTO pgtrickle.relay_outbox_config (name, enabled, config) VALUES ('a', false, '{"stream_table": "public.orders", "sink_type": "stdout"}')`)
 	sweep(0, 0, true) // a pipeline that is disabled and has never run
 	cursor := func(group string, id int) {
@@ -59,7 +59,7 @@ func TestNeverPastTheSlowest(t *testing.T) {
 }
 
 // A pipeline keeps what it has not delivered, wherever its configuration has the name
-// of its outbox and whoever alone can tell what that is.
+// of its outbox, and even if only the process that runs it can resolve that name.
 func TestKeepsWhatOthersCannotResolve(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
@@ -98,8 +98,8 @@ func TestKeepsWhatOthersCannotResolve(t *testing.T) {
 	}
 }
 
-// Whole partitions go, as the plain role, when every row of them is old and every
-// reader has it, and nothing can come to them any more.
+// The plain role drops a whole partition if all its rows have expired, every reader
+// has them, and no row can be added.
 func TestPartitions(t *testing.T) {
 	t.Parallel()
 	for _, by := range []string{"id", "created_at"} {
@@ -155,7 +155,7 @@ func TestPartitions(t *testing.T) {
 			}
 			cursor("default", 41)
 			cursor("other", 9)
-			sweep("", true) // the slowest has not the first partition's last row
+			sweep("", true) // the slowest reader lacks the first partition's last row
 			cursor("other", 25)
 			writer, err := pool.Begin(ctx)
 			if err != nil {
@@ -165,7 +165,7 @@ func TestPartitions(t *testing.T) {
 			if _, err := writer.Exec(ctx, `LOCK TABLE pgtrickle.part1 IN ROW EXCLUSIVE MODE`); err != nil {
 				t.Fatal(err)
 			}
-			sweep("pgtrickle.part2", true) // somebody is in the first
+			sweep("pgtrickle.part2", true) // a transaction has written to the first
 			if err := writer.Rollback(ctx); err != nil {
 				t.Fatal(err)
 			}
@@ -176,7 +176,7 @@ func TestPartitions(t *testing.T) {
 			exec(`UPDATE pgtrickle.pgt_outbox_config SET retention_hours = 5`)
 			sweep("pgtrickle.part3", true)
 			cursor("other", 41)
-			sweep("", false) // the last is where new rows go, whatever is in it
+			sweep("", false) // new rows go to the last one
 			var left int
 			if err := pool.QueryRow(ctx, `SELECT count(*) FROM pgtrickle.outbox_orders`).Scan(&left); err != nil || left != 11 {
 				t.Fatalf("%d rows are left, %v; want 11", left, err)
