@@ -336,9 +336,9 @@ func TestBadPipelines(t *testing.T) {
 	}
 	_, metrics := p.get("/metrics")
 	for _, want := range []string{
-		`pgtrickle_relay_pipeline_healthy{pipeline="unknown-key"} 0`,
-		`pgtrickle_relay_pipeline_healthy{pipeline="missing-table"} 0`,
-		`pgtrickle_relay_pipeline_healthy{pipeline="good"} 1`,
+		`pgtrickle_relay_pipeline_healthy{direction="forward",pipeline="unknown-key"} 0`,
+		`pgtrickle_relay_pipeline_healthy{direction="forward",pipeline="missing-table"} 0`,
+		`pgtrickle_relay_pipeline_healthy{direction="forward",pipeline="good"} 1`,
 		`pgtrickle_relay_pipeline_unserved{backend="spol",direction="forward",pipeline="unknown-backend"} 1`,
 	} {
 		if !strings.Contains(metrics, want) {

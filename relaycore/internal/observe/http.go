@@ -13,23 +13,23 @@ import (
 //go:embed page.html
 var page []byte
 
-// Healthy is the status of a process that needs nobody's attention.
+// Status of a process. An unhealthy one needs attention.
 const (
 	Healthy   = "healthy"
 	Unhealthy = "unhealthy"
 )
 
-// Probes are what the endpoints ask.
+// Probes provide what the endpoints report.
 type Probes struct {
 	Health func() Health
-	// Ready reports whether the process can take pipelines, or why not.
+	// Ready returns why the process cannot run pipelines, or nil.
 	Ready func() error
-	// Live reports whether the process makes progress, or why not.
+	// Live returns why the process makes no progress, or nil.
 	Live func() error
 }
 
 // Handler serves /health, /livez, /readyz, /metrics, the status page at / and,
-// when asked to, pprof.
+// with withPprof, /debug/pprof.
 func Handler(p Probes, gatherer prometheus.Gatherer, withPprof bool) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) {
@@ -46,7 +46,8 @@ func Handler(p Probes, gatherer prometheus.Gatherer, withPprof bool) http.Handle
 	mux.Handle("GET /metrics", promhttp.HandlerFor(gatherer, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
-		w.Header().Set("Content-Security-Policy", "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; img-src data:")
+		w.Header().Set("Content-Security-Policy",
+			"default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; img-src data:")
 		_, _ = w.Write(page)
 	})
 	if withPprof {
@@ -75,5 +76,5 @@ func writeJSON(w http.ResponseWriter, code int, v any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(code)
-	_ = json.NewEncoder(w).Encode(v) // the client may have gone
+	_ = json.NewEncoder(w).Encode(v) // the client may have disconnected
 }

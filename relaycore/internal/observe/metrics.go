@@ -1,14 +1,10 @@
-// Package observe is what an operator sees of a running process: metrics,
-// health, and the status page.
 package observe
 
 import (
 	"maps"
-	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -16,16 +12,100 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
-// Metrics holds the numbers of a process and its pipelines. It is a
-// [prometheus.Collector]: series are made when they are scraped, so counting
-// costs an atomic addition, and the series of a pipeline that is gone are gone.
-type Metrics struct {
-	mu        sync.Mutex
-	pipelines map[catalog.Key]*Pipeline
-	unserved  map[catalog.Key]string // backend
+// namespace is the first part of every metric's name.
+const namespace = "pgtrickle_relay"
 
+// series describes a metric that every pipeline has.
+type series struct {
+	name    string
+	help    string
+	buckets []float64 // of histograms
+}
+
+// Counters of a pipeline.
+const (
+	received = iota
+	receivedBytes
+	published
+	publishedBytes
+	skipped
+	deadLettered
+	parked
+	publishErrors
+	sourceErrors
+	restarts
+	numCounters
+)
+
+var counterSeries = [numCounters]series{
+	received:       {name: "messages_consumed_total", help: "Messages received from the source."},
+	receivedBytes:  {name: "consumed_bytes_total", help: "Bytes of the messages received from the source."},
+	published:      {name: "messages_published_total", help: "Messages that the sink confirmed."},
+	publishedBytes: {name: "published_bytes_total", help: "Bytes of the messages that the sink confirmed."},
+	skipped:        {name: "dedup_skipped_total", help: "Messages that the receiver had before."},
+	deadLettered:   {name: "dead_letters_total", help: "Messages stored as dead letters."},
+	parked:         {name: "parked_total", help: "Messages parked behind a dead letter of their key."},
+	publishErrors:  {name: "publish_errors_total", help: "Failed publishes. Each was retried or ended in dead letters."},
+	sourceErrors:   {name: "source_errors_total", help: "Receives and acknowledgements that failed."},
+	restarts:       {name: "pipeline_restarts_total", help: "Runs of the pipeline that ended in an error."},
+}
+
+// Histograms of a pipeline.
+const (
+	latency = iota
+	publishTime
+	commitTime
+	batchSize
+	numHistograms
+)
+
+var histogramSeries = [numHistograms]series{
+	latency:     {"delivery_latency_seconds", "Time from the creation of a row to its confirmation by the receiver.", latencyBuckets},
+	publishTime: {"publish_duration_seconds", "Duration of a publish.", durationBuckets},
+	commitTime:  {"commit_duration_seconds", "Duration of a checkpoint or an acknowledgement.", durationBuckets},
+	batchSize:   {"publish_batch_messages", "Messages of a publish.", batchBuckets},
+}
+
+var (
+	latencyBuckets  = []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300, 3600}
+	durationBuckets = []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30}
+	batchBuckets    = []float64{1, 2, 5, 10, 50, 100, 500, 1000, 5000, 10000}
+)
+
+// Gauges of a pipeline.
+const (
+	healthy = iota
+	lagSeconds
+	lagRows
+	unaccounted
+	leaseEpoch
+	inFlightBytes
+	deadLetters
+	overtaken
+	parkedMessages
+	checkpointAge
+	numGauges
+)
+
+var gaugeSeries = [numGauges]series{
+	healthy:        {name: "pipeline_healthy", help: "1 if the pipeline runs without errors and has its lock, or waits for it briefly."},
+	lagSeconds:     {name: "lag_seconds", help: "Age of the oldest message that is not delivered."},
+	lagRows:        {name: "lag_rows", help: "Messages not yet received."},
+	unaccounted:    {name: "unaccounted_rows", help: "Committed rows that are neither delivered, dead, parked nor pending. Must be 0."},
+	leaseEpoch:     {name: "lease_epoch", help: "Epoch of the lease under which this process runs the pipeline."},
+	inFlightBytes:  {name: "in_flight_bytes", help: "Bytes between source and sink."},
+	deadLetters:    {name: "dead_letters", help: "Dead letters stored now."},
+	overtaken:      {name: "overtaken_ids", help: "Outbox ids that disappeared before delivery or were rolled back, since the checkpoint was created."},
+	parkedMessages: {name: "parked_messages", help: "Messages parked behind a dead letter now."},
+	checkpointAge:  {name: "checkpoint_age_seconds", help: "Time since the last checkpoint or acknowledgement."},
+}
+
+// Metrics holds the metrics of a process and its pipelines. It is a
+// [prometheus.Collector]: counters and histograms change when something happens,
+// and gauges are set when they are collected.
+type Metrics struct {
 	Instances     atomic.Int64 // live, in the group
-	SessionUp     atomic.Bool  // the lease session stands
+	SessionUp     atomic.Bool  // of the leases
 	ListenerUp    atomic.Bool
 	CatalogUp     atomic.Bool // the last attempt to load the catalog succeeded
 	Reloads       atomic.Int64
@@ -33,298 +113,67 @@ type Metrics struct {
 	SessionsLost  atomic.Int64
 	Notifications atomic.Int64
 
-	build []string
+	process       []prometheus.Collector
+	counters      [numCounters]*prometheus.CounterVec
+	histograms    [numHistograms]*prometheus.HistogramVec
+	gauges        [numGauges]*prometheus.GaugeVec
+	polls         *prometheus.CounterVec
+	unservedGauge *prometheus.GaugeVec
+
+	mu        sync.Mutex // guards pipelines and unserved, and is held while gauges are set and collected
+	pipelines map[catalog.Key]*Pipeline
+	unserved  map[catalog.Key]string // backend
 }
 
 // NewMetrics returns metrics for a binary of this name and version, and
 // registers them with reg.
 func NewMetrics(reg prometheus.Registerer, binary, version, goVersion string) (*Metrics, error) {
-	m := &Metrics{pipelines: make(map[catalog.Key]*Pipeline), build: []string{binary, version, goVersion}}
+	m := &Metrics{pipelines: make(map[catalog.Key]*Pipeline)}
+	m.addProcess(prometheus.Labels{"binary": binary, "version": version, "goversion": goVersion})
+
+	labels := []string{"pipeline", "direction"}
+	for i, s := range counterSeries {
+		m.counters[i] = prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: namespace, Name: s.name, Help: s.help}, labels)
+	}
+	for i, s := range histogramSeries {
+		m.histograms[i] = prometheus.NewHistogramVec(
+			prometheus.HistogramOpts{Namespace: namespace, Name: s.name, Help: s.help, Buckets: s.buckets}, labels)
+	}
+	for i, s := range gaugeSeries {
+		m.gauges[i] = prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: namespace, Name: s.name, Help: s.help}, labels)
+	}
+	m.polls = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: namespace, Name: "polls_total", Help: "Reads of the outbox table that found rows, or nothing.",
+	}, append(labels, "found"))
+	m.unservedGauge = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Namespace: namespace, Name: "pipeline_unserved", Help: "An enabled pipeline whose backend no live instance has.",
+	}, append(labels, "backend"))
+
 	return m, reg.Register(m)
 }
 
-// Pipeline returns the numbers of a pipeline, the same ones for as long as it is
-// not forgotten.
-func (m *Metrics) Pipeline(key catalog.Key) *Pipeline {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	p := m.pipelines[key]
-	if p == nil {
-		p = &Pipeline{latency: newHistogram(latencyBuckets), publish: newHistogram(durationBuckets), commit: newHistogram(durationBuckets), batch: newHistogram(batchBuckets)}
-		p.unaccounted.Store(-1)
-		m.pipelines[key] = p
+// addProcess adds the metrics that have no pipeline.
+func (m *Metrics) addProcess(build prometheus.Labels) {
+	gauge := func(name, help string, labels prometheus.Labels, value func() float64) {
+		m.process = append(m.process, prometheus.NewGaugeFunc(
+			prometheus.GaugeOpts{Namespace: namespace, Name: name, Help: help, ConstLabels: labels}, value))
 	}
-	return p
-}
-
-// SetHealth sets the gauge of a pipeline's health, if there is one.
-func (m *Metrics) SetHealth(key catalog.Key, h int) {
-	m.mu.Lock()
-	p := m.pipelines[key]
-	m.mu.Unlock()
-	if p != nil {
-		p.SetHealth(h)
+	counter := func(name, help string, value *atomic.Int64) {
+		m.process = append(m.process, prometheus.NewCounterFunc(
+			prometheus.CounterOpts{Namespace: namespace, Name: name, Help: help}, func() float64 { return float64(value.Load()) }))
 	}
-}
 
-// Keep forgets the pipelines that exist says are no more.
-func (m *Metrics) Keep(exists func(catalog.Key) bool) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	maps.DeleteFunc(m.pipelines, func(k catalog.Key, _ *Pipeline) bool { return !exists(k) })
-}
+	gauge("build_info", "Always 1; the labels describe the binary.", build, func() float64 { return 1 })
+	gauge("pipelines_owned", "Pipelines that this process runs.", nil, m.owned)
+	gauge("instances", "Live processes of the group.", nil, func() float64 { return float64(m.Instances.Load()) })
+	gauge("session_up", "Whether the connection that holds the leases is up.", nil, func() float64 { return number(m.SessionUp.Load()) })
+	gauge("listener_up", "Whether the connection for notifications is up.", nil, func() float64 { return number(m.ListenerUp.Load()) })
+	gauge("catalog_up", "Whether the last attempt to read the pipelines succeeded.", nil, func() float64 { return number(m.CatalogUp.Load()) })
 
-// Unserved says which enabled pipelines no live instance can run, with the
-// backend that each lacks.
-func (m *Metrics) Unserved(backends map[catalog.Key]string) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.unserved = backends
-}
-
-// Health of a pipeline as its gauge shows it.
-const (
-	HealthNone = iota // not this process's concern: no series
-	HealthBad
-	HealthGood
-)
-
-// Pipeline is one pipeline's numbers. Its methods are called once a batch from
-// several goroutines and allocate nothing.
-type Pipeline struct {
-	received, receivedBytes   atomic.Int64
-	published, publishedBytes atomic.Int64
-	skipped                   atomic.Int64
-	deadLettered, parked      atomic.Int64
-	publishErrors             atomic.Int64
-	sourceErrors              atomic.Int64
-	restarts                  atomic.Int64
-	polls, emptyPolls         atomic.Int64
-	inFlight                  atomic.Int64
-	delivering                atomic.Int64 // Unix nanoseconds of the oldest message in the sink's hand; 0 when none
-	lastCommit                atomic.Int64 // Unix nanoseconds; 0 when none
-	latency, publish          *histogram
-	commit, batch             *histogram
-
-	owned       atomic.Bool
-	health      atomic.Int32
-	epoch       atomic.Int64
-	lagRows     atomic.Int64 // -1 when unknown
-	lagSeconds  atomic.Uint64
-	hasLag      atomic.Bool
-	dead        atomic.Int64 // letters stored now
-	waiting     atomic.Int64 // letters parked now
-	unaccounted atomic.Int64 // -1 when nobody looked
-	overtaken   atomic.Int64
-}
-
-// Received counts what a source gave.
-func (p *Pipeline) Received(messages, bytes int) {
-	p.received.Add(int64(messages))
-	p.receivedBytes.Add(int64(bytes))
-}
-
-// Polled counts a look at an outbox table.
-func (p *Pipeline) Polled(found bool) {
-	if found {
-		p.polls.Add(1)
-	} else {
-		p.emptyPolls.Add(1)
-	}
-}
-
-// Published counts what a sink confirmed.
-func (p *Pipeline) Published(messages, bytes int, took time.Duration) {
-	p.published.Add(int64(messages))
-	p.publishedBytes.Add(int64(bytes))
-	p.publish.observe(took.Seconds())
-	p.batch.observe(float64(messages))
-}
-
-// Latency counts the time from the creation of a row to now.
-func (p *Pipeline) Latency(created time.Time) {
-	p.latency.observe(max(0, time.Since(created).Seconds()))
-}
-
-// Skipped counts messages that the far end already had.
-func (p *Pipeline) Skipped(messages int) { p.skipped.Add(int64(messages)) }
-
-// DeadLettered counts messages that were stored as dead.
-func (p *Pipeline) DeadLettered(messages int) { p.deadLettered.Add(int64(messages)) }
-
-// Parked counts messages that were stored behind a dead one.
-func (p *Pipeline) Parked(messages int) { p.parked.Add(int64(messages)) }
-
-// PublishFailed counts a failed publish.
-func (p *Pipeline) PublishFailed() { p.publishErrors.Add(1) }
-
-// SourceFailed counts a failed receive or acknowledgement.
-func (p *Pipeline) SourceFailed() { p.sourceErrors.Add(1) }
-
-// Committed counts a checkpoint, or an acknowledgement to a broker.
-func (p *Pipeline) Committed(took time.Duration) {
-	p.lastCommit.Store(time.Now().UnixNano())
-	p.commit.observe(took.Seconds())
-}
-
-// InFlight adds to what lies between source and sink.
-func (p *Pipeline) InFlight(bytes int64) { p.inFlight.Add(bytes) }
-
-// Delivering sets the time of the oldest message in the sink's hand; zero when there
-// is none.
-func (p *Pipeline) Delivering(oldest time.Time) {
-	if oldest.IsZero() {
-		p.delivering.Store(0)
-	} else {
-		p.delivering.Store(oldest.UnixNano())
-	}
-}
-
-// lag is the age of the oldest message that is not delivered: one that the source
-// has not given yet, or the sink has not confirmed.
-func (p *Pipeline) lag() (seconds float64) {
-	seconds = math.Float64frombits(p.lagSeconds.Load())
-	if at := p.delivering.Load(); at != 0 {
-		seconds = max(seconds, time.Since(time.Unix(0, at)).Seconds())
-	}
-	return seconds
-}
-
-// Restarted counts a run that ended in an error.
-func (p *Pipeline) Restarted() { p.restarts.Add(1) }
-
-// Own says that this process runs the pipeline under the lease's epoch.
-func (p *Pipeline) Own(epoch int64) {
-	p.epoch.Store(epoch)
-	p.lastCommit.Store(0)
-	p.owned.Store(true)
-}
-
-// Disown says that it does no longer. Its gauges disappear, its counters stay.
-func (p *Pipeline) Disown() {
-	p.owned.Store(false)
-	p.hasLag.Store(false)
-	p.inFlight.Store(0)
-	p.unaccounted.Store(-1)
-	p.overtaken.Store(0)
-}
-
-// SetHealth sets the gauge of the pipeline's health.
-func (p *Pipeline) SetHealth(h int) { p.health.Store(int32(h)) } //nolint:gosec // one of three constants
-
-// SetLag sets how far the source is behind; rows is -1 when unknown.
-func (p *Pipeline) SetLag(rows int64, seconds float64) {
-	p.lagRows.Store(rows)
-	p.lagSeconds.Store(math.Float64bits(seconds))
-	p.hasLag.Store(true)
-}
-
-// LagUnknown says that the lag could not be measured. Its gauges disappear until it
-// is set again, rather than show how far the source was behind at some time before.
-func (p *Pipeline) LagUnknown() { p.hasLag.Store(false) }
-
-// SetLetters sets how many dead letters and parked messages are stored.
-func (p *Pipeline) SetLetters(dead, parked int64) {
-	p.dead.Store(dead)
-	p.waiting.Store(parked)
-}
-
-// SetUnaccounted sets the rows that were committed and are neither delivered,
-// dead, parked nor pending.
-func (p *Pipeline) SetUnaccounted(rows int64) { p.unaccounted.Store(rows) }
-
-// SetOvertaken sets the ids that were gone before they could be delivered.
-func (p *Pipeline) SetOvertaken(ids int64) { p.overtaken.Store(ids) }
-
-// Numbers are a pipeline's numbers at one moment, for the status page.
-type Numbers struct {
-	Received      int64    `json:"received"`
-	Published     int64    `json:"published"`
-	Skipped       int64    `json:"skipped"`
-	PublishErrors int64    `json:"publish_errors"`
-	SourceErrors  int64    `json:"source_errors"`
-	Restarts      int64    `json:"restarts"`
-	DeadLetters   int64    `json:"dead_letters"`
-	Parked        int64    `json:"parked"`
-	InFlightBytes int64    `json:"in_flight_bytes"`
-	LagRows       *int64   `json:"lag_rows,omitempty"`
-	LagSeconds    *float64 `json:"lag_seconds,omitempty"`
-	CommitAge     *float64 `json:"checkpoint_age_seconds,omitempty"`
-}
-
-// Numbers reads the pipeline's numbers.
-func (p *Pipeline) Numbers() Numbers {
-	n := Numbers{
-		Received: p.received.Load(), Published: p.published.Load(), Skipped: p.skipped.Load(),
-		PublishErrors: p.publishErrors.Load(), SourceErrors: p.sourceErrors.Load(), Restarts: p.restarts.Load(),
-		DeadLetters: p.dead.Load(), Parked: p.waiting.Load(), InFlightBytes: p.inFlight.Load(),
-	}
-	if p.hasLag.Load() {
-		if rows := p.lagRows.Load(); rows >= 0 {
-			n.LagRows = &rows
-		}
-		seconds := p.lag()
-		n.LagSeconds = &seconds
-	}
-	if at := p.lastCommit.Load(); at != 0 {
-		age := time.Since(time.Unix(0, at)).Seconds()
-		n.CommitAge = &age
-	}
-	return n
-}
-
-const prefix = "pgtrickle_relay_"
-
-var (
-	byPipeline  = []string{"pipeline"}
-	byDirection = []string{"pipeline", "direction"}
-)
-
-type metric struct {
-	desc *prometheus.Desc
-	kind prometheus.ValueType
-}
-
-func describe(kind prometheus.ValueType, name, help string, labels ...string) metric {
-	return metric{prometheus.NewDesc(prefix+name, help, labels, nil), kind}
-}
-
-// Describe implements [prometheus.Collector]. Sending nothing makes the
-// collector an unchecked one, which the set of its series, changing with the
-// pipelines, makes it anyway.
-func (m *Metrics) Describe(chan<- *prometheus.Desc) {}
-
-// Collect implements [prometheus.Collector].
-func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
-	m.mu.Lock()
-	pipelines := maps.Clone(m.pipelines)
-	unserved := m.unserved
-	m.mu.Unlock()
-	c := collector{ch}
-	keys := slices.SortedFunc(maps.Keys(pipelines), catalog.Key.Compare)
-	c.process(m, pipelines)
-	for _, k := range keys {
-		c.counters(k, pipelines[k])
-	}
-	c.merged(keys, pipelines)
-	for k, backend := range unserved {
-		c.value(describe(prometheus.GaugeValue, "pipeline_unserved", "An enabled pipeline whose backend no live instance has.", "pipeline", "direction", "backend"),
-			1, k.Name, string(k.Direction), backend)
-	}
-}
-
-type collector struct{ ch chan<- prometheus.Metric }
-
-func (c collector) value(m metric, v float64, labels ...string) {
-	c.ch <- prometheus.MustNewConstMetric(m.desc, m.kind, v, labels...)
-}
-
-func (c collector) gauge(name, help string, v float64) {
-	c.value(describe(prometheus.GaugeValue, name, help), v)
-}
-
-func (c collector) counter(name, help string, v int64) {
-	c.value(describe(prometheus.CounterValue, name, help), float64(v))
+	counter("catalog_reloads_total", "Changes of the catalog that were applied.", &m.Reloads)
+	counter("catalog_errors_total", "Failed attempts to read the pipelines.", &m.ReloadErrors)
+	counter("sessions_lost_total", "Losses of the connection that holds the leases.", &m.SessionsLost)
+	counter("notifications_total", "Notifications received.", &m.Notifications)
 }
 
 func number(b bool) float64 {
@@ -334,115 +183,130 @@ func number(b bool) float64 {
 	return 0
 }
 
-func (c collector) process(m *Metrics, pipelines map[catalog.Key]*Pipeline) {
-	owned := 0
-	for _, p := range pipelines {
-		if p.owned.Load() {
-			owned++
-		}
+// Pipeline returns the metrics of a pipeline. It returns the same ones until Keep
+// drops them.
+func (m *Metrics) Pipeline(key catalog.Key) *Pipeline {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+
+	p := m.pipelines[key]
+	if p == nil {
+		p = m.newPipeline(key)
+		m.pipelines[key] = p
 	}
-	c.value(describe(prometheus.GaugeValue, "build_info", "Always 1; the labels say what runs.", "binary", "version", "goversion"), 1, m.build...)
-	c.gauge("pipelines_owned", "Pipelines that this process runs.", float64(owned))
-	c.gauge("instances", "Live processes of the group.", float64(m.Instances.Load()))
-	c.gauge("session_up", "Whether the connection that holds the leases stands.", number(m.SessionUp.Load()))
-	c.gauge("listener_up", "Whether the connection that listens for notifications stands.", number(m.ListenerUp.Load()))
-	c.gauge("catalog_up", "Whether the last attempt to read the pipelines succeeded.", number(m.CatalogUp.Load()))
-	c.counter("catalog_reloads_total", "Changes of the catalog that were taken up.", m.Reloads.Load())
-	c.counter("catalog_errors_total", "Attempts to read the pipelines that failed.", m.ReloadErrors.Load())
-	c.counter("sessions_lost_total", "Times that the connection that holds the leases was lost.", m.SessionsLost.Load())
-	c.counter("notifications_total", "Notifications received.", m.Notifications.Load())
+	return p
 }
 
-func (c collector) counters(k catalog.Key, p *Pipeline) {
-	labels := []string{k.Name, string(k.Direction)}
-	for _, m := range []struct {
-		name, help string
-		v          *atomic.Int64
-	}{
-		{"messages_published_total", "Messages that the sink confirmed.", &p.published},
-		{"messages_consumed_total", "Messages that the source gave.", &p.received},
-		{"published_bytes_total", "Bytes of the messages that the sink confirmed.", &p.publishedBytes},
-		{"consumed_bytes_total", "Bytes of the messages that the source gave.", &p.receivedBytes},
-		{"publish_errors_total", "Publishes that failed and were tried again, or dead-lettered.", &p.publishErrors},
-		{"source_errors_total", "Receives and acknowledgements that failed.", &p.sourceErrors},
-		{"dead_letters_total", "Messages that were stored as dead letters.", &p.deadLettered},
-		{"parked_total", "Messages that were stored behind a dead letter of their key.", &p.parked},
-		{"pipeline_restarts_total", "Runs of the pipeline that ended in an error.", &p.restarts},
-	} {
-		c.value(describe(prometheus.CounterValue, m.name, m.help, byDirection...), float64(m.v.Load()), labels...)
+// newPipeline resolves the labels of a pipeline, so that counting does not.
+func (m *Metrics) newPipeline(key catalog.Key) *Pipeline {
+	p := new(Pipeline)
+	for i, vec := range m.counters {
+		p.counters[i] = vec.WithLabelValues(key.Name, string(key.Direction))
 	}
-	if k.Direction == relay.Forward {
-		polls := describe(prometheus.CounterValue, "polls_total", "Looks at the outbox table that found rows, or none.", "pipeline", "direction", "found")
-		c.value(polls, float64(p.polls.Load()), k.Name, string(k.Direction), "rows")
-		c.value(polls, float64(p.emptyPolls.Load()), k.Name, string(k.Direction), "nothing")
+	for i, vec := range m.histograms {
+		p.histograms[i] = vec.WithLabelValues(key.Name, string(key.Direction))
 	}
-	c.histogram("publish_duration_seconds", "Time a publish took.", byDirection, labels, p.publish)
-	c.histogram("publish_batch_messages", "Messages of a publish.", byDirection, labels, p.batch)
-	c.histogram("commit_duration_seconds", "Time a checkpoint or acknowledgement took.", byDirection, labels, p.commit)
-	if !p.owned.Load() {
-		return
+	if key.Direction == relay.Forward {
+		p.polls = m.polls.WithLabelValues(key.Name, string(key.Direction), "rows")
+		p.emptyPolls = m.polls.WithLabelValues(key.Name, string(key.Direction), "nothing")
 	}
-	gauge := func(name, help string, v float64) {
-		c.value(describe(prometheus.GaugeValue, name, help, byDirection...), v, labels...)
-	}
-	gauge("lease_epoch", "Epoch of the lease under which this process runs the pipeline.", float64(p.epoch.Load()))
-	gauge("in_flight_bytes", "Bytes between source and sink.", float64(p.inFlight.Load()))
-	gauge("dead_letters", "Dead letters stored now.", float64(p.dead.Load()))
-	gauge("overtaken_ids", "Outbox ids that were gone before they could be delivered, or that were rolled back, over the checkpoint's life.", float64(p.overtaken.Load()))
-	gauge("parked_messages", "Messages parked behind a dead letter now.", float64(p.waiting.Load()))
-	if at := p.lastCommit.Load(); at != 0 {
-		gauge("checkpoint_age_seconds", "Time since the last checkpoint or acknowledgement.", time.Since(time.Unix(0, at)).Seconds())
+	p.unaccounted.Store(unknown)
+	return p
+}
+
+// SetHealth sets the health of a pipeline that has metrics.
+func (m *Metrics) SetHealth(key catalog.Key, h int) {
+	m.mu.Lock()
+	p := m.pipelines[key]
+	m.mu.Unlock()
+
+	if p != nil {
+		p.SetHealth(h)
 	}
 }
 
-// merged sends the series that have no direction. Where a forward and a reverse
-// pipeline bear the same name they show the sum, or the worse of the two.
-func (c collector) merged(keys []catalog.Key, pipelines map[catalog.Key]*Pipeline) {
-	for i := 0; i < len(keys); {
-		j := i + 1
-		for j < len(keys) && keys[j].Name == keys[i].Name {
-			j++
+// Keep drops every pipeline for which exists returns false.
+func (m *Metrics) Keep(exists func(catalog.Key) bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+
+	for key := range m.pipelines {
+		if exists(key) {
+			continue
 		}
-		name, skipped, health := keys[i].Name, int64(0), int32(math.MaxInt32)
-		lagRows, lagSeconds, hasLag := int64(-1), 0.0, false
-		unaccounted := int64(-1)
-		latency := newHistogram(latencyBuckets)
-		for _, k := range keys[i:j] {
-			p := pipelines[k]
-			skipped += p.skipped.Load()
-			if h := p.health.Load(); h != HealthNone {
-				health = min(health, h)
-			}
-			if p.hasLag.Load() {
-				hasLag = true
-				lagRows = max(lagRows, p.lagRows.Load())
-				lagSeconds = max(lagSeconds, p.lag())
-			}
-			unaccounted = max(unaccounted, p.unaccounted.Load())
-			latency.add(p.latency)
+		delete(m.pipelines, key)
+		labels := prometheus.Labels{"pipeline": key.Name, "direction": string(key.Direction)}
+		for _, vec := range m.counters {
+			vec.DeletePartialMatch(labels)
 		}
-		c.value(describe(prometheus.CounterValue, "dedup_skipped_total", "Messages that the far end already had.", byPipeline...), float64(skipped), name)
-		c.histogram("delivery_latency_seconds", "Time from the creation of a row to its confirmation by the far end.", byPipeline, []string{name}, latency)
-		gauge := func(metricName, help string, v float64) {
-			c.value(describe(prometheus.GaugeValue, metricName, help, byPipeline...), v, name)
+		for _, vec := range m.histograms {
+			vec.DeletePartialMatch(labels)
 		}
-		if health != math.MaxInt32 {
-			gauge("pipeline_healthy", "1 when the pipeline runs and is not failing, nor waits long for its lock.", number(health == HealthGood))
-		}
-		if hasLag {
-			gauge("lag_seconds", "Age of the oldest message that is not delivered.", lagSeconds)
-			if lagRows >= 0 {
-				gauge("lag_rows", "Messages not yet received.", float64(lagRows))
-			}
-		}
-		if unaccounted >= 0 {
-			gauge("unaccounted_rows", "Committed rows that are neither delivered, dead, parked nor pending. Must be 0.", float64(unaccounted))
-		}
-		i = j
+		m.polls.DeletePartialMatch(labels)
 	}
 }
 
-func (c collector) histogram(name, help string, names, labels []string, h *histogram) {
-	count, sum, buckets := h.read()
-	c.ch <- prometheus.MustNewConstHistogram(prometheus.NewDesc(prefix+name, help, names, nil), count, sum, buckets, labels...)
+// Unserved sets the enabled pipelines whose backend no live instance has, each
+// with that backend.
+func (m *Metrics) Unserved(backends map[catalog.Key]string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.unserved = maps.Clone(backends)
+}
+
+func (m *Metrics) owned() (n float64) {
+	for _, p := range m.pipelines { // Collect holds the lock
+		n += number(p.owned.Load())
+	}
+	return n
+}
+
+// Describe implements [prometheus.Collector].
+func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
+	for _, c := range m.collectors() {
+		c.Describe(ch)
+	}
+}
+
+// Collect implements [prometheus.Collector].
+func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+
+	m.setGauges()
+	for _, c := range m.collectors() {
+		c.Collect(ch)
+	}
+}
+
+func (m *Metrics) collectors() []prometheus.Collector {
+	all := slices.Clone(m.process)
+	for _, vec := range m.counters {
+		all = append(all, vec)
+	}
+	for _, vec := range m.histograms {
+		all = append(all, vec)
+	}
+	for _, vec := range m.gauges {
+		all = append(all, vec)
+	}
+	return append(all, m.polls, m.unservedGauge)
+}
+
+// setGauges replaces all gauges of pipelines. A pipeline that runs elsewhere, or a
+// value that is not known, has no series.
+func (m *Metrics) setGauges() {
+	for _, vec := range m.gauges {
+		vec.Reset()
+	}
+	for key, p := range m.pipelines {
+		p.readGauges(func(gauge int, v float64) {
+			m.gauges[gauge].WithLabelValues(key.Name, string(key.Direction)).Set(v)
+		})
+	}
+
+	m.unservedGauge.Reset()
+	for key, backend := range m.unserved {
+		m.unservedGauge.WithLabelValues(key.Name, string(key.Direction), backend).Set(1)
+	}
 }

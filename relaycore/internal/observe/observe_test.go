@@ -5,12 +5,17 @@ import (
 	"errors"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+	dto "github.com/prometheus/client_model/go"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
@@ -56,19 +61,21 @@ func TestMetrics(t *testing.T) {
 		`pgtrickle_relay_messages_consumed_total{direction="forward",pipeline="orders"} 10`,
 		`pgtrickle_relay_publish_errors_total{direction="forward",pipeline="orders"} 0`,
 		`pgtrickle_relay_source_errors_total{direction="reverse",pipeline="orders"} 0`,
-		`pgtrickle_relay_dedup_skipped_total{pipeline="orders"} 3`,
+		`pgtrickle_relay_dedup_skipped_total{direction="forward",pipeline="orders"} 1`,
+		`pgtrickle_relay_dedup_skipped_total{direction="reverse",pipeline="orders"} 2`,
 		`pgtrickle_relay_dead_letters_total{direction="forward",pipeline="orders"} 0`,
 		`pgtrickle_relay_polls_total{direction="forward",found="rows",pipeline="orders"} 1`,
 		`pgtrickle_relay_polls_total{direction="forward",found="nothing",pipeline="orders"} 2`,
 		`pgtrickle_relay_pipelines_owned 2`,
-		`pgtrickle_relay_pipeline_healthy{pipeline="orders"} 0`,
-		`pgtrickle_relay_lag_seconds{pipeline="orders"} 1.5`,
-		`pgtrickle_relay_lag_rows{pipeline="orders"} 5`,
-		`pgtrickle_relay_delivery_latency_seconds_bucket{pipeline="orders",le="0.05"} 1`,
-		`pgtrickle_relay_delivery_latency_seconds_bucket{pipeline="orders",le="0.025"} 0`,
+		`pgtrickle_relay_pipeline_healthy{direction="forward",pipeline="orders"} 1`,
+		`pgtrickle_relay_pipeline_healthy{direction="reverse",pipeline="orders"} 0`,
+		`pgtrickle_relay_lag_seconds{direction="forward",pipeline="orders"} 1.5`,
+		`pgtrickle_relay_lag_rows{direction="forward",pipeline="orders"} 5`,
+		`pgtrickle_relay_delivery_latency_seconds_bucket{direction="forward",pipeline="orders",le="0.05"} 1`,
+		`pgtrickle_relay_delivery_latency_seconds_bucket{direction="forward",pipeline="orders",le="0.025"} 0`,
 		`pgtrickle_relay_build_info{binary="relay-nats",goversion="go1",version="1.2.3"} 1`,
 		`pgtrickle_relay_lease_epoch{direction="forward",pipeline="orders"} 7`,
-		`pgtrickle_relay_unaccounted_rows{pipeline="orders"} 0`,
+		`pgtrickle_relay_unaccounted_rows{direction="forward",pipeline="orders"} 0`,
 		`pgtrickle_relay_pipeline_unserved{backend="kafka",direction="forward",pipeline="lonely"} 1`,
 	} {
 		if !strings.Contains(text, want+"\n") {
@@ -78,7 +85,7 @@ func TestMetrics(t *testing.T) {
 	f.LagUnknown()
 	_, text = scrape(t, h, "/metrics")
 	if n := f.Numbers(); strings.Contains(text, "_lag_") || n.LagRows != nil || n.LagSeconds != nil {
-		t.Errorf("a lag that could not be measured is still shown: %+v", n)
+		t.Errorf("a lag that could not be measured is shown: %+v", n)
 	}
 	r.Disown()
 	f.Disown()
@@ -111,6 +118,8 @@ func TestCountingAllocatesNothing(t *testing.T) {
 		p.Committed(time.Millisecond)
 		p.InFlight(1)
 		p.Skipped(1)
+		p.Polled(true)
+		p.Delivering(now)
 	}); n != 0 {
 		t.Errorf("%v allocations for each batch, want none", n)
 	}
@@ -161,20 +170,73 @@ func TestEndpoints(t *testing.T) {
 	}
 }
 
-func TestHistogram(t *testing.T) {
+// full returns metrics with every series there can be.
+func full(t *testing.T) *prometheus.Registry {
+	t.Helper()
+	reg := prometheus.NewPedanticRegistry()
+	m, err := NewMetrics(reg, "relay-nats", "1.2.3", "go1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := m.Pipeline(catalog.Key{Direction: relay.Forward, Name: "p"})
+	p.Own(1)
+	p.SetHealth(HealthGood)
+	p.SetLag(0, 0)
+	p.SetUnaccounted(0)
+	p.Committed(time.Second)
+	m.Unserved(map[catalog.Key]string{{Direction: relay.Forward, Name: "lonely"}: "kafka"})
+	return reg
+}
+
+// The rules that "promtool check metrics" applies.
+func TestMetricsFollowTheRulesOfPrometheus(t *testing.T) {
 	t.Parallel()
-	h := newHistogram([]float64{1, 10})
-	for _, v := range []float64{.5, 1, 2, 11} {
-		h.observe(v)
+	families, err := full(t).Gather()
+	if err != nil {
+		t.Fatal(err)
 	}
-	sum := newHistogram(h.bounds)
-	sum.add(h)
-	sum.add(h)
-	count, total, buckets := sum.read()
-	if count != 8 || total != 29 || buckets[1] != 4 || buckets[10] != 6 {
-		t.Errorf("read = %d, %v, %v; want 8 values, sum 29, 4 up to 1, 6 up to 10", count, total, buckets)
+	problems, err := promlint.NewWithMetricFamilies(families).Lint()
+	if err != nil || len(problems) > 0 {
+		t.Errorf("promlint: %v, %v", problems, err)
 	}
-	if !slices.IsSorted(latencyBuckets) || !slices.IsSorted(durationBuckets) || !slices.IsSorted(batchBuckets) {
-		t.Error("buckets must ascend")
+}
+
+func TestAlertsAndDashboardNameMetricsThatExist(t *testing.T) {
+	t.Parallel()
+	families, err := full(t).Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	exists := make(map[string]bool)
+	for _, f := range families {
+		exists[f.GetName()] = true
+		if f.GetType() == dto.MetricType_HISTOGRAM {
+			exists[f.GetName()+"_bucket"] = true
+		}
+	}
+
+	for _, file := range []string{"alerts.yaml", "grafana.json"} {
+		text, err := os.ReadFile(filepath.Join("../../../deploy", file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		names := regexp.MustCompile(namespace+`_[a-z_]+`).FindAllString(string(text), -1)
+		if len(names) == 0 {
+			t.Errorf("%s names no metric", file)
+		}
+		for _, name := range names {
+			if !exists[name] {
+				t.Errorf("%s: there is no metric %s", file, name)
+			}
+		}
+	}
+}
+
+func TestBucketsAscend(t *testing.T) {
+	t.Parallel()
+	for _, s := range histogramSeries {
+		if !slices.IsSorted(s.buckets) {
+			t.Errorf("the buckets of %s are %v", s.name, s.buckets)
+		}
 	}
 }

@@ -1,3 +1,5 @@
+// Package observe holds what an operator sees of a running process: metrics,
+// health and the status page.
 package observe
 
 import "time"
@@ -5,25 +7,25 @@ import "time"
 // States of a pipeline.
 const (
 	StateRunning  = "running"
-	StateRetrying = "retrying" // it runs, and something it does fails for now
+	StateRetrying = "retrying" // it runs, and an operation fails for now
 	StateStarting = "starting"
 	StateStopping = "stopping" // it drains
-	StateBackoff  = "backoff"  // it stopped with an error and will be started again
-	StateFailed   = "failed"   // as backoff, but it needs an operator
-	StateInvalid  = "invalid"  // its configuration makes no sense
+	StateBackoff  = "backoff"  // it stopped with an error and will be restarted
+	StateFailed   = "failed"   // like backoff, but it needs an operator
+	StateInvalid  = "invalid"  // its configuration is invalid
 	StateUnserved = "unserved" // no live instance has its backend
 	StateStandby  = "standby"  // another instance runs it
 	StateDisabled = "disabled"
-	StateWaiting  = "waiting" // it is to run here, and its lock is not free yet
+	StateWaiting  = "waiting" // this process owns it, and its lock is not free yet
 )
 
-// Health is the status of a process, as /health tells it.
+// Health is the status of a process, as /health reports it.
 type Health struct {
 	Status         string           `json:"status"` // healthy or unhealthy
 	PipelinesOwned int              `json:"pipelines_owned"`
 	UptimeSeconds  int64            `json:"uptime_seconds"`
 	Reasons        []string         `json:"reasons,omitempty"`  // why it is unhealthy
-	Warnings       []string         `json:"warnings,omitempty"` // what is not this process's fault
+	Warnings       []string         `json:"warnings,omitempty"` // problems outside this process
 	Binary         string           `json:"binary"`
 	Version        string           `json:"version"`
 	Instance       string           `json:"instance"`
@@ -35,7 +37,7 @@ type Health struct {
 	Pipelines      []PipelineStatus `json:"pipelines"`
 }
 
-// Connection says whether a connection stands, and if not why.
+// Connection is the state of a connection, with the error that ended it.
 type Connection struct {
 	Up    bool   `json:"up"`
 	Error string `json:"error,omitempty"`
@@ -59,9 +61,9 @@ type PipelineStatus struct {
 	Direction string    `json:"direction"`
 	Backend   string    `json:"backend"`
 	State     string    `json:"state"`
-	Owner     string    `json:"owner,omitempty"` // instance that should run it
+	Owner     string    `json:"owner,omitempty"` // the instance that should run it
 	Error     string    `json:"error,omitempty"`
-	Since     time.Time `json:"since"` // when it came into this state
+	Since     time.Time `json:"since"` // when this state began
 	Epoch     int64     `json:"epoch,omitempty"`
 	Guarantee string    `json:"guarantee,omitempty"`
 	Numbers   *Numbers  `json:"numbers,omitempty"`

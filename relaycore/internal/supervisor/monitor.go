@@ -115,6 +115,6 @@ func (s *Supervisor) countDeadLetters(ctx context.Context) {
 	}
 	s.each(func(r *runner) {
 		n := counts[r.pipeline.Key]
-		r.meter.SetLetters(n.Dead, n.Parked)
+		r.meter.SetDeadLetters(n.Dead, n.Parked)
 	})
 }

@@ -1,0 +1,239 @@
+package observe
+
+import (
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
+)
+
+// Health of a pipeline as its gauge shows it.
+const (
+	HealthNone = iota // the pipeline does not run here: no series
+	HealthBad
+	HealthGood
+)
+
+// unknown is a number of rows that was not determined.
+const unknown = -1
+
+// Pipeline holds the metrics of one pipeline. Its methods are called once a batch
+// from several goroutines, and allocate nothing on the way of a message.
+type Pipeline struct {
+	counters   [numCounters]prometheus.Counter
+	histograms [numHistograms]prometheus.Observer
+	polls      prometheus.Counter // of forward pipelines
+	emptyPolls prometheus.Counter
+
+	inFlight    atomic.Int64
+	delivering  atomic.Int64 // creation of the oldest message that the sink has, in Unix nanoseconds; 0: none
+	lastCommit  atomic.Int64 // Unix nanoseconds; 0: none
+	owned       atomic.Bool
+	health      atomic.Int32
+	epoch       atomic.Int64
+	lag         atomic.Pointer[lag] // nil: unknown
+	dead        atomic.Int64        // dead letters stored now
+	waiting     atomic.Int64        // messages parked now
+	unaccounted atomic.Int64
+	overtaken   atomic.Int64
+}
+
+// lag is how far the source is behind.
+type lag struct {
+	rows    int64
+	seconds float64
+}
+
+// Received counts messages that a source returned.
+func (p *Pipeline) Received(messages, bytes int) {
+	p.counters[received].Add(float64(messages))
+	p.counters[receivedBytes].Add(float64(bytes))
+}
+
+// Polled counts a read of an outbox table. Only forward pipelines have one.
+func (p *Pipeline) Polled(found bool) {
+	if found {
+		p.polls.Inc()
+	} else {
+		p.emptyPolls.Inc()
+	}
+}
+
+// Published counts messages that a sink confirmed.
+func (p *Pipeline) Published(messages, bytes int, took time.Duration) {
+	p.counters[published].Add(float64(messages))
+	p.counters[publishedBytes].Add(float64(bytes))
+	p.histograms[publishTime].Observe(took.Seconds())
+	p.histograms[batchSize].Observe(float64(messages))
+}
+
+// Latency counts the time from the creation of a row to now.
+func (p *Pipeline) Latency(created time.Time) {
+	p.histograms[latency].Observe(max(0, time.Since(created).Seconds()))
+}
+
+// Skipped counts messages that the receiver had before.
+func (p *Pipeline) Skipped(messages int) { p.counters[skipped].Add(float64(messages)) }
+
+// DeadLettered counts messages stored as dead letters.
+func (p *Pipeline) DeadLettered(messages int) { p.counters[deadLettered].Add(float64(messages)) }
+
+// Parked counts messages parked behind a dead letter.
+func (p *Pipeline) Parked(messages int) { p.counters[parked].Add(float64(messages)) }
+
+// PublishFailed counts a failed publish.
+func (p *Pipeline) PublishFailed() { p.counters[publishErrors].Inc() }
+
+// SourceFailed counts a failed receive or acknowledgement.
+func (p *Pipeline) SourceFailed() { p.counters[sourceErrors].Inc() }
+
+// Restarted counts a run that ended in an error.
+func (p *Pipeline) Restarted() { p.counters[restarts].Inc() }
+
+// Committed counts a checkpoint, or an acknowledgement to a broker.
+func (p *Pipeline) Committed(took time.Duration) {
+	p.lastCommit.Store(time.Now().UnixNano())
+	p.histograms[commitTime].Observe(took.Seconds())
+}
+
+// InFlight adds to the bytes between source and sink.
+func (p *Pipeline) InFlight(bytes int64) { p.inFlight.Add(bytes) }
+
+// Delivering sets the creation time of the oldest message that the sink has not
+// confirmed. A zero time means that there is none.
+func (p *Pipeline) Delivering(oldest time.Time) {
+	if oldest.IsZero() {
+		p.delivering.Store(0)
+	} else {
+		p.delivering.Store(oldest.UnixNano())
+	}
+}
+
+// Own records that this process runs the pipeline, and the epoch of its lease.
+func (p *Pipeline) Own(epoch int64) {
+	p.epoch.Store(epoch)
+	p.lastCommit.Store(0)
+	p.owned.Store(true)
+}
+
+// Disown records that this process no longer runs the pipeline. Its gauges
+// disappear; its counters stay.
+func (p *Pipeline) Disown() {
+	p.owned.Store(false)
+	p.lag.Store(nil)
+	p.inFlight.Store(0)
+	p.unaccounted.Store(unknown)
+	p.overtaken.Store(0)
+}
+
+// SetHealth sets the gauge of the pipeline's health.
+func (p *Pipeline) SetHealth(h int) { p.health.Store(int32(h)) }
+
+// SetLag sets how far the source is behind. A negative number of rows is unknown.
+func (p *Pipeline) SetLag(rows int64, seconds float64) { p.lag.Store(&lag{rows, seconds}) }
+
+// LagUnknown records that the lag could not be measured. Its gauges disappear until
+// the next SetLag, so that they never show an old value.
+func (p *Pipeline) LagUnknown() { p.lag.Store(nil) }
+
+// SetDeadLetters sets how many dead letters and parked messages are stored.
+func (p *Pipeline) SetDeadLetters(dead, parked int64) {
+	p.dead.Store(dead)
+	p.waiting.Store(parked)
+}
+
+// SetUnaccounted sets the number of committed rows that are neither delivered,
+// dead, parked nor pending.
+func (p *Pipeline) SetUnaccounted(rows int64) { p.unaccounted.Store(rows) }
+
+// SetOvertaken sets the number of ids that disappeared before delivery.
+func (p *Pipeline) SetOvertaken(ids int64) { p.overtaken.Store(ids) }
+
+// readGauges calls set for each gauge that the pipeline has now.
+func (p *Pipeline) readGauges(set func(gauge int, v float64)) {
+	if h := p.health.Load(); h != HealthNone {
+		set(healthy, number(h == HealthGood))
+	}
+	if l := p.currentLag(); l != nil {
+		set(lagSeconds, l.seconds)
+		if l.rows >= 0 {
+			set(lagRows, float64(l.rows))
+		}
+	}
+	if n := p.unaccounted.Load(); n != unknown {
+		set(unaccounted, float64(n))
+	}
+	if !p.owned.Load() {
+		return
+	}
+
+	set(leaseEpoch, float64(p.epoch.Load()))
+	set(inFlightBytes, float64(p.inFlight.Load()))
+	set(deadLetters, float64(p.dead.Load()))
+	set(parkedMessages, float64(p.waiting.Load()))
+	set(overtaken, float64(p.overtaken.Load()))
+	if age := age(&p.lastCommit); age != nil {
+		set(checkpointAge, *age)
+	}
+}
+
+// currentLag includes the messages that the sink has not confirmed. It returns nil
+// if the lag of the source is unknown.
+func (p *Pipeline) currentLag() *lag {
+	l := p.lag.Load()
+	if l == nil {
+		return nil
+	}
+	if oldest := age(&p.delivering); oldest != nil {
+		return &lag{l.rows, max(l.seconds, *oldest)}
+	}
+	return l
+}
+
+// age returns the seconds since a time, or nil if there is none.
+func age(at *atomic.Int64) *float64 {
+	nanoseconds := at.Load()
+	if nanoseconds == 0 {
+		return nil
+	}
+	return new(time.Since(time.Unix(0, nanoseconds)).Seconds())
+}
+
+// Numbers are the numbers of a pipeline at one moment, for the status page.
+type Numbers struct {
+	Received      int64    `json:"received"`
+	Published     int64    `json:"published"`
+	Skipped       int64    `json:"skipped"`
+	PublishErrors int64    `json:"publish_errors"`
+	SourceErrors  int64    `json:"source_errors"`
+	Restarts      int64    `json:"restarts"`
+	DeadLetters   int64    `json:"dead_letters"`
+	Parked        int64    `json:"parked"`
+	InFlightBytes int64    `json:"in_flight_bytes"`
+	LagRows       *int64   `json:"lag_rows,omitempty"`
+	LagSeconds    *float64 `json:"lag_seconds,omitempty"`
+	CommitAge     *float64 `json:"checkpoint_age_seconds,omitempty"`
+}
+
+// Numbers reads the numbers of the pipeline.
+func (p *Pipeline) Numbers() Numbers {
+	n := Numbers{
+		Received: p.count(received), Published: p.count(published), Skipped: p.count(skipped),
+		PublishErrors: p.count(publishErrors), SourceErrors: p.count(sourceErrors), Restarts: p.count(restarts),
+		DeadLetters: p.dead.Load(), Parked: p.waiting.Load(), InFlightBytes: p.inFlight.Load(), CommitAge: age(&p.lastCommit),
+	}
+	if l := p.currentLag(); l != nil {
+		n.LagSeconds = &l.seconds
+		if l.rows >= 0 {
+			n.LagRows = &l.rows
+		}
+	}
+	return n
+}
+
+func (p *Pipeline) count(counter int) int64 {
+	var m dto.Metric
+	_ = p.counters[counter].Write(&m) // it never fails
+	return int64(m.GetCounter().GetValue())
+}
