@@ -22,9 +22,12 @@ type bench struct {
 	folder string
 }
 
-// event is one of the rows: 274 bytes as PostgreSQL prints it.
-const event = `jsonb_build_object('id', n, 'customer', 'customer-' || n % 5000, 'sku', md5(n::text), 'quantity', n % 17,
-	'price', round((n % 9973) * 1.17, 2), 'currency', 'EUR', 'status', 'confirmed', 'note', repeat('x', 90))`
+// event is one of the rows, and eventPayload what capture makes of it: about 270 bytes.
+const (
+	event = `(SELECT row_to_json(e) FROM (SELECT n AS id, 'customer-' || n % 5000 AS customer, md5(n::text) AS sku, n % 17 AS quantity,
+	round((n % 9973) * 1.17, 2) AS price, 'EUR' AS currency, 'confirmed' AS status, repeat('x', 90) AS note) e)`
+	eventPayload = `('{"v":1,"inserted":[' || ` + event + ` || '],"updated":[],"deleted":[]}')::json`
+)
 
 func newBench(ctx context.Context, rows int) (*bench, error) {
 	server := os.Getenv("RELAY_TEST_DATABASE_URL")

@@ -164,7 +164,7 @@ func (b *bench) rawLatency(ctx context.Context, seconds int) ([]time.Duration, e
 // insertInto writes event $1 into an outbox; what is to be selected follows.
 func insertInto(outbox string) string {
 	return `WITH i AS (INSERT INTO pgtrickle.` + outbox + ` (inserted_count, payload)
-		SELECT 1, jsonb_build_object('v', 1, 'inserted', jsonb_build_array((SELECT ` + event + ` FROM (VALUES ($1::bigint)) v(n))))) SELECT `
+		SELECT 1, ` + eventPayload + ` FROM (VALUES ($1::bigint)) v(n)) SELECT `
 }
 
 func (b *bench) relayLatency(ctx context.Context, seconds int, notify bool) ([]time.Duration, error) {

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 )
 
 type options struct {
@@ -24,6 +25,7 @@ type options struct {
 	json, page  string
 	latency     int
 	backlog     int
+	writes      int
 }
 
 func main() {
@@ -41,9 +43,10 @@ func main() {
 	flag.StringVar(&o.page, "page", "", "write the tables into this page, between its marks")
 	flag.IntVar(&o.latency, "latency", 20, "seconds of the latency measurement at 1,000 rows a second; 0 leaves it out")
 	flag.IntVar(&o.backlog, "backlog", 10_000_000, "rows of the long backlog; 0 leaves it out, and pipelines side by side")
+	flag.IntVar(&o.writes, "writes", 9, "rounds of the measurement of writers; 0 leaves it out")
 	flag.Parse()
 	if *short {
-		o.rows, o.pairs, o.latency, o.backlog = 200_000, 2, 5, 0
+		o.rows, o.pairs, o.latency, o.backlog, o.writes = 200_000, 2, 5, 0, 3
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -90,6 +93,15 @@ func run(ctx context.Context, o options, short bool) error {
 	if wanted("idle") {
 		if r.Idle, err = b.idle(ctx, 100, short); err != nil {
 			return fmt.Errorf("idle: %w", err)
+		}
+	}
+	if o.writes > 0 && wanted("writes") {
+		each, bulk := 2*time.Second, 100_000
+		if short {
+			each, bulk = 500*time.Millisecond, 20_000
+		}
+		if r.Writes, err = b.writes(ctx, o.writes, each, bulk); err != nil {
+			return fmt.Errorf("writes: %w", err)
 		}
 	}
 	if err := r.write(o); err != nil {

@@ -13,6 +13,7 @@ type report struct {
 	Latency []latencyLine `json:"latency"`
 	Scale   []scaleLine   `json:"scale"`
 	Idle    *idleLine     `json:"idle"`
+	Writes  []writeLine   `json:"writes"`
 }
 
 func (r report) write(o options) error {
@@ -78,6 +79,9 @@ func (r report) markdown(o options) string {
 	}
 	if r.Idle != nil {
 		fmt.Fprintf(&b, "\n%d idle pipelines: relay %.2f%% of a core, PostgreSQL %.2f%%.\n", r.Idle.Pipelines, 100*r.Idle.Relay, 100*r.Idle.Postgres)
+	}
+	if len(r.Writes) > 0 {
+		b.WriteString(writesTable(r.Writes))
 	}
 	return b.String()
 }

@@ -70,7 +70,7 @@ func (b *bench) fill(ctx context.Context, table string, rows int) error {
 		`CREATE TABLE public.` + table + ` (id bigint PRIMARY KEY)`,
 		`SELECT pgtrickle.enable_outbox('public.` + table + `')`,
 		fmt.Sprintf(`INSERT INTO pgtrickle.outbox_%s (inserted_count, payload)
-			SELECT 1, jsonb_build_object('v', 1, 'inserted', jsonb_build_array(%s)) FROM generate_series(1, %d) n`, table, event, rows),
+			SELECT 1, %s FROM generate_series(1, %d) n`, table, eventPayload, rows),
 		`VACUUM ANALYZE pgtrickle.outbox_` + table,
 		`CHECKPOINT`,
 	} {
