@@ -1,12 +1,18 @@
 package outbox
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/progress"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/scan"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/table"
+)
 
 func TestExpects(t *testing.T) {
 	t.Parallel()
 	s := &Source{}
-	s.shape.Store(&table{name: "out:box"})
-	s.settler.Store(&settler{safe: 10, part: [2]int64{12, 3}, done: [][3]int64{{14, 2, 4}}})
+	start := progress.Start{Position: scan.Fence.Behind(10), Safe: 10, Resumed: &progress.Checkpoint{Part: &[2]int64{12, 3}, Done: [][3]int64{{14, 2, 4}}}}
+	s.shared.set(&table.Table{Name: "out:box"}, progress.New(start, progress.NewNotifier(), nil), start.Position)
 	for id, want := range map[string]bool{
 		"out:box:10:0": false,
 		"out:box:11:0": true,

@@ -5,7 +5,7 @@ import (
 	"testing"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/migrate"
-	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/table"
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest/pgtest"
 )
 
@@ -67,7 +67,7 @@ func TestReaders(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			tx := begin(t, pool)
 			in(t, tx, fmt.Sprintf(`INSERT INTO pgtrickle.relay_outbox_config (name, enabled, config) VALUES ('p', false, '%s'); %s`, tc.config, tc.cursors))
-			_, got, err := outbox.Readers(t.Context(), tx, "public.orders")
+			_, got, err := table.Readers(t.Context(), tx, "public.orders")
 			if err != nil || fmt.Sprint(got) != tc.want {
 				t.Errorf("Readers = %v, %v, want %s", got, err, tc.want)
 			}
@@ -88,12 +88,12 @@ func TestReadersOfAnAmbiguousName(t *testing.T) {
 		INSERT INTO pgtrickle.relay_outbox_config (name, config) SELECT n, '{"stream_table": "orders", "sink_type": "stdout"}' FROM unnest(ARRAY['new', 'runs']) n;
 		INSERT INTO pgtrickle.relay_cursors (relay_group_id, direction, pipeline, source, epoch, last_id) VALUES ('a', 'forward', 'runs', 'pgtrickle.outbox_orders', 1, 5);
 		CREATE SCHEMA sales; CREATE TABLE sales.orders (id int); SELECT pgtrickle.enable_outbox('sales.orders')`)
-	for table, want := range map[string]string{
+	for name, want := range map[string]string{
 		"public.orders": "[new in group any at 0 runs in group a at 5]",
 		"sales.orders":  "[new in group any at 0]",
 	} {
-		if _, got, err := outbox.Readers(t.Context(), pool, table); err != nil || fmt.Sprint(got) != want {
-			t.Errorf("Readers(%s) = %v, %v, want %s", table, got, err, want)
+		if _, got, err := table.Readers(t.Context(), pool, name); err != nil || fmt.Sprint(got) != want {
+			t.Errorf("Readers(%s) = %v, %v, want %s", name, got, err, want)
 		}
 	}
 }

@@ -9,41 +9,14 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest/pgtest"
 )
 
-func TestGapsAreCountedAtTheirEnd(t *testing.T) {
-	t.Parallel()
-	var said []int64
-	o := overtaken{ids: 5, say: func(_ gap, ids int64) { said = append(said, ids) }}
-	o.watch(gap{from: 1, to: 4, step: 1})
-	o.watch(gap{from: 11, to: 40, step: 10}) // 20, 30, 40
-	o.watch(gap{from: 51, to: 52, step: 1})
-	o.watch(gap{}) // there was none
-	for i, step := range []struct{ row, settled, want int64 }{
-		{2, 3, 5},
-		{20, 4, 8},
-		{40, 39, 8},
-		{41, 41, 9},
-		{51, 51, 9},
-		{52, 60, 9}, // all came
-	} {
-		o.count(step.row)
-		o.settled(step.settled)
-		if o.ids != step.want {
-			t.Errorf("step %d: %d ids are gone, want %d", i, o.ids, step.want)
-		}
-	}
-	if len(said) != 2 || len(o.gaps) != 0 {
-		t.Errorf("said %v, want 3 and 1; watched still: %v", said, o.gaps)
-	}
-}
-
 // A pipeline whose far end was away finds out, without a restart, that rows went
 // before it had read them. What it had read before it still has.
 func TestOvertakenWhileHeldUp(t *testing.T) {
 	t.Parallel()
 	const insert = `INSERT INTO events (payload) SELECT '{}' FROM generate_series(1, 5)`
 	for name, xid := range map[string]string{
-		modeFence:  ``,
-		modeWindow: `ALTER TABLE events ADD COLUMN xid xid8 NOT NULL DEFAULT pg_current_xact_id(); CREATE INDEX ON events (xid)`,
+		"fence":  ``,
+		"window": `ALTER TABLE events ADD COLUMN xid xid8 NOT NULL DEFAULT pg_current_xact_id(); CREATE INDEX ON events (xid)`,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -73,11 +46,11 @@ func TestOvertakenWhileHeldUp(t *testing.T) {
 			inFlight := receive()
 			exec(insert)
 			exec(`DELETE FROM events WHERE id <= 7`)
-			src.returned = time.Now().Add(-heldUpFor)
+			src.pace.returned = time.Now().Add(-heldUpFor)
 			inFlight = append(inFlight, receive()...)
 			exec(insert)
 			exec(`DELETE FROM events WHERE id <= 10`) // what was read is not missed
-			src.returned = time.Now().Add(-heldUpFor)
+			src.pace.returned = time.Now().Add(-heldUpFor)
 			inFlight = append(inFlight, receive()...)
 			if n := src.Overtaken(); len(inFlight) != 13 || n != 0 {
 				t.Fatalf("%d rows came and %d ids are gone before anything is settled, want 13 and 0", len(inFlight), n)

@@ -55,7 +55,7 @@ func TestRefusals(t *testing.T) {
 		"cycles":        {table: "cycles", want: "NO CYCLE"},
 		"view":          {table: "a_view", want: "is not a table"},
 		"null xid":      {table: "null_xid", want: `SELECT pgtrickle.outbox_add_xid('"public"."null_xid"') fills it and sets it NOT NULL`},
-		"another's xid": {table: "future", want: "bear transaction ids of another cluster"},
+		"another's xid": {table: "future", want: "have transaction ids of another cluster"},
 		"no xid":        {table: "fine", settings: outbox.Settings{Strategy: "window"}, want: `SELECT pgtrickle.outbox_add_xid('"public"."fine"')`},
 		"wrong column":  {table: "fine", settings: outbox.Settings{KeyColumn: "aggregate"}, want: `key_column: table "public"."fine" has no column "aggregate"; it has id, payload`},
 	} {

@@ -96,7 +96,7 @@ func TestIDTakenLongBefore(t *testing.T) {
 			nothing(t, src) // docs/outbox-reading.md says so; verify counts it
 			return
 		}
-		if got := receive(t, src, 1); ids(got) != "1:0" || !strings.Contains(log.String(), "below an id up to which all had been delivered") {
+		if got := receive(t, src, 1); ids(got) != "1:0" || !strings.Contains(log.String(), "row appeared below settled id") {
 			t.Fatalf("received %s, log %s", ids(got), &log)
 		}
 	})

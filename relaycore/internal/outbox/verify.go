@@ -2,17 +2,21 @@ package outbox
 
 import (
 	"context"
-	"errors"
+	_ "embed"
 	"fmt"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/progress"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/table"
 )
 
-// Accounting says what has become of every row that an outbox table holds:
+//go:embed sql/account.sql
+var accountSQL string
+
+// Accounting counts the rows of an outbox table by what has become of them:
 //
 //	Committed = Delivered + Dead + Parked + Pending + Unaccounted
 //
@@ -26,19 +30,19 @@ type Accounting struct {
 	Parked      int64  `json:"parked"` // or waiting to be delivered again
 	Pending     int64  `json:"pending"`
 	Unaccounted int64  `json:"unaccounted"` // must be zero
-	// Overtaken counts ids that were gone before they could be delivered; rolled
-	// back ones among them cannot be told from deleted ones.
+	// Overtaken counts ids that were gone before they could be delivered, deleted or
+	// rolled back.
 	Overtaken int64 `json:"overtaken"`
 	LastID    int64 `json:"last_id"` // everything up to it is settled
 }
 
-// Verify accounts for every row of the pipeline's outbox in one snapshot, going
-// by the stored checkpoint. It reads the whole index of the table.
+// Verify accounts for every row of the pipeline's outbox in one snapshot, by the stored
+// checkpoint. It reads the whole index of the table.
 func Verify(ctx context.Context, pool *pgxpool.Pool, cfg Config) (Accounting, error) {
 	cfg.defaults()
 	var acc Accounting
 	err := pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) (err error) {
-		acc, err = verify(ctx, tx, cfg)
+		acc, err = verify(ctx, tx, &cfg)
 		return err
 	})
 	if err != nil {
@@ -47,82 +51,40 @@ func Verify(ctx context.Context, pool *pgxpool.Pool, cfg Config) (Accounting, er
 	return acc, nil
 }
 
-func verify(ctx context.Context, tx pgx.Tx, cfg Config) (Accounting, error) {
-	t, err := resolve(ctx, tx, cfg.Outbox, cfg.Settings)
+func verify(ctx context.Context, tx pgx.Tx, cfg *Config) (Accounting, error) {
+	t, err := table.Resolve(ctx, tx, cfg.Outbox, cfg.Settings)
 	if err != nil {
 		return Accounting{}, err
 	}
-	acc := Accounting{Table: t.schema + "." + t.name}
-	var c relay.Checkpoint
-	var raw []byte
-	err = tx.QueryRow(ctx, `SELECT checkpoint::text, last_id FROM pgtrickle.relay_cursors WHERE relay_group_id = $1 AND direction = 'forward' AND pipeline = $2`, cfg.Group, cfg.Pipeline).Scan(&raw, &c.LastID)
-	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
-		return acc, fmt.Errorf("read checkpoint: %w", err)
-	}
-	c.State = raw
-	st, err := parseState(c)
+	acc := Accounting{Table: t.String()}
+	c, _, err := cfg.Store(tx).Checkpoint(ctx, cfg.Pipeline)
 	if err != nil {
 		return acc, err
 	}
-	pending := "true"
-	if st != nil {
-		if pending, err = st.pending(t); err != nil {
-			return acc, err
-		}
-		acc.Strategy, acc.LastID, acc.Overtaken = st.Mode, max(st.Safe, 0), st.Expired
-	}
-	err = tx.QueryRow(ctx, `WITH rows AS MATERIALIZED (SELECT `+quote(t.id)+`::bigint AS id, `+pending+` AS pending FROM `+t.qualified()+`),
-		letters AS (SELECT outbox_id AS id, bool_or(status = 'dead') AS dead FROM pgtrickle.relay_dead_letters
-			WHERE relay_group_id = $1 AND direction = 'forward' AND pipeline = $2 AND outbox_id IS NOT NULL GROUP BY outbox_id)
-		SELECT count(*), count(*) FILTER (WHERE r.pending AND l.id IS NULL), count(*) FILTER (WHERE l.dead), count(*) FILTER (WHERE NOT l.dead)
-		FROM rows r LEFT JOIN letters l USING (id)`, cfg.Group, cfg.Pipeline).Scan(&acc.Committed, &acc.Pending, &acc.Dead, &acc.Parked)
+	cp, err := progress.Parse(c)
 	if err != nil {
-		return acc, fmt.Errorf("count rows of %s: %w", t.qualified(), err)
+		return acc, err
 	}
-	if st != nil {
-		var a audit
-		a.parse(st.Audit)
-		if acc.Unaccounted, _, err = a.compare(ctx, tx, t, st.Safe); err != nil {
+
+	pending := "true"
+	if cp != nil {
+		position, err := cp.Position()
+		if err != nil {
 			return acc, err
 		}
+		if pending, err = position.Pending(t); err != nil {
+			return acc, err
+		}
+		acc.Strategy, acc.LastID, acc.Overtaken = cp.Mode, max(cp.Safe, 0), cp.Expired
+		if acc.Unaccounted, err = cp.Unaccounted(ctx, tx, t); err != nil {
+			return acc, err
+		}
+	}
+	sql := strings.NewReplacer("{id}", t.ID(), "{table}", t.Qualified(), "{pending}", pending).Replace(accountSQL)
+	err = tx.QueryRow(ctx, sql, cfg.Group, cfg.Pipeline).Scan(&acc.Committed, &acc.Pending, &acc.Dead, &acc.Parked)
+	if err != nil {
+		return acc, fmt.Errorf("count rows of %s: %w", t.Qualified(), err)
 	}
 	acc.Delivered = acc.Committed - acc.Pending - acc.Dead - acc.Parked - acc.Unaccounted
 	return acc, nil
-}
-
-// pending renders the condition that a row is not settled yet.
-func (st *state) pending(t *table) (string, error) {
-	m, err := st.mark()
-	if err != nil {
-		return "", err
-	}
-	id := quote(t.id)
-	if st.Mode == modeWindow {
-		if t.xid == "" {
-			return "", fmt.Errorf("the checkpoint is one of snapshot windows, and %s has no column of type xid8", t.qualified())
-		}
-		cond := "NOT pg_visible_in_snapshot(" + quote(t.xid) + ", " + literal(m.lo.text) + ")"
-		if m.at != beginning {
-			cond += " AND (" + id + " > " + itoa(m.at)
-			if m.open {
-				cond += " OR NOT pg_visible_in_snapshot(" + quote(t.xid) + ", " + literal(m.hi.text) + ")"
-			}
-			cond += ")"
-		}
-		return cond, nil
-	}
-	var b strings.Builder
-	b.WriteString(id + " > " + itoa(m.last))
-	for _, h := range m.holes {
-		b.WriteString(" OR " + id + " BETWEEN " + itoa(h.lo) + " AND " + itoa(h.hi))
-	}
-	if m.open {
-		b.WriteString(" OR " + id + " > greatest(" + literal(itoa(m.at)) + "::bigint, " + literal(itoa(m.from)) + "::bigint)")
-		for _, f := range m.fill {
-			if f > m.at {
-				b.WriteString(" OR " + id + " = " + itoa(f))
-			}
-		}
-	}
-	return "(" + b.String() + ")", nil
 }

@@ -30,7 +30,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/grove/pgtrickle-relay/relaycore/backoff"
-	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/table"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
 )
@@ -54,7 +54,7 @@ type Report struct {
 	Deleted  int64
 	Dropped  []string        // partitions
 	Floor    int64           // every reader has everything up to it
-	Slowest  []outbox.Reader // the readers at the floor
+	Slowest  []table.Reader // the readers at the floor
 	HeldBack bool            // expired rows wait for a reader
 }
 
@@ -135,7 +135,7 @@ type swept struct {
 
 // list returns the outboxes to sweep, none if the catalog is not installed.
 func list(ctx context.Context, db pg.Querier) ([]swept, error) {
-	rows, err := db.Query(ctx, `SELECT outbox_table_name, retention_hours FROM (`+outbox.SweptSQL+`) s ORDER BY 1`)
+	rows, err := db.Query(ctx, `SELECT outbox_table_name, retention_hours FROM (`+table.SweptSQL+`) s ORDER BY 1`)
 	var found []swept
 	if err == nil {
 		found, err = pgx.CollectRows(rows, pgx.RowToStructByPos[swept])
@@ -161,12 +161,12 @@ type sweep struct {
 func (s *sweep) table() string { return pg.Identifier("pgtrickle", s.name) }
 
 func (s *sweep) run(ctx context.Context) error {
-	table, readers, err := outbox.Readers(ctx, s.conn, s.table())
-	s.report.Table = table
+	name, readers, err := table.Readers(ctx, s.conn, s.table())
+	s.report.Table = name
 	if err != nil || len(readers) == 0 {
 		return err // without a reader, rows are kept for the first one
 	}
-	floor := slices.MinFunc(readers, func(a, b outbox.Reader) int { return cmp.Compare(a.LastID, b.LastID) }).LastID
+	floor := slices.MinFunc(readers, func(a, b table.Reader) int { return cmp.Compare(a.LastID, b.LastID) }).LastID
 	s.report.Floor = floor
 	for _, r := range readers {
 		if r.LastID == floor {

@@ -1,0 +1,105 @@
+package outbox
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/progress"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/scan"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/table"
+)
+
+// shared is what the goroutine of Receive tells all others.
+type shared struct {
+	current  atomic.Pointer[view]
+	position atomic.Pointer[place]
+	claimed  atomic.Int64 // the highest claim check received
+}
+
+// view is the outbox as it is open now.
+type view struct {
+	table   *table.Table
+	tracker *progress.Tracker
+}
+
+// place is how far the reads of a table are.
+type place struct {
+	table    *table.Table
+	position scan.Position
+}
+
+func (s *shared) set(t *table.Table, tracker *progress.Tracker, p scan.Position) {
+	s.claimed.Store(0)
+	s.current.Store(&view{t, tracker})
+	s.setPosition(t, p)
+}
+
+func (s *shared) setPosition(t *table.Table, p scan.Position) { s.position.Store(&place{t, p}) }
+
+func (s *shared) view() *view { return s.current.Load() }
+
+// maxCounted is the number of rows up to which a lag is counted exactly.
+const maxCounted = 10000
+
+// Lag implements [relay.Lagger]. Above 10,000 rows it counts ids.
+func (s *Source) Lag(ctx context.Context) (rows int64, seconds float64, err error) {
+	p := s.shared.position.Load()
+	t := p.table
+	sql, args := p.position.Lag(t, maxCounted+1)
+	var behind *int64
+	if err := s.pool.QueryRow(ctx, sql, args...).Scan(&rows, &seconds, &behind); err != nil {
+		return 0, 0, fmt.Errorf("measure lag of %s: %w", t.Qualified(), err)
+	}
+	if rows > maxCounted && behind != nil {
+		var highest int64
+		if err := s.pool.QueryRow(ctx, `SELECT coalesce(max(`+t.ID()+`), 0)::bigint FROM `+t.Qualified()).Scan(&highest); err != nil {
+			return 0, 0, fmt.Errorf("measure lag of %s: %w", t.Qualified(), err)
+		}
+		rows += max(highest-*behind, 0)
+	}
+	return rows, max(seconds, 0), nil
+}
+
+// Numbering returns the sequence of the outbox's ids, and the id up to which everything
+// is settled. While that is the sequence's last value, there is nothing to read and
+// nothing being delivered, so the supervisor can watch many sequences at once and spare
+// their sources the polls. The two become equal a few reads after the last transaction
+// that took an id has ended. ok is false if the sequence does not tell: there is none,
+// it cannot be read, or sessions cache its ids.
+func (s *Source) Numbering() (sequence uint32, settled int64, ok bool) {
+	v := s.shared.view()
+	if q := &v.table.Sequence; q.Exact() && q.Increment == 1 {
+		return q.OID, v.tracker.SettledUpTo(), true
+	}
+	return 0, 0, false
+}
+
+// Unaccounted returns the number of rows that were committed behind the checkpoint and
+// have not been settled. It must be zero: every other number is a loss.
+func (s *Source) Unaccounted(ctx context.Context) (int64, error) {
+	v := s.shared.view()
+	return v.tracker.Unaccounted(ctx, s.pool, v.table)
+}
+
+// Overtaken returns the number of ids that were gone before they could be delivered,
+// deleted by retention or rolled back, over the checkpoint's life.
+func (s *Source) Overtaken() int64 { return s.shared.view().tracker.Overtaken() }
+
+// Expects implements [relay.Expecter]. An id tells its row and its index. Expects may
+// return true for a message that is settled, if one in front of it is not.
+func (s *Source) Expects(id string) bool {
+	v := s.shared.view()
+	rest, ours := strings.CutPrefix(id, v.table.Name+":")
+	first, second, both := strings.Cut(rest, ":")
+	row, err := strconv.ParseInt(first, 10, 64)
+	index, err2 := strconv.ParseInt(second, 10, 64)
+	return ours && both && err == nil && err2 == nil && v.tracker.Unsettled(row, index)
+}
+
+// SetPollInterval bounds the wait of an idle source between polls. It must not be called
+// after the first Receive.
+func (s *Source) SetPollInterval(d time.Duration) { s.cfg.PollInterval = d }

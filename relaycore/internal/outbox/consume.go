@@ -1,0 +1,103 @@
+package outbox
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/table"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+)
+
+// consumeEvery is the shortest time between two calls of outbox_rows_consumed.
+const consumeEvery = 5 * time.Second
+
+// consumer gives up rows of claim checks. Only the goroutine of Committed uses it,
+// apart from the reminder.
+type consumer struct {
+	upTo   int64 // rows up to this id are given up
+	at     time.Time
+	unable bool // there is no function for it, or it is denied
+
+	mu       sync.Mutex
+	reminder *time.Timer // nil until it is needed
+	closed   bool
+}
+
+// Committed implements [relay.Checkpointer]. It tells the extension which claim-check
+// rows no reader needs any longer. All readers share them, so the slowest one decides.
+func (s *Source) Committed(ctx context.Context, c relay.Checkpoint) error {
+	u := &s.consumer
+	if c.LastID < u.upTo {
+		u.upTo = 0 // the ids have restarted
+	}
+	if u.unable || s.shared.claimed.Load() <= u.upTo || c.LastID <= u.upTo {
+		return nil
+	}
+	if pause := consumeEvery - time.Since(u.at); pause > 0 {
+		u.remind(pause, s.moved.Notify)
+		return nil
+	}
+	u.at = time.Now()
+	if err := s.consume(ctx, c.LastID); err != nil {
+		u.remind(consumeEvery, s.moved.Notify)
+		return err
+	}
+	return nil
+}
+
+// consume gives up claim-check rows up to lastID, or up to the slowest reader.
+func (s *Source) consume(ctx context.Context, lastID int64) error {
+	u, t := &s.consumer, s.shared.view().table
+	// The configured name may have come to mean several outboxes. The table's does not.
+	_, readers, err := table.Readers(ctx, s.pool, t.Qualified())
+	if err != nil {
+		return fmt.Errorf("find the slowest reader of %s: %w", t.Qualified(), err)
+	}
+	upTo := lastID
+	for _, r := range readers {
+		if r.Name == s.cfg.Pipeline && r.Group == s.cfg.Group {
+			continue // its cursor may be older than the checkpoint
+		}
+		upTo = min(upTo, r.LastID)
+	}
+	if upTo <= u.upTo {
+		return nil
+	}
+	_, err = s.pool.Exec(ctx, `SELECT pgtrickle.outbox_rows_consumed($1, $2)`, t.StreamTable, upTo)
+	if pg.IsMissing(err) || pg.IsDenied(err) {
+		u.unable = true
+		s.cfg.Logger.Warn("claim-check rows cannot be consumed", "err", err)
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("consume claim-check rows of %s up to %d: %w", t.Qualified(), upTo, err)
+	}
+	u.upTo = upTo
+	return nil
+}
+
+// remind calls notify after a pause, so that Committed is called again even if the
+// outbox has become idle.
+func (u *consumer) remind(pause time.Duration, notify func()) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	switch {
+	case u.closed:
+	case u.reminder == nil:
+		u.reminder = time.AfterFunc(pause, notify)
+	default:
+		u.reminder.Reset(pause)
+	}
+}
+
+func (u *consumer) close() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.closed = true
+	if u.reminder != nil {
+		u.reminder.Stop()
+	}
+}

@@ -1,0 +1,223 @@
+package outbox
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/progress"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/rows"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/scan"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/table"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+)
+
+// opening is the result of opening an outbox: the table, and where to go on in it.
+type opening struct {
+	table  *table.Table
+	start  progress.Start
+	reused bool // see [Source.Reused]
+}
+
+// open describes the table, checks that it can be read without losing a row, and
+// decides where to go on, behind c. Running is the id up to which the source that
+// reopens has settled everything, [table.Beginning] for a new one.
+//
+// It uses q alone. Acquiring a second connection here could deadlock the pool when many
+// sources reopen together.
+func open(ctx context.Context, q pg.Querier, cfg *Config, c relay.Checkpoint, running int64) (*opening, error) {
+	t, err := table.Resolve(ctx, q, cfg.Outbox, cfg.Settings)
+	if err != nil {
+		return nil, err
+	}
+	here, err := table.Identify(ctx, q, t)
+	if err != nil {
+		return nil, err
+	}
+	strategy := scan.Choose(t, cfg.Settings, cfg.Logger)
+	if err := strategy.Check(ctx, q, t, cfg.Settings, cfg.Logger); err != nil {
+		return nil, err
+	}
+	cp, err := progress.Parse(c)
+	if err != nil {
+		return nil, err
+	}
+	lowest, err := table.FirstID(ctx, q, t)
+	if err != nil {
+		return nil, err
+	}
+	o := &opening{table: t, start: progress.Start{Origin: here, Safe: t.BeforeFirstID(), Counted: t.Sequence.OID != 0}}
+	if lowest != nil {
+		o.start.Safe = min(o.start.Safe, *lowest-1)
+	}
+
+	known := int64(table.Beginning) // ids up to it were read
+	if cp == nil {
+		known, err = o.fromOffset(ctx, cfg.Store(q), cfg.Pipeline, c.LastID)
+	} else {
+		known, err = o.fromCheckpoint(ctx, q, cfg, strategy, cp, running)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if o.start.Position == nil {
+		o.start.Position = strategy.Behind(o.start.Safe)
+	}
+	o.start.Gap, err = progress.GapBehind(ctx, q, t, known, lowest)
+	return o, err
+}
+
+// fromOffset starts behind the public offset, which an earlier relay may have left, or
+// behind lastID.
+func (o *opening) fromOffset(ctx context.Context, store Store, pipeline string, lastID int64) (known int64, err error) {
+	offset, found, err := store.Offset(ctx, pipeline)
+	if err != nil {
+		return 0, err
+	}
+	if found {
+		lastID = max(lastID, offset)
+	}
+	o.start.Safe = max(o.start.Safe, lastID)
+	return lastID, nil
+}
+
+// fromCheckpoint goes on behind a checkpoint. It returns [table.Beginning] if missing
+// ids prove nothing.
+func (o *opening) fromCheckpoint(ctx context.Context, q pg.Querier, cfg *Config, strategy scan.Strategy, cp *progress.Checkpoint, running int64) (known int64, err error) {
+	switch change, detail := compare(cp.Of, o.start.Origin, o.table.Partitioned); {
+	case change == elsewhere && cfg.Settings.OnRestore != "rebase":
+		return 0, relay.Fatal(fmt.Errorf("the checkpoint was made in %s: this is a restored or cloned copy, and a relay here may send to the original's receivers; "+
+			"disable the pipeline, or set on_restore to rebase, which goes on behind id %d and may repeat rows", detail, cp.Safe))
+	case change == elsewhere:
+		cfg.Logger.Warn("checkpoint is of another database", "checkpoint", detail, "behind_id", cp.Safe)
+		o.start.Safe, o.reused = cp.Safe, true
+		return table.Beginning, nil
+	case change == restarted:
+		cfg.Logger.Error("outbox ids have restarted", "table", o.table.Qualified(), "detail", detail,
+			"effect", "the table is read from its first row; receivers that remember message ids drop new rows whose ids repeat",
+			"cure", fmt.Sprintf("ALTER SEQUENCE %s RESTART WITH %d", o.table.Sequence.Name, cp.Safe+1))
+		o.reused = true
+		return table.Beginning, nil
+	case change == promoted:
+		cfg.Logger.Warn("server was promoted or restored", "timeline", o.start.Origin.Timeline, "checkpoint", cp.Of.Timeline, "behind_id", cp.Safe,
+			"effect", "rows may repeat; ids of lost rows are handed out again, and receivers that remember message ids drop new rows under them")
+		o.reused = true
+	}
+
+	o.start.Safe = cp.Safe
+	if cp.Mode != strategy.Name() {
+		return table.Beginning, nil
+	}
+	position, err := cp.Position()
+	if err != nil {
+		return 0, err
+	}
+	err = position.Check(ctx, q)
+	switch {
+	case scan.IsBackwards(err) && cfg.Settings.OnRestore != "rebase":
+		return 0, relay.Fatal(fmt.Errorf("%w; disable the pipeline, or set on_restore to rebase, which may repeat rows", err))
+	case scan.IsBackwards(err):
+		safe := cp.Safe
+		if running != table.Beginning {
+			safe = running
+		}
+		cfg.Logger.Warn("database snapshot went backwards", "err", err, "behind_id", safe)
+		position, o.reused = strategy.Behind(safe), true
+	case err != nil:
+		return 0, err
+	}
+	o.start.Position, o.start.Resumed = position, cp
+	return cp.Safe, nil
+}
+
+// change is what has happened between a checkpoint and now.
+type change int
+
+const (
+	unchanged change = iota
+	promoted         // another timeline: a standby was promoted, or the server restored
+	restarted        // the table was replaced, or truncated with its ids restarted
+	elsewhere        // another server or database
+)
+
+// compare compares where a checkpoint was made with where the table is. Members that
+// either side could not read are not compared.
+func compare(was, here table.Origin, partitioned bool) (c change, detail string) {
+	switch {
+	case was.System != "" && here.System != "" && was.System != here.System:
+		return elsewhere, "server " + was.System + " and this is server " + here.System
+	case was.Database != here.Database:
+		return elsewhere, "database " + strconv.FormatUint(uint64(was.Database), 10) + " and this is database " + strconv.FormatUint(uint64(here.Database), 10)
+	case was.Table != here.Table:
+		return restarted, "the table was created again"
+	case was.Sequence != here.Sequence && was.File != here.File && !partitioned:
+		return restarted, "the table was truncated with its ids restarted"
+	case was.Timeline != "" && here.Timeline != "" && was.Timeline != here.Timeline:
+		return promoted, ""
+	}
+	return unchanged, ""
+}
+
+// use makes the source read an opening.
+func (s *Source) use(o *opening) {
+	t, start := o.table, o.start
+	var settled rows.Settled
+	if start.Resumed != nil {
+		settled = start.Resumed.Settled()
+	}
+	tracker := progress.New(start, s.moved, func(g progress.Gap, ids int64) {
+		s.cfg.Logger.Error("undelivered ids are gone", "table", t.Qualified(), "from_id", g.From, "to_id", g.To, "ids", ids,
+			"effect", "if they were not rolled back, retention deleted rows that had not been delivered")
+	})
+	layout := rows.NewLayout(t)
+	scanner := start.Position.Scan(t, layout, start.Safe)
+
+	s.reader = &reader{
+		cfg: &s.cfg, pool: s.pool, shared: &s.shared, pace: &s.pace,
+		table: t, tracker: tracker, scanner: scanner, delta: t.Delta,
+		builder: rows.NewBuilder(t, layout, settled, s.spare),
+		watch:   watch{origin: start.Origin, checked: time.Now()},
+		highest: max(start.Safe, start.Gap.To),
+	}
+	s.reused = o.reused
+	s.shared.set(t, tracker, start.Position)
+	if t.Delta.Name != "" && start.Safe > 0 {
+		// The last owner may have been killed before it gave up the rows of claim
+		// checks that it had settled.
+		s.shared.claimed.Store(start.Safe)
+		s.moved.Notify()
+	}
+	s.cfg.Logger.Debug("outbox opened", "table", t.Qualified(), "strategy", tracker.Strategy().Name(), "settled_up_to", start.Safe)
+}
+
+// reopen opens the outbox again, behind the checkpoint that the reader asks for or the
+// one that is stored. After a failover that may be an older one than the source's.
+func (s *Source) reopen(ctx context.Context, why *reopenError) error {
+	conn, err := s.pool.Acquire(ctx)
+	if err != nil {
+		return fmt.Errorf("open outbox %q again: connect: %w", s.cfg.Outbox, err)
+	}
+	defer conn.Release()
+
+	s.cfg.Logger.Warn("outbox is opened again", "table", s.reader.table.Qualified(), "reason", why.reason)
+	tracker := s.reader.tracker
+	c := why.from
+	if c == nil {
+		stored, found, err := s.cfg.Store(conn).Checkpoint(ctx, s.cfg.Pipeline)
+		if err != nil {
+			return err
+		}
+		if !found {
+			stored = tracker.Settle(nil)
+		}
+		c = &stored
+	}
+	o, err := open(ctx, conn, &s.cfg, *c, tracker.SettledUpTo())
+	if err != nil {
+		return fmt.Errorf("open outbox %q again: %w", s.cfg.Outbox, err)
+	}
+	s.use(o)
+	return nil
+}

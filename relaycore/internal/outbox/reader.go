@@ -1,0 +1,213 @@
+package outbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgerrcode"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/progress"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/rows"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/scan"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/table"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+)
+
+// firstRows is the number of rows of a first read, before their size is known.
+const firstRows = 64
+
+// reader reads one opening of an outbox. Only the goroutine of Receive uses it. If the
+// table changes, the reader returns a [*reopenError] and is of no use any longer.
+type reader struct {
+	cfg    *Config
+	pool   *pgxpool.Pool
+	shared *shared
+	pace   *pace
+
+	table   *table.Table
+	tracker *progress.Tracker
+	scanner scan.Scanner
+	builder *rows.Builder
+	watch   watch
+
+	read     scan.Read       // the last one
+	claim    *rows.Claim     // a claim check that is being read; nil = none is
+	delta    table.Delta     // of the claim checks
+	ready    []relay.Message // read and not yet returned
+	caughtUp bool            // the last read left nothing behind
+	highest  int64           // id that was read
+	late     bool            // a late row was reported
+}
+
+// receive returns at most limit messages. Without wait it returns none if the table has
+// none.
+func (r *reader) receive(ctx context.Context, limit int, wait bool) ([]relay.Message, error) {
+	for {
+		if n := min(limit, len(r.ready)); n > 0 {
+			out := r.ready[:n:n]
+			r.ready = r.ready[n:]
+			return out, nil
+		}
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		if r.caughtUp {
+			r.caughtUp = false
+			if err := r.pace.wait(ctx, r.cfg); err != nil {
+				return nil, err
+			}
+		}
+		more, err := r.poll(ctx, limit)
+		if err != nil {
+			return nil, err
+		}
+		r.caughtUp = !more
+		if r.caughtUp && !wait && len(r.ready) == 0 {
+			return nil, nil
+		}
+	}
+}
+
+// poll reads once, on a connection that it has to itself. It reports whether there may
+// be more rows at once.
+func (r *reader) poll(ctx context.Context, limit int) (more bool, err error) {
+	c, err := r.pool.Acquire(ctx)
+	if err != nil {
+		return false, fmt.Errorf("read outbox %s: connect: %w", r.table.Qualified(), err)
+	}
+	defer c.Release()
+	if err := r.check(ctx, c); err != nil {
+		return false, err
+	}
+	if r.pace.heldUp {
+		if err := r.lookBack(ctx, c); err != nil {
+			return false, r.explain(err)
+		}
+		r.pace.heldUp = false
+	}
+
+	db := scan.Session{Conn: c.Conn()}
+	if r.claim != nil {
+		more, err = true, r.readClaim(ctx, db)
+	} else {
+		more, err = r.readRows(ctx, db, limit)
+	}
+	r.shared.setPosition(r.table, r.scanner.Position())
+	if err == nil {
+		return more, nil
+	}
+
+	r.watch.failed = true
+	r.builder.Discard()
+	if pg.Is(err, pgerrcode.FeatureNotSupported, pgerrcode.InvalidSQLStatementName) && ctx.Err() == nil {
+		// The table has changed under a prepared statement, or a pooler has lost it.
+		err = errors.Join(err, c.Conn().DeallocateAll(ctx))
+	}
+	return false, r.explain(err)
+}
+
+// readRows reads the next rows of the table. It asks for as many rows as messages are
+// wanted, because most rows have one.
+func (r *reader) readRows(ctx context.Context, db scan.DB, limit int) (more bool, err error) {
+	n, lateID, highest, safe := 0, int64(0), r.highest, r.tracker.SettledUpTo()
+	read, err := r.scanner.Read(ctx, db, min(r.pace.rows, max(limit, firstRows)), func(v [][]byte, id int64) (bool, error) {
+		n++
+		highest = max(highest, id)
+		if id <= safe {
+			lateID = id
+		}
+		return r.builder.Row(v, id) && r.builder.Bytes() < r.cfg.ReadBytes, nil
+	})
+	if err != nil {
+		return false, err
+	}
+	if read.Again {
+		r.builder.Discard()
+		return true, nil
+	}
+	r.cfg.Polled(n > 0)
+	if n == 0 {
+		r.tracker.Skip(read)
+		return read.More, nil
+	}
+
+	if lateID != 0 && !r.late {
+		r.late = true
+		r.cfg.Logger.Error("row appeared below settled id", "table", r.table.Qualified(), "id", lateID, "settled_up_to", safe,
+			"cause", "its id was written by hand, or taken by nextval in an earlier transaction than its insert",
+			"effect", "it is delivered; consumers that go by ids have missed it")
+	}
+	r.read, r.highest = read, highest
+	r.pace.sawRows(r.cfg.ReadBytes, r.builder.Bytes(), n)
+	if r.claim = r.builder.Claim(); r.claim != nil {
+		r.pace.rows = firstRows
+	}
+	r.pass(r.claim == nil)
+	return read.More || r.claim != nil, nil
+}
+
+// pass makes the builder's chunk ready. Last ends the read that it belongs to.
+func (r *reader) pass(last bool) {
+	msgs, slots := r.builder.Finish()
+	r.tracker.Add(slots, r.read, last)
+	r.ready = msgs
+}
+
+// explain adds the cure to errors of the server, and their class.
+func (r *reader) explain(err error) error {
+	name := r.table.Qualified()
+	err = fmt.Errorf("read outbox %s: %w", name, err)
+	switch {
+	case pg.IsDenied(err):
+		return relay.Fatal(fmt.Errorf("%w; GRANT SELECT ON %s TO pgtrickle_relay", err, name))
+	case pg.Is(err, pgerrcode.UndefinedTable, pgerrcode.UndefinedColumn, pgerrcode.InvalidColumnReference, pgerrcode.FeatureNotSupported):
+		r.watch.suspect = true // the table is gone or has changed
+	}
+	return err
+}
+
+// pace decides when to read, and how much. It outlives a reader.
+type pace struct {
+	rows      int       // of the next read
+	claimRows int       // of the next read of a claim check
+	lastRow   time.Time // when the last row was read
+	returned  time.Time // when Receive last returned
+	heldUp    bool      // and was not called again for long
+}
+
+// enter and leave record that Receive is called and returns.
+func (p *pace) enter() {
+	p.heldUp = p.heldUp || !p.returned.IsZero() && time.Since(p.returned) >= heldUpFor
+}
+
+func (p *pace) leave() { p.returned = time.Now() }
+
+// wait pauses for a small part of the time since the last row, so that a busy outbox is
+// read every millisecond and a quiet one rarely.
+func (p *pace) wait(ctx context.Context, cfg *Config) error {
+	timer := time.NewTimer(min(max(time.Since(p.lastRow)/8, time.Millisecond), cfg.PollInterval))
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-cfg.Wake:
+	case <-timer.C:
+	}
+	return nil
+}
+
+// sawRows adapts the next read to the size of the rows of the last one.
+func (p *pace) sawRows(budget, bytes, rows int) {
+	p.lastRow = time.Now()
+	p.rows = min(fitting(budget, bytes, rows), 4*p.rows)
+}
+
+// fitting returns how many rows fill budget if they are as large as the last ones.
+func fitting(budget, bytes, rows int) int {
+	each := max(bytes/max(rows, 1), 1)
+	return min(max(budget/each, 16), scan.MaxRows)
+}

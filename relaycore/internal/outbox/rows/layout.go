@@ -1,0 +1,113 @@
+package rows
+
+import (
+	"encoding/binary"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/table"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
+)
+
+// Layout is the list of columns that a read selects, and the index of each.
+type Layout struct {
+	names, types                                           []string // expressions, and their types
+	id, payload, created, refresh, claim, op, key, headers int      // -1 = not selected
+}
+
+// NewLayout selects the columns of t that play a part.
+func NewLayout(t *table.Table) *Layout {
+	l := &Layout{}
+	c := &t.Columns
+	add := func(name, typ string) int {
+		if name == "" {
+			return -1
+		}
+		expr := pg.Identifier(name)
+		if t.Type(name) != typ {
+			expr += "::" + typ
+		}
+		l.names = append(l.names, expr)
+		l.types = append(l.types, typ)
+		return len(l.names) - 1
+	}
+	l.id = add(c.ID, t.Type(c.ID))
+	l.payload = add(c.Payload, t.Type(c.Payload))
+	l.created = add(c.Created, "timestamp with time zone")
+	l.refresh = add(c.Refresh, "text")
+	l.claim = add(c.Claim, t.Type(c.Claim))
+	l.op = add(c.Op, "text")
+	l.key = add(c.Key, "text")
+	l.headers = add(c.Headers, t.Type(c.Headers))
+	return l
+}
+
+// Columns renders the select list, under the names c0, c1, … The id is c0.
+func (l *Layout) Columns() string { return l.render(l.names, "") }
+
+// Nulls renders a select list of the same names and types without values.
+func (l *Layout) Nulls() string { return l.render(l.types, "NULL::") }
+
+func (l *Layout) render(items []string, prefix string) string {
+	var b strings.Builder
+	for i, item := range items {
+		if i > 0 {
+			b.WriteString(", ")
+		}
+		b.WriteString(prefix + item + " AS c" + strconv.Itoa(i))
+	}
+	return b.String()
+}
+
+// Formats returns the result formats of the columns and of extra text columns behind
+// them: binary for the time and for a payload of type bytea, text for the others.
+func (l *Layout) Formats(extra int) []int16 {
+	f := make([]int16, len(l.names)+extra)
+	if l.created >= 0 {
+		f[l.created] = 1
+	}
+	if l.types[l.payload] == "bytea" {
+		f[l.payload] = 1
+	}
+	return f
+}
+
+// ParseID decodes an integer in text format.
+func ParseID(b []byte) (int64, error) {
+	var n int64
+	neg := false
+	for i, c := range b {
+		switch {
+		case c == '-' && i == 0:
+			neg = true
+		case '0' <= c && c <= '9':
+			n = n*10 - int64(c-'0') // negative, so that the least int64 fits
+		default:
+			return 0, fmt.Errorf("row id %q is not a number", b)
+		}
+	}
+	if len(b) == 0 {
+		return 0, fmt.Errorf("row has no id")
+	}
+	if !neg {
+		n = -n
+	}
+	return n, nil
+}
+
+// epoch is PostgreSQL's epoch in Unix seconds.
+const epoch = 946684800
+
+// parseTime decodes a timestamptz in binary format. Infinity becomes the zero time.
+func parseTime(b []byte) time.Time {
+	if len(b) != 8 {
+		return time.Time{}
+	}
+	us := int64(binary.BigEndian.Uint64(b))
+	if us == 1<<63-1 || us == -1<<63 {
+		return time.Time{}
+	}
+	return time.Unix(epoch+us/1e6, us%1e6*1e3).UTC()
+}

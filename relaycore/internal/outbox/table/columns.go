@@ -1,0 +1,199 @@
+package table
+
+import (
+	"cmp"
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+)
+
+//go:embed sql/relation.sql
+var relationSQL string
+
+//go:embed sql/columns.sql
+var columnsSQL string
+
+//go:embed sql/sequence.sql
+var sequenceSQL string
+
+//go:embed sql/indexes.sql
+var indexesSQL string
+
+//go:embed sql/delta.sql
+var deltaSQL string
+
+// introspect reads the definition of the table, and refuses what the relay cannot read.
+func (t *Table) introspect(ctx context.Context, q pg.Querier) error {
+	name := t.Qualified()
+
+	var kind string
+	var rowSecurity, usage, canRead bool
+	err := q.QueryRow(ctx, relationSQL, t.Schema, t.Name).Scan(&t.OID, &t.Filenode, &kind, &rowSecurity, &usage, &canRead)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return relay.Fatal(fmt.Errorf("outbox table %s does not exist, though pgtrickle.pgt_outbox_config names it: disable_outbox and enable_outbox make it again", name))
+	}
+	if err != nil {
+		return fmt.Errorf("read definition of %s: %w", name, err)
+	}
+	t.Partitioned = kind == "p"
+	switch {
+	case kind != "r" && kind != "p":
+		return relay.Fatal(fmt.Errorf("%s is not a table: the relay needs the locks and transactions of its writers", name))
+	case !usage:
+		return relay.Fatal(fmt.Errorf("no permission for schema %s: GRANT USAGE ON SCHEMA %s TO pgtrickle_relay", t.Schema, pg.Identifier(t.Schema)))
+	case !canRead:
+		return relay.Fatal(fmt.Errorf("no permission to read %s: GRANT SELECT ON %s TO pgtrickle_relay", name, name))
+	case rowSecurity:
+		return relay.Fatal(fmt.Errorf("row level security would hide rows of %s from the relay: "+
+			"CREATE POLICY relay ON %s FOR SELECT TO pgtrickle_relay USING (true), and ALTER ROLE … BYPASSRLS for the relay's login role", name, name))
+	}
+
+	rows, err := q.Query(ctx, columnsSQL, t.OID)
+	if err != nil {
+		return fmt.Errorf("read columns of %s: %w", name, err)
+	}
+	t.types = make(map[string]column)
+	var col string
+	var c column
+	_, err = pgx.ForEachRow(rows, []any{&col, &c.typ, &c.notNull, &c.def, &c.soleKey}, func() error {
+		t.types[col] = c
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("read columns of %s: %w", name, err)
+	}
+	return nil
+}
+
+// assign decides which column plays which part.
+func (t *Table) assign(set Settings) error {
+	var missing error
+	pick := func(key, want, fallback string) string {
+		if want == "" {
+			return t.ifThere(fallback)
+		}
+		if t.ifThere(want) == "" && missing == nil {
+			missing = relay.Fatal(fmt.Errorf("%s: table %s has no column %q; it has %s", key, t.Qualified(), want, strings.Join(t.columnNames(), ", ")))
+		}
+		return want
+	}
+	t.Columns = Columns{
+		ID:      cmp.Or(pick("id_column", set.IDColumn, "id"), t.soleKey()),
+		Payload: pick("payload_column", set.PayloadColumn, "payload"),
+		Created: pick("created_at_column", set.CreatedColumn, "created_at"),
+		Op:      pick("op_column", set.OpColumn, ""),
+		Key:     pick("key_column", set.KeyColumn, ""),
+		Headers: pick("headers_column", set.HeadersColumn, ""),
+		Xid:     cmp.Or(pick("xid_column", set.XidColumn, ""), t.xidColumn()),
+	}
+	if missing != nil {
+		return missing
+	}
+	own := set.PayloadColumn != "" || set.OpColumn != "" || set.KeyColumn != "" || set.HeadersColumn != ""
+	t.Plain = own || t.ifThere("is_claim_check") == ""
+	if !t.Plain {
+		t.Columns.Claim, t.Columns.Refresh = "is_claim_check", t.ifThere("refresh_id")
+	}
+	return t.checkTypes()
+}
+
+func (t *Table) ifThere(name string) string {
+	if _, ok := t.types[name]; ok {
+		return name
+	}
+	return ""
+}
+
+// xidColumn returns the last column, by name, that records the writing transaction.
+func (t *Table) xidColumn() (found string) {
+	for _, name := range t.columnNames() {
+		if c := t.types[name]; c.typ == "xid8" && strings.Contains(c.def, "pg_current_xact_id()") {
+			found = name
+		}
+	}
+	return found
+}
+
+func (t *Table) checkTypes() error {
+	c, name := t.Columns, t.Qualified()
+	switch {
+	case c.ID == "":
+		return relay.Fatal(fmt.Errorf("table %s has no column id and no primary key of one integer column: set id_column", name))
+	case c.Payload == "":
+		return relay.Fatal(fmt.Errorf("table %s is no outbox, it has no column payload: SELECT pgtrickle.enable_outbox('%s.%s') makes an outbox for it, or set payload_column",
+			name, t.Schema, t.Name))
+	case !t.types[c.ID].integer():
+		return relay.Fatal(fmt.Errorf("column %s of %s has type %s: an outbox is read in the order of an integer id; add one: "+
+			"ALTER TABLE %s ADD COLUMN id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY", c.ID, name, t.Type(c.ID), name))
+	case !slices.Contains([]string{"json", "jsonb", "text", "bytea", "character varying"}, t.Type(c.Payload)):
+		return relay.Fatal(fmt.Errorf("payload column %s of %s has type %s: must be jsonb, json, text or bytea", c.Payload, name, t.Type(c.Payload)))
+	case c.Headers != "" && !strings.HasPrefix(t.Type(c.Headers), "json"):
+		return relay.Fatal(fmt.Errorf("headers column %s of %s has type %s: must be jsonb", c.Headers, name, t.Type(c.Headers)))
+	}
+	return nil
+}
+
+// numbering finds the sequence of the ids and the indexes that reads can use.
+func (t *Table) numbering(ctx context.Context, q pg.Querier) error {
+	name, s := t.Qualified(), &t.Sequence
+	err := q.QueryRow(ctx, sequenceSQL, t.OID, t.Columns.ID).
+		Scan(&s.OID, &s.Filenode, &s.Name, &s.Increment, &s.Cache, &s.Start, &s.Cycle, &s.Readable)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return fmt.Errorf("find the sequence of %s.%s: %w", name, t.Columns.ID, err)
+	}
+
+	var indexed bool
+	err = q.QueryRow(ctx, indexesSQL, t.OID, t.Columns.ID, t.Columns.Xid).Scan(&indexed, &t.IDUnique, &t.XidIndexed)
+	if err != nil {
+		return fmt.Errorf("find the indexes of %s: %w", name, err)
+	}
+	if !indexed {
+		return relay.Fatal(fmt.Errorf("column %s of %s has no index: CREATE UNIQUE INDEX CONCURRENTLY ON %s (%s)", t.Columns.ID, name, name, t.ID()))
+	}
+	return nil
+}
+
+// FindDelta finds the claim-check table of an outbox. The extension builds its name
+// from the first 48 characters of the stream table; other writers of the format use
+// the outbox's own name. The zero Delta is returned if there is none.
+func FindDelta(ctx context.Context, q pg.Querier, t *Table) (Delta, error) {
+	rows, err := q.Query(ctx, deltaSQL, t.Schema, t.StreamTable, t.Name)
+	if err != nil {
+		return Delta{}, fmt.Errorf("find the delta table of %s: %w", t.Qualified(), err)
+	}
+	var d Delta
+	var name string
+	var cols []string
+	_, err = pgx.ForEachRow(rows, []any{&name, &cols}, func() error {
+		has := func(a, b string) bool { return slices.Contains(cols, a) && slices.Contains(cols, b) }
+		switch {
+		case d.Name != "" || !has("outbox_id", "row_num"):
+		case has("row_op", "row_data"):
+			d = Delta{Name: pg.Identifier(t.Schema, name), Op: "row_op", Data: "row_data"}
+		case has("op", "payload"):
+			d = Delta{Name: pg.Identifier(t.Schema, name), Op: "op", Data: "payload"}
+		}
+		return nil
+	})
+	if err != nil {
+		return Delta{}, fmt.Errorf("find the delta table of %s: %w", t.Qualified(), err)
+	}
+	return d, nil
+}
+
+// FirstID returns the lowest id in the table, nil if the table is empty.
+func FirstID(ctx context.Context, q pg.Querier, t *Table) (*int64, error) {
+	var first *int64
+	if err := q.QueryRow(ctx, `SELECT min(`+t.ID()+`)::bigint FROM `+t.Qualified()).Scan(&first); err != nil {
+		return nil, fmt.Errorf("read first id of %s: %w", t.Qualified(), err)
+	}
+	return first, nil
+}

@@ -1,0 +1,105 @@
+package outbox
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/progress"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/scan"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/table"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+)
+
+// watchEvery is how often a running source looks whether its table and server are still
+// the same. After an error it looks before it reads.
+const watchEvery = time.Second
+
+// heldUpFor is how long Receive must not have been called for the reader to look whether
+// rows were deleted meanwhile: the far end was away, or is slow.
+const heldUpFor = time.Minute
+
+// reopenError reports that a reader cannot go on, and the outbox must be opened again.
+type reopenError struct {
+	reason string
+	from   *relay.Checkpoint // nil = the stored one
+}
+
+func (e *reopenError) Error() string { return "open the outbox again: " + e.reason }
+
+// watch is what a reader knows about changes of its table and server.
+type watch struct {
+	origin  table.Origin
+	checked time.Time
+	failed  bool // the last read ended in an error
+	suspect bool // an error of a read showed that the table has changed
+	hasXid  bool // snapshot windows have become possible
+}
+
+// check looks for changes, if it is time to. It returns a [*reopenError] if the reader
+// cannot go on.
+func (r *reader) check(ctx context.Context, q pg.Querier) error {
+	w := &r.watch
+	if !w.failed && !w.suspect && time.Since(w.checked) < watchEvery {
+		return r.upgrade()
+	}
+	upgradable := r.cfg.Settings.Strategy == "auto" && r.tracker.Strategy() != scan.Window
+	now, err := table.Watch(ctx, q, r.table, w.origin, r.cfg.Settings.XidColumn, upgradable)
+	if err != nil {
+		w.failed = true
+		return err
+	}
+	if now.Recovering {
+		return fmt.Errorf("read outbox %s: the server is a standby", r.table.Qualified())
+	}
+	if w.suspect || changed(w.origin, now.Origin) {
+		w.failed = true // until it is open again
+		return &reopenError{reason: "the table or the server has changed"}
+	}
+	if now.Origin.File != w.origin.File && !r.table.Partitioned {
+		// VACUUM FULL, or TRUNCATE without a restart of the ids. Neither moves the
+		// position.
+		w.origin.File = now.Origin.File
+		r.tracker.SetFile(now.Origin.File)
+	}
+	w.checked, w.failed, w.hasXid = time.Now(), false, now.HasXid
+	return r.upgrade()
+}
+
+// changed reports whether the table was replaced, its ids restarted, or its server
+// promoted.
+func changed(was, now table.Origin) bool {
+	return was.Table != now.Table || was.Sequence != now.Sequence || was.Timeline != now.Timeline
+}
+
+// upgrade asks for windows once they are possible and the fence is at a point where
+// they can go on without repeating a row.
+func (r *reader) upgrade() error {
+	if !r.watch.hasXid || r.claim != nil {
+		return nil
+	}
+	id, clean := r.scanner.Position().Clean()
+	if !clean || !r.tracker.Idle(id) {
+		return nil
+	}
+	c := r.tracker.Settle(nil)
+	return &reopenError{reason: "the table has a transaction id column now", from: &c}
+}
+
+// lookBack watches the ids that are missing between the highest that was read and the
+// table's first row.
+func (r *reader) lookBack(ctx context.Context, q pg.Querier) error {
+	first, err := table.FirstID(ctx, q, r.table)
+	if err != nil {
+		return err
+	}
+	known := max(r.highest, r.scanner.Position().Covered(), r.tracker.SecuredUpTo())
+	gap, err := progress.GapBehind(ctx, q, r.table, known, first)
+	if err != nil {
+		return err
+	}
+	r.tracker.Watch(gap)
+	r.highest = max(r.highest, gap.To)
+	return nil
+}
