@@ -73,6 +73,12 @@ servers: ## installs Docker, the servers' images and programs that tests start; 
 .PHONY: e2e
 e2e: build servers images ## the real binaries and images against every broker; prints the matrix
 	cd e2e && RELAY_E2E=1 RELAY_E2E_BUILT=1 $(GO_TEST) -count=1 -timeout=40m -p 1 -parallel 4 -v . ./internal/brokers
+	$(MAKE) docs-run
+
+.PHONY: docs docs-run
+docs: build servers docs-run ## the blocks of README and docs, run against real servers, their output compared
+docs-run:
+	cd e2e && go run ./cmd/with-brokers pg18 nats kafka redis rabbitmq sqs -- env RELAY_DOCS=1 $(GO_TEST) -count=1 -timeout=10m -v ./docs
 
 .PHONY: chaos
 chaos: build servers images ## kills, restarts and cuts at random while writers write; CHAOS_MINUTES=1 a backend

@@ -37,9 +37,6 @@ if [ "${1:-}" = --write ]; then
 		table
 	} >docs/images.md
 	cat docs/images.md
-	# The README shows the same table between its marks.
-	sed -i -e '/<!-- sizes -->/,/<!-- \/sizes -->/{//!d}' README.md
-	sed -i -e '/<!-- sizes -->/r '<(sed -n '/^|/p' docs/images.md) README.md
 else
 	table
 fi

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Writes what is made from the backends' Go structs: the keys that the SQL
-# functions validate against, and docs/config.md. A test of relay-all compares.
+# Writes the files that are made from the backends' Go structs: the keys that the
+# SQL functions validate against, and docs/config.md. A test of relay-all compares.
 set -euo pipefail
 cd "$(dirname "$0")/../relay-all"
 relay() { GOWORK=off go run . "$@"; }
@@ -12,14 +12,35 @@ printf '%s\n' "$keys" >../relaycore/internal/migrate/backends.json
 	cat <<'HEAD'
 # Configuration
 
-A pipeline is configured by one JSON object, the `config` of `set_relay_outbox` and `set_relay_inbox` ([sql.md](sql.md)). A backend's key `K` is written
-flat with the backend's name before it (`nats_url`), or nested in `sink` or `source` beside `"type"` (`{"sink": {"type": "nats", "url": …}}`). Both mean
-the same. `sink_type` or `source_type` says which backend. An unknown key, a wrong type and an unknown variable are refused when the pipeline is set.
+Every key of a pipeline's configuration, with type and default. Written by `make generate` from the
+Go structs that decode it.
 
-- **Durations** are strings (`"250ms"`, `"30s"`), or numbers in keys that end in `_ms` or `_seconds`; a duration key can be written with either ending.
-- **Sizes** are numbers of bytes, or strings (`"64MiB"`). **Lists** are JSON lists, or strings with commas.
-- **Templates** may hold `{stream_table}`, `{op}`, `{outbox_id}`, `{refresh_id}` and `{row.FIELD}`; `{{` is a brace.
-- **Secrets**: every string may hold `${env:NAME}`, `${ENV:NAME}` and `${file:/path}`, which are resolved when the pipeline starts, and never stored, logged or shown.
+A pipeline is configured by one JSON object, the `config` of `set_relay_outbox` and
+`set_relay_inbox` ([sql.md](sql.md)). `sink_type` or `source_type` names the backend:
+
+```json
+{"stream_table": "orders", "sink_type": "nats", "nats_url": "nats://localhost:4222"}
+```
+
+A key of a backend has the backend's name in front (`nats_url`). It can also be nested in `sink` or
+`source`, without the name; both mean the same:
+
+```json
+{"stream_table": "orders", "sink": {"type": "nats", "url": "nats://localhost:4222"}}
+```
+
+An unknown key, a wrong type and an unknown variable are refused when the pipeline is set.
+
+| type | how it is written |
+|---|---|
+| duration | `"250ms"`, `"30s"`; a number where the key ends in `_ms` or `_seconds`, and each duration key may be written with either ending |
+| size | a number of bytes, or `"64MiB"` |
+| list | a JSON list, or a string with commas |
+| template | text with `{stream_table}`, `{op}`, `{outbox_id}`, `{refresh_id}` and `{row.FIELD}`; `{{` is a brace |
+| secret | a string that is never shown; write it as `${env:NAME}` or `${file:/path}` |
+
+Every string may hold `${env:NAME}`, `${ENV:NAME}` and `${file:/path}`. The relay resolves them when
+the pipeline starts. It does not store, log or show the values.
 
 HEAD
 	relay keys

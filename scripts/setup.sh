@@ -10,11 +10,14 @@
 #   java, Kafka's jars      relay-kafka: SASL, TLS, ACLs, restarts
 #   pgbouncer               relaycore/internal/lease: poolers are recognised
 #   psql                    relaycore/internal/migrate: the script that `migrate --sql` makes
+#   kcat, amqp-get, jq,     e2e/docs: the commands of the tutorials
+#   curl, openssl, nats
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
 
 nats=v2.15.2 # also in e2e/images/build.sh
+natscli=v0.5.1
 
 say() { echo "setup: $*" >&2; }
 sudo_() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
@@ -43,11 +46,18 @@ here psql || packages+=(postgresql-client)
 here pgbouncer || packages+=(pgbouncer)
 here java || packages+=(default-jre-headless)
 here mvn || packages+=(maven)
+here kcat || packages+=(kcat)
+here amqp-get || packages+=(amqp-tools)
+here jq || packages+=(jq)
+here curl || packages+=(curl)
+here openssl || packages+=(openssl)
 pom=e2e/images/kafka/pom.xml jars=.cache/kafka
 
 missing=()
 [ ${#packages[@]} = 0 ] || missing+=("Debian packages, as root with apt-get: ${packages[*]}")
 "$root/.cache/bin/nats-server" --version 2>/dev/null | grep -qxF "nats-server: $nats" || missing+=("nats-server $nats, built into .cache/bin")
+cli_is_there() { "$root/.cache/bin/nats" --version 2>/dev/null | grep -qxF "$natscli"; }
+cli_is_there || missing+=("the nats command $natscli, built into .cache/bin")
 cmp -s $pom $jars/pom.xml || missing+=("Kafka's jars, fetched by Maven into .cache/kafka")
 docker=$(e2e/scripts/docker.sh --missing)
 [ -z "$docker" ] || missing+=("$docker")
@@ -62,6 +72,11 @@ fi
 if ! "$root/.cache/bin/nats-server" --version 2>/dev/null | grep -qxF "nats-server: $nats"; then
 	say "building nats-server $nats"
 	GOBIN=$root/.cache/bin GOFLAGS='' GOWORK=off CGO_ENABLED=0 go install -trimpath "github.com/nats-io/nats-server/v2@$nats"
+fi
+
+if ! cli_is_there; then
+	say "building the nats command $natscli"
+	GOBIN=$root/.cache/bin GOFLAGS='' GOWORK=off CGO_ENABLED=0 go install -trimpath -ldflags "-X main.version=$natscli" "github.com/nats-io/natscli/nats@$natscli"
 fi
 
 # Kafka's jars are those of the image, and as old as its list of them.
