@@ -46,11 +46,11 @@ func (r *Runner) Run(ctx context.Context, job *supervisor.Job) (err error) {
 	}
 	opening, opened := openContext(ctx, job.Stop)
 	defer opened()
-	ledger, state, err := r.store().Open(opening, job.Pipeline.Key, job.Lease.Epoch, r.Owner)
+	ledger, state, err := r.store().Open(opening, job.Pipeline.Key, job.Epoch, r.Owner)
 	if err != nil {
 		return lost(err)
 	}
-	status := newStatus(ctx, ledger, job)
+	status := newStatus(ctx, ledger.SetStatus, job)
 	defer func() { status.end(ctx, err) }()
 
 	e := &ends{Runner: r, pipeline: job.Pipeline, resolved: resolved, log: job.Logger}
@@ -71,14 +71,14 @@ func (r *Runner) Run(ctx context.Context, job *supervisor.Job) (err error) {
 		Pipeline: job.Pipeline.Name, Source: e.source, Sink: e.sink, Transform: e.transform, Ledger: ledger, State: state,
 		Batch: s.BatchSize, InFlightBytes: int64(s.MaxInFlightBytes), Budget: r.Budget,
 		OnError: s.OnError, RateMessages: float64(s.RateLimitMessages), RateBytes: float64(s.RateLimitBytes),
-		Trusted: job.Lease.Valid, Meter: job.Meter, Logger: job.Logger, Changed: status.changed,
+		Trusted: job.Trusted, Meter: job.Meter, Logger: job.Logger, Changed: status.changed,
 	})
 	lag, _ := e.source.(relay.Lagger)
 	job.Events.Opened(supervisor.Opened{
 		Outbox: e.outboxName(), Lag: lag, PollInterval: s.PollInterval.D(), Guarantee: e.guarantee().Delivery, Redrive: eng.Redrive,
 	})
 	status.changed(nil)
-	job.Logger.Info("pipeline runs", "backend", resolved.Backend.Name, "epoch", job.Lease.Epoch)
+	job.Logger.Info("pipeline runs", "backend", resolved.Backend.Name, "epoch", job.Epoch)
 	return lost(eng.Run(ctx, job.Stop))
 }
 

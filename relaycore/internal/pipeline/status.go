@@ -18,10 +18,10 @@ const statusTimeout = 5 * time.Second
 // owner, which trusts only an orderly end. It writes in the background, because the
 // database may be what fails.
 type status struct {
-	ledger *store.Ledger
-	job    *supervisor.Job
-	dirty  chan struct{}
-	done   chan struct{}
+	set   func(ctx context.Context, status, reason string) error
+	job   *supervisor.Job
+	dirty chan struct{}
+	done  chan struct{}
 
 	mu      sync.Mutex
 	failing bool
@@ -30,8 +30,8 @@ type status struct {
 
 type cursorStatus struct{ status, reason string }
 
-func newStatus(ctx context.Context, ledger *store.Ledger, job *supervisor.Job) *status {
-	s := &status{ledger: ledger, job: job, dirty: make(chan struct{}, 1), done: make(chan struct{})}
+func newStatus(ctx context.Context, set func(ctx context.Context, status, reason string) error, job *supervisor.Job) *status {
+	s := &status{set: set, job: job, dirty: make(chan struct{}, 1), done: make(chan struct{})}
 	go func() {
 		defer close(s.done)
 		var written cursorStatus
@@ -83,7 +83,7 @@ func (s *status) end(ctx context.Context, err error) {
 func (s *status) write(ctx context.Context, latest cursorStatus) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), statusTimeout)
 	defer cancel()
-	if err := s.ledger.SetStatus(ctx, latest.status, latest.reason); err != nil && !errors.Is(err, engine.ErrFenced) {
+	if err := s.set(ctx, latest.status, latest.reason); err != nil && !errors.Is(err, engine.ErrFenced) {
 		s.job.Logger.Debug("cannot record the status", "err", err)
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
-	"github.com/grove/pgtrickle-relay/relaycore/internal/lease"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/observe"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
@@ -14,7 +13,8 @@ import (
 // Job is one run of a pipeline under its lease.
 type Job struct {
 	Pipeline catalog.Pipeline
-	Lease    *lease.Lease
+	Epoch    int64       // of the lease
+	Trusted  func() bool // reports whether the lease can be trusted at this moment
 	// Stop asks the run to receive no more, to deliver what it has received, and to
 	// return nil.
 	Stop   context.Context //nolint:containedctx // one of the two lifetimes of a run

@@ -154,7 +154,7 @@ func (r *runner) attempt(ctx context.Context) error {
 			}
 		})()
 		return r.s.cfg.Run(ctx, &Job{
-			Pipeline: r.pipeline, Lease: l, Stop: r.stop, Wake: r.wake, Meter: r.meter, Logger: r.log, Events: r,
+			Pipeline: r.pipeline, Epoch: l.Epoch, Trusted: l.Valid, Stop: r.stop, Wake: r.wake, Meter: r.meter, Logger: r.log, Events: r,
 		})
 	})
 }
