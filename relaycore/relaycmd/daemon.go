@@ -23,6 +23,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"github.com/grove/pgtrickle-relay/relaycore/internal/capture"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/engine"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/lease"
@@ -228,7 +229,8 @@ func shutDown(ctx context.Context, srv *http.Server) error {
 	return err
 }
 
-// sweepInterval is the time between two searches for expired outbox rows.
+// sweepInterval is the time between two searches for expired outbox rows, and for
+// tables whose changes are not recorded.
 const sweepInterval = time.Minute
 
 // runPipelines waits for the database, and then runs pipelines until stop ends
@@ -244,6 +246,7 @@ func (d *daemon) runPipelines(ctx, stop context.Context) {
 	sweeping, stopSweeping := context.WithCancel(stop)
 	var sweeper sync.WaitGroup
 	sweeper.Go(func() { retention.Run(sweeping, d.pool, d.log, sweepInterval, retention.Options{}) })
+	sweeper.Go(func() { capture.Watch(sweeping, d.pool, d.log, sweepInterval, d.metrics.SetCaptureProblems) })
 
 	s.Run(ctx, stop)
 

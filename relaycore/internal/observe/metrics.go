@@ -119,6 +119,7 @@ type Metrics struct {
 	gauges        [numGauges]*prometheus.GaugeVec
 	polls         *prometheus.CounterVec
 	unservedGauge *prometheus.GaugeVec
+	captureGauge  *prometheus.GaugeVec
 
 	mu        sync.Mutex // guards pipelines and unserved, and is held while gauges are set and collected
 	pipelines map[catalog.Key]*Pipeline
@@ -149,7 +150,22 @@ func NewMetrics(reg prometheus.Registerer, binary, version, goVersion string) (*
 		Namespace: namespace, Name: "pipeline_unserved", Help: "An enabled pipeline whose backend no live instance has.",
 	}, append(labels, "backend"))
 
+	m.captureGauge = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Namespace: namespace, Name: "capture_problems", Help: "Reasons why changes of an outbox's table are not recorded as they should be.",
+	}, []string{"outbox"})
+
 	return m, reg.Register(m)
+}
+
+// SetCaptureProblems replaces the number of problems of each outbox that has any.
+func (m *Metrics) SetCaptureProblems(n map[string]int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+
+	m.captureGauge.Reset()
+	for outbox, problems := range n {
+		m.captureGauge.WithLabelValues(outbox).Set(float64(problems))
+	}
 }
 
 // addProcess adds the metrics that have no pipeline.
@@ -290,7 +306,7 @@ func (m *Metrics) collectors() []prometheus.Collector {
 	for _, vec := range m.gauges {
 		all = append(all, vec)
 	}
-	return append(all, m.polls, m.unservedGauge)
+	return append(all, m.polls, m.unservedGauge, m.captureGauge)
 }
 
 // setGauges replaces all gauges of pipelines. A pipeline that runs elsewhere, or a

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 
+	"github.com/grove/pgtrickle-relay/relaycore/internal/capture"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
@@ -39,7 +40,22 @@ func (r *Runner) Probe(ctx context.Context, pl catalog.Pipeline, busy bool, log 
 			}
 		}
 	}
-	return e.guarantee(), e.notes(), nil
+	problems, err := e.captureProblems(ctx)
+	return e.guarantee(), append(e.notes(), problems...), err
+}
+
+// captureProblems tells why changes of the outbox's table are not recorded as they
+// should be.
+func (e *ends) captureProblems(ctx context.Context) (notes []string, err error) {
+	src, ok := e.source.(*outbox.Source)
+	if !ok {
+		return nil, nil
+	}
+	problems, err := capture.Problems(ctx, e.Pool, src.Table())
+	for _, p := range problems {
+		notes = append(notes, fmt.Sprintf("WARNING: %s; %s", p.Text, p.Cure))
+	}
+	return notes, err
 }
 
 // notes describe how the outbox is read and ordered.

@@ -1,0 +1,91 @@
+package capture_test
+
+import (
+	"context"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/capture"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/migrate"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest/pgtest"
+)
+
+// lockedBuffer is a log that two goroutines use.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// TestWatch: a table that is dropped and created is reported with the cure, once, and no
+// longer when it is cured.
+func TestWatch(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(context.Background())
+	pool := pgtest.Pool(t)
+	exec := func(sql string) {
+		t.Helper()
+		if _, err := pool.Exec(ctx, sql); err != nil {
+			t.Fatalf("%s: %v", sql, err)
+		}
+	}
+	if found, err := capture.Problems(ctx, pool, ""); err != nil || found != nil {
+		t.Errorf("without a catalog: %v, %v, want none", found, err)
+	}
+	if err := migrate.Up(ctx, pool, nil); err != nil {
+		t.Fatal(err)
+	}
+	exec(`CREATE TABLE kept (id int); SELECT pgtrickle.enable_outbox('kept');
+		CREATE TABLE orders (id int); SELECT pgtrickle.enable_outbox('orders'); DROP TABLE orders; CREATE TABLE orders (id int)`)
+
+	var log lockedBuffer
+	reports := make(chan map[string]int, 100)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		capture.Watch(ctx, pool, slog.New(slog.NewTextHandler(&log, nil)), 5*time.Millisecond, func(n map[string]int) {
+			select {
+			case reports <- n:
+			default:
+			}
+		})
+	}()
+	for range 3 {
+		if n := <-reports; len(n) != 1 || n["outbox_orders"] == 0 {
+			t.Fatalf("reported %v, want outbox_orders alone", n)
+		}
+	}
+	want := `problem="public.orders has no trigger that records its changes" cure="SELECT pgtrickle.outbox_upgrade('outbox_orders')"`
+	if got := log.String(); strings.Count(got, want) != 1 {
+		t.Errorf("the log is\n%s\nwant one line with\n%s", got, want)
+	}
+
+	exec(`SELECT pgtrickle.outbox_upgrade('outbox_orders')`)
+	deadline := time.After(10 * time.Second)
+	for n := range reports {
+		if len(n) == 0 {
+			break
+		}
+		select {
+		case <-deadline:
+			t.Fatalf("reported %v after the cure", n)
+		default:
+		}
+	}
+	cancel()
+	<-done
+}
