@@ -4,7 +4,11 @@ go 1.26.0
 
 require github.com/grove/pgtrickle-relay/relaycore v0.0.0
 
-require github.com/rabbitmq/amqp091-go v1.16.0
+require (
+	github.com/google/go-cmp v0.7.0
+	github.com/rabbitmq/amqp091-go v1.16.0
+	go.uber.org/goleak v1.3.0
+)
 
 require (
 	github.com/beorn7/perks v1.0.1 // indirect

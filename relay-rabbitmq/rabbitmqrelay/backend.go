@@ -1,9 +1,6 @@
 package rabbitmqrelay
 
 import (
-	"context"
-	"encoding/json"
-
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
 )
@@ -11,11 +8,9 @@ import (
 // Backend returns the RabbitMQ backend.
 func Backend() relay.Backend {
 	return relay.Backend{
-		Name:         "rabbitmq",
-		NewSink:      newSink,
-		NewSource:    newSource,
-		SinkConfig:   sinkDefaults(),
-		SourceConfig: sourceDefaults(),
+		Name:   "rabbitmq",
+		Sink:   relaycfg.Sink(sinkDefaults(), newSink),
+		Source: relaycfg.Source(sourceDefaults(), newSource),
 		SinkGuarantee: relay.Guarantee{
 			Delivery: "at least once",
 			Dedup:    "receivers, by property message-id",
@@ -29,20 +24,4 @@ func Backend() relay.Backend {
 			Weakest:  "messages without message-id, which are refused or known by their body's hash",
 		},
 	}
-}
-
-func newSink(ctx context.Context, env relay.Env, raw json.RawMessage) (relay.Sink, error) {
-	cfg := sinkDefaults()
-	if err := relaycfg.Decode(raw, &cfg); err != nil {
-		return nil, err
-	}
-	return openSink(ctx, env, cfg)
-}
-
-func newSource(ctx context.Context, env relay.Env, raw json.RawMessage) (relay.Source, error) {
-	cfg := sourceDefaults()
-	if err := relaycfg.Decode(raw, &cfg); err != nil {
-		return nil, err
-	}
-	return openSource(ctx, env, cfg)
 }

@@ -35,7 +35,7 @@ func BenchmarkAgainstRaw(b *testing.B) {
 			var raw, sink sample
 			for b.Loop() {
 				raw.measure(b, admin, queue, count, func() { publishRaw(b, broker, queue, batch) })
-				s, err := Backend().NewSink(b.Context(), testEnv(b), fmt.Appendf(nil, `{"url":%q,"exchange":%q}`, broker, queue))
+				s, err := Backend().Sink.New(b.Context(), testEnv(b), fmt.Appendf(nil, `{"url":%q,"exchange":%q}`, broker, queue))
 				if err != nil {
 					b.Fatal(err)
 				}

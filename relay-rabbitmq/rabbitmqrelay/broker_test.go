@@ -150,7 +150,7 @@ func testEnv(t testing.TB) relay.Env {
 
 func mustSink(t testing.TB, config string) relay.Sink {
 	t.Helper()
-	s, err := Backend().NewSink(t.Context(), testEnv(t), []byte(config))
+	s, err := Backend().Sink.New(t.Context(), testEnv(t), []byte(config))
 	if err != nil {
 		t.Fatalf("NewSink(%s) = %v", config, err)
 	}
@@ -160,7 +160,7 @@ func mustSink(t testing.TB, config string) relay.Sink {
 
 func mustSource(t testing.TB, env relay.Env, config string) relay.Source {
 	t.Helper()
-	s, err := Backend().NewSource(t.Context(), env, []byte(config))
+	s, err := Backend().Source.New(t.Context(), env, []byte(config))
 	if err != nil {
 		t.Fatalf("NewSource(%s) = %v", config, err)
 	}

@@ -10,15 +10,14 @@ import (
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
+	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
 )
 
 // connConfig is how either direction reaches the broker.
 type connConfig struct {
-	URL       relaycfg.Secrets  `json:"url" relay:"required" doc:"Nodes to connect to, tried in turn: amqp://USER:PASSWORD@HOST:5672/VHOST or amqps://; a list, or separated by commas."`
-	TLS       bool              `json:"tls" doc:"Use TLS whatever the URL's scheme says."`
-	TLSCA     string            `json:"tls_ca" doc:"File with the certificates of the authorities to trust in place of the system's; implies TLS."`
-	TLSCert   string            `json:"tls_cert" doc:"File with the client's certificate; implies TLS."`
-	TLSKey    string            `json:"tls_key" doc:"File with the client certificate's key."`
+	URL    relaycfg.Secrets `json:"url" relay:"required" doc:"Nodes to connect to, tried in turn: amqp://USER:PASSWORD@HOST:5672/VHOST or amqps://; a list, or separated by commas."`
+	UseTLS bool             `json:"tls" doc:"Use TLS whatever the URL's scheme says; any other tls key implies it."`
+	relaynet.TLS
 	Timeout   relaycfg.Duration `json:"timeout" relay:"min=1" doc:"How long to wait for a connection to be open."`
 	Heartbeat relaycfg.Duration `json:"heartbeat" relay:"min=1000000000" doc:"A peer that is silent for twice this long is dead."`
 }
@@ -28,28 +27,28 @@ type sinkConfig struct {
 	Exchange        string            `json:"exchange" doc:"Exchange to publish to; empty is the default exchange, where the routing key is a queue's name."`
 	RoutingKey      relay.Template    `json:"routing_key" relay:"alias=routing_key_template" doc:"Routing key; a template."`
 	ExchangeType    string            `json:"exchange_type" doc:"Type of an exchange that is declared: topic, direct, fanout, headers, or a plugin's."`
-	DeclareExchange bool              `json:"declare_exchange" doc:"Declare the exchange, durable, instead of checking that it exists."`
+	CreateIfMissing bool              `json:"create_if_missing" relay:"alias=declare_exchange" doc:"Declare the exchange, durable, instead of checking that it exists."`
 	Mandatory       bool              `json:"mandatory" doc:"Refuse a message that no queue would get; without it such a message is lost."`
 	Persistent      bool              `json:"persistent" doc:"Have messages survive a restart of the broker."`
-	StrictOrder     bool              `json:"strict_order" doc:"Publish a key's next message only once the one before is confirmed: needed where a queue's overflow is reject-publish, slow where keys are few."`
+	StrictOrder     bool              `json:"strict_order" doc:"Publish a key's next message only when the one before is confirmed: needed if a queue's overflow is reject-publish, slow if keys are few."`
 	MaxInFlight     int               `json:"max_in_flight" relay:"min=1" doc:"Messages published and not yet confirmed."`
-	ConfirmTimeout  relaycfg.Duration `json:"confirm_timeout" relay:"min=1" doc:"A broker that confirms nothing for this long, without saying that it is blocked, is dead."`
+	ConfirmTimeout  relaycfg.Duration `json:"confirm_timeout" relay:"min=1" doc:"A broker that confirms nothing for this long, and has not blocked publishers, is dead."`
 }
 
 type sourceConfig struct {
 	connConfig
-	Queue         string        `json:"queue" relay:"required" doc:"Queue to consume."`
-	DeclareQueue  bool          `json:"declare_queue" doc:"Declare the queue, durable and of queue_type, instead of checking that it exists."`
-	QueueType     string        `json:"queue_type" relay:"enum=quorum|classic|stream" doc:"Type of the queue."`
-	BindExchange  string        `json:"bind_exchange" doc:"Exchange to which a declared queue is bound."`
-	BindKeys      relaycfg.List `json:"bind_keys" doc:"Routing keys with which it is bound."`
-	Prefetch      int           `json:"prefetch" relay:"alias=prefetch_count,min=1" doc:"Messages the broker sends ahead of their acknowledgement, at most 65535."`
-	OnReject      string        `json:"on_reject" relay:"enum=requeue|dead-letter|drop" doc:"What becomes, in the queue, of a message that cannot be taken: requeue gives it one more chance, dead-letter hands it to the queue's dead-letter exchange, drop removes it. In all cases relay_dead_letters has it first."`
-	ID            string        `json:"id" relay:"enum=refuse|hash" doc:"A message without message-id: refuse makes it a dead letter, hash takes the SHA-256 of its body for its id. In a stream the offset is the id."`
-	MaxDeliveries int           `json:"max_deliveries" relay:"min=0" doc:"Refuse a message that a quorum queue has delivered more often than this; 0 never does."`
-	ConsumerTag   string        `json:"consumer_tag" doc:"Consumer tag; default pgtrickle-relay and the pipeline's name."`
-	StreamOffset  string        `json:"stream_offset" doc:"Where a stream is read from by a pipeline that has stored no offset: first, last, next, an offset, or an age such as 1h."`
-	OffsetQueue   string        `json:"offset_queue" doc:"Queue that keeps the offset of a stream; default QUEUE.offset.GROUP.PIPELINE. It is declared."`
+	Queue           string        `json:"queue" relay:"required" doc:"Queue to consume."`
+	CreateIfMissing bool          `json:"create_if_missing" relay:"alias=declare_queue" doc:"Declare the queue, durable and of queue_type, instead of checking that it exists."`
+	QueueType       string        `json:"queue_type" relay:"enum=quorum|classic|stream" doc:"Type of the queue."`
+	BindExchange    string        `json:"bind_exchange" doc:"Exchange to which a declared queue is bound."`
+	BindKeys        relaycfg.List `json:"bind_keys" doc:"Routing keys with which it is bound."`
+	Prefetch        int           `json:"prefetch" relay:"alias=prefetch_count,min=1" doc:"Messages the broker sends ahead of their acknowledgement, at most 65535."`
+	OnReject        string        `json:"on_reject" relay:"enum=requeue|dead-letter|drop" doc:"What happens in the queue to a message that is refused: requeue gives it one more chance, dead-letter hands it to the queue's dead-letter exchange, drop removes it. In all cases relay_dead_letters has it first."`
+	ID              string        `json:"id" relay:"enum=refuse|hash" doc:"A message without message-id: refuse makes it a dead letter, hash uses the SHA-256 of its body as its id. In a stream the offset is the id."`
+	MaxDeliveries   int           `json:"max_deliveries" relay:"min=0" doc:"Refuse a message that a quorum queue has delivered more often than this; 0 never does."`
+	ConsumerTag     string        `json:"consumer_tag" doc:"Consumer tag; default pgtrickle-relay and the pipeline's name."`
+	StreamOffset    string        `json:"stream_offset" doc:"Where a stream is read from by a pipeline that has stored no offset: first, last, next, an offset, or an age such as 1h."`
+	OffsetQueue     string        `json:"offset_queue" doc:"Queue that keeps the offset of a stream; default QUEUE.offset.GROUP.PIPELINE. It is declared."`
 }
 
 func connDefaults() connConfig {
@@ -80,7 +79,7 @@ func sourceDefaults() sourceConfig {
 	}
 }
 
-// urls returns the URLs one by one, with TLS where it is asked for.
+// urls returns the URLs one by one, with TLS if it is configured.
 func (c *connConfig) urls() []string {
 	var urls []string
 	for _, secret := range c.URL {
@@ -88,7 +87,7 @@ func (c *connConfig) urls() []string {
 			if u = strings.TrimSpace(u); u == "" {
 				continue
 			}
-			if c.TLS || c.TLSCA != "" || c.TLSCert != "" {
+			if c.UseTLS || c.TLS.Configured() {
 				if rest, plain := strings.CutPrefix(u, "amqp://"); plain {
 					u = "amqps://" + rest
 				}
@@ -100,15 +99,15 @@ func (c *connConfig) urls() []string {
 }
 
 func (c *connConfig) validate() error {
-	if (c.TLSCert == "") != (c.TLSKey == "") {
-		return relaycfg.Errorf("tls_cert", "and tls_key go together; set both or neither")
+	if err := c.TLS.Validate(); err != nil {
+		return err
 	}
 	urls := c.urls()
 	if len(urls) == 0 {
 		return relaycfg.Errorf("url", "is empty")
 	}
 	for i, u := range urls {
-		// The URL itself may hold a password: not a word of it.
+		// The error must not quote the URL, which may hold a password.
 		if _, err := url.Parse(u); err != nil {
 			return relaycfg.Errorf("url", "number %d is malformed", i+1)
 		}
@@ -119,25 +118,25 @@ func (c *connConfig) validate() error {
 	return nil
 }
 
-// Validate is called by relaycfg.Decode.
+// Validate checks the keys against each other.
 func (c *sinkConfig) Validate() error {
-	if c.Exchange == "" && c.DeclareExchange {
-		return relaycfg.Errorf("declare_exchange", "needs an exchange; the default exchange always exists")
+	if c.Exchange == "" && c.CreateIfMissing {
+		return relaycfg.Errorf("create_if_missing", "needs an exchange; the default exchange always exists")
 	}
 	return c.validate()
 }
 
-var streamOffset = regexp.MustCompile(`^(first|last|next|\d+|\d+[YMDhms])$`)
+var validOffset = regexp.MustCompile(`^(first|last|next|\d+|\d+[YMDhms])$`)
 
-// Validate is called by relaycfg.Decode.
+// Validate checks the keys against each other.
 func (c *sourceConfig) Validate() error {
 	if c.Prefetch > 65535 {
 		return relaycfg.Errorf("prefetch", "is %d; must be at most 65535", c.Prefetch)
 	}
-	if c.BindExchange != "" && !c.DeclareQueue {
-		return relaycfg.Errorf("bind_exchange", "is for a queue that is declared; set declare_queue")
+	if c.BindExchange != "" && !c.CreateIfMissing {
+		return relaycfg.Errorf("bind_exchange", "is for a queue that is declared; set create_if_missing")
 	}
-	if !streamOffset.MatchString(c.StreamOffset) {
+	if !validOffset.MatchString(c.StreamOffset) {
 		return relaycfg.Errorf("stream_offset", "is %q; must be first, last, next, an offset such as 4711, or an age such as 1h", c.StreamOffset)
 	}
 	return c.validate()

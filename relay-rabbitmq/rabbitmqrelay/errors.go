@@ -1,8 +1,6 @@
 package rabbitmqrelay
 
 import (
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"regexp"
 	"strconv"
@@ -11,15 +9,18 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
+)
+
+var (
+	errClosed       = errors.New("the sink is closed")
+	errSourceClosed = errors.New("the source is closed")
 )
 
 // classify marks err with its class.
 func classify(err error) error {
-	var verification *tls.CertificateVerificationError
-	var authority x509.UnknownAuthorityError
-	var hostname x509.HostnameError
-	if errors.As(err, &verification) || errors.As(err, &authority) || errors.As(err, &hostname) {
-		return relay.Fatal(err)
+	if untrusted := relaynet.Untrusted(err); untrusted != nil {
+		return untrusted
 	}
 	var reply *amqp.Error
 	if !errors.As(err, &reply) {
@@ -29,7 +30,7 @@ func classify(err error) error {
 		return relay.Fatal(err)
 	}
 	if !reply.Server {
-		return err // the client's own words for a connection that broke
+		return err // the client's own error for a connection that broke
 	}
 	switch reply.Code {
 	case amqp.NotFound, amqp.AccessRefused, amqp.NotAllowed, amqp.CommandInvalid, amqp.NotImplemented, amqp.InvalidPath:
@@ -38,7 +39,7 @@ func classify(err error) error {
 		}
 		return relay.Fatal(err)
 	case amqp.PreconditionFailed:
-		// A consumer that was too slow, or acknowledged twice, has only to begin anew.
+		// A consumer that was too slow, or acknowledged twice, only has to consume again.
 		if strings.Contains(reply.Reason, "timed out") || strings.Contains(reply.Reason, "delivery tag") || tooLarge(err) > 0 {
 			return err
 		}
@@ -49,8 +50,8 @@ func classify(err error) error {
 
 var sizeReply = regexp.MustCompile(`message size \d+ .*max size (\d+)`)
 
-// tooLarge returns the limit of which the broker spoke when it closed a channel
-// because of a message's size, else 0.
+// tooLarge returns the limit in the broker's reply when it closed a channel because
+// of a message's size, else 0.
 func tooLarge(err error) int {
 	var reply *amqp.Error
 	if !errors.As(err, &reply) || reply.Code != amqp.PreconditionFailed {

@@ -19,40 +19,40 @@ const (
 	// clockSlack is by how much the broker's clock may be behind ours.
 	clockSlack = time.Minute
 	// startPatience is how long a stream that is not empty may take to deliver the
-	// first message of its last chunk, of which no time tells.
+	// first message of its last chunk, which no time identifies.
 	startPatience = 2 * time.Second
-	// heldHeartbeats is after how many heartbeats of silence no connection can
-	// still hold the offset: the broker gives one up after two to three.
+	// heldHeartbeats is the number of silent heartbeats after which no connection
+	// can hold the offset: the broker closes one after two to three.
 	heldHeartbeats = 4
 )
 
-// errHeld says that there is an offset and that it cannot be seen.
-var errHeld = errors.New("its offset is held by another connection, perhaps one that is dead and that the broker has yet to notice")
+// errHeld means that there is an offset and that it cannot be read.
+var errHeld = errors.New("its offset is held by another connection, perhaps a dead one that the broker has yet to notice")
 
-// mark is a place in a stream: behind an offset, or at a time.
-type mark struct {
+// position is a position in a stream: after an offset, or at a time.
+type position struct {
 	offset int64     // settled up to here; -1 is the beginning
-	since  time.Time // where it is set
+	since  time.Time // used instead if it is not zero
 }
 
-// startMark returns the place that stream_offset means now. It may lie before
-// where the broker begins, not behind: a stream finds a time by its chunks, and
-// by the broker's clock.
-func startMark(streamOffset string, now time.Time) mark {
+// startPosition returns the position that stream_offset means now. It may lie
+// before the one where the broker begins, never after: a stream finds a time by its
+// chunks, and by the broker's clock.
+func startPosition(streamOffset string, now time.Time) position {
 	if n, err := strconv.ParseInt(streamOffset, 10, 64); err == nil {
-		return mark{offset: n - 1}
+		return position{offset: n - 1}
 	}
 	if streamOffset == "first" {
-		return mark{offset: -1}
+		return position{offset: -1}
 	}
-	return mark{since: now.Add(-age(streamOffset) - clockSlack)}
+	return position{since: now.Add(-age(streamOffset) - clockSlack)}
 }
 
-// age returns how long ago an age is, in the broker's units and at most fifty
-// years, 0 for next and last.
+// age returns the duration of an age in the broker's units, at most fifty years; 0
+// for next and last.
 func age(text string) time.Duration {
 	const day = 24 * time.Hour
-	const most = 50 * 365 * day
+	const maxAge = 50 * 365 * day
 	unit, ok := map[byte]time.Duration{
 		's': time.Second, 'm': time.Minute, 'h': time.Hour, 'D': day, 'M': 30 * day, 'Y': 365 * day,
 	}[text[len(text)-1]]
@@ -60,11 +60,11 @@ func age(text string) time.Duration {
 	if !ok || err != nil {
 		return 0
 	}
-	return time.Duration(min(n, int64(most/unit))) * unit
+	return time.Duration(min(n, int64(maxAge/unit))) * unit
 }
 
-// parseMark is the inverse of String.
-func parseMark(text string) (m mark, err error) {
+// parsePosition is the inverse of String.
+func parsePosition(text string) (m position, err error) {
 	if m.offset, err = strconv.ParseInt(text, 10, 64); err == nil {
 		return m, nil
 	}
@@ -72,15 +72,15 @@ func parseMark(text string) (m mark, err error) {
 	return m, err
 }
 
-func (m mark) String() string {
+func (m position) String() string {
 	if m.since.IsZero() {
 		return strconv.FormatInt(m.offset, 10)
 	}
 	return m.since.UTC().Format(time.RFC3339)
 }
 
-// arg returns the x-stream-offset at which to go on.
-func (m mark) arg() any {
+// arg returns the x-stream-offset from which to continue.
+func (m position) arg() any {
 	switch {
 	case !m.since.IsZero():
 		return m.since
@@ -90,12 +90,11 @@ func (m mark) arg() any {
 	return m.offset + 1
 }
 
-// progress is what a source knows of its stream's offset from one session to the
-// next.
+// progress is what a source knows of its stream's offset across sessions.
 type progress struct {
 	log     *slog.Logger
-	stored  atomic.Pointer[mark] // read or stored last
-	missing time.Time            // since when the offset cannot be seen
+	stored  atomic.Pointer[position] // read or stored last
+	missing time.Time                // since when the offset cannot be read
 }
 
 // offsetStore keeps the offset up to which a stream is settled, as the only
@@ -106,18 +105,18 @@ type offsetStore struct {
 	known   *progress
 	from    any // the x-stream-offset of this session
 
-	start    *mark     // to be stored by begin; nil where something is stored
-	patience time.Time // until when the first delivery may say it better
+	start    *position // to be stored by begin; nil if an offset is stored
+	patience time.Time // how long to wait for the first delivery's own offset
 }
 
-// openOffsets finds where to go on. A pipeline that has never received has no
-// queue yet: begin makes it, so that one without an offset means something else.
-func openOffsets(ctx context.Context, link *link, cfg *sourceConfig, known *progress) (*offsetStore, error) {
-	there, err := exists(link, cfg.OffsetQueue)
+// openOffsets finds where to continue. A pipeline that has never received has no
+// queue: begin declares it together with an offset.
+func openOffsets(ctx context.Context, conn *conn, cfg *sourceConfig, known *progress) (*offsetStore, error) {
+	there, err := exists(conn, cfg.OffsetQueue)
 	if err != nil {
 		return nil, err
 	}
-	channel, err := link.Channel()
+	channel, err := conn.Channel()
 	if err != nil {
 		return nil, fmt.Errorf("open channel: %w", err)
 	}
@@ -131,7 +130,7 @@ func openOffsets(ctx context.Context, link *link, cfg *sourceConfig, known *prog
 			return o, err
 		}
 	}
-	start := startMark(cfg.StreamOffset, time.Now())
+	start := startPosition(cfg.StreamOffset, time.Now())
 	o.start, o.from = &start, offsetArg(cfg.StreamOffset)
 	if cfg.StreamOffset == "last" {
 		o.patience = time.Now().Add(startPatience)
@@ -139,9 +138,9 @@ func openOffsets(ctx context.Context, link *link, cfg *sourceConfig, known *prog
 	return o, nil
 }
 
-// exists asks on a channel of its own, as a wrong question closes its channel.
-func exists(link *link, queue string) (bool, error) {
-	channel, err := link.Channel()
+// exists uses a channel of its own: the broker closes a channel with its refusal.
+func exists(conn *conn, queue string) (bool, error) {
+	channel, err := conn.Channel()
 	if err != nil {
 		return false, fmt.Errorf("open channel: %w", err)
 	}
@@ -156,15 +155,15 @@ func exists(link *link, queue string) (bool, error) {
 	return false, fmt.Errorf("check queue %q: %w", queue, err)
 }
 
-// find reads the offset. Reading takes it out of the others' sight until it is
-// stored anew, so a connection that broke in between hides it until the broker
-// has noticed, and to begin again meanwhile would repeat the stream or, with
-// next, leave a hole. Therefore a queue without an offset is an error, unless
-// this source knows the offset anyway. AMQP does not tell a message that is held
-// from one that is not there, but nobody is held up for ever: a connection of
-// which the broker hears nothing ends with its heartbeats, after which find
-// reports that there is no offset. (A relay of an earlier version, which made the
-// queue before it had something to store, may have left one that is empty.)
+// find reads the offset. A read hides it from others until it is stored again. If
+// the connection breaks in between, the offset stays hidden until the broker
+// notices. Beginning again meanwhile would repeat the stream or, with next, leave a
+// hole. So an empty queue is an error, unless this source knows the offset.
+//
+// AMQP cannot tell a message that another connection holds from none. But the
+// broker closes a silent connection after some heartbeats; find then reports that
+// there is no offset. Older versions of the relay declared the queue before they
+// had an offset, and may have left it empty.
 func (o *offsetStore) find(ctx context.Context, patience time.Duration) (found bool, err error) {
 	if err := o.declare(); err != nil {
 		return false, err
@@ -186,8 +185,8 @@ func (o *offsetStore) find(ctx context.Context, patience time.Duration) (found b
 	return true, nil
 }
 
-// await returns an error until the offset has been missing for so long that nobody
-// can hold it.
+// await returns an error until the offset has been missing for so long that no
+// connection can hold it.
 func (o *offsetStore) await(patience time.Duration) error {
 	if o.known.missing.IsZero() {
 		o.known.missing = time.Now()
@@ -196,7 +195,7 @@ func (o *offsetStore) await(patience time.Duration) error {
 	if missing < patience {
 		return fmt.Errorf("queue %q is empty: %w", o.queue, errHeld)
 	}
-	o.known.log.Warn("the stream's stored offset is lost: stream_offset says where to begin", "queue", o.queue, "empty", missing.Round(time.Second))
+	o.known.log.Warn("stored stream offset is lost", "queue", o.queue, "missing", missing.Round(time.Second), "begin", "stream_offset")
 	return nil
 }
 
@@ -208,7 +207,7 @@ func (o *offsetStore) declare() error {
 	return nil
 }
 
-func (o *offsetStore) read(ctx context.Context) (m mark, found bool, err error) {
+func (o *offsetStore) read(ctx context.Context) (m position, found bool, err error) {
 	d, found, err := o.channel.Get(o.queue, false)
 	if err != nil {
 		return m, false, fmt.Errorf("read offset from queue %q: %w", o.queue, err)
@@ -216,20 +215,20 @@ func (o *offsetStore) read(ctx context.Context) (m mark, found bool, err error) 
 	if !found {
 		return m, false, nil
 	}
-	if m, err = parseMark(strings.TrimSpace(string(d.Body))); err != nil {
-		return m, false, relay.Fatal(fmt.Errorf("queue %q holds %.40q in place of an offset: delete it, and the stream is read from stream_offset", o.queue, d.Body))
+	if m, err = parsePosition(strings.TrimSpace(string(d.Body))); err != nil {
+		return m, false, relay.Fatal(fmt.Errorf("queue %q holds %.40q instead of an offset: delete it to read the stream from stream_offset", o.queue, d.Body))
 	}
 	o.known.stored.Store(&m)
-	// Stored anew rather than put back, as a quorum queue drops what it has
-	// delivered too often.
+	// Stored again and not requeued: a quorum queue drops what it has delivered too
+	// often.
 	if err := o.store(ctx, m); err != nil {
 		return m, false, err
 	}
 	return m, true, d.Ack(false)
 }
 
-// begin stores where the stream was begun.
-func (o *offsetStore) begin(ctx context.Context, start mark) error {
+// begin stores where the stream begins.
+func (o *offsetStore) begin(ctx context.Context, start position) error {
 	if err := o.declare(); err != nil {
 		return err
 	}
@@ -241,7 +240,7 @@ func (o *offsetStore) begin(ctx context.Context, start mark) error {
 }
 
 // store replaces the offset; when it returns nil the broker has the new one.
-func (o *offsetStore) store(ctx context.Context, m mark) error {
+func (o *offsetStore) store(ctx context.Context, m position) error {
 	confirm, err := o.channel.PublishWithDeferredConfirmWithContext(ctx, "", o.queue, false, false, amqp.Publishing{
 		DeliveryMode: amqp.Persistent, ContentType: "text/plain", Body: []byte(m.String()),
 	})

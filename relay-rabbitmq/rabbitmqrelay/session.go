@@ -12,36 +12,39 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
-// session is one connection's consumer.
+// session is one connection's consumer. What it leaves unacknowledged, the broker
+// delivers again to the next.
 type session struct {
-	link     *link
+	conn     *conn
 	channel  *amqp.Channel
 	closed   <-chan *amqp.Error
 	canceled <-chan string
-	inspect  *amqp.Channel // for questions, as a wrong one closes its channel
 	offsets  *offsetStore  // nil but for a stream
 	done     chan struct{} // the pump has stopped
 	arrived  chan struct{} // holds one token when queue may have grown
 
 	mu    sync.Mutex
-	queue []amqp.Delivery // received and not taken; at most the prefetch
-	cause error           // why the pump has stopped
+	queue []amqp.Delivery      // received and not taken; at most the prefetch
+	acks  relay.Acks[delivery] // of what was taken; its tickets are the delivery tags
+	cause error                // why the pump has stopped
 
-	ackMu   sync.Mutex
-	base    uint64           // all tags below are settled
-	settled map[uint64]int64 // tags from base on that are; their offsets
+	ackMu   sync.Mutex    // orders what is sent to the broker
+	inspect *amqp.Channel // for questions: the broker closes a channel with its refusal
+}
+
+// delivery is a message's place in its session and, in a stream, its offset.
+type delivery struct {
+	tag    uint64
+	offset int64
 }
 
 // newSession makes sure of the queue and begins to consume.
-func newSession(ctx context.Context, link *link, cfg *sourceConfig, known *progress) (*session, error) {
-	channel, err := link.Channel()
+func newSession(ctx context.Context, conn *conn, cfg *sourceConfig, known *progress) (*session, error) {
+	channel, err := conn.Channel()
 	if err != nil {
 		return nil, fmt.Errorf("open channel: %w", err)
 	}
-	n := &session{
-		link: link, channel: channel, done: make(chan struct{}), arrived: make(chan struct{}, 1),
-		base: 1, settled: make(map[uint64]int64),
-	}
+	n := &session{conn: conn, channel: channel, done: make(chan struct{}), arrived: make(chan struct{}, 1)}
 	n.closed = channel.NotifyClose(make(chan *amqp.Error, 1))
 	n.canceled = channel.NotifyCancel(make(chan string, 1))
 	if err := provide(channel, cfg); err != nil {
@@ -49,7 +52,7 @@ func newSession(ctx context.Context, link *link, cfg *sourceConfig, known *progr
 	}
 	args := amqp.Table{}
 	if cfg.QueueType == amqp.QueueTypeStream {
-		if n.offsets, err = openOffsets(ctx, link, cfg, known); err != nil {
+		if n.offsets, err = openOffsets(ctx, conn, cfg, known); err != nil {
 			return nil, err
 		}
 		args[headerStreamOffset] = n.offsets.from
@@ -67,7 +70,7 @@ func newSession(ctx context.Context, link *link, cfg *sourceConfig, known *progr
 
 // provide declares or checks the queue.
 func provide(channel *amqp.Channel, cfg *sourceConfig) error {
-	if !cfg.DeclareQueue {
+	if !cfg.CreateIfMissing {
 		if _, err := channel.QueueDeclarePassive(cfg.Queue, true, false, false, false, nil); err != nil {
 			return fmt.Errorf("check queue %q: %w", cfg.Queue, err)
 		}
@@ -104,54 +107,65 @@ func (n *session) pump(deliveries <-chan amqp.Delivery, name string) {
 		default:
 		}
 	}
-	var err error
-	select {
-	case _, ok := <-n.canceled:
-		if ok {
-			err = fmt.Errorf("the broker has cancelled the consumer of queue %q: the queue was deleted, or its node is down", name)
-			break
-		}
-		err = n.closing()
-	default:
-		err = n.closing()
+	err := error(amqp.ErrClosed)
+	if _, cancelled := <-n.canceled; cancelled {
+		err = fmt.Errorf("the broker has cancelled the consumer of queue %q: the queue was deleted, or its node is down", name)
+	} else if reply := <-n.closed; reply != nil {
+		err = classify(fmt.Errorf("connection to RabbitMQ: %w", reply))
 	}
 	n.mu.Lock()
 	n.cause = err
 	n.mu.Unlock()
 }
 
-func (n *session) closing() error {
-	if reply := <-n.closed; reply != nil {
-		return classify(fmt.Errorf("connection to RabbitMQ: %w", reply))
-	}
-	return amqp.ErrClosed
-}
-
-// take waits for deliveries and returns at most limit of them.
-func (n *session) take(ctx context.Context, limit int) ([]amqp.Delivery, error) {
+// wait returns when ready does not return false any longer. It calls ready, with
+// mu held, whenever deliveries may have arrived.
+func (n *session) wait(ctx context.Context, ready func() bool) error {
 	for {
 		n.mu.Lock()
-		if k := min(limit, len(n.queue)); k > 0 && !n.ended() {
-			batch := n.queue[:k:k]
-			n.queue = n.queue[k:]
-			n.mu.Unlock()
-			return batch, nil
-		}
+		ok := ready()
 		n.mu.Unlock()
+		if ok {
+			return nil
+		}
 		select {
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return ctx.Err()
 		case <-n.arrived:
 		case <-n.done:
 			n.mu.Lock()
 			defer n.mu.Unlock()
-			return nil, n.cause
+			return n.cause
 		}
 	}
 }
 
-// keepStart stores where a stream is begun that had no stored offset, before any
-// of it is handed out: else a session that ends before the first acknowledgement
+// take waits for deliveries and returns at most limit of them.
+func (n *session) take(ctx context.Context, limit int) (batch []amqp.Delivery, err error) {
+	err = n.wait(ctx, func() bool {
+		k := min(limit, len(n.queue))
+		if k == 0 || n.ended() {
+			return false
+		}
+		batch, n.queue = n.queue[:k:k], n.queue[k:]
+		for i := range batch {
+			n.acks.Add(delivery{batch[i].DeliveryTag, streamOffset(&batch[i])})
+		}
+		return true
+	})
+	return batch, err
+}
+
+// streamOffset returns the offset of d in its stream, -1 in other queues.
+func streamOffset(d *amqp.Delivery) int64 {
+	if offset, ok := d.Headers[headerStreamOffset].(int64); ok {
+		return offset
+	}
+	return -1
+}
+
+// keepStart stores where a stream without a stored offset begins, before any of it
+// is handed out. Without that, a session that ends before the first acknowledgement
 // would be followed by one that begins at a later "next".
 func (n *session) keepStart(ctx context.Context) error {
 	if n.offsets == nil || n.offsets.start == nil {
@@ -159,46 +173,23 @@ func (n *session) keepStart(ctx context.Context) error {
 	}
 	start := *n.offsets.start
 	if !start.since.IsZero() {
-		first, ok, err := n.peek(ctx, n.offsets.patience)
-		if err != nil {
+		// The first delivery, if it comes in time, has a better position.
+		inTime, cancel := context.WithDeadline(ctx, n.offsets.patience)
+		defer cancel()
+		err := n.wait(inTime, func() bool { return len(n.queue) > 0 })
+		if err == nil {
+			n.mu.Lock()
+			start = position{offset: streamOffset(&n.queue[0]) - 1}
+			n.mu.Unlock()
+		} else if inTime.Err() == nil || ctx.Err() != nil {
 			return err
-		}
-		if ok {
-			start = mark{offset: first - 1}
 		}
 	}
 	return n.offsets.begin(ctx, start)
 }
 
-// peek returns the first delivery's offset, if it comes in time.
-func (n *session) peek(ctx context.Context, until time.Time) (offset int64, ok bool, err error) {
-	timer := time.NewTimer(time.Until(until))
-	defer timer.Stop()
-	for {
-		n.mu.Lock()
-		if len(n.queue) > 0 {
-			offset, ok = n.queue[0].Headers[headerStreamOffset].(int64)
-		}
-		n.mu.Unlock()
-		if ok {
-			return offset, true, nil
-		}
-		select {
-		case <-ctx.Done():
-			return 0, false, ctx.Err()
-		case <-n.arrived:
-		case <-n.done:
-			n.mu.Lock()
-			defer n.mu.Unlock()
-			return 0, false, n.cause
-		case <-timer.C:
-			return 0, false, nil
-		}
-	}
-}
-
-// ended reports whether the consumer is gone. What it has left in the queue is
-// the broker's again.
+// ended reports whether the consumer is gone. The broker delivers again what is
+// left in the queue.
 func (n *session) ended() bool {
 	select {
 	case <-n.done:
@@ -208,40 +199,44 @@ func (n *session) ended() bool {
 	}
 }
 
+// settled records that tag is settled and returns the delivery up to which all are.
+func (n *session) settled(tag uint64) (delivery, bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.acks.Done(tag)
+}
+
 // putBack returns a message to its queue.
 func (n *session) putBack(tag uint64) {
 	n.ackMu.Lock()
 	defer n.ackMu.Unlock()
-	if n.channel.Reject(tag, true) == nil { // else the session is over
-		n.settled[tag] = -1
+	if n.channel.Reject(tag, true) == nil { // else the session has ended
+		n.settled(tag)
 	}
 }
 
-// settle acknowledges batch: all that is contiguous with what was settled before
-// in one go, the rest one by one, and refused messages by a rejection where the
-// queue's dead-letter exchange is to have them.
+// settle acknowledges batch: in one go what is contiguous with what was settled
+// before, the rest one by one. With deadLetter it rejects refused messages, which
+// the queue's dead-letter exchange then gets.
 func (n *session) settle(ctx context.Context, batch []relay.Message, deadLetter bool) error {
 	n.ackMu.Lock()
 	defer n.ackMu.Unlock()
 	tags := make([]uint64, 0, len(batch))
+	var end delivery // everything up to it is settled
 	for i := range batch {
 		t := batch[i].Token.(*token) //nolint:forcetypeassert // our own
-		if t.refused && deadLetter {
-			if err := n.channel.Reject(t.tag, false); err != nil {
-				return err
-			}
-			n.settled[t.tag] = t.offset
-			continue
+		if !t.refused || !deadLetter {
+			tags = append(tags, t.tag)
+		} else if err := n.channel.Reject(t.tag, false); err != nil {
+			return err
 		}
-		n.settled[t.tag] = t.offset
-		tags = append(tags, t.tag)
+		if at, moved := n.settled(t.tag); moved {
+			end = at
+		}
 	}
-	offset := n.advance()
+
 	slices.Sort(tags)
-	together := 0 // of tags, those that one acknowledgement covers
-	for together < len(tags) && tags[together] < n.base {
-		together++
-	}
+	together, _ := slices.BinarySearch(tags, end.tag+1) // number of tags that one acknowledgement covers
 	if together > 0 {
 		if err := n.channel.Ack(tags[together-1], together > 1); err != nil {
 			return err
@@ -252,31 +247,14 @@ func (n *session) settle(ctx context.Context, batch []relay.Message, deadLetter 
 			return err
 		}
 	}
-	if n.offsets == nil || offset < 0 {
+	if n.offsets == nil || end.tag == 0 {
 		return nil
 	}
-	return n.offsets.store(ctx, mark{offset: offset})
+	return n.offsets.store(ctx, position{offset: end.offset})
 }
 
-// advance moves base over what is settled, and returns the offset of the last it
-// has passed, -1 for none.
-func (n *session) advance() (offset int64) {
-	offset = -1
-	for {
-		at, ok := n.settled[n.base]
-		if !ok {
-			return offset
-		}
-		if at >= 0 {
-			offset = at
-		}
-		delete(n.settled, n.base)
-		n.base++
-	}
-}
-
-// backlog asks how many messages are ready. The age is that of the next one that
-// was received and not taken, if its publisher has dated it.
+// backlog returns how many messages are ready, and the time of the next one that
+// was received and not taken, if its publisher has set it.
 func (n *session) backlog(queue string) (ready int64, oldest time.Time, err error) {
 	n.mu.Lock()
 	waiting := int64(len(n.queue))
@@ -287,7 +265,7 @@ func (n *session) backlog(queue string) (ready int64, oldest time.Time, err erro
 	n.ackMu.Lock()
 	defer n.ackMu.Unlock()
 	if n.inspect == nil || n.inspect.IsClosed() {
-		if n.inspect, err = n.link.Channel(); err != nil {
+		if n.inspect, err = n.conn.Channel(); err != nil {
 			return 0, oldest, fmt.Errorf("open channel: %w", err)
 		}
 	}

@@ -44,7 +44,7 @@ func TestSinkStartErrors(t *testing.T) {
 		"no such authority":   {fmt.Sprintf(`{"url":%q,"tls_ca":"/no/such/file"}`, broker), true, "tls_ca"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			sink, err := Backend().NewSink(t.Context(), testEnv(t), []byte(tc.config))
+			sink, err := Backend().Sink.New(t.Context(), testEnv(t), []byte(tc.config))
 			if err == nil {
 				_ = sink.Close()
 			}
@@ -228,7 +228,7 @@ func TestTimeoutOfSilentServer(t *testing.T) {
 	}
 	defer listener.Close()
 	began := time.Now()
-	_, err = Backend().NewSink(t.Context(), testEnv(t), fmt.Appendf(nil, `{"url":"amqp://%s","timeout":"200ms"}`, listener.Addr()))
+	_, err = Backend().Sink.New(t.Context(), testEnv(t), fmt.Appendf(nil, `{"url":"amqp://%s","timeout":"200ms"}`, listener.Addr()))
 	if err == nil || relay.IsFatal(err) || time.Since(began) > 5*time.Second {
 		t.Errorf("NewSink at a silent server = %v after %s, want a transient error after 200ms", err, time.Since(began))
 	}
@@ -237,10 +237,10 @@ func TestTimeoutOfSilentServer(t *testing.T) {
 func TestHeartbeatAndName(t *testing.T) {
 	broker := endpoint(t)
 	s := mustSink(t, fmt.Sprintf(`{"url":%q,"heartbeat":"3s"}`, broker)).(*sink)
-	if got := s.link.Config.Heartbeat; got != 3*time.Second {
+	if got := s.conn.Config.Heartbeat; got != 3*time.Second {
 		t.Errorf("heartbeat agreed is %s, want 3s", got)
 	}
-	if got := s.link.Config.Properties["connection_name"]; !strings.HasPrefix(got.(string), "pgtrickle-relay test/") {
+	if got := s.conn.Config.Properties["connection_name"]; !strings.HasPrefix(got.(string), "pgtrickle-relay test/") {
 		t.Errorf("connection_name is %v", got)
 	}
 	if got, err := s.Destination(new(relaytest.Message(1, ""))); err != nil || got != "orders.insert" {

@@ -22,95 +22,100 @@ const (
 	headerStreamOffset  = "x-stream-offset"
 )
 
-// source consumes one queue. Each connection is a session; what a session left
-// unacknowledged, the broker delivers again in the next.
+// source consumes one queue. Each connection is a session.
 type source struct {
 	cfg sourceConfig
 	env relay.Env
-	url int // of cfg.urls() that worked last
+	url int // the node that answered last
 
 	mu       sync.Mutex
 	session  *session
-	finished bool
+	closed   bool
 	progress progress // in a stream
 }
+
+var (
+	_ relay.Lagger = (*source)(nil)
+	_ relay.Pinger = (*source)(nil)
+)
 
 // token is what Ack needs of a message.
 type token struct {
 	session *session
 	tag     uint64
-	offset  int64 // in a stream
-	refused bool  // Err is set
+	refused bool // Err is set
 }
 
-func openSource(ctx context.Context, env relay.Env, cfg sourceConfig) (*source, error) {
+func newSource(ctx context.Context, env relay.Env, cfg sourceConfig) (*source, error) {
 	cfg.ConsumerTag = cmp.Or(cfg.ConsumerTag, "pgtrickle-relay "+env.Pipeline)
 	cfg.OffsetQueue = cmp.Or(cfg.OffsetQueue, cfg.Queue+".offset."+env.Group+"."+env.Pipeline)
 	s := &source{cfg: cfg, env: env, progress: progress{log: env.Logger}}
-	// How long an offset cannot be seen is for this source to remember.
+	// This source must outlive a held offset, to know for how long it is held.
 	if _, err := s.connect(ctx); err != nil && !errors.Is(err, errHeld) {
 		return nil, err
 	}
 	return s, nil
 }
 
-// connect returns the session, a new one when the last has ended.
+// connect returns the session, a new one if the last has ended.
 func (s *source) connect(ctx context.Context) (*session, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.finished {
-		return nil, errors.New("the source is closed")
+	if s.closed {
+		return nil, errSourceClosed
 	}
 	if s.session != nil {
 		if !s.session.ended() {
 			return s.session, nil
 		}
-		_ = s.session.link.hangUp()
+		_ = s.session.conn.close()
 		s.session = nil
 	}
-	link, err := dial(ctx, s.env, &s.cfg.connConfig, &s.url)
+	conn, err := s.cfg.dial(ctx, s.env, &s.url)
 	if err != nil {
 		return nil, err
 	}
-	stop := context.AfterFunc(ctx, func() { _ = link.wire.Close() })
+	stop := conn.dialer.CutAfter(ctx, 0)
 	defer stop()
-	n, err := newSession(ctx, link, &s.cfg, &s.progress)
+	n, err := newSession(ctx, conn, &s.cfg, &s.progress)
 	if err != nil {
-		_ = link.hangUp()
+		_ = conn.close()
 		return nil, classify(err)
 	}
 	s.session = n
 	return n, nil
 }
 
-// Receive implements relay.Source.
+// Receive implements [relay.Source].
 func (s *source) Receive(ctx context.Context, limit int) ([]relay.Message, error) {
 	for {
-		if err := ctx.Err(); err != nil {
-			return nil, err
+		batch, err := s.receive(ctx, limit)
+		if err != nil && ctx.Err() != nil {
+			return nil, ctx.Err()
 		}
-		n, err := s.connect(ctx)
-		if err != nil {
-			if ctx.Err() != nil {
-				return nil, ctx.Err()
-			}
-			return nil, err
-		}
-		if err := n.keepStart(ctx); err != nil {
-			if ctx.Err() != nil {
-				return nil, ctx.Err()
-			}
-			_ = n.link.wire.Close() // nothing was handed out: begin anew
-			return nil, classify(err)
-		}
-		deliveries, err := n.take(ctx, limit)
-		if err != nil {
-			return nil, err
-		}
-		if batch := s.translate(n, deliveries); len(batch) > 0 {
-			return batch, nil
+		if len(batch) > 0 || err != nil {
+			return batch, err
 		}
 	}
+}
+
+func (s *source) receive(ctx context.Context, limit int) ([]relay.Message, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	n, err := s.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := n.keepStart(ctx); err != nil {
+		n.conn.dialer.Cut() // nothing was handed out: the next session begins again
+		return nil, classify(err)
+	}
+	deliveries, err := n.take(ctx, limit)
+	if err != nil {
+		return nil, err
+	}
+	return s.translate(n, deliveries), nil
 }
 
 func (s *source) translate(n *session, deliveries []amqp.Delivery) []relay.Message {
@@ -120,11 +125,9 @@ func (s *source) translate(n *session, deliveries []amqp.Delivery) []relay.Messa
 		d := &deliveries[i]
 		m := s.message(d)
 		tokens[i] = token{session: n, tag: d.DeliveryTag, refused: m.Err != nil}
-		tokens[i].offset, _ = d.Headers[headerStreamOffset].(int64)
 		if m.Err != nil && s.cfg.OnReject == "requeue" && s.cfg.QueueType != amqp.QueueTypeStream && !d.Redelivered {
-			// Once more, perhaps to another consumer. The second time it is taken
-			// as what it is: a message that cannot be used.
-			s.env.Logger.Warn("message put back into its queue", "queue", s.cfg.Queue, "id", m.ID, "err", m.Err)
+			// Perhaps another consumer accepts it. If it comes back, it is a dead letter.
+			s.env.Logger.Warn("refused message requeued", "queue", s.cfg.Queue, "id", m.ID, "err", m.Err)
 			n.putBack(d.DeliveryTag)
 			continue
 		}
@@ -167,9 +170,9 @@ func (s *source) message(d *amqp.Delivery) relay.Message {
 	return m
 }
 
-// identify gives m an id where the publisher has not.
+// identify gives m an id if its publisher has not.
 func (s *source) identify(m *relay.Message, d *amqp.Delivery) {
-	if offset, ok := d.Headers[headerStreamOffset].(int64); ok {
+	if offset := streamOffset(d); offset >= 0 {
 		m.ID = "rabbitmq:" + s.cfg.Queue + ":" + strconv.FormatInt(offset, 10)
 		return
 	}
@@ -195,8 +198,8 @@ func text(value any) string {
 	return fmt.Sprint(value)
 }
 
-// Ack implements relay.Source. What came over a connection that is gone is
-// delivered again in any case, and known by its id.
+// Ack implements [relay.Source]. Messages of an earlier session are delivered
+// again, and known by their ids.
 func (s *source) Ack(ctx context.Context, batch []relay.Message) error {
 	for len(batch) > 0 {
 		n := batch[0].Token.(*token).session //nolint:forcetypeassert // our own
@@ -212,8 +215,8 @@ func (s *source) Ack(ctx context.Context, batch []relay.Message) error {
 	return nil
 }
 
-// Lag implements relay.Lagger: the queue's ready messages; their age is unknown
-// to AMQP.
+// Lag implements [relay.Lagger] with the queue's ready messages. AMQP does not know
+// their age; a publisher may have set it.
 func (s *source) Lag(ctx context.Context) (rows int64, seconds float64, err error) {
 	n, err := s.connect(ctx)
 	if err != nil {
@@ -229,21 +232,21 @@ func (s *source) Lag(ctx context.Context) (rows int64, seconds float64, err erro
 	return ready, seconds, nil
 }
 
-// Ping implements relay.Pinger.
+// Ping implements [relay.Pinger].
 func (s *source) Ping(ctx context.Context) error {
 	_, err := s.connect(ctx)
 	return err
 }
 
-// Close implements relay.Source.
+// Close implements [relay.Source].
 func (s *source) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.finished = true
+	s.closed = true
 	if s.session == nil {
 		return nil
 	}
-	err := s.session.link.hangUp()
+	err := s.session.conn.close()
 	<-s.session.done
 	s.session = nil
 	return err

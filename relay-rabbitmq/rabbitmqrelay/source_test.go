@@ -61,7 +61,7 @@ func TestSourceStartErrors(t *testing.T) {
 		"no such exchange": {fmt.Sprintf(`"queue":%q,"declare_queue":true,"queue_type":"classic","bind_exchange":"no-such-exchange"`, queue), true, "NOT_FOUND"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := Backend().NewSource(t.Context(), testEnv(t), fmt.Appendf(nil, `{"url":%q,%s}`, broker, tc.config))
+			_, err := Backend().Source.New(t.Context(), testEnv(t), fmt.Appendf(nil, `{"url":%q,%s}`, broker, tc.config))
 			if err == nil || !strings.Contains(err.Error(), tc.text) || relay.IsFatal(err) != tc.fatal {
 				t.Fatalf("NewSource = %v (fatal %t), want %q (fatal %t)", err, relay.IsFatal(err), tc.text, tc.fatal)
 			}

@@ -28,7 +28,7 @@ func TestTLS(t *testing.T) {
 	}
 	drain(t, broker, queue, 1)
 	// A server whose authority is not trusted is for an operator.
-	if _, err := Backend().NewSink(t.Context(), testEnv(t), fmt.Appendf(nil, `{"url":%q,"tls":true}`, u)); !relay.IsFatal(err) {
+	if _, err := Backend().Sink.New(t.Context(), testEnv(t), fmt.Appendf(nil, `{"url":%q,"tls":true}`, u)); !relay.IsFatal(err) {
 		t.Errorf("NewSink without tls_ca = %v, want a fatal error", err)
 	}
 }

@@ -207,7 +207,7 @@ func TestStartMark(t *testing.T) {
 	} {
 		t.Run(offset, func(t *testing.T) {
 			t.Parallel()
-			m, err := parseMark(startMark(offset, now).String())
+			m, err := parsePosition(startPosition(offset, now).String())
 			if err != nil || m.String() != tc.stored || m.arg() != tc.arg {
 				t.Errorf("stream_offset %s is stored as %s (%v) and read from %v, want %s and %v", offset, m, err, m.arg(), tc.stored, tc.arg)
 			}
