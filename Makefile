@@ -18,6 +18,10 @@ POSTGRESQL := $(addprefix ../relaycore/,inbox relaycmd $(addprefix internal/,cat
 GO_TEST  ?= go test
 LINT     := $(CURDIR)/.cache/bin/golangci-lint
 LINT_VERSION := v2.12.2
+ACTIONLINT := $(CURDIR)/.cache/bin/actionlint
+ACTIONLINT_VERSION := v1.7.12
+VULNCHECK := $(CURDIR)/.cache/bin/govulncheck
+VULNCHECK_VERSION := v1.9.0
 
 .PHONY: help
 help: ## this list
@@ -57,6 +61,17 @@ test: build servers ## all tests, against real servers, end to end ones too (abo
 		done'
 	$(MAKE) e2e
 
+# One PostgreSQL release: CI's matrix. The default of RELAY_TEST_DATABASE_URL is 18.
+POSTGRESQL_VERSION ?= 18
+.PHONY: test-on
+test-on: build servers ## all tests but the end to end ones, on PostgreSQL POSTGRESQL_VERSION=18, 15 or 13
+	$(BROKERS) sh -c 'case $(POSTGRESQL_VERSION) in \
+			18) exec $(GO_TEST) -count=1 -timeout=30m work ;; \
+			15) url=$$RELAY_TEST_DATABASE_URL_15 ;; \
+			13) url=$$RELAY_TEST_DATABASE_URL_OLD ;; \
+			*) echo "POSTGRESQL_VERSION is 18, 15 or 13"; exit 2 ;; \
+		esac; RELAY_TEST_DATABASE_URL=$$url $(GO_TEST) -count=1 -timeout=30m $(POSTGRESQL)'
+
 # Where goroutines meet. The rest of relaycore is SQL, or has one goroutine.
 RACE := $(addprefix ../relaycore/internal/,engine lease supervisor observe ledger catalog codec) ../relaycore/relay ../relaycore/relaytest ../relaycore/inbox
 
@@ -83,6 +98,17 @@ docs-run:
 .PHONY: chaos
 chaos: build servers images ## kills, restarts and cuts at random while writers write; CHAOS_MINUTES=1 a backend
 	cd e2e && RELAY_CHAOS=1 $(GO_TEST) -count=1 -timeout=6h -parallel 5 -v ./chaos/...
+
+# A fixed seed, so that a failure is one of the change and can be repeated; other
+# seeds are for long runs.
+.PHONY: chaos-short
+chaos-short: ## chaos for CI: a fixed seed, half a minute a backend
+	CHAOS_SEED=143632076 CHAOS_MINUTES=0.5 CHAOS_KILLS=8 CHAOS_BACKLOG=200000 $(MAKE) chaos
+
+# Ratios of two programs on a shared machine: a low one is looked at twice.
+.PHONY: bench-short
+bench-short: ## the benchmark for CI: a few minutes, fails when a ratio falls twice
+	$(MAKE) bench BENCH=short || $(MAKE) bench BENCH=short
 
 .PHONY: bench
 bench: build servers ## the relay beside each broker's own client, in one run; BENCH=short for a few minutes
@@ -111,7 +137,7 @@ go-lines: ## the same go line in every module
 	@test $$(cat go.work $(MODULES:%=%/go.mod) | grep -E '^go ' | sort -u | wc -l) = 1 || { grep -H '^go ' go.work */go.mod; exit 1; }
 
 .PHONY: lint
-lint: code-lines words commits $(MODULES:%=lint-%) ## golangci-lint and the checkers of tools/
+lint: code-lines words commits workflows $(MODULES:%=lint-%) ## golangci-lint and the checkers of tools/
 lint-%: $(LINT)
 	cd $* && GOLANGCI_LINT_CACHE=$(CURDIR)/.cache/lint $(LINT) run --allow-serial-runners ./...
 $(LINT):
@@ -127,6 +153,20 @@ words: ## the language of docs, comments, errors and logs; fails above tools/wor
 	@cd tools && go run ./words ..
 words-lower:
 	@cd tools && go run ./words -lower ..
+
+.PHONY: workflows
+workflows: $(ACTIONLINT) ## actionlint on .github/workflows; each runs make targets and nothing else
+	@$(ACTIONLINT) -shellcheck= -pyflakes=
+	@! grep -nE '^ *(- )?run: ' .github/workflows/*.yml | grep -vE 'run: make [^;&|]*$$'
+$(ACTIONLINT):
+	GOFLAGS= GOWORK=off GOBIN=$(dir $@) go install github.com/rhysd/actionlint/cmd/actionlint@$(ACTIONLINT_VERSION)
+
+.PHONY: vulnerabilities
+vulnerabilities: $(VULNCHECK) ## go mod verify and govulncheck in every module, where their data can be reached
+	for m in $(MODULES); do (cd $$m && GOWORK=off go mod verify >/dev/null) || exit 1; done
+	scripts/vulnerabilities.sh $(VULNCHECK) $(MODULES)
+$(VULNCHECK):
+	GOFLAGS= GOWORK=off GOBIN=$(dir $@) go install golang.org/x/vuln/cmd/govulncheck@$(VULNCHECK_VERSION)
 
 .PHONY: commits
 commits: ## the messages of new commits: subject, length, body
