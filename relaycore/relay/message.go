@@ -4,6 +4,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unsafe"
 )
 
 // Operations a message can stand for.
@@ -151,13 +152,14 @@ func (m *Message) Header(name string) (string, bool) {
 	return "", false
 }
 
-// overhead is about what the struct itself takes, in the batch that was received
-// and in the one that is published.
-const overhead = 640
+// MessageOverhead is about the bytes of memory that a message takes beside what its
+// fields point to: the struct in the batch that was received and in the one that is
+// published, and the source's own notes about it.
+const MessageOverhead = 2*int(unsafe.Sizeof(Message{})) + 48
 
 // Size returns the bytes of memory that the message holds, for limits.
 func (m *Message) Size() int {
-	n := overhead + len(m.ID) + len(m.Subject) + len(m.Key) + len(m.Row) + len(m.Before) + len(m.Body)
+	n := MessageOverhead + len(m.ID) + len(m.Subject) + len(m.Key) + len(m.Row) + len(m.Before) + len(m.Body)
 	for _, h := range m.Headers {
 		n += len(h.Name) + len(h.Value)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/grove/pgtrickle-relay/relaycore/backoff"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
@@ -14,7 +15,7 @@ func (r *run) commitAll(ctx context.Context) error {
 	c := committer{run: r}
 	c.checkpointer, _ = r.Source.(relay.Checkpointer)
 	var moved <-chan struct{}
-	if m, ok := r.Source.(relay.Mover); ok {
+	if m, ok := r.Source.(Mover); ok {
 		moved = m.Moved()
 	}
 	var last time.Time
@@ -83,7 +84,7 @@ func (c *committer) add(s settlement) {
 		c.recycle(s.spent) // letters are copies
 	}
 	if s.joined != nil {
-		c.leave(s.joined)
+		c.giveBack(s.joined)
 	}
 }
 
@@ -216,7 +217,7 @@ func (c *committer) outliving(ctx context.Context) (context.Context, context.Can
 const maxAckTries = 5
 
 func (c *committer) ack(ctx context.Context, batch []relay.Message) error {
-	var wait backoff
+	var wait backoff.Backoff
 	for try := 1; ; try++ {
 		err := c.Source.Ack(ctx, batch)
 		switch {
@@ -230,7 +231,7 @@ func (c *committer) ack(ctx context.Context, batch []relay.Message) error {
 			c.Logger.Warn("messages are stored but not acknowledged; the broker will deliver them again", "messages", len(batch), "err", err)
 			return nil
 		}
-		if err := sleep(ctx, wait.next(err)); err != nil {
+		if err := backoff.Sleep(ctx, nextDelay(&wait, err)); err != nil {
 			return nil
 		}
 	}

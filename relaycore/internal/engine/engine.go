@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sync/semaphore"
 
+	"github.com/grove/pgtrickle-relay/relaycore/backoff"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
@@ -104,14 +105,14 @@ func (e *Engine) Redrive() {
 	}
 }
 
-// Run moves messages until stop or ctx ends. When stop ends it takes no more,
-// delivers what it holds, but for the parts of a batch that the sink does not have
-// yet, commits, and returns nil; when ctx ends it abandons
-// what it holds. Otherwise it returns the error that stopped the pipeline:
-// [ErrFenced], or one that [relay.IsFatal] reports.
+// Run moves messages until stop or ctx ends. When stop ends it receives no more,
+// delivers the part of a batch that the sink has, commits, and returns nil. When ctx
+// ends it abandons what it holds. Otherwise it returns the error that stopped the
+// pipeline: [ErrFenced], or one that [relay.IsFatal] reports.
 func (e *Engine) Run(ctx, stop context.Context) error {
-	r := newRun(e)
-	if err := r.prepare(ctx); err != nil {
+	r := newRun(e, stop)
+	p := newPublisher(r)
+	if err := p.prepare(ctx); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -119,7 +120,6 @@ func (e *Engine) Run(ctx, stop context.Context) error {
 	receiving, stopReceiving := context.WithCancel(ctx)
 	defer stopReceiving()
 	defer context.AfterFunc(stop, stopReceiving)()
-	r.stopping = stop
 
 	var wg sync.WaitGroup
 	var errs [3]error
@@ -133,9 +133,9 @@ func (e *Engine) Run(ctx, stop context.Context) error {
 	})
 	wg.Go(func() {
 		defer close(r.settled)
-		errs[1] = r.publishAll(ctx)
+		errs[1] = p.publishAll(ctx)
 		stopReceiving()
-		for c := range r.ready { // what was read ahead is not wanted any more
+		for c := range r.ready { // what was read ahead is no longer wanted
 			r.release(c.bytes)
 		}
 	})
@@ -156,138 +156,47 @@ func (e *Engine) Run(ctx, stop context.Context) error {
 	return context.Cause(ctx)
 }
 
-// run is the state of one Run.
+// run is what the goroutines of one Run share.
 type run struct {
 	Config
+	*memory
 	redrive  <-chan struct{}
 	stopping context.Context //nolint:containedctx // one of the two lifetimes that a run has
+	failures *failures
 
-	trouble  *trouble
-	received chan chunk
-	ready    chan chunk
-	settled  chan settlement
-	local    *semaphore.Weighted
-	share    share
-	encoding sync.Mutex // see transform
-	buffers  sync.Pool
-	joined   chan []relay.Message // empty slices to be filled again
-	recycler relay.Recycler       // nil where the source wants nothing back
+	received chan chunk      // from receive to transform
+	ready    chan chunk      // from transform to publish
+	settled  chan settlement // from publish to commit
 
-	// The publisher's own.
-	parked     map[string]bool // keys that have letters, as Ledger.Key gives them
-	tail       tail
-	gathered   []chunk
-	backoff    backoff
-	pace       pacer
-	resumer    relay.Resumer
-	publishing outage
-	maxBatch   int
-	maxBytes   int
+	local    *semaphore.Weighted // bytes in flight of this pipeline
+	share    share               // and of all that share its budget
+	encoding sync.Mutex          // see transform
 }
 
-// maxUncommitted bounds the messages that can be at the sink and not in a
-// checkpoint, and so what a successor has to look for.
-const maxUncommitted = 50_000
-
-func newRun(e *Engine) *run {
-	r := &run{
-		Config: e.cfg, redrive: e.redrive,
+func newRun(e *Engine, stop context.Context) *run {
+	return &run{
+		Config: e.cfg, memory: newMemory(e.cfg.Source), redrive: e.redrive, stopping: stop,
+		failures: &failures{log: e.cfg.Logger, report: e.cfg.Changed},
 		received: make(chan chunk, 2), ready: make(chan chunk, 16), settled: make(chan settlement, 4),
 		local: semaphore.NewWeighted(e.cfg.InFlightBytes), share: share{of: e.cfg.Budget},
-		joined: make(chan []relay.Message, 2),
-		parked: make(map[string]bool), tail: newTail(e.cfg.Source),
-		pace:     newPacer(e.cfg.RateMessages, e.cfg.RateBytes),
-		maxBatch: 4096, maxBytes: int(min(e.cfg.InFlightBytes, 4<<20)),
 	}
-	r.buffers.New = func() any { return new([]byte) }
-	r.trouble = &trouble{log: e.cfg.Logger, changed: e.cfg.Changed}
-	r.publishing = outage{trouble: r.trouble, step: "publish"}
-	r.resumer, _ = e.cfg.Sink.(relay.Resumer)
-	r.recycler, _ = e.cfg.Source.(relay.Recycler)
-	if l, ok := e.cfg.Sink.(relay.Limiter); ok {
-		messages, bytes := l.Limits()
-		r.maxBatch = cmp.Or(messages, r.maxBatch)
-		r.maxBytes = cmp.Or(bytes, r.maxBytes)
-	}
-	r.maxBatch = min(r.maxBatch, r.pace.burst())
-	return r
-}
-
-// prepare loads the parked keys and finds out what a predecessor had published
-// beyond its last checkpoint.
-func (r *run) prepare(ctx context.Context) error {
-	err := r.retry(ctx, "load parked keys", func() error {
-		keys, err := r.Ledger.ParkedKeys(ctx)
-		for _, key := range keys {
-			r.parked[key] = true
-		}
-		return err
-	})
-	if err != nil || r.resumer == nil {
-		return err
-	}
-	if r.State.Position == "" {
-		return r.retry(ctx, "mark the sink's position", func() error { return r.markPosition(ctx) })
-	}
-	for settled := r.State.Clean; ; {
-		before := len(r.tail.ids)
-		err := r.retry(ctx, "read the far end's tail", func() error {
-			return r.resumer.Resume(ctx, r.State.Position, r.tail.found)
-		})
-		if err != nil {
-			return err
-		}
-		// What a killed predecessor had handed to its socket may still be on the
-		// way: look until nothing more arrives.
-		if settled && len(r.tail.ids) == before {
-			break
-		}
-		settled = true
-		if err := sleep(ctx, 100*time.Millisecond); err != nil {
-			return err
-		}
-	}
-	if len(r.tail.ids) > 0 {
-		r.Logger.Info("read the far end back", "found", len(r.tail.ids), "unsettled", r.tail.open)
-	}
-	return nil
-}
-
-// markPosition stores where the sink's destination ends before anything is
-// published, so that even the first messages can be found again. The checkpoint
-// with it says of which source these are.
-func (r *run) markPosition(ctx context.Context) error {
-	position, err := r.resumer.Position(ctx)
-	if err != nil {
-		return err
-	}
-	c := Commit{Position: position}
-	if src, ok := r.Source.(relay.Checkpointer); ok {
-		at, err := src.Checkpoint(nil)
-		if err != nil {
-			return err
-		}
-		c.Checkpoint = &at
-	}
-	return r.Ledger.Commit(ctx, c)
 }
 
 // retry calls fn until it returns nil, a fatal error or [ErrFenced], or ctx ends.
-func (r *run) retry(ctx context.Context, step string, fn func() error) error {
-	out := outage{trouble: r.trouble, step: step}
-	for wait := (backoff{}); ; {
+func (r *run) retry(ctx context.Context, name string, fn func() error) error {
+	s := step{failures: r.failures, name: name}
+	for {
 		err := fn()
 		switch {
 		case err == nil:
-			out.over()
+			s.recovered()
 			return nil
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
 		case errors.Is(err, ErrFenced), relay.IsFatal(err):
-			return fmt.Errorf("%s: %w", step, err)
+			return fmt.Errorf("%s: %w", name, err)
 		}
-		out.begin(err)
-		if err := sleep(ctx, wait.next(err)); err != nil {
+		if err := backoff.Sleep(ctx, s.failed(err)); err != nil {
 			return err
 		}
 	}

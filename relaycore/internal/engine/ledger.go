@@ -64,3 +64,25 @@ type Letter struct {
 
 // Parked reports whether the letter only waits behind another.
 func (l *Letter) Parked() bool { return l.Class == ClassParked }
+
+// Mover is a [relay.Checkpointer] whose checkpoint can move although no message was
+// settled, for example over rows without messages.
+type Mover interface {
+	// Moved can be received from once Checkpoint(nil) has something new to store.
+	Moved() <-chan struct{}
+}
+
+// Recycler is a [relay.Source] that fills the slices that it returned from Receive
+// again.
+type Recycler interface {
+	// Recycle takes back a slice that Receive returned. It is called from any
+	// goroutine, at most once for a slice, and never for one that is still read.
+	Recycle(batch []relay.Message)
+}
+
+// Expecter is a [relay.Checkpointer] that can tell which messages are still to come.
+type Expecter interface {
+	// Expects reports whether a message with this ID may still be delivered, or be
+	// delivered again. It answers false only when that is certain, and does no I/O.
+	Expects(id string) bool
+}

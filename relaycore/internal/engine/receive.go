@@ -3,22 +3,22 @@ package engine
 import (
 	"context"
 
+	"github.com/grove/pgtrickle-relay/relaycore/backoff"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
-// chunk is what one Receive returned, ready to be published.
+// chunk is a batch that one Receive returned, on its way to the publisher.
 type chunk struct {
 	messages []relay.Message
-	size     int   // of the messages
-	bytes    int64 // held of the limits on what is in flight
-	buf      *[]byte
+	size     int     // of the messages
+	bytes    int64   // reserved within the limits on what is in flight
+	buf      *[]byte // into which the messages were encoded
 }
 
-// receiveAll reads ahead until ctx ends or the source fails for good. A batch
-// that finds no room when ctx ends is dropped: it was never acknowledged.
+// receiveAll reads ahead until ctx ends or the source fails for good. A batch that
+// is still waiting for memory when ctx ends is dropped: it was never acknowledged.
 func (r *run) receiveAll(ctx context.Context) error {
-	failing := outage{trouble: r.trouble, step: "receive"}
-	var wait backoff
+	receiving := step{failures: r.failures, name: "receive"}
 	for {
 		batch, err := r.Source.Receive(ctx, r.Batch)
 		switch {
@@ -28,29 +28,25 @@ func (r *run) receiveAll(ctx context.Context) error {
 			return err
 		case err != nil:
 			r.Meter.SourceFailed()
-			failing.begin(err)
-			if sleep(ctx, wait.next(err)) != nil {
+			if backoff.Sleep(ctx, receiving.failed(err)) != nil {
 				return nil
 			}
 			continue
 		}
-		wait.reset()
-		failing.over()
+		receiving.recovered()
 		if len(batch) == 0 {
 			continue
 		}
-		c, err := r.take(ctx, batch)
-		if err != nil {
-			return nil
-		}
-		if !r.pass(ctx, r.received, c) {
+
+		c, err := r.reserve(ctx, batch)
+		if err != nil || !r.hand(ctx, r.received, c) {
 			return nil
 		}
 	}
 }
 
-// pass hands c on, or gives its room back when ctx ends first.
-func (r *run) pass(ctx context.Context, to chan<- chunk, c chunk) bool {
+// hand passes c on, or releases its memory if ctx ends first.
+func (r *run) hand(ctx context.Context, to chan<- chunk, c chunk) bool {
 	select {
 	case to <- c:
 		return true
@@ -60,18 +56,18 @@ func (r *run) pass(ctx context.Context, to chan<- chunk, c chunk) bool {
 	}
 }
 
-// overhead is the bytes that a message takes beside its own: a struct of about 300,
-// in the source's slice and in the one of a joined batch.
-const overhead = 600
-
-// take waits until there is room for batch and for what will be made of it.
-func (r *run) take(ctx context.Context, batch []relay.Message) (chunk, error) {
+// reserve waits until batch, and what will be encoded from it, is within the limits
+// on what is in flight. It counts the overhead of a message twice: the garbage
+// collector lets the heap grow before it collects what was delivered.
+func (r *run) reserve(ctx context.Context, batch []relay.Message) (chunk, error) {
 	size := 0
 	for i := range batch {
 		size += batch[i].Size() + len(batch[i].Row)
 	}
 	r.Meter.Received(len(batch), size)
-	c := chunk{messages: batch, size: size, bytes: min(int64(size+overhead*len(batch)), r.InFlightBytes)}
+
+	bytes := int64(size + relay.MessageOverhead*len(batch))
+	c := chunk{messages: batch, size: size, bytes: min(bytes, r.InFlightBytes)}
 	if err := r.local.Acquire(ctx, c.bytes); err != nil {
 		return c, err
 	}
@@ -83,13 +79,22 @@ func (r *run) take(ctx context.Context, batch []relay.Message) (chunk, error) {
 	return c, nil
 }
 
-// transformAll encodes or decodes what was received, so that the source can read
-// on meanwhile.
+// release gives back what reserve took.
+func (r *run) release(bytes int64) {
+	if bytes == 0 {
+		return
+	}
+	r.local.Release(bytes)
+	r.share.release(bytes)
+	r.Meter.InFlight(-bytes)
+}
+
+// transformAll encodes or decodes what was received, while the source reads on.
 func (r *run) transformAll(ctx context.Context) {
 	for c := range r.received {
 		c.buf = r.buffers.Get().(*[]byte)
 		*c.buf = r.transform(c.messages, (*c.buf)[:0])
-		if !r.pass(ctx, r.ready, c) {
+		if !r.hand(ctx, r.ready, c) {
 			break
 		}
 	}
@@ -98,20 +103,10 @@ func (r *run) transformAll(ctx context.Context) {
 	}
 }
 
-// transform is for one goroutine at a time: the publisher's redrives are encoded
-// beside what is being received.
+// transform runs Transform for one goroutine at a time: the publisher encodes dead
+// letters that it redrives while new messages are received.
 func (r *run) transform(batch []relay.Message, buf []byte) []byte {
 	r.encoding.Lock()
 	defer r.encoding.Unlock()
 	return r.Transform(batch, buf)
-}
-
-// release gives back what a chunk held of the limits.
-func (r *run) release(bytes int64) {
-	if bytes == 0 {
-		return
-	}
-	r.local.Release(bytes)
-	r.share.release(bytes)
-	r.Meter.InFlight(-bytes)
 }

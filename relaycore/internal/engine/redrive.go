@@ -7,22 +7,22 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
-// redriveBatch is how many letters are delivered at once.
+// redriveBatch is how many dead letters are delivered at once.
 const redriveBatch = 200
 
-// redriveAll delivers the stored letters that may be delivered, in order, and
-// then lets the keys go that have none left. It runs between two batches, so no
-// new message of a key can overtake its letters.
-func (r *run) redriveAll(ctx context.Context) error {
-	if len(r.parked) > 0 || r.hasLetters(ctx) {
-		if err := r.flush(ctx, settlement{}); err != nil { // letters on their way are letters too
+// redriveAll delivers the stored dead letters that may be delivered, in order, and
+// then unparks the keys that have none left. It runs between two batches, so no new
+// message of a key can overtake its dead letters.
+func (p *publisher) redriveAll(ctx context.Context) error {
+	if len(p.parked) > 0 || p.hasDeliverable(ctx) {
+		if err := p.flush(ctx, settlement{}); err != nil { // dead letters may be on their way to the ledger
 			return err
 		}
 	}
-	for r.stopping.Err() == nil {
+	for p.stopping.Err() == nil {
 		var letters []Letter
-		err := r.retry(ctx, "read dead letters", func() (err error) {
-			letters, err = r.Ledger.Deliverable(ctx, redriveBatch)
+		err := p.retry(ctx, "read dead letters", func() (err error) {
+			letters, err = p.Ledger.Deliverable(ctx, redriveBatch)
 			return err
 		})
 		if err != nil {
@@ -31,75 +31,73 @@ func (r *run) redriveAll(ctx context.Context) error {
 		if len(letters) == 0 {
 			break
 		}
-		if err := r.redriveSome(ctx, letters); err != nil {
+		if err := p.redriveSome(ctx, letters); err != nil {
 			return err
 		}
 	}
-	if len(r.parked) == 0 {
+	if len(p.parked) == 0 {
 		return nil
 	}
-	return r.retry(ctx, "load parked keys", func() error {
-		keys, err := r.Ledger.ParkedKeys(ctx)
-		if err != nil {
-			return err
-		}
-		clear(r.parked)
-		for _, key := range keys {
-			r.parked[key] = true
-		}
-		return nil
-	})
+	return p.loadParked(ctx)
 }
 
-func (r *run) hasLetters(ctx context.Context) bool {
-	letters, err := r.Ledger.Deliverable(ctx, 1)
+func (p *publisher) hasDeliverable(ctx context.Context) bool {
+	letters, err := p.Ledger.Deliverable(ctx, 1)
 	return err != nil || len(letters) > 0
 }
 
-// redriveSome delivers letters. One that fails again stays, and so do those
+// redriveSome delivers dead letters. One that fails again stays, and so do those
 // behind it.
-func (r *run) redriveSome(ctx context.Context, letters []Letter) error {
+func (p *publisher) redriveSome(ctx context.Context, letters []Letter) error {
 	batch := make([]relay.Message, len(letters))
 	for i := range letters {
 		batch[i] = letters[i].Message
 	}
-	r.transform(batch, nil)
-	var s settlement
-	failed, behind := make(map[string]bool), make(map[string]bool) // keys, as in sort
-	todo := make([]relay.Message, 0, len(batch))
+	p.transform(batch, nil)
+
+	d := p.newDelivery(make(map[string]bool)) // all their keys are parked already
+	left, err := d.deliver(ctx, d.partitionRedrive(batch))
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	d.out.Redriven = p.redriven(letters, batch, left, d.out.Letters)
+	p.Logger.Info("redrove dead letters", "delivered", len(d.out.Redriven), "still_dead", len(d.out.Letters))
+	// What was delivered is settled, even if a stop left some.
+	return errors.Join(err, p.flush(ctx, d.out))
+}
+
+// partitionRedrive is partition for dead letters: each is delivered, parked behind
+// one that is dead again, or dead again because it cannot be encoded, even if it had
+// only been parked.
+func (d *delivery) partitionRedrive(batch []relay.Message) (todo []relay.Message) {
+	todo = make([]relay.Message, 0, len(batch))
+	behind := make(map[string]bool)
 	for i := range batch {
 		switch m := &batch[i]; {
-		case r.tail.take(m.ID): // a predecessor was killed between delivering it and saying so
-			s.Skipped++
-			r.Meter.Skipped(1)
-		case r.waits(m, behind):
-			r.park(m, &s)
+		case d.tail.take(m.ID): // the owner before delivered it and stopped before it stored that
+			d.skip()
+		case d.isParked(m, behind):
+			d.park(m)
 		case m.Err != nil:
-			r.bury(m, decodeClass(m), m.Err, behind, &s) // dead, though it may only have waited
+			d.deadLetter(m, unreadableClass(m), m.Err, behind)
 		default:
 			todo = append(todo, *m)
 		}
 	}
-	left, err := r.deliver(ctx, todo, failed, &s)
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	s.Redriven = r.redriven(letters, batch, left, s.Letters)
-	r.Logger.Info("redrove dead letters", "delivered", len(s.Redriven), "still_dead", len(s.Letters))
-	return errors.Join(err, r.flush(ctx, s)) // what is through is settled, also when a stop has left some
+	return todo
 }
 
-// redriven returns the ids of the letters that are done with: not left, nor dead
-// again. One that is dead under another id, which its configuration may give it now,
-// has been replaced.
-func (r *run) redriven(letters []Letter, batch, left []relay.Message, dead []Letter) (ids []int64) {
+// redriven returns the ids of the dead letters that are not left and not dead again.
+// One that is dead under another id, which its configuration may give it now, was
+// replaced.
+func (p *publisher) redriven(letters []Letter, batch, left []relay.Message, dead []Letter) (ids []int64) {
 	stays := make(map[string]bool, len(left))
 	for i := range left {
 		stays[left[i].ID] = true
 	}
 	again := make(map[string]bool, len(dead))
 	for i := range dead {
-		again[r.Ledger.Key(dead[i].Message.ID)] = true
+		again[p.Ledger.Key(dead[i].Message.ID)] = true
 	}
 	for i := range letters {
 		if !stays[batch[i].ID] && !again[letters[i].Message.ID] {
@@ -110,10 +108,10 @@ func (r *run) redriven(letters []Letter, batch, left []relay.Message, dead []Let
 }
 
 // flush waits until s and everything before it is durable.
-func (r *run) flush(ctx context.Context, s settlement) error {
+func (p *publisher) flush(ctx context.Context, s settlement) error {
 	done := make(chan struct{})
 	s.done = done
-	if err := r.settle(ctx, s); err != nil {
+	if err := p.settle(ctx, s); err != nil {
 		return err
 	}
 	select {

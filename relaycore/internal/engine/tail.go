@@ -18,7 +18,7 @@ type tail struct {
 
 func newTail(src relay.Source) tail {
 	t := tail{ids: make(map[string]bool), every: 2 * maxUncommitted}
-	if e, ok := src.(relay.Expecter); ok {
+	if e, ok := src.(Expecter); ok {
 		t.expects, t.every = e.Expects, maxUncommitted/5
 	}
 	t.left = t.every
@@ -26,7 +26,7 @@ func newTail(src relay.Source) tail {
 }
 
 // found takes up an id that was read back.
-func (t *tail) found(id string) {
+func (t *tail) add(id string) {
 	if t.has(id) {
 		return
 	}
@@ -52,9 +52,9 @@ func (t *tail) take(id string) bool {
 	return ok
 }
 
-// takeDue is take for what the source has given. An id that it was not to give any
+// takeExpected is take for what the source has given. An id that it was not to give any
 // more stands for another message now: the table's ids have begun again.
-func (t *tail) takeDue(id string) bool { return t.ids[id] && t.take(id) }
+func (t *tail) takeExpected(id string) bool { return t.ids[id] && t.take(id) }
 
 // passed says that so many messages have come by. It forgets what will not come
 // any more; where nobody knows, all that has not come by then.

@@ -1,0 +1,444 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+)
+
+// errStopped ends a delivery that waits while the engine stops. The rest is
+// delivered after the restart.
+var errStopped = fmt.Errorf("the engine stops: %w", context.Canceled)
+
+// delivery brings one batch to the sink. It retries until every message is at the
+// sink or a dead letter.
+type delivery struct {
+	*publisher
+	parked  map[string]bool // keys whose messages are parked
+	out     settlement
+	unknown bool // some of the unresolved messages may have arrived
+}
+
+func (p *publisher) newDelivery(parked map[string]bool) *delivery {
+	return &delivery{publisher: p, parked: parked}
+}
+
+// join takes c and the chunks that are ready behind it as one batch, so that the
+// sink gets batches as large as the backlog is long.
+func (d *delivery) join(c chunk) {
+	d.out = settlement{messages: c.messages, spent: c.messages, bytes: c.bytes, bufs: []*[]byte{c.buf}}
+	chunks := append(d.chunks[:0], c)
+	count, size := len(c.messages), c.size
+	for count < d.maxBatch && size < d.maxBytes {
+		next, ok := d.nextReady()
+		if !ok {
+			break
+		}
+		chunks = append(chunks, next)
+		count += len(next.messages)
+		size += next.size
+		d.out.bytes += next.bytes
+		d.out.bufs = append(d.out.bufs, next.buf)
+	}
+
+	if len(chunks) > 1 {
+		d.out.joined, d.out.spent = d.borrow(count), nil
+		for i := range chunks {
+			d.out.joined = append(d.out.joined, chunks[i].messages...)
+			d.recycle(chunks[i].messages)
+		}
+		d.out.messages = d.out.joined
+	}
+	clear(chunks)
+	d.chunks = chunks
+}
+
+// nextReady returns the next chunk if one is ready.
+func (r *run) nextReady() (chunk, bool) {
+	select {
+	case c, ok := <-r.ready:
+		return c, ok
+	default:
+		return chunk{}, false
+	}
+}
+
+// partition takes out of the batch what is not to be published: what the far end
+// has already, and what could not be decoded or encoded. In halt mode it ends in
+// front of the latter, with an error. behind are the keys that it parked: what todo
+// has of them comes before.
+func (d *delivery) partition() (todo []relay.Message, behind map[string]bool, err error) {
+	batch := d.out.messages
+	d.tail.passed(len(batch))
+	if !d.needsPartition(batch) {
+		return batch, nil, nil
+	}
+	todo, behind = make([]relay.Message, 0, len(batch)), make(map[string]bool)
+	for i := range batch {
+		m := &batch[i]
+		switch {
+		case d.tail.takeExpected(m.ID):
+			d.skip()
+		case d.isParked(m, d.parked), d.isParked(m, behind):
+			d.park(m)
+		case m.Err == nil:
+			todo = append(todo, *m)
+		case d.OnError == OnErrorHalt:
+			d.out.messages = batch[:i]
+			return todo, behind, halted(m, m.Err)
+		default:
+			d.deadLetter(m, unreadableClass(m), m.Err, behind)
+		}
+	}
+	return todo, behind, nil
+}
+
+func (d *delivery) needsPartition(batch []relay.Message) bool {
+	for i := range batch {
+		if batch[i].Err != nil || d.tail.has(batch[i].ID) {
+			return true
+		}
+	}
+	return false
+}
+
+// deliver publishes todo in order, in parts that the sink accepts. With an error it
+// returns the messages that are neither at the sink nor dead letters.
+func (d *delivery) deliver(ctx context.Context, todo []relay.Message) ([]relay.Message, error) {
+	for len(todo) > 0 {
+		n := d.partSize(todo)
+		if unresolved, err := d.deliverPart(ctx, todo[:n]); err != nil {
+			return slices.Concat(unresolved, todo[n:]), err
+		}
+		if todo = todo[n:]; len(todo) == 0 {
+			break
+		}
+		if err := d.settleBefore(ctx, todo[0].ID); err != nil {
+			return todo, err
+		}
+		if d.stopping.Err() != nil {
+			return todo, errStopped
+		}
+	}
+	return nil, nil
+}
+
+// partSize returns how many of todo the sink is given at once.
+func (p *publisher) partSize(todo []relay.Message) int {
+	bytes := 0
+	for i := range todo {
+		if i > 0 && (i >= p.maxBatch || bytes+todo[i].Size() > p.maxBytes) {
+			return i
+		}
+		bytes += todo[i].Size()
+	}
+	return len(todo)
+}
+
+// settleBefore settles the messages before the one with ID next, so that a stop does
+// not repeat all of a batch that takes long. Dead letters lie in the buffers of the
+// batch, so they are settled with its rest, and so is all that would lie behind them.
+// A redrive is settled as a whole. There is no position: see confirm.
+func (d *delivery) settleBefore(ctx context.Context, next string) error {
+	at := slices.IndexFunc(d.out.messages, func(m relay.Message) bool { return m.ID == next })
+	if at <= 0 || len(d.out.Letters) > 0 {
+		return nil
+	}
+	part := settlement{Commit: d.out.Commit, messages: d.out.messages[:at]}
+	d.out.Commit, d.out.messages = Commit{}, d.out.messages[at:]
+	return d.settle(ctx, part)
+}
+
+// deliverPart publishes todo until none of it is left.
+func (d *delivery) deliverPart(ctx context.Context, todo []relay.Message) ([]relay.Message, error) {
+	for len(todo) > 0 {
+		rest, err := d.try(ctx, todo)
+		if len(rest) < len(todo) {
+			d.step.delay.Reset() // some of it got through
+		}
+		todo = rest
+		switch {
+		case err == nil:
+			continue
+		case ctx.Err() != nil:
+			return todo, context.Cause(ctx)
+		case relay.IsFatal(err), errors.Is(err, errStopped):
+			return todo, err
+		}
+		d.Meter.PublishFailed()
+		if err := d.wait(ctx, d.step.failed(err)); err != nil {
+			return todo, err
+		}
+	}
+	return nil, nil
+}
+
+// try publishes todo once. It returns the messages that are left, and why they
+// should not be published again at once.
+func (d *delivery) try(ctx context.Context, todo []relay.Message) ([]relay.Message, error) {
+	todo, err := d.dropArrived(ctx, todo)
+	if err != nil {
+		return todo, err
+	}
+	if todo = d.parkBlocked(todo); len(todo) == 0 {
+		return nil, nil
+	}
+	if delay := d.pace.delay(todo); delay > 0 {
+		if err := d.wait(ctx, delay); err != nil {
+			return todo, err
+		}
+	}
+
+	err = d.publish(ctx, todo)
+	if err == nil {
+		d.step.recovered()
+		d.out.Delivered += int64(len(todo))
+		return nil, nil
+	}
+	d.unknown = relay.IsUnknown(err)
+	if ctx.Err() != nil {
+		return todo, err
+	}
+	partial, isPartial := errors.AsType[*relay.BatchError](err)
+	switch {
+	case isPartial:
+		todo, err = d.applyResult(ctx, todo, partial)
+	case relay.IsPermanent(err):
+		return d.bisect(ctx, todo, err)
+	}
+	if relay.IsFatal(err) {
+		err = fmt.Errorf("publish: %w", err)
+	}
+	return todo, err
+}
+
+// dropArrived takes out of todo what turns out to be at the far end. It looks only
+// after the sink lost track, and only if the sink can be read back.
+func (d *delivery) dropArrived(ctx context.Context, todo []relay.Message) ([]relay.Message, error) {
+	if !d.unknown || d.resumer == nil || d.position == "" {
+		return todo, nil
+	}
+	found, err := d.readBack(ctx, false)
+	if err != nil {
+		return todo, fmt.Errorf("read the far end back: %w", err)
+	}
+	d.unknown = false
+
+	var arrived, rest []relay.Message
+	for i := range todo {
+		if found[todo[i].ID] {
+			arrived = append(arrived, todo[i])
+		} else {
+			rest = append(rest, todo[i])
+		}
+	}
+	d.Logger.Info("read the far end back", "arrived", len(arrived), "missing", len(rest))
+	if len(rest) == 0 {
+		d.step.recovered()
+	}
+	return rest, d.confirm(ctx, arrived)
+}
+
+// publish is one call of the sink, if the lease allows it.
+func (p *publisher) publish(ctx context.Context, batch []relay.Message) error {
+	if !p.Trusted() {
+		return relay.Fatal(ErrFenced)
+	}
+	began := time.Now()
+	err := p.Sink.Publish(ctx, batch)
+	if err != nil {
+		return err
+	}
+	p.countPublished(batch, bodies(batch), time.Since(began))
+	return nil
+}
+
+// countPublished counts confirmed messages, and the latency of some of them.
+func (p *publisher) countPublished(batch []relay.Message, bytes int, took time.Duration) {
+	p.Meter.Published(len(batch), bytes, took)
+	if d, ok := p.Sink.(relay.Duplicates); ok {
+		if n := d.TakeDuplicates(); n > 0 {
+			p.Meter.Skipped(n)
+		}
+	}
+	for i := 0; i < len(batch); i += 1 + len(batch)/64 {
+		if !batch[i].Time.IsZero() {
+			p.Meter.Latency(batch[i].Time)
+		}
+	}
+}
+
+// applyResult sorts todo by what became of each message. It returns those that are
+// still to be published, in order, and why they should not be at once.
+func (d *delivery) applyResult(ctx context.Context, todo []relay.Message, result *relay.BatchError) (again []relay.Message, why error) {
+	var confirmed []relay.Message
+	halt := false
+	for i := range todo {
+		err, failed := result.Failed[i]
+		switch {
+		case !failed:
+			confirmed = append(confirmed, todo[i])
+		case halt:
+			again = append(again, todo[i])
+		case relay.IsPermanent(err) && d.OnError == OnErrorHalt:
+			again, why, halt = append(again, todo[i]), halted(&todo[i], err), true
+		case relay.IsPermanent(err):
+			d.deadLetter(&todo[i], ClassRefused, err, d.parked)
+		default:
+			again = append(again, todo[i])
+			if relay.IsFatal(err) || why == nil && !errors.Is(err, relay.ErrHeldBack) {
+				why = err
+			}
+		}
+	}
+	if len(again) == len(todo) && why == nil {
+		why = result // all are held back and nothing failed: do not spin
+	}
+	if err := d.confirm(ctx, confirmed); err != nil {
+		return again, err
+	}
+	return again, why
+}
+
+// confirm settles messages at the sink now, as the rest may take long. It stores no
+// position: the last one still lies before everything that is unresolved. A redrive
+// is settled as a whole.
+func (d *delivery) confirm(ctx context.Context, confirmed []relay.Message) error {
+	if len(confirmed) == 0 {
+		return nil
+	}
+	d.countPublished(confirmed, 0, 0)
+	if len(d.out.messages) == 0 {
+		d.out.Delivered += int64(len(confirmed))
+		return nil
+	}
+	d.out.messages = without(d.out.messages, confirmed)
+	return d.settle(ctx, settlement{Commit: Commit{Delivered: int64(len(confirmed))}, messages: confirmed})
+}
+
+// bisect finds the message that made the sink refuse all of todo.
+func (d *delivery) bisect(ctx context.Context, todo []relay.Message, refusal error) ([]relay.Message, error) {
+	if len(todo) == 1 {
+		if d.OnError == OnErrorHalt {
+			return todo, halted(&todo[0], refusal)
+		}
+		d.deadLetter(&todo[0], ClassRefused, refusal, d.parked)
+		return nil, nil
+	}
+	half := len(todo) / 2
+	if unresolved, err := d.deliverPart(ctx, todo[:half]); err != nil {
+		return slices.Concat(unresolved, todo[half:]), err
+	}
+	return d.deliverPart(ctx, todo[half:])
+}
+
+// skip counts a message that was at the far end before.
+func (d *delivery) skip() {
+	d.out.Skipped++
+	d.Meter.Skipped(1)
+}
+
+// deadLetter makes m a dead letter and, in park mode, adds its key to parked.
+func (d *delivery) deadLetter(m *relay.Message, class string, why error, parked map[string]bool) {
+	d.out.Letters = append(d.out.Letters, Letter{Message: *m, Class: class, Reason: why.Error(), Attempts: 1})
+	d.Meter.DeadLettered(1)
+	d.Logger.Error("message is dead-lettered", "message", m.ID, "key", m.Key, "class", class, "err", why)
+	if m.Key != "" && d.OnError == OnErrorPark {
+		parked[d.Ledger.Key(m.Key)] = true
+	}
+}
+
+// park stores m behind the dead letters of its key.
+func (d *delivery) park(m *relay.Message) {
+	d.out.Letters = append(d.out.Letters, Letter{Message: *m, Class: ClassParked, Reason: "waits behind a dead letter of its key"})
+	d.Meter.Parked(1)
+}
+
+// isParked reports whether m has to wait behind a dead letter of its key.
+func (r *run) isParked(m *relay.Message, parked map[string]bool) bool {
+	return len(parked) > 0 && m.Key != "" && parked[r.Ledger.Key(m.Key)]
+}
+
+// parkBlocked parks the messages of todo whose key has dead letters, and returns the
+// rest.
+func (d *delivery) parkBlocked(todo []relay.Message) []relay.Message {
+	if len(d.parked) == 0 || !slices.ContainsFunc(todo, func(m relay.Message) bool { return d.isParked(&m, d.parked) }) {
+		return todo
+	}
+	var rest []relay.Message
+	for i := range todo {
+		if d.isParked(&todo[i], d.parked) {
+			d.park(&todo[i])
+		} else {
+			rest = append(rest, todo[i])
+		}
+	}
+	return rest
+}
+
+// wait sleeps until d has passed, or returns [errStopped] when the engine stops.
+func (r *run) wait(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-r.stopping.Done():
+		return errStopped
+	case <-timer.C:
+		return nil
+	}
+}
+
+func halted(m *relay.Message, why error) error {
+	return relay.Fatal(fmt.Errorf("halted in front of message %s, as on_error says: %w", m.ID, why))
+}
+
+// unreadableClass returns the class of a message that could not be decoded or encoded.
+func unreadableClass(m *relay.Message) string {
+	if m.Row != nil && m.Body == nil {
+		return ClassEncode
+	}
+	return ClassDecode
+}
+
+func bodies(batch []relay.Message) (bytes int) {
+	for i := range batch {
+		bytes += len(batch[i].Body)
+	}
+	return bytes
+}
+
+// inOrder sorts dead letters of batch into its order, in which they are redriven.
+func inOrder(letters []Letter, batch []relay.Message) {
+	if len(letters) < 2 {
+		return
+	}
+	at := make(map[string]int, len(batch))
+	for i := range batch {
+		at[batch[i].ID] = i
+	}
+	slices.SortStableFunc(letters, func(a, b Letter) int { return at[a.Message.ID] - at[b.Message.ID] })
+}
+
+// without returns the messages of all that are not in some.
+func without(all, some []relay.Message) []relay.Message {
+	if len(some) == 0 {
+		return all
+	}
+	drop := make(map[string]bool, len(some))
+	for i := range some {
+		drop[some[i].ID] = true
+	}
+	rest := make([]relay.Message, 0, len(all))
+	for i := range all {
+		if !drop[all[i].ID] {
+			rest = append(rest, all[i])
+		}
+	}
+	return rest
+}
