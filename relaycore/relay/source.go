@@ -41,28 +41,6 @@ type Checkpointer interface {
 	Committed(ctx context.Context, c Checkpoint) error
 }
 
-// Mover is a [Checkpointer] whose checkpoint can move although no message has been
-// settled, for example over rows without messages.
-type Mover interface {
-	// Moved can be received from once Checkpoint(nil) has something new to store.
-	Moved() <-chan struct{}
-}
-
-// Recycler is a [Source] that fills the slices it returned from Receive again once
-// nobody uses them any more.
-type Recycler interface {
-	// Recycle takes back a slice that Receive returned. It is called from any
-	// goroutine, at most once for a slice, and never for one that is still read.
-	Recycle(batch []Message)
-}
-
-// Expecter is a [Checkpointer] that can tell which messages are still to come.
-type Expecter interface {
-	// Expects reports whether a message with this ID may still be delivered, or be
-	// delivered again. It answers false only when that is certain, and does no I/O.
-	Expects(id string) bool
-}
-
 // Checkpoint is what is safely delivered.
 type Checkpoint struct {
 	// State is the source's own, opaque to all others.

@@ -110,7 +110,7 @@ func (e *Engine) Redrive() {
 // ends it abandons what it holds. Otherwise it returns the error that stopped the
 // pipeline: [ErrFenced], or one that [relay.IsFatal] reports.
 func (e *Engine) Run(ctx, stop context.Context) error {
-	r := newRun(e, stop)
+	r := newRun(stop, e)
 	p := newPublisher(r)
 	if err := p.prepare(ctx); err != nil {
 		return err
@@ -173,7 +173,7 @@ type run struct {
 	encoding sync.Mutex          // see transform
 }
 
-func newRun(e *Engine, stop context.Context) *run {
+func newRun(stop context.Context, e *Engine) *run {
 	return &run{
 		Config: e.cfg, memory: newMemory(e.cfg.Source), redrive: e.redrive, stopping: stop,
 		failures: &failures{log: e.cfg.Logger, report: e.cfg.Changed},

@@ -89,7 +89,7 @@ func (s *Source) Unaccounted(ctx context.Context) (int64, error) {
 // deleted by retention or rolled back, over the checkpoint's life.
 func (s *Source) Overtaken() int64 { return s.shared.view().tracker.Overtaken() }
 
-// Expects implements [relay.Expecter]. An id tells its row and its index. Expects may
+// Expects implements engine.Expecter. An id tells its row and its index. Expects may
 // return true for a message that is settled, if one in front of it is not.
 func (s *Source) Expects(id string) bool {
 	v := s.shared.view()

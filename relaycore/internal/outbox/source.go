@@ -129,7 +129,7 @@ func (s *Source) Close() error {
 	return nil
 }
 
-// Recycle implements [relay.Recycler].
+// Recycle implements engine.Recycler.
 func (s *Source) Recycle(batch []relay.Message) {
 	clear(batch) // it must not keep the rows in memory
 	select {
@@ -138,7 +138,7 @@ func (s *Source) Recycle(batch []relay.Message) {
 	}
 }
 
-// Moved implements [relay.Mover].
+// Moved implements engine.Mover.
 func (s *Source) Moved() <-chan struct{} { return s.moved }
 
 // Tune sets up a connection that serves nothing but outboxes; see [scan.Tune].
@@ -147,7 +147,4 @@ var Tune = scan.Tune
 var (
 	_ relay.Checkpointer = (*Source)(nil)
 	_ relay.Lagger       = (*Source)(nil)
-	_ relay.Mover        = (*Source)(nil)
-	_ relay.Recycler     = (*Source)(nil)
-	_ relay.Expecter     = (*Source)(nil)
 )

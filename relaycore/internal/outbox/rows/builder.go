@@ -52,10 +52,6 @@ type chunk struct {
 	cuts  []cut
 }
 
-// perMessage estimates the memory of a message without its row, in bytes: the struct,
-// its slot and its cut.
-const perMessage = 450
-
 // maxReused bounds the messages that a chunk makes room for because the one before
 // had as many.
 const maxReused = 4096
@@ -195,7 +191,7 @@ func (b *Builder) message(e *event, op string, row, before []byte, full bool, er
 
 	ch.cuts = append(ch.cuts, c)
 	ch.slots = append(ch.slots, Slot{ID: e.id, Index: int32(index)})
-	ch.bytes += perMessage
+	ch.bytes += relay.MessageOverhead
 	if len(ch.msgs) == cap(ch.msgs) {
 		b.grow(1)
 	}
