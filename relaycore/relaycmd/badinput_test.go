@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// What an operator sees who cannot get into the database.
+// An operator sees why the relay cannot connect to the database.
 func TestRefusedConnections(t *testing.T) {
 	t.Parallel()
 	server := passwordServer(t)
@@ -84,7 +84,7 @@ func passwordServer(t *testing.T) string {
 		t.Skip("no initdb in /usr/lib/postgresql/*/bin or PATH: no server that asks for a password")
 	}
 	bin := filepath.Dir(found[len(found)-1])
-	dir, err := os.MkdirTemp("", "relay-pg-*") // t.TempDir lies in a directory that nobody else may enter
+	dir, err := os.MkdirTemp("", "relay-pg-*") // other users may not enter the parent of t.TempDir
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -137,8 +137,7 @@ func asOther(t *testing.T, dir string) *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}
 }
 
-// What an operator sees who sets a pipeline with a mistake in it: the database
-// refuses it, whoever sets it, before any relay does.
+// The database refuses an invalid pipeline before any relay sees it.
 func TestRefusedPipelines(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -11,7 +11,6 @@ import (
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/pipeline"
-	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
@@ -39,28 +38,13 @@ type checkResult struct {
 }
 
 func (p *program) check(ctx context.Context, args []string) error {
-	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
-	defer cancel()
-
-	pool, snapshot, err := p.load(ctx)
+	var results []checkResult
+	err := p.withDatabase(ctx, checkTimeout, func(ctx context.Context, db *database) (err error) {
+		results, err = p.checkPipelines(ctx, db, args)
+		return err
+	})
 	if err != nil {
 		return err
-	}
-	defer pool.Close()
-	if len(args) == 1 {
-		if snapshot = snapshot.Find(args[0]); len(snapshot) == 0 {
-			return fmt.Errorf("pipeline %q not found", args[0])
-		}
-	}
-	known, err := store.New(pool, p.common.group).List(ctx)
-	if err != nil {
-		return err
-	}
-
-	b := p.runner(pool)
-	results := make([]checkResult, 0, len(snapshot))
-	for _, pl := range snapshot {
-		results = append(results, p.checkPipeline(ctx, b, pl, known[pl.Key].Held))
 	}
 
 	if p.json() {
@@ -74,7 +58,27 @@ func (p *program) check(ctx context.Context, args []string) error {
 	return err
 }
 
-func (p *program) checkPipeline(ctx context.Context, b *pipeline.Runner, pl catalog.Pipeline, busy bool) checkResult {
+// checkPipelines checks the pipelines called names[0], or all.
+func (p *program) checkPipelines(ctx context.Context, db *database, names []string) ([]checkResult, error) {
+	pipelines := db.pipelines
+	if len(names) == 1 {
+		if pipelines = pipelines.Find(names[0]); len(pipelines) == 0 {
+			return nil, fmt.Errorf("pipeline %q not found", names[0])
+		}
+	}
+	cursors, err := db.store.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+
+	results := make([]checkResult, 0, len(pipelines))
+	for _, pl := range pipelines {
+		results = append(results, p.checkPipeline(ctx, db.runner, pl, cursors[pl.Key].Held))
+	}
+	return results, nil
+}
+
+func (p *program) checkPipeline(ctx context.Context, runner *pipeline.Runner, pl catalog.Pipeline, busy bool) checkResult {
 	r := checkResult{Name: pl.Name, Direction: string(pl.Direction), Backend: pl.Backend, Result: "ok"}
 	if !pl.Linked {
 		r.Result = "skipped"
@@ -91,7 +95,7 @@ func (p *program) checkPipeline(ctx context.Context, b *pipeline.Runner, pl cata
 		ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 		defer cancel()
 		var notes []string
-		g, notes, err = b.Probe(ctx, pl, busy, p.logger())
+		g, notes, err = runner.Probe(ctx, pl, busy, p.logger())
 		r.Notes = append(r.Notes, notes...)
 	}
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/grove/pgtrickle-relay/relaycore/internal/pipeline"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
 )
 
@@ -168,8 +169,8 @@ func TestReplay(t *testing.T) {
 		}
 	}
 	out := w.command(t, "replay", "p", "--from", "6", "--to", "99", "--new-ids", "--output", "json")
-	var report replayReport
-	if err := json.Unmarshal([]byte(out), &report); err != nil || report != (replayReport{Pipeline: "p", From: 6, To: 99, Published: 1}) {
+	var report pipeline.ReplayReport
+	if err := json.Unmarshal([]byte(out), &report); err != nil || report != (pipeline.ReplayReport{Pipeline: "p", From: 6, To: 99, Published: 1}) {
 		t.Errorf("replay prints %s, %v; want one published", out, err)
 	}
 	if last := full()[9]; !strings.HasPrefix(last, "outbox_orders:6:0:replay:") {
@@ -188,7 +189,7 @@ func TestReplay(t *testing.T) {
 	w.refused(t, `the first not greater than the last`, "replay", "p", "--from", "5", "--to", "4")
 }
 
-// withReadsHeld runs the binary while somebody's lock makes its first read of the
+// withReadsHeld runs the binary while a lock makes its first read of the
 // outbox wait for three seconds, twice. What it asks of the table as it opens it
 // must wait, too, but not for long.
 func (w *world) withReadsHeld(t *testing.T, args ...string) (stdout, stderr string, code int) {
@@ -309,11 +310,11 @@ func TestReplayOfRangesWithoutRows(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			began := time.Now()
 			out := w.command(t, "replay", "p", "--from", c.from, "--to", c.to, "--output", "json")
-			var report replayReport
+			var report pipeline.ReplayReport
 			if err := json.Unmarshal([]byte(out), &report); err != nil || report.Published != c.published {
 				t.Errorf("replay prints %s, %v; want %d published", out, err, c.published)
 			}
-			if took := time.Since(began); took > maxHeld {
+			if took := time.Since(began); took > pipeline.MaxHeld {
 				t.Errorf("replay took %s", took)
 			}
 		})
@@ -373,7 +374,7 @@ func TestRedrive(t *testing.T) {
 		}
 		return strings.Join(got, " ")
 	}
-	letters := func() string {
+	deadLetters := func() string {
 		var got []string
 		var all []store.DeadLetter
 		if err := json.Unmarshal([]byte(w.command(t, "dlq", "list", "p", "--output", "json")), &all); err != nil {
@@ -390,7 +391,7 @@ func TestRedrive(t *testing.T) {
 	set(7, "three")
 	set(8, "other")
 	eventually(t, "the other key is delivered", patience, func() bool { b, _ := os.ReadFile(w.spool("p")); return strings.Contains(string(b), "other") })
-	eventually(t, "one dead, two parked", patience, func() bool { return letters() == "7 dead refused 1, 7 parked parked 0, 7 parked parked 0" })
+	eventually(t, "one dead, two parked", patience, func() bool { return deadLetters() == "7 dead refused 1, 7 parked parked 0, 7 parked parked 0" })
 	if got := ofSeven(); got != "one" {
 		t.Errorf("key 7 has %q; want what is before the dead letter", got)
 	}
@@ -400,7 +401,7 @@ func TestRedrive(t *testing.T) {
 	if out := w.command(t, "dlq", "retry", "p"); out != "retry: 1 dead letters\n" {
 		t.Errorf("dlq retry prints %q", out)
 	}
-	eventually(t, "refused again", patience, func() bool { return letters() == "7 dead refused 2, 7 parked parked 0, 7 parked parked 0" })
+	eventually(t, "refused again", patience, func() bool { return deadLetters() == "7 dead refused 2, 7 parked parked 0, 7 parked parked 0" })
 	if got := ofSeven(); got != "one" {
 		t.Errorf("key 7 has %q; want nothing behind the dead letter", got)
 	}
@@ -409,7 +410,7 @@ func TestRedrive(t *testing.T) {
 	}
 	set(7, "four") // behind the parked ones, while they are still there
 	w.command(t, "dlq", "retry", "p", "--key", "7", "--class", "refused")
-	eventually(t, "redriven in order", patience, func() bool { return ofSeven() == "one bad two three four" && letters() == "" })
+	eventually(t, "redriven in order", patience, func() bool { return ofSeven() == "one bad two three four" && deadLetters() == "" })
 
 	// Discarded, what is behind it is delivered without it.
 	if err := os.WriteFile(poison, nil, 0o644); err != nil {
@@ -417,14 +418,14 @@ func TestRedrive(t *testing.T) {
 	}
 	set(7, "bad")
 	set(7, "five")
-	eventually(t, "one dead, one parked", patience, func() bool { return letters() == "7 dead refused 1, 7 parked parked 0" })
+	eventually(t, "one dead, one parked", patience, func() bool { return deadLetters() == "7 dead refused 1, 7 parked parked 0" })
 	w.refused(t, "--all", "dlq", "discard", "p")
 	w.refused(t, `invalid value "x" for flag -id: "x" is not a number`, "dlq", "discard", "p", "--id", "x")
 	w.refused(t, `invalid value "yesterday" for flag -before: not a time such as`, "dlq", "discard", "p", "--before", "yesterday")
 	if out := w.command(t, "dlq", "discard", "p", "--key", "7", "--class", "refused"); out != "discard: 1 dead letters\n" {
 		t.Errorf("dlq discard prints %q", out)
 	}
-	eventually(t, "the rest in order", patience, func() bool { return ofSeven() == "one bad two three four five" && letters() == "" })
+	eventually(t, "the rest in order", patience, func() bool { return ofSeven() == "one bad two three four five" && deadLetters() == "" })
 	eventually(t, "nothing is left over", patience, func() bool {
 		out := w.command(t, "verify", "p")
 		return strings.Contains(out, "unaccounted             0") && strings.Contains(out, "pending                 0")

@@ -66,7 +66,7 @@ func TestReload(t *testing.T) {
 		t.Errorf("the untouched pipeline went from epoch %d to %d", stays, got)
 	}
 
-	// A bad change stops that pipeline alone, and says why.
+	// A bad change stops that pipeline alone, and /health reports why.
 	w.raw(t, "stays", `{"stream_table":"public.orders","sink_type":"spool","spool_pathh":"x"}`)
 	eventually(t, "bad configuration in health", soon, func() bool {
 		code, body := p.get("/health")
@@ -97,7 +97,7 @@ func TestTakeoverAfterKill(t *testing.T) {
 	for i := range 6 {
 		w.pipeline(t, fmt.Sprintf("p%d", i), "")
 	}
-	// Which instance wins which pipeline follows from their names: these share.
+	// Which instance wins which pipeline follows from tstandby names: these share.
 	a, b := startRelay(t, w.url, "--instance-id", "a"), startRelay(t, w.url, "--instance-id", "b")
 	// Each pipeline that the newcomer wins is drained by the other, so both work.
 	eventually(t, "the work is shared", patience, func() bool {
@@ -163,7 +163,7 @@ func TestHandover(t *testing.T) {
 			}
 		}
 	}()
-	eventually(t, "rows on their way", patience, count(w.spool("p0"))(20))
+	eventually(t, "rows on tstandby way", patience, count(w.spool("p0"))(20))
 	a.signal(t, syscall.SIGTERM)
 	eventually(t, "handover", patience, func() bool { return b.owned() == 4 })
 	if code := a.exit(t); code != 0 {
@@ -234,8 +234,8 @@ func TestSignals(t *testing.T) {
 	}
 }
 
-// A source whose sequence is watched is not slower to see a row for being idle,
-// however long the row's transaction took and whatever was rolled back.
+// An idle source whose sequence is watched sees a row as fast as a busy one. How long
+// the row's transaction took, and what was rolled back, makes no difference.
 func TestIdleOutboxIsWoken(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -281,11 +281,11 @@ func TestReverse(t *testing.T) {
 	eventually(t, "both run", patience, func() bool { return p.owned() == 2 })
 	w.insert(t, 1, 3)
 	eventually(t, "forward", patience, count(w.spool("both"))(3))
-	var rows, letters int
+	var rows, dead int
 	eventually(t, "reverse", patience, func() bool {
 		_ = w.pool.QueryRow(t.Context(), `SELECT count(*) FROM pgtrickle.orders_inbox`).Scan(&rows)
-		_ = w.pool.QueryRow(t.Context(), `SELECT count(*) FROM pgtrickle.relay_dead_letters WHERE body = 'not json'`).Scan(&letters)
-		return rows == 2 && letters == 1
+		_ = w.pool.QueryRow(t.Context(), `SELECT count(*) FROM pgtrickle.relay_dead_letters WHERE body = 'not json'`).Scan(&dead)
+		return rows == 2 && dead == 1
 	})
 	out, _, code := runBinary(t, nil, "status", "--postgres-url", w.url, "--output", "json")
 	if code != 0 || strings.Count(out, `"state": "running"`) != 2 || !strings.Contains(out, `"dead_letters": 1`) {
@@ -364,8 +364,8 @@ func TestBadPipelines(t *testing.T) {
 }
 
 // An outbox and an inbox that the relay may not use stop the pipelines on them
-// alone. The log says so once, what they need stands in health, and all commands
-// work as ever.
+// alone. The log reports them once, /health has what they need, and all commands
+// still work.
 func TestDeniedTables(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -423,8 +423,8 @@ func TestDeniedTables(t *testing.T) {
 	eventually(t, "all run", 3*patience, func() bool { code, _ := p.get("/health"); return code == 200 })
 }
 
-// Without the database, or without the catalog in it, a relay stays up, is not
-// ready, says what is missing, and goes on by itself.
+// Without the database or the catalog a relay stays up, is not ready, and reports
+// what is missing. It starts its pipelines once that is there.
 func TestDatabaseAway(t *testing.T) {
 	t.Parallel()
 	t.Run("no server", func(t *testing.T) {
@@ -496,8 +496,8 @@ func TestZombie(t *testing.T) {
 	w.insert(t, 1, 10)
 	eventually(t, "delivery", patience, count(w.spool("p"))(10))
 	epoch := w.epoch(t, "p")
-	heir := startRelay(t, w.url, "--instance-id", "c")
-	eventually(t, "the heir is ready", patience, func() bool { code, _ := heir.get("/readyz"); return code == 200 })
+	standby := startRelay(t, w.url, "--instance-id", "c")
+	eventually(t, "the standby is ready", patience, func() bool { code, _ := standby.get("/readyz"); return code == 200 })
 	eventually(t, "checkpoint", patience, func() bool { // what is not in it is rightly delivered again
 		var delivered int
 		_ = w.pool.QueryRow(t.Context(), `SELECT delivered FROM pgtrickle.relay_cursors`).Scan(&delivered)
@@ -509,7 +509,7 @@ func TestZombie(t *testing.T) {
 		t.Fatal(err)
 	}
 	if version >= 140000 {
-		took := eventually(t, "the heir takes over", patience, func() bool { return heir.owned() == 1 })
+		took := eventually(t, "the standby takes over", patience, func() bool { return standby.owned() == 1 })
 		t.Logf("a stopped process was replaced after %s", took.Round(time.Millisecond))
 		w.insert(t, 11, 20)
 		eventually(t, "delivery", patience, count(w.spool("p"))(20))
@@ -518,7 +518,7 @@ func TestZombie(t *testing.T) {
 		// its kernel answers. It must give them up itself when it is continued.
 		w.insert(t, 11, 20)
 		time.Sleep(6 * time.Second)
-		if heir.owned() != 0 {
+		if standby.owned() != 0 {
 			t.Error("PostgreSQL 13 has ended a session that was idle: say so in package lease's documentation")
 		}
 	}
@@ -534,9 +534,9 @@ func TestZombie(t *testing.T) {
 	}
 }
 
-// A process that is stopped while it stores a dead letter holds nothing that its
-// heir would have to wait for.
-func TestZombieWithALetter(t *testing.T) {
+// A process that is stopped while it stores a dead letter holds no lock that the
+// next owner must wait for.
+func TestZombieWithADeadLetter(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	var version int
@@ -552,8 +552,8 @@ func TestZombieWithALetter(t *testing.T) {
 	}
 	zombie := startRelay(t, w.url, "--instance-id", "a")
 	eventually(t, "owned", patience, func() bool { return zombie.owned() == 1 })
-	heir := startRelay(t, w.url, "--instance-id", "c")
-	eventually(t, "the heir is ready", patience, func() bool { code, _ := heir.get("/readyz"); return code == 200 })
+	standby := startRelay(t, w.url, "--instance-id", "c")
+	eventually(t, "the standby is ready", patience, func() bool { code, _ := standby.get("/readyz"); return code == 200 })
 
 	tx, err := w.pool.Begin(t.Context())
 	if err != nil {
@@ -564,7 +564,7 @@ func TestZombieWithALetter(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.insert(t, 1, 1)
-	eventually(t, "the letter is on its way", patience, func() bool {
+	eventually(t, "the dead letter is being stored", patience, func() bool {
 		var waiting bool
 		err := w.pool.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'pgtrickle.relay_dead_letters'::regclass AND NOT granted)`).Scan(&waiting)
 		return err == nil && waiting
@@ -573,12 +573,12 @@ func TestZombieWithALetter(t *testing.T) {
 	if err := tx.Rollback(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	took := eventually(t, "the heir takes over", patience, func() bool { return heir.owned() == 1 })
-	t.Logf("a process that was stopped as it stored a letter was replaced after %s", took.Round(time.Millisecond))
+	took := eventually(t, "the standby takes over", patience, func() bool { return standby.owned() == 1 })
+	t.Logf("a process that was stopped while it stored a dead letter was replaced after %s", took.Round(time.Millisecond))
 	w.insert(t, 2, 2)
-	eventually(t, "the letters of both", patience, func() bool {
-		var letters int
-		_ = w.pool.QueryRow(t.Context(), `SELECT count(*) FROM pgtrickle.relay_dead_letters`).Scan(&letters)
-		return letters == 2
+	eventually(t, "the dead letters of both", patience, func() bool {
+		var n int
+		_ = w.pool.QueryRow(t.Context(), `SELECT count(*) FROM pgtrickle.relay_dead_letters`).Scan(&n)
+		return n == 2
 	})
 }

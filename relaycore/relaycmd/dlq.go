@@ -111,19 +111,16 @@ func (p *program) dlqDiscardCommand() *ffcli.Command {
 }
 
 func (p *program) listDeadLetters(ctx context.Context, filter store.DeadLetterFilter) error {
-	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
-	defer cancel()
-
-	pool, _, err := p.load(ctx)
-	if err != nil {
+	var found []store.DeadLetter
+	err := p.withDatabase(ctx, commandTimeout, func(ctx context.Context, db *database) (err error) {
+		if found, err = db.store.ListDeadLetters(ctx, filter); err != nil {
+			err = fmt.Errorf("dlq list: %w", err)
+		}
 		return err
-	}
-	defer pool.Close()
-
-	found, err := store.New(pool, p.common.group).ListDeadLetters(ctx, filter)
+	})
 	switch {
 	case err != nil:
-		return fmt.Errorf("dlq list: %w", err)
+		return err
 	case p.json():
 		return p.printJSON(found)
 	}
@@ -131,8 +128,8 @@ func (p *program) listDeadLetters(ctx context.Context, filter store.DeadLetterFi
 	w := tabwriter.NewWriter(p.stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "ID\tPIPELINE\tDIRECTION\tSTATUS\tCLASS\tATTEMPTS\tKEY\tMESSAGE\tSTORED\tERROR")
 	for _, l := range found {
-		fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\n", l.ID, l.Pipeline, l.Direction, l.Status, l.Class, l.Attempts, l.Key, l.MessageID,
-			l.Created.UTC().Format(time.RFC3339), strings.ReplaceAll(l.Error, "\n", " "))
+		fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\n", l.ID, l.Pipeline, l.Direction, l.Status, l.Class, l.Attempts, l.Key,
+			l.MessageID, l.Created.UTC().Format(time.RFC3339), strings.ReplaceAll(l.Error, "\n", " "))
 	}
 	return w.Flush()
 }
@@ -140,19 +137,16 @@ func (p *program) listDeadLetters(ctx context.Context, filter store.DeadLetterFi
 type changeFunc func(s store.Store, ctx context.Context, f store.DeadLetterFilter) (int64, error)
 
 func (p *program) changeDeadLetters(ctx context.Context, action string, filter store.DeadLetterFilter, change changeFunc) error {
-	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
-	defer cancel()
-
-	pool, _, err := p.load(ctx)
-	if err != nil {
+	var n int64
+	err := p.withDatabase(ctx, commandTimeout, func(ctx context.Context, db *database) (err error) {
+		if n, err = change(db.store, ctx, filter); err != nil {
+			err = fmt.Errorf("dlq %s: %w", action, err)
+		}
 		return err
-	}
-	defer pool.Close()
-
-	n, err := change(store.New(pool, p.common.group), ctx, filter)
+	})
 	switch {
 	case err != nil:
-		return fmt.Errorf("dlq %s: %w", action, err)
+		return err
 	case p.json():
 		return p.printJSON(map[string]any{"action": action, "letters": n})
 	}

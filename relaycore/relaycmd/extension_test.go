@@ -15,9 +15,8 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest/pgtest"
 )
 
-// newExtensionWorld is a database in which pg_trickle is installed, the relay's
-// catalog is added by the migrate command, and world.url is that of a role that
-// only inherits pgtrickle_relay.
+// newExtensionWorld returns a database with pg_trickle and the relay's catalog. Its
+// url is that of a role that only inherits pgtrickle_relay.
 func newExtensionWorld(t *testing.T) *world {
 	t.Helper()
 	url := pgtest.URL(t)
@@ -91,14 +90,14 @@ outbox_orders:%[6]d:1 delete {"id": 1}`, ids[0], ids[1], ids[2], ids[3], ids[4],
 		t.Errorf("delivered\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 
-	// What nobody understands is kept, with what an operator needs to know.
-	var letters []store.DeadLetter
+	// A message that cannot be decoded is kept, with what an operator needs to know.
+	var found []store.DeadLetter
 	eventually(t, "dead letters", patience, func() bool {
 		out, stderr, code := runBinary(t, nil, "dlq", "list", "out", "--output", "json", "--postgres-url", w.url)
-		if code != 0 || json.Unmarshal([]byte(out), &letters) != nil {
+		if code != 0 || json.Unmarshal([]byte(out), &found) != nil {
 			t.Fatalf("dlq list = %d %s%s", code, out, stderr)
 		}
-		return len(letters) == 5
+		return len(found) == 5
 	})
 	for i, want := range []struct{ body, err string }{
 		{unknown, `unsupported outbox payload version 2: this relay reads version 1`},
@@ -107,10 +106,10 @@ outbox_orders:%[6]d:1 delete {"id": 1}`, ids[0], ids[1], ids[2], ids[3], ids[4],
 		{empty, `payload has none of "inserted", "updated" and "deleted"`},
 		{text, `payload: `},
 	} {
-		l := letters[i]
+		l := found[i]
 		prefix := fmt.Sprintf(`row %d of "pgtrickle"."outbox_orders": `, ids[6+i])
 		if l.MessageID != fmt.Sprintf("outbox_orders:%d:0", ids[6+i]) || !strings.HasPrefix(l.Error, prefix+want.err) || l.Class != "decode" || l.Status != "dead" {
-			t.Errorf("letter %d is %+v; want the error %q", i, l, prefix+want.err)
+			t.Errorf("dead letter %d is %+v; want the error %q", i, l, prefix+want.err)
 		}
 		if !sameJSON(l.Body, want.body) {
 			t.Errorf("letter %d has the body %s; want %s", i, l.Body, want.body)
@@ -147,10 +146,9 @@ func sameJSON(a, b string) bool {
 	return string(xs) == string(ys)
 }
 
-// The relay's role may read the sequences that number outboxes, ours and the
-// extension's, so that an idle outbox costs no reading and a row that nobody
-// notified about is seen at once nevertheless.
-func TestPulseUnderPlainRole(t *testing.T) {
+// The relay's role may read the sequences of outboxes, ours and the extension's.
+// Then an idle outbox is not read, and a row without a notification is seen at once.
+func TestSequencesUnderPlainRole(t *testing.T) {
 	t.Parallel()
 	worlds := map[string]*world{"ours": newWorld(t), "extension": newExtensionWorld(t), "no right": newWorld(t)}
 	for _, name := range []string{"ours", "no right"} {

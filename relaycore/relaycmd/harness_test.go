@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+	"go.uber.org/goleak"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/migrate"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
@@ -37,7 +38,16 @@ func TestMain(m *testing.M) {
 			name: name, backends: []relay.Backend{spoolBackend()}, args: os.Args[1:], environ: os.Environ(), stdout: os.Stdout, stderr: os.Stderr,
 		}))
 	}
-	os.Exit(m.Run())
+	goleak.VerifyTestMain(tests{m})
+}
+
+// tests closes idle connections to relays before goroutines are counted.
+type tests struct{ *testing.M }
+
+func (t tests) Run() int {
+	code := t.M.Run()
+	http.DefaultClient.CloseIdleConnections()
+	return code
 }
 
 // spoolConfig is that of a backend whose far end is a file: one JSON line for

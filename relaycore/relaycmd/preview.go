@@ -8,7 +8,6 @@ import (
 	"maps"
 	"slices"
 
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/peterbourgon/ff/v3/ffcli"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
@@ -51,25 +50,25 @@ func (p *program) showPreview(ctx context.Context, o *previewOptions, name strin
 	if o.count < 1 {
 		return fmt.Errorf("-n is %d; must be at least 1", o.count)
 	}
-	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
-	defer cancel()
 
-	pool, snapshot, err := p.load(ctx)
-	if err != nil {
-		return err
-	}
-	defer pool.Close()
-	pl, err := forward(snapshot, name)
-	if err != nil {
-		return err
-	}
-
-	messages, err := p.previews(ctx, pool, pl, o)
+	var messages []preview
+	err := p.withDatabase(ctx, commandTimeout, func(ctx context.Context, db *database) error {
+		pl, err := db.forward(name)
+		if err != nil {
+			return err
+		}
+		messages, err = p.previews(ctx, db, pl, o)
+		switch {
+		case errors.Is(err, context.DeadlineExceeded):
+			return fmt.Errorf("preview %q: the outbox was not read within %s, it is locked or slow: %w", pl.Name, commandTimeout, err)
+		case err != nil:
+			return fmt.Errorf("preview %q: %w", pl.Name, err)
+		}
+		return nil
+	})
 	switch {
-	case errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("preview %q: the outbox was not read within %s, it is locked or slow: %w", pl.Name, commandTimeout, err)
 	case err != nil:
-		return fmt.Errorf("preview %q: %w", pl.Name, err)
+		return err
 	case p.json():
 		return p.printJSON(messages)
 	}
@@ -78,8 +77,8 @@ func (p *program) showPreview(ctx context.Context, o *previewOptions, name strin
 }
 
 // previews reads o.count messages, or fewer if the outbox ends before.
-func (p *program) previews(ctx context.Context, pool *pgxpool.Pool, pl catalog.Pipeline, o *previewOptions) ([]preview, error) {
-	r, err := p.runner(pool).Read(ctx, pl, o.from, p.logger())
+func (p *program) previews(ctx context.Context, db *database, pl catalog.Pipeline, o *previewOptions) ([]preview, error) {
+	r, err := db.runner.Read(ctx, pl, o.from, p.logger())
 	if err != nil {
 		return nil, err
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/peterbourgon/ff/v3/ffcli"
 
+	"github.com/grove/pgtrickle-relay/relaycore/internal/daemon"
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
 )
 
@@ -42,7 +43,7 @@ func (p *program) runCommand() *ffcli.Command {
 		if err := o.validate(); err != nil {
 			return err
 		}
-		return runDaemon(ctx, p, &o)
+		return p.runDaemon(ctx, &o)
 	})
 }
 
@@ -58,21 +59,17 @@ func (o *runOptions) validate() error {
 	return nil
 }
 
-const (
-	maxBudget = 256 << 20
-	minBudget = 4 << 20
-)
-
-// budget returns how many bytes all pipelines together may hold between source
-// and sink. memoryLimit is 0 if the process has none.
-func (o *runOptions) budget(memoryLimit int64) int64 {
-	switch {
-	case o.maxInFlight > 0:
-		return int64(o.maxInFlight)
-	case memoryLimit > 0:
-		return min(max(memoryLimit/4, minBudget), maxBudget)
+func (p *program) runDaemon(ctx context.Context, o *runOptions) error {
+	err := daemon.Run(ctx, daemon.Config{
+		Name: p.name, Version: buildVersion(), Registry: p.registry, Logger: p.logger(),
+		PostgresURL: p.common.postgresURL, Group: p.common.group, MetricsAddr: p.common.metricsAddr,
+		InstanceID: o.instanceID, DiscoveryInterval: o.discoveryInterval, DrainTimeout: o.drainTimeout, AutoMigrate: o.autoMigrate,
+		Pprof: o.pprof, MaxConnections: o.maxConnections, MaxInFlight: int64(o.maxInFlight),
+	})
+	if errors.Is(err, daemon.ErrIncomplete) {
+		return errReported
 	}
-	return maxBudget
+	return err
 }
 
 // byteSize is a flag such as 67108864 or 64MiB.

@@ -7,7 +7,6 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/peterbourgon/ff/v3/ffcli"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
@@ -48,36 +47,30 @@ type statusReport struct {
 }
 
 func (p *program) showStatus(ctx context.Context, _ []string) error {
-	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
-	defer cancel()
-
-	pool, snapshot, err := p.load(ctx)
-	if err != nil {
+	var report *statusReport
+	err := p.withDatabase(ctx, commandTimeout, func(ctx context.Context, db *database) (err error) {
+		report, err = p.status(ctx, db)
 		return err
-	}
-	defer pool.Close()
-	report, err := p.status(ctx, pool, snapshot)
-	if err != nil {
+	})
+	switch {
+	case err != nil:
 		return err
-	}
-
-	if p.json() {
+	case p.json():
 		return p.printJSON(report)
 	}
 	return p.printStatus(report)
 }
 
-func (p *program) status(ctx context.Context, pool *pgxpool.Pool, snapshot catalog.Snapshot) (*statusReport, error) {
-	group := store.New(pool, p.common.group)
-	members, err := group.Instances(ctx)
+func (p *program) status(ctx context.Context, db *database) (*statusReport, error) {
+	members, err := db.store.Instances(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("list instances: %w", err)
 	}
-	cursors, err := group.List(ctx)
+	cursors, err := db.store.List(ctx)
 	if err != nil {
 		return nil, err
 	}
-	deadLetters, err := group.CountDeadLetters(ctx)
+	deadLetters, err := db.store.CountDeadLetters(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -85,11 +78,12 @@ func (p *program) status(ctx context.Context, pool *pgxpool.Pool, snapshot catal
 	report := &statusReport{Group: p.common.group, Instances: []observe.InstanceStatus{}, Pipelines: []pipelineStatus{}}
 	for _, m := range members {
 		report.Instances = append(report.Instances, observe.InstanceStatus{
-			ID: m.ID, Binary: m.Binary, Version: m.Version, Hostname: m.Hostname, PID: m.PID, Backends: m.Backends, Draining: m.Draining, Started: m.Started,
+			ID: m.ID, Binary: m.Binary, Version: m.Version, Hostname: m.Hostname, PID: m.PID, Backends: m.Backends,
+			Draining: m.Draining, Started: m.Started,
 		})
 	}
-	for i := range snapshot {
-		pl := &snapshot[i]
+	for i := range db.pipelines {
+		pl := &db.pipelines[i]
 		c, n := cursors[pl.Key], deadLetters[pl.Key]
 		st := pipelineStatus{
 			Name: pl.Name, Direction: string(pl.Direction), Backend: pl.Backend, Enabled: pl.Enabled, Epoch: c.Epoch, LastID: c.LastID,
@@ -134,8 +128,8 @@ func (p *program) printStatus(report *statusReport) error {
 		if s.Updated != nil {
 			updated = s.Updated.UTC().Format(time.RFC3339)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%s\t%s\n", s.Name, s.Direction, s.Backend, s.State, orDash(s.Owner), s.LastID, s.Delivered,
-			s.DeadLetters, s.Parked, updated, s.Error)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%s\t%s\n", s.Name, s.Direction, s.Backend, s.State, orDash(s.Owner), s.LastID,
+			s.Delivered, s.DeadLetters, s.Parked, updated, s.Error)
 	}
 	fmt.Fprintf(w, "\nINSTANCE\tBINARY\tVERSION\tHOST\tBACKENDS\tUP SINCE\n")
 	for _, i := range report.Instances {
@@ -143,7 +137,8 @@ func (p *program) printStatus(report *statusReport) error {
 		if i.Draining {
 			id += " (draining)"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", id, i.Binary, i.Version, i.Hostname, strings.Join(i.Backends, ","), i.Started.UTC().Format(time.RFC3339))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", id, i.Binary, i.Version, i.Hostname, strings.Join(i.Backends, ","),
+			i.Started.UTC().Format(time.RFC3339))
 	}
 	return w.Flush()
 }

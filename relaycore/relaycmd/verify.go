@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/peterbourgon/ff/v3/ffcli"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox"
 )
 
 const verifyTimeout = 10 * time.Minute
@@ -19,19 +21,14 @@ func (p *program) verifyCommand() *ffcli.Command {
 }
 
 func (p *program) verify(ctx context.Context, name string) error {
-	ctx, cancel := context.WithTimeout(ctx, verifyTimeout)
-	defer cancel()
-
-	pool, snapshot, err := p.load(ctx)
-	if err != nil {
+	var acc outbox.Accounting
+	err := p.withDatabase(ctx, verifyTimeout, func(ctx context.Context, db *database) error {
+		pl, err := db.forward(name)
+		if err == nil {
+			acc, err = db.runner.Verify(ctx, pl)
+		}
 		return err
-	}
-	defer pool.Close()
-	pl, err := forward(snapshot, name)
-	if err != nil {
-		return err
-	}
-	acc, err := p.runner(pool).Verify(ctx, pl)
+	})
 	if err != nil {
 		return err
 	}

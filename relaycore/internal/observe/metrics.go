@@ -88,14 +88,14 @@ const (
 )
 
 var gaugeSeries = [numGauges]series{
-	healthy:        {name: "pipeline_healthy", help: "1 if the pipeline runs without errors and has its lock, or waits for it briefly."},
+	healthy:        {name: "pipeline_healthy", help: "1 if the pipeline runs without errors, or waits for its lock only briefly."},
 	lagSeconds:     {name: "lag_seconds", help: "Age of the oldest message that is not delivered."},
 	lagRows:        {name: "lag_rows", help: "Messages not yet received."},
 	unaccounted:    {name: "unaccounted_rows", help: "Committed rows that are neither delivered, dead, parked nor pending. Must be 0."},
 	leaseEpoch:     {name: "lease_epoch", help: "Epoch of the lease under which this process runs the pipeline."},
 	inFlightBytes:  {name: "in_flight_bytes", help: "Bytes between source and sink."},
 	deadLetters:    {name: "dead_letters", help: "Dead letters stored now."},
-	overtaken:      {name: "overtaken_ids", help: "Outbox ids that disappeared before delivery or were rolled back, since the checkpoint was created."},
+	overtaken:      {name: "overtaken_ids", help: "Outbox ids that disappeared before delivery or were rolled back."},
 	parkedMessages: {name: "parked_messages", help: "Messages parked behind a dead letter now."},
 	checkpointAge:  {name: "checkpoint_age_seconds", help: "Time since the last checkpoint or acknowledgement."},
 }
@@ -184,7 +184,8 @@ func (m *Metrics) addProcess(build prometheus.Labels) {
 	gauge("instances", "Live processes of the group.", nil, func() float64 { return float64(m.Instances.Load()) })
 	gauge("session_up", "Whether the connection that holds the leases is up.", nil, func() float64 { return number(m.SessionUp.Load()) })
 	gauge("listener_up", "Whether the connection for notifications is up.", nil, func() float64 { return number(m.ListenerUp.Load()) })
-	gauge("catalog_up", "Whether the last attempt to read the pipelines succeeded.", nil, func() float64 { return number(m.CatalogUp.Load()) })
+	gauge("catalog_up", "Whether the last attempt to read the pipelines succeeded.", nil,
+		func() float64 { return number(m.CatalogUp.Load()) })
 
 	counter("catalog_reloads_total", "Changes of the catalog that were applied.", &m.Reloads)
 	counter("catalog_errors_total", "Failed attempts to read the pipelines.", &m.ReloadErrors)

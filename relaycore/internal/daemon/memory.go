@@ -1,4 +1,4 @@
-package relaycmd
+package daemon
 
 import (
 	"log/slog"
@@ -47,4 +47,21 @@ func containerLimit(files ...string) int64 {
 		}
 	}
 	return 0
+}
+
+const (
+	maxBudget = 256 << 20
+	minBudget = 4 << 20
+)
+
+// budget returns how many bytes all pipelines together may hold between source and
+// sink. A limit of 0 is none.
+func budget(configured, memoryLimit int64) int64 {
+	switch {
+	case configured > 0:
+		return configured
+	case memoryLimit > 0:
+		return min(max(memoryLimit/4, minBudget), maxBudget)
+	}
+	return maxBudget
 }

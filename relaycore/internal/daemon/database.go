@@ -1,4 +1,4 @@
-package relaycmd
+package daemon
 
 import (
 	"context"
@@ -11,6 +11,7 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/backoff"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/migrate"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/observe"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/supervisor"
 )
 
@@ -68,12 +69,15 @@ func (d *daemon) health() observe.Health {
 	text := oneLine(waiting)
 	return observe.Health{
 		Status: observe.Unhealthy, UptimeSeconds: uptime, Reasons: []string{"PostgreSQL: " + text},
-		Binary: d.name, Version: buildVersion(), Instance: d.self.ID, Group: d.common.group, Postgres: observe.Connection{Error: text},
+		Binary: d.cfg.Name, Version: d.cfg.Version, Instance: d.self.ID, Group: d.cfg.Group, Postgres: observe.Connection{Error: text},
 		Instances: []observe.InstanceStatus{}, Pipelines: []observe.PipelineStatus{},
 	}
 }
 
-const databaseRetry = time.Second
+const (
+	databaseRetry = time.Second
+	checkTimeout  = 30 * time.Second
+)
 
 // awaitDatabase waits until the database answers and has what a relay needs. It
 // logs a problem once, and again when it changes. It returns false if stop ends.
@@ -106,17 +110,17 @@ func (d *daemon) awaitDatabase(stop context.Context) bool {
 func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
 
 func (d *daemon) checkDatabase(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
 
 	conn, err := d.pool.Acquire(ctx)
 	if err != nil {
-		return explainConnect(err)
+		return pg.ExplainConnect(err)
 	}
 	defer conn.Release()
 
-	if d.opts.autoMigrate {
-		if err := migrate.Up(ctx, conn, migrate.Specs(d.backends)); err != nil {
+	if d.cfg.AutoMigrate {
+		if err := migrate.Up(ctx, conn, migrate.Specs(d.cfg.Registry.Backends())); err != nil {
 			return fmt.Errorf("migrate: %w", err)
 		}
 	}
@@ -130,7 +134,7 @@ func (d *daemon) checkDatabase(ctx context.Context) error {
 // warnOfDenied logs which outboxes and inboxes the role of the relay may not use.
 // Pipelines on them fail alone, and report why.
 func (d *daemon) warnOfDenied(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
 
 	denied, err := migrate.Denied(ctx, d.pool)

@@ -1,4 +1,6 @@
-package relaycmd
+// Package daemon runs the pipelines of a database until a signal stops it. It
+// serves HTTP, waits for the database, and connects the supervisor to its parts.
+package daemon
 
 import (
 	"context"
@@ -29,16 +31,40 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/internal/lease"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/observe"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/pipeline"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/retention"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/supervisor"
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
+
+// Config is what a daemon needs.
+type Config struct {
+	Name        string // of the binary
+	Version     string
+	Registry    *relay.Registry
+	PostgresURL string
+	Group       string
+	InstanceID  string // "": unique
+	MetricsAddr string
+	Logger      *slog.Logger
+
+	DiscoveryInterval time.Duration // between reads of the catalog
+	DrainTimeout      time.Duration
+	AutoMigrate       bool
+	Pprof             bool
+	MaxConnections    int
+	MaxInFlight       int64 // bytes; 0: derived from the memory limit
+}
+
+// ErrIncomplete reports that the daemon ended before all messages in flight were
+// delivered. Run has logged it.
+var ErrIncomplete = errors.New("drain incomplete")
 
 // daemon is a running relay.
 type daemon struct {
-	*program
-	opts   *runOptions
+	cfg    Config
 	log    *slog.Logger
 	self   lease.Instance
 	budget *engine.Budget
@@ -52,22 +78,21 @@ type daemon struct {
 	phase   phase
 }
 
-// runDaemon is the command run: serve HTTP, wait for the database, run pipelines.
-// On a signal it reports not ready, drains the pipelines, releases the leases and
-// stops HTTP, in this order.
-func runDaemon(ctx context.Context, p *program, o *runOptions) error {
-	d, err := newDaemon(ctx, p, o)
+// Run serves HTTP, waits for the database and runs pipelines. On a signal it reports
+// not ready, drains the pipelines, releases the leases and stops HTTP, in this order.
+func Run(ctx context.Context, cfg Config) error {
+	d, err := newDaemon(ctx, cfg)
 	if err != nil {
 		return err
 	}
 	defer d.close()
 
-	ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", p.common.metricsAddr)
+	ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.MetricsAddr)
 	if err != nil {
 		return fmt.Errorf("--metrics-addr: %w", err)
 	}
-	d.log.Info("relay started", "binary", p.name, "version", buildVersion(), "instance", d.self.ID, "group", p.common.group,
-		"backends", strings.Join(p.registry.Names(), ","), "metrics_addr", ln.Addr().String())
+	d.log.Info("relay started", "binary", cfg.Name, "version", cfg.Version, "instance", d.self.ID, "group", cfg.Group,
+		"backends", strings.Join(cfg.Registry.Names(), ","), "metrics_addr", ln.Addr().String())
 
 	stop, abandon, cleanUp := d.handleSignals(ctx)
 	defer cleanUp()
@@ -78,24 +103,24 @@ func runDaemon(ctx context.Context, p *program, o *runOptions) error {
 		return err
 	case abandon.Err() != nil:
 		d.log.Error("drain incomplete", "cause", context.Cause(abandon), "effect", "messages in flight are delivered again")
-		return errReported
+		return ErrIncomplete
 	}
 	d.log.Info("relay stopped")
 	return nil
 }
 
 // newDaemon prepares everything that needs no server: it connects to nothing.
-func newDaemon(ctx context.Context, p *program, o *runOptions) (*daemon, error) {
-	d := &daemon{program: p, opts: o, log: p.logger(), self: newInstance(p, o), reg: prometheus.NewRegistry()}
+func newDaemon(ctx context.Context, cfg Config) (*daemon, error) {
+	d := &daemon{cfg: cfg, log: cfg.Logger, self: newInstance(&cfg), reg: prometheus.NewRegistry()}
 	d.phase.start()
-	d.budget = engine.NewBudget(o.budget(limitMemory(d.log)))
+	d.budget = engine.NewBudget(budget(cfg.MaxInFlight, limitMemory(d.log)))
 
 	if err := d.openPools(ctx); err != nil {
 		return nil, err
 	}
 
 	var err error
-	if d.metrics, err = observe.NewMetrics(d.reg, d.name, buildVersion(), runtime.Version()); err != nil {
+	if d.metrics, err = observe.NewMetrics(d.reg, cfg.Name, cfg.Version, runtime.Version()); err != nil {
 		return nil, err
 	}
 	d.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -106,9 +131,9 @@ func newDaemon(ctx context.Context, p *program, o *runOptions) (*daemon, error) 
 // tuned for it. Those that write inboxes are not: an inbox may have triggers and
 // foreign keys, whose plans must follow their owner's settings.
 func (d *daemon) openPools(ctx context.Context) error {
-	half := d.opts.maxConnections / 2
+	half := d.cfg.MaxConnections / 2
 
-	config, err := d.poolConfig(d.opts.maxConnections - half)
+	config, err := pg.PoolConfig(d.cfg.PostgresURL, d.cfg.Name, d.cfg.MaxConnections-half)
 	if err != nil {
 		return err
 	}
@@ -117,7 +142,7 @@ func (d *daemon) openPools(ctx context.Context) error {
 		return err
 	}
 
-	if config, err = d.poolConfig(half); err != nil {
+	if config, err = pg.PoolConfig(d.cfg.PostgresURL, d.cfg.Name, half); err != nil {
 		return err
 	}
 	config.AfterConnect = outbox.Tune
@@ -130,13 +155,13 @@ func (d *daemon) close() {
 	d.pool.Close()
 }
 
-func newInstance(p *program, o *runOptions) lease.Instance {
+func newInstance(cfg *Config) lease.Instance {
 	host, err := os.Hostname()
 	if err != nil {
 		host = "unknown"
 	}
 	self := lease.Instance{
-		ID: o.instanceID, Group: p.common.group, Binary: p.name, Version: buildVersion(), Hostname: host, PID: os.Getpid(),
+		ID: cfg.InstanceID, Group: cfg.Group, Binary: cfg.Name, Version: cfg.Version, Hostname: host, PID: os.Getpid(),
 		LockKey: mathrand.Int64(), Started: time.Now(),
 	}
 
@@ -145,7 +170,7 @@ func newInstance(p *program, o *runOptions) lease.Instance {
 		_, _ = rand.Read(random) // never fails
 		self.ID = fmt.Sprintf("%s-%d-%s", host, self.PID, hex.EncodeToString(random))
 	}
-	for _, b := range p.registry.Backends() {
+	for _, b := range cfg.Registry.Backends() {
 		self.Backends = append(append(self.Backends, b.Name), b.Aliases...)
 	}
 	return self
@@ -165,7 +190,7 @@ func (d *daemon) handleSignals(ctx context.Context) (stop, abandon context.Conte
 		defer signal.Stop(signals)
 		select {
 		case s := <-signals:
-			d.log.Info("signal received, draining", "signal", s.String(), "drain_timeout", d.opts.drainTimeout.String())
+			d.log.Info("signal received, draining", "signal", s.String(), "drain_timeout", d.cfg.DrainTimeout.String())
 		case <-ended:
 			return
 		}
@@ -174,7 +199,7 @@ func (d *daemon) handleSignals(ctx context.Context) (stop, abandon context.Conte
 		select {
 		case <-signals:
 			cancelAbandon(errors.New("second signal"))
-		case <-time.After(d.opts.drainTimeout):
+		case <-time.After(d.cfg.DrainTimeout):
 			cancelAbandon(errors.New("drain timeout"))
 		case <-ended:
 		}
@@ -195,7 +220,7 @@ func (d *daemon) serve(ctx, stop context.Context, ln net.Listener) error {
 
 	srv := &http.Server{
 		Handler: observe.Handler(
-			observe.Probes{Health: d.health, Ready: d.phase.ready, Live: func() error { return nil }}, d.reg, d.opts.pprof),
+			observe.Probes{Health: d.health, Ready: d.phase.ready, Live: func() error { return nil }}, d.reg, d.cfg.Pprof),
 		ReadHeaderTimeout: 5 * time.Second,
 		IdleTimeout:       time.Minute,
 		ErrorLog:          slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
@@ -254,25 +279,25 @@ func (d *daemon) runPipelines(ctx, stop context.Context) {
 	sweeper.Wait()
 }
 
-// newSupervisor connects the parts: the catalog tells which pipelines there are,
-// the keeper which of them this process owns, and the runner runs one.
+// newSupervisor connects the parts. The catalog has the pipelines,
+// the keeper holds the leases of those that this process owns, and the runner runs one.
 func (d *daemon) newSupervisor() *supervisor.Supervisor {
-	pipelines := catalog.New(d.registry)
-	group := store.New(d.pool, d.common.group)
+	pipelines := catalog.New(d.cfg.Registry)
+	group := store.New(d.pool, d.cfg.Group)
 	runner := &pipeline.Runner{
-		Pool: d.pool, Readers: d.readers, Group: d.common.group, Owner: d.self.ID, Version: buildVersion(), Budget: d.budget,
+		Pool: d.pool, Readers: d.readers, Group: d.cfg.Group, Owner: d.self.ID, Version: d.cfg.Version, Budget: d.budget,
 	}
 
 	return supervisor.New(supervisor.Config{
 		Self:        d.self,
 		Load:        func(ctx context.Context) (catalog.Snapshot, error) { return pipelines.Load(ctx, d.pool) },
 		Listen:      func(ctx context.Context) (*pgx.Conn, error) { return pgx.ConnectConfig(ctx, d.conn) },
-		Interval:    d.opts.discoveryInterval,
+		Interval:    d.cfg.DiscoveryInterval,
 		Run:         runner.Run,
 		Sequences:   runner.Sequences,
 		DeadLetters: group.CountDeadLetters,
 		Report:      group.Report,
-		Drain:       d.opts.drainTimeout,
+		Drain:       d.cfg.DrainTimeout,
 		Metrics:     d.metrics,
 		Logger:      d.log,
 	}, d.newKeeper)
