@@ -2,9 +2,9 @@ package webhookrelay
 
 import (
 	"context"
-	"encoding/json"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
 )
 
 // Backend returns the webhook backend. Sources that are made from one value
@@ -14,12 +14,10 @@ func Backend() relay.Backend {
 	return relay.Backend{
 		Name:    "webhook",
 		Aliases: []string{"http"},
-		NewSink: newSink,
-		NewSource: func(ctx context.Context, env relay.Env, raw json.RawMessage) (relay.Source, error) {
-			return newSource(ctx, env, raw, shared)
-		},
-		SinkConfig:   sinkDefaults(),
-		SourceConfig: sourceDefaults(),
+		Sink:    relaycfg.Sink(sinkDefaults(), newSink),
+		Source: relaycfg.Source(sourceDefaults(), func(ctx context.Context, env relay.Env, cfg sourceConfig) (*source, error) {
+			return newSource(ctx, env, cfg, shared)
+		}),
 		SinkGuarantee: relay.Guarantee{
 			Delivery: "at least once",
 			Dedup:    "the receiver's, by Idempotency-Key or webhook-id",

@@ -19,71 +19,62 @@ import (
 // publishArrays sends one request after the other, each with a JSON array of
 // consecutive messages.
 func (s *sink) publishArrays(ctx context.Context, batch []relay.Message) error {
-	w := s.workers[0]
-	clear(s.batchBad)
-	var failed relay.BatchError
 	for i := 0; i < len(batch); {
-		if s.batchBad[batch[i].Key] {
-			failed.Fail(i, relay.ErrHeldBack)
+		if s.outcome.Held(i) {
 			i++
 			continue
 		}
 		u, err := s.target(&batch[i])
 		if err != nil {
-			failed.Fail(i, err)
-			s.bad(batch[i].Key)
+			s.outcome.Fail(i, err)
 			i++
 			continue
 		}
-		end := s.chunk(batch, i, u)
-		results, err := s.sendArray(ctx, w, u, batch[i:end])
+
+		end := s.join(batch, i, u)
+		results, err := s.sendArray(ctx, u, batch[i:end])
 		switch {
 		case err == nil:
-			for j, itemErr := range results {
-				if itemErr != nil {
-					failed.Fail(i+j, itemErr)
-					s.bad(batch[i+j].Key)
-				}
-			}
+			s.settle(i, end, results)
 			i = end
 			continue
 		case relay.IsPermanent(err) && end == i+1:
-			failed.Fail(i, err)
-			s.bad(batch[i].Key)
+			s.outcome.Fail(i, err)
 			i = end
 			continue
 		case i == 0:
-			return err // nothing is confirmed; a permanent one is for the engine to bisect
+			return err // nothing is confirmed; the engine bisects after a permanent error
 		case relay.IsPermanent(err):
-			// Next time this array is the first, and the engine can bisect.
+			// The array is the first of the next attempt, and the engine can bisect.
 			err = fmt.Errorf("array of %d events was refused: %s", end-i, err) //nolint:errorlint // must not be permanent
 		}
-		for ; i < len(batch); i++ {
-			failed.Fail(i, err)
+		s.outcome.FailRest(err)
+		break
+	}
+	return s.outcome.Err()
+}
+
+// settle records the results of an array; nil results confirm all its messages.
+func (s *sink) settle(start, end int, results []error) {
+	for i := start; i < end; i++ {
+		if results != nil && results[i-start] != nil {
+			s.outcome.Fail(i, results[i-start])
+		} else {
+			s.outcome.Confirm(i)
 		}
 	}
-	if len(failed.Failed) > 0 {
-		failed.HoldBack(batch)
-	}
-	return failed.Err()
 }
 
-func (s *sink) bad(key string) {
-	if key != "" {
-		s.batchBad[key] = true
-	}
-}
-
-// chunk joins messages from start on into s.joined and returns where it ends.
-func (s *sink) chunk(batch []relay.Message, start int, u *url.URL) (end int) {
+// join joins messages from start on into s.joined and returns the index behind them.
+func (s *sink) join(batch []relay.Message, start int, u *url.URL) (end int) {
 	s.joined = append(s.joined[:0], '[')
 	for end = start; end < len(batch) && end-start < s.cfg.BatchMessages; end++ {
 		m := &batch[end]
 		if end > start {
-			if len(s.joined)+len(m.Body)+2 > int(s.cfg.BatchBytes) || s.batchBad[m.Key] {
+			if len(s.joined)+len(m.Body)+2 > int(s.cfg.BatchBytes) || s.outcome.Held(end) {
 				break
 			}
-			if s.fixed == nil {
+			if s.cfg.fixed == nil {
 				if other, err := s.target(m); err != nil || other.String() != u.String() {
 					break
 				}
@@ -98,8 +89,8 @@ func (s *sink) chunk(batch []relay.Message, start int, u *url.URL) (end int) {
 
 // sendArray sends the joined messages. results is nil when all are confirmed,
 // else it has one entry for each.
-func (s *sink) sendArray(ctx context.Context, w *worker, u *url.URL, messages []relay.Message) (results []error, err error) {
-	first := &messages[0]
+func (s *sink) sendArray(ctx context.Context, u *url.URL, messages []relay.Message) (results []error, err error) {
+	w, first := s.workers[0], &messages[0]
 	h := newHead()
 	for _, f := range first.Headers {
 		if err := h.add(f.Name, f.Value); err != nil {
@@ -135,17 +126,9 @@ func batchID(messages []relay.Message) string {
 	return "batch_" + hex.EncodeToString(h.Sum(nil)[:16])
 }
 
-// result is what an endpoint says of one event of an array; see the package
-// comment.
-type result struct {
-	id     string // "" where results go by their order
-	status int
-	detail string
-}
-
-// results reads what an answer says of each event. It is nil for an answer that
-// says nothing of them, which confirms all. An answer that does, and cannot be
-// read, confirms none: the refusal that is in it would be lost.
+// results returns the error of each event that an answer has a result for. It is nil
+// for an answer without results, which confirms all. Results that cannot be read
+// confirm none, because the sink would miss a refusal.
 func (s *sink) results(answer []byte, messages []relay.Message) ([]error, error) {
 	parts, err := resultsOf(answer)
 	if parts == nil || err != nil {
@@ -155,22 +138,23 @@ func (s *sink) results(answer []byte, messages []relay.Message) ([]error, error)
 	for i := range messages {
 		byID[messages[i].ID] = i
 	}
+
 	errs := make([]error, len(messages))
 	for i, part := range parts {
-		r, err := parseResult(part)
+		id, status, detail, err := parseResult(part)
 		if err != nil {
 			return nil, fmt.Errorf("result %d of the answer: %w", i, err)
 		}
 		at, ok := i, true
-		if r.id != "" {
-			at, ok = byID[r.id]
+		if id != "" {
+			at, ok = byID[id]
 		} else if len(parts) != len(messages) {
 			return nil, fmt.Errorf("the answer has %d results without ids for %d events", len(parts), len(messages))
 		}
 		if !ok {
-			return nil, fmt.Errorf("the answer has a result for %q, which was not sent", r.id)
+			return nil, fmt.Errorf("the answer has a result for %q, which was not sent", id)
 		}
-		if err := s.classes.classify(r.status, r.detail, 0); err != nil {
+		if err := s.classes.classify(status, detail, 0); err != nil {
 			errs[at] = fmt.Errorf("event %s: %w", messages[at].ID, err)
 		}
 	}
@@ -178,63 +162,54 @@ func (s *sink) results(answer []byte, messages []relay.Message) ([]error, error)
 }
 
 // resultsOf returns the elements of results, nil where the answer has none.
-func resultsOf(answer []byte) ([]json.RawMessage, error) {
+func resultsOf(answer []byte) (parts []json.RawMessage, err error) {
 	if !bytes.HasPrefix(bytes.TrimLeft(answer, " \t\r\n"), []byte("{")) {
-		return nil, nil // "thanks"
+		return nil, nil // not an object, for example "thanks"
 	}
 	if len(answer) >= maxResults {
-		return nil, fmt.Errorf("the answer has more than %d bytes, so that its results cannot be read: let it name the failed events only, or lower webhook_batch_messages", maxResults-1)
+		return nil, fmt.Errorf("the answer has more than %d bytes: return failed events only, or lower webhook_batch_messages", maxResults-1)
 	}
-	var parsed struct {
-		Results json.RawMessage `json:"results"`
-	}
-	if err := json.Unmarshal(answer, &parsed); err != nil {
-		if bytes.Contains(answer, []byte(`"results"`)) {
-			return nil, fmt.Errorf("the answer has results and is not JSON: %w", err)
-		}
+	var parsed struct{ Results json.RawMessage }
+	switch err := json.Unmarshal(answer, &parsed); {
+	case err != nil && bytes.Contains(answer, []byte(`"results"`)):
+		return nil, fmt.Errorf("the answer has results and is not JSON: %w", err)
+	case err != nil || parsed.Results == nil:
 		return nil, nil
 	}
-	var parts []json.RawMessage
-	if parsed.Results != nil && json.Unmarshal(parsed.Results, &parts) != nil {
+	if json.Unmarshal(parsed.Results, &parts) != nil {
 		return nil, fmt.Errorf("the answer's results are not a list: %s", excerpt(parsed.Results))
 	}
 	return parts, nil
 }
 
-// parseResult is liberal where there is no doubt what is meant: ids and statuses
-// may be strings or numbers, and an error anything.
-func parseResult(part json.RawMessage) (result, error) {
-	var raw struct {
-		ID     json.RawMessage `json:"id"`
-		Status json.RawMessage `json:"status"`
-		Error  json.RawMessage `json:"error"`
-	}
+// parseResult accepts every result whose meaning is certain: ids and statuses may be
+// strings or numbers, and an error any JSON.
+func parseResult(part json.RawMessage) (id string, status int, detail string, err error) {
+	var raw struct{ ID, Status, Error json.RawMessage }
 	if json.Unmarshal(part, &raw) != nil {
-		return result{}, fmt.Errorf("%s is not an object", excerpt(part))
+		return "", 0, "", fmt.Errorf("%s is not an object", excerpt(part))
 	}
-	id, err := textOf(raw.ID)
-	if err != nil {
-		return result{}, fmt.Errorf("id: %w", err)
+	if id, err = textOf(raw.ID); err != nil {
+		return "", 0, "", fmt.Errorf("id: %w", err)
 	}
-	r := result{id: id, detail: detailOf(raw.Error)}
-	status, err := textOf(raw.Status)
+	detail = detailOf(raw.Error)
+	text, err := textOf(raw.Status)
 	switch {
 	case err != nil:
-		return result{}, fmt.Errorf("status: %w", err)
-	case status != "" && status != "0":
-		r.status, err = strconv.Atoi(status)
-		if err != nil || r.status < 100 || r.status > 599 {
-			return result{}, fmt.Errorf("status: %q is not one of HTTP", excerpt([]byte(status)))
+		return "", 0, "", fmt.Errorf("status: %w", err)
+	case text != "" && text != "0":
+		if status, err = strconv.Atoi(text); err != nil || status < 100 || status > 599 {
+			return "", 0, "", fmt.Errorf("status: %q is not one of HTTP", excerpt([]byte(text)))
 		}
-	case r.detail != "":
-		r.status = http.StatusUnprocessableEntity
+	case detail != "":
+		status = http.StatusUnprocessableEntity
 	default:
-		r.status = http.StatusOK
+		status = http.StatusOK
 	}
-	return r, nil
+	return id, status, detail, nil
 }
 
-// textOf is the text of a string or a number, "" for null and what is not there.
+// textOf returns the text of a string or a number, "" for null and an absent value.
 func textOf(raw json.RawMessage) (text string, err error) {
 	switch {
 	case len(raw) == 0 || string(raw) == "null":
@@ -247,7 +222,7 @@ func textOf(raw json.RawMessage) (text string, err error) {
 	return "", errors.New("neither a string nor a number")
 }
 
-// detailOf is what an error says, "" for null and false.
+// detailOf returns the text of an error, "" for null and false.
 func detailOf(raw json.RawMessage) string {
 	if string(raw) == "false" {
 		return ""

@@ -9,6 +9,7 @@ import (
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
+	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
 )
 
 const (
@@ -21,19 +22,19 @@ type sinkConfig struct {
 	Method          string                    `json:"method" relay:"enum=POST|PUT|PATCH" doc:"Method of the request."`
 	Headers         map[string]relay.Template `json:"headers" doc:"Further headers; their values take variables."`
 	Mode            string                    `json:"mode" relay:"enum=event|batch" doc:"One request per event, or one for many with a JSON array as its body."`
-	BatchMode       bool                      `json:"batch_mode" doc:"True says the same as mode batch."`
-	BatchMessages   int                       `json:"batch_messages" relay:"min=1" doc:"Most events in one request of mode batch."`
-	BatchBytes      relaycfg.Size             `json:"batch_bytes" relay:"min=1" doc:"Most bytes in the body of one request of mode batch; a larger event goes alone."`
+	BatchMode       bool                      `json:"batch_mode" doc:"True is the same as mode batch."`
+	BatchMessages   int                       `json:"batch_messages" relay:"min=1" doc:"Maximum of events in one request of mode batch."`
+	BatchBytes      relaycfg.Size             `json:"batch_bytes" relay:"min=1" doc:"Maximum of bytes in the body of one request of mode batch; a larger event is sent alone."`
 	Concurrency     int                       `json:"concurrency" relay:"min=1" doc:"Requests at a time in mode event; events of one key are sent one after the other."`
 	ConfirmTimeout  relaycfg.Duration         `json:"confirm_timeout" relay:"min=1,alias=timeout" doc:"Time for one request, until its answer has been read."`
 	RetryOnStatus   relaycfg.Ints             `json:"retry_on_status" doc:"Statuses of the answer that are tried again."`
 	SigningSecret   relaycfg.Secrets          `json:"signing_secret" doc:"Secrets that sign each request as Standard Webhooks has it; several, for rotation, give several signatures. whsec_ is followed by base64, anything else is taken as it is."`
 	AllowPrivate    bool                      `json:"allow_private" doc:"Send to loopback, private and other addresses that are not public."`
 	FollowRedirects bool                      `json:"follow_redirects" doc:"Follow an answer of 307 or 308; without it, and for any other 3xx, a redirect is a failure."`
-	TLSCA           string                    `json:"tls_ca" doc:"Path of a PEM file with the certificate authorities to trust, in place of the system's."`
-	TLSCert         string                    `json:"tls_cert" doc:"Path of a PEM file with the client's certificate."`
-	TLSKey          string                    `json:"tls_key" doc:"Path of a PEM file with the key of tls_cert."`
+	relaynet.TLS
 
+	base    *url.URL // scheme, user, host and port of URL
+	fixed   *url.URL // nil where URL has variables
 	secrets [][]byte
 }
 
@@ -49,9 +50,9 @@ func sinkDefaults() sinkConfig {
 	}
 }
 
-// Validate checks what one key alone cannot say.
+// Validate checks keys that depend on each other.
 func (c *sinkConfig) Validate() (err error) {
-	if err := checkURL(c.URL.String()); err != nil {
+	if err := c.parseURL(); err != nil {
 		return err
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Headers)) {
@@ -70,32 +71,32 @@ func (c *sinkConfig) Validate() (err error) {
 	if c.secrets, err = decodeSecrets("signing_secret", c.SigningSecret); err != nil {
 		return err
 	}
-	if (c.TLSCert == "") != (c.TLSKey == "") {
-		return relaycfg.Errorf("tls_cert", "goes together with tls_key: set both or none")
-	}
 	if c.BatchMode {
 		c.Mode = modeBatch
 	}
-	return nil
+	return c.TLS.Validate()
 }
 
-// checkURL wants scheme and host to be fixed, so that no row decides to whom
-// requests and their secrets go.
-func checkURL(text string) error {
-	scheme, rest, ok := strings.Cut(text, "://")
-	if !ok || (scheme != "http" && scheme != "https") {
-		return relaycfg.Errorf("url", "%s", "must begin with http:// or https://")
+// parseURL requires a fixed scheme and host: a row must not choose the receiver of
+// requests and their secrets.
+func (c *sinkConfig) parseURL() (err error) {
+	scheme, host, _ := strings.Cut(c.URL.String(), "://")
+	if scheme != "http" && scheme != "https" {
+		return relaycfg.Errorf("url", "must begin with http:// or https://")
 	}
-	host := rest
-	if end := strings.IndexAny(rest, "/?#"); end >= 0 {
-		host = rest[:end]
+	if end := strings.IndexAny(host, "/?#"); end >= 0 {
+		host = host[:end]
 	}
 	if strings.ContainsAny(host, "{}") {
-		return relaycfg.Errorf("url", "%s", "has a variable in its host; variables may stand in the path and the query only")
+		return relaycfg.Errorf("url", "has a variable in its host; variables may stand in the path and the query only")
 	}
-	u, err := url.Parse(scheme + "://" + host)
-	if err != nil || u.Hostname() == "" {
-		return relaycfg.Errorf("url", "%s", "has no valid host")
+	if c.base, err = url.Parse(scheme + "://" + host); err != nil || c.base.Hostname() == "" {
+		return relaycfg.Errorf("url", "has no valid host")
+	}
+	if c.URL.Fixed() {
+		if c.fixed, err = url.Parse(c.URL.String()); err != nil {
+			return relaycfg.Errorf("url", "is not a URL")
+		}
 	}
 	return nil
 }
@@ -123,9 +124,7 @@ type sourceConfig struct {
 	OnMissingID     string            `json:"on_missing_id" relay:"enum=refuse|hash" doc:"What to do with an event that has no id: answer with 400, or make the hash of its body its id."`
 	SplitArrays     bool              `json:"split_arrays" doc:"Take a JSON array as a batch of events rather than as one event."`
 	AckTimeout      relaycfg.Duration `json:"ack_timeout" relay:"min=1" doc:"How long a request waits for the inbox before it is answered with 503."`
-	TLSCert         string            `json:"tls_cert" doc:"Path of a PEM file with the server's certificate; with it the listener speaks TLS and HTTP/2."`
-	TLSKey          string            `json:"tls_key" doc:"Path of a PEM file with the key of tls_cert."`
-	ClientCA        string            `json:"client_ca" doc:"Path of a PEM file with the certificate authorities of clients, which then must have a certificate."`
+	relaynet.ServerTLS
 
 	secrets [][]byte
 }
@@ -146,7 +145,7 @@ func sourceDefaults() sourceConfig {
 	}
 }
 
-// Validate checks what one key alone cannot say.
+// Validate checks keys that depend on each other.
 func (c *sourceConfig) Validate() (err error) {
 	switch {
 	case !strings.HasPrefix(c.Path, "/") || strings.ContainsAny(c.Path, "?# "):
@@ -155,16 +154,16 @@ func (c *sourceConfig) Validate() (err error) {
 		return relaycfg.Errorf("secret", "has no effect with auth none; set auth")
 	case c.Auth != authNone && len(c.Secret) == 0:
 		return relaycfg.Errorf("secret", "is required with auth %s", c.Auth)
-	case (c.TLSCert == "") != (c.TLSKey == ""):
-		return relaycfg.Errorf("tls_cert", "goes together with tls_key: set both or none")
-	case c.ClientCA != "" && c.TLSCert == "":
-		return relaycfg.Errorf("client_ca", "needs tls_cert and tls_key: without TLS a client shows no certificate")
 	case c.MaxPending < c.MaxBody+eventOverhead:
-		return relaycfg.Errorf("max_pending", "is %d bytes; must be at least %d, max_body and 1 KiB, or the largest body would never be taken", c.MaxPending, c.MaxBody+eventOverhead)
+		return relaycfg.Errorf("max_pending", "is %d bytes; must be at least %d: max_body and 1 KiB for the largest body",
+			c.MaxPending, c.MaxBody+eventOverhead)
 	case !validName(c.AuthHeader):
 		return relaycfg.Errorf("auth_header", "is not a valid name of a header")
 	case !validName(c.SignatureHeader):
 		return relaycfg.Errorf("signature_header", "is not a valid name of a header")
+	}
+	if err := c.ServerTLS.Validate(); err != nil {
+		return err
 	}
 	if c.Auth == authStandard {
 		c.secrets, err = decodeSecrets("secret", c.Secret)

@@ -7,7 +7,6 @@ import (
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
-	"github.com/grove/pgtrickle-relay/relaycore/relaytls"
 )
 
 func TestSinkConfig(t *testing.T) {
@@ -46,7 +45,7 @@ func TestSinkConfig(t *testing.T) {
 			cfg := sinkDefaults()
 			err := relaycfg.Decode([]byte(tc.raw), &cfg)
 			if err == nil {
-				_, err = relaytls.Client(cfg.TLSCA, cfg.TLSCert, cfg.TLSKey)
+				_, err = cfg.TLS.Client()
 			}
 			checkConfig(t, tc.raw, err, tc.wantErr)
 			if err == nil && !tc.check(&cfg) {

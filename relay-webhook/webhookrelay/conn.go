@@ -4,7 +4,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"net/netip"
 	"syscall"
@@ -13,7 +12,7 @@ import (
 	"code.dny.dev/ssrf"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
-	"github.com/grove/pgtrickle-relay/relaycore/relaytls"
+	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
 )
 
 const (
@@ -24,8 +23,8 @@ const (
 
 // newDialer returns the dialer of an endpoint. It refuses addresses that are not
 // public unless allow_private is set.
-func newDialer(cfg *sinkConfig) *net.Dialer {
-	d := &net.Dialer{Timeout: cfg.ConfirmTimeout.D(), KeepAlive: 15 * time.Second}
+func newDialer(cfg *sinkConfig) *relaynet.Dialer {
+	d := &relaynet.Dialer{Timeout: cfg.ConfirmTimeout.D()}
 	if !cfg.AllowPrivate {
 		d.Control = guard
 	}
@@ -34,7 +33,7 @@ func newDialer(cfg *sinkConfig) *net.Dialer {
 
 // newTransport returns a transport that keeps a connection for each concurrent
 // request. It uses no proxy: behind a proxy the guard would not see the endpoint.
-func newTransport(cfg *sinkConfig, dialer *net.Dialer, tlsConfig *tls.Config) *http.Transport {
+func newTransport(cfg *sinkConfig, dialer *relaynet.Dialer, tlsConfig *tls.Config) *http.Transport {
 	return &http.Transport{
 		DialContext:            dialer.DialContext,
 		TLSClientConfig:        tlsConfig,
@@ -75,7 +74,7 @@ func public(addr netip.Addr) bool {
 	return guardian.SafeAddr(addr) == nil
 }
 
-// guard is a [net.Dialer] Control. It checks the resolved address of every
+// guard is the Control of a [net.Dialer]. It checks the resolved address of every
 // connection, so that neither a redirect nor a changed DNS record gets past it.
 func guard(_, address string, _ syscall.RawConn) error {
 	to, err := netip.ParseAddrPort(address)
@@ -86,23 +85,4 @@ func guard(_, address string, _ syscall.RawConn) error {
 		return relay.Fatal(fmt.Errorf("%s %w", to.Addr(), errNotPublic))
 	}
 	return nil
-}
-
-// serverTLS returns nil where no certificate is configured.
-func serverTLS(cert, key, clientCA string) (*tls.Config, error) {
-	if cert == "" {
-		return nil, nil //nolint:nilnil // no TLS is a valid answer
-	}
-	cfg := &tls.Config{MinVersion: tls.VersionTLS12}
-	var err error
-	if cfg.Certificates, err = relaytls.Pair(cert, key); err != nil {
-		return nil, err
-	}
-	if clientCA != "" {
-		if cfg.ClientCAs, err = relaytls.Authorities("client_ca", clientCA); err != nil {
-			return nil, err
-		}
-		cfg.ClientAuth = tls.RequireAndVerifyClientCert
-	}
-	return cfg, nil
 }

@@ -16,8 +16,8 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
 )
 
-// raw is an endpoint that answers by hand: answer is given each request's number,
-// over all connections, and returns whether the connection is to be kept.
+// raw is an endpoint that answers with raw bytes. answer gets the number of the
+// request over all connections, and returns whether to keep the connection.
 func raw(t *testing.T, answer func(n int64, conn net.Conn) (keep bool)) (url string, requests, conns *atomic.Int64) {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -55,7 +55,7 @@ func raw(t *testing.T, answer func(n int64, conn net.Conn) (keep bool)) (url str
 
 const ok = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
-func say(conn net.Conn, answer string) bool {
+func write(conn net.Conn, answer string) bool {
 	_, err := io.WriteString(conn, answer)
 	return err == nil
 }
@@ -78,7 +78,7 @@ func TestConnectionIsKept(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			url, requests, conns := raw(t, func(_ int64, conn net.Conn) bool { return say(conn, tc.answer) })
+			url, requests, conns := raw(t, func(_ int64, conn net.Conn) bool { return write(conn, tc.answer) })
 			s := openSink(t, url, map[string]any{"concurrency": 1})
 			for range 3 {
 				if err := s.Publish(context.Background(), one()); err != nil {
@@ -98,11 +98,11 @@ func TestAnswerNobodyAskedFor(t *testing.T) {
 	said := make(chan struct{})
 	url, _, _ := raw(t, func(n int64, conn net.Conn) bool {
 		if n > 1 {
-			return say(conn, "HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+			return write(conn, "HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
 		}
-		say(conn, ok)
+		write(conn, ok)
 		<-said
-		say(conn, ok)
+		write(conn, ok)
 		_, _ = conn.Read(make([]byte, 1)) // until the sink closes the connection
 		said <- struct{}{}
 		return true
@@ -122,7 +122,7 @@ func TestAnswerNobodyAskedFor(t *testing.T) {
 // idle costs a connection and no error.
 func TestIdleConnectionIsClosed(t *testing.T) {
 	t.Parallel()
-	url, requests, _ := raw(t, func(n int64, conn net.Conn) bool { return n%2 == 1 && say(conn, ok) })
+	url, requests, _ := raw(t, func(n int64, conn net.Conn) bool { return n%2 == 1 && write(conn, ok) })
 	s := openSink(t, url, map[string]any{"concurrency": 1})
 	batch := make([]relay.Message, 20)
 	for i := range batch {
@@ -146,8 +146,8 @@ func TestFirstRequestBreaks(t *testing.T) {
 func TestHeaderWithoutEnd(t *testing.T) {
 	t.Parallel()
 	url, _, _ := raw(t, func(_ int64, conn net.Conn) bool {
-		say(conn, "HTTP/1.1 200 OK\r\nX: ")
-		for say(conn, strings.Repeat("x", 10_000)) {
+		write(conn, "HTTP/1.1 200 OK\r\nX: ")
+		for write(conn, strings.Repeat("x", 10_000)) {
 		}
 		return false
 	})
@@ -163,7 +163,7 @@ func TestCancelledRequest(t *testing.T) {
 	url, _, _ := raw(t, func(n int64, conn net.Conn) bool {
 		arrived <- struct{}{}
 		if n > 2 {
-			return say(conn, ok)
+			return write(conn, ok)
 		}
 		_, _ = conn.Read(make([]byte, 1)) // until the sink hangs up
 		return false

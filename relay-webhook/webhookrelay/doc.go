@@ -2,8 +2,8 @@
 // to an HTTP endpoint, and a source that receives them.
 //
 // The sink sends through one [http.Transport], with HTTP/2 where an endpoint offers
-// it over TLS. It reaches 0.94 of the rate of net/http's own client with the same
-// headers, on two cores and with 16 requests at a time; BenchmarkSink measures it.
+// it over TLS. BenchmarkSink measures 0.94 of the rate of net/http's own client with
+// the same headers, on two cores and with 16 requests at a time.
 // It uses no proxy from the environment, because behind a proxy the check of
 // addresses would see the proxy alone. That check refuses each address that IANA's
 // special-purpose registries list, unless allow_private is set.
@@ -18,9 +18,9 @@
 //	Content-Type, traceparent, further headers   the message's
 //	body                                         the format's bytes
 //
-// A key or subject that HTTP cannot carry, because of a line break or a space at an
-// end, comes as Pgtrickle-Key* in the form of RFC 8187: UTF-8, two apostrophes, and
-// the value percent-encoded.
+// A key or subject with a line break, or with a space at an end, comes in the form of
+// RFC 8187. The name is Pgtrickle-Key*, and the value is UTF-8, two apostrophes and the
+// percent-encoded key.
 //
 // In mode batch the body is a JSON array of the bodies, and Pgtrickle-Batch holds
 // their number. The id is made from the ids of the events, and the headers are those
@@ -37,8 +37,8 @@
 // result is confirmed. status defaults to 200, or to 422 beside an error, and has the
 // class of the same status of an answer. An id or a status may be a string or a
 // number, an error any JSON. Results that cannot be read, or are in an answer of more
-// than 4 MiB, confirm nothing: the sink sends the array again, and the error describes
-// the answer. Any other 2xx confirms all events. An endpoint that refuses an event
+// than 4 MiB, confirm nothing. The sink then sends the array again, and the error
+// describes the answer. Any other 2xx confirms all events. An endpoint that refuses an event
 // must not accept later events of its key in the same array: the sink sends them again.
 //
 // # Delivery of the sink
@@ -63,7 +63,7 @@
 //	500, 502, 503, 504, taken off the list     permanent for the message
 //	other 5xx                                  transient
 //
-// # Who may send to the source
+// # Authentication of the source
 //
 //	auth               what must be right                                              the event's id
 //	none               nothing; restrict access by other means                         headers, else body
@@ -74,10 +74,10 @@
 //	stripe             Stripe-Signature over timestamp.body                            id in the body, as it is signed
 //
 // The headers for an id are, in this order, Pgtrickle-Dedup-Key, webhook-id,
-// svix-id, Idempotency-Key, and ce-id with ce-source. In the body it is
-// dedup_key of an envelope, id of a CloudEvent (with source, unless the event is
-// one of ours), or that of our Debezium events. An event of a batch takes the id
-// in its own body, else that of the request with its index: "<id>:0".
+// svix-id, Idempotency-Key, and ce-id with ce-source. In the body it is dedup_key of an
+// envelope, id of a CloudEvent, or that of the relay's Debezium events. The id of a
+// CloudEvent includes its source unless the relay made the event. An event of a batch
+// takes the id in its own body, else that of the request with its index: "<id>:0".
 //
 // # Mapping of the source
 //

@@ -1,19 +1,33 @@
 package webhookrelay
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
-// longestDelay bounds what a Retry-After may ask for.
-const longestDelay = time.Hour
+const (
+	maxDetail = 256 // bytes of an answer that an error quotes
+	minToken  = 8   // bytes; a shorter part of a URL is not taken for a secret
+)
+
+var (
+	errTimeout      = errors.New("no answer in time")
+	errClosed       = errors.New("the sink is closed")
+	errSourceClosed = errors.New("the source is closed")
+)
+
+// maxDelay bounds the delay of a Retry-After header.
+const maxDelay = time.Hour
 
 // statusError is an answer that is not a success.
 type statusError struct {
@@ -46,22 +60,22 @@ func (c classifier) classify(status int, detail string, retryAfter time.Duration
 	case slices.Contains(c.retry, status):
 		return delayed(err, retryAfter)
 	case status < 400:
-		return relay.Fatal(fmt.Errorf("%w: redirects are not followed; name the final address in webhook_url, or set webhook_follow_redirects for 307 and 308", err))
+		return relay.Fatal(fmt.Errorf("%w: redirects are not followed; set webhook_url to the final address, or webhook_follow_redirects", err))
 	}
 	switch status {
 	case http.StatusNotFound, http.StatusGone:
 		if c.perMessage {
 			return relay.Permanent(err)
 		}
-		return relay.Fatal(fmt.Errorf("%w: the endpoint does not exist (any more); correct webhook_url or delete the pipeline", err))
+		return relay.Fatal(fmt.Errorf("%w: the endpoint does not exist; correct webhook_url or delete the pipeline", err))
 	case http.StatusUnauthorized, http.StatusForbidden, http.StatusProxyAuthRequired:
-		return relay.Fatal(fmt.Errorf("%w: the endpoint refuses the relay; correct webhook_signing_secret or the credentials in webhook_headers", err))
+		return relay.Fatal(fmt.Errorf("%w: the endpoint refuses the relay; correct webhook_signing_secret or webhook_headers", err))
 	case http.StatusMethodNotAllowed:
-		return relay.Fatal(fmt.Errorf("%w: set webhook_method to what the endpoint takes", err))
+		return relay.Fatal(fmt.Errorf("%w: set webhook_method to a method that it allows", err))
 	case http.StatusUnsupportedMediaType, http.StatusNotImplemented, http.StatusHTTPVersionNotSupported:
-		return relay.Fatal(fmt.Errorf("%w: the endpoint takes no request of this kind", err))
+		return relay.Fatal(fmt.Errorf("%w: the endpoint refuses requests of this kind", err))
 	case http.StatusInternalServerError, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
-		return relay.Permanent(err) // taken off retry_on_status on purpose
+		return relay.Permanent(err) // the operator removed it from retry_on_status
 	}
 	if status < 500 {
 		return relay.Permanent(err)
@@ -84,15 +98,15 @@ func retryAfter(h http.Header, now time.Time) time.Duration {
 	}
 	var d time.Duration
 	if seconds, err := strconv.ParseInt(value, 10, 64); err == nil {
-		d = time.Duration(min(seconds, int64(longestDelay/time.Second))) * time.Second
+		d = time.Duration(min(seconds, int64(maxDelay/time.Second))) * time.Second
 	} else if at, err := http.ParseTime(value); err == nil {
 		d = at.Sub(now)
 	}
-	return min(max(d, 0), longestDelay)
+	return min(max(d, 0), maxDelay)
 }
 
-// spreads reports whether err says more about the endpoint than about the
-// message, so that there is no point in sending others now.
+// spreads reports whether err is the endpoint's and not the message's, so that other
+// messages would fail too.
 func spreads(err error) bool {
 	if err == nil || relay.IsPermanent(err) {
 		return false
@@ -109,4 +123,27 @@ func spreads(err error) bool {
 		return status.status > http.StatusGatewayTimeout
 	}
 	return true // the network
+}
+
+// hide removes the parts of the URL that an answer repeats, because one of them may
+// be a token. It returns little more than an error quotes: an answer can be long,
+// and is copied once for each part.
+func hide(answer []byte, u *url.URL) []byte {
+	answer = answer[:min(len(answer), maxDetail+len(u.RequestURI()))]
+	parts := bytes.FieldsFunc([]byte(u.RequestURI()), func(r rune) bool { return strings.ContainsRune("/?&=", r) })
+	for _, part := range parts {
+		if len(part) < minToken {
+			continue
+		}
+		answer = bytes.ReplaceAll(answer, part, []byte("…"))
+		for n := len(part) - 1; n >= minToken/2; n-- { // the answer may end inside the token
+			answer = bytes.TrimSuffix(answer, part[:n])
+		}
+	}
+	return answer
+}
+
+func excerpt(answer []byte) string {
+	text := bytes.ToValidUTF8(answer[:min(len(answer), maxDetail)], []byte(string(utf8.RuneError)))
+	return strings.TrimSpace(string(text))
 }

@@ -13,12 +13,13 @@ import (
 	"time"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
 )
 
 const (
-	// lingering is how long a path is answered with 503 after its pipeline has
-	// stopped, which it does for a moment at every reload.
-	lingering      = time.Minute
+	// stoppedFor is how long a path is answered with 503 after its pipeline has
+	// stopped, because a reload stops it for a moment.
+	stoppedFor     = time.Minute
 	headerTimeout  = 10 * time.Second
 	requestTimeout = time.Minute
 	idleTimeout    = 2 * time.Minute
@@ -35,9 +36,9 @@ func newListeners() *listeners { return &listeners{byAddr: make(map[string]*list
 
 // listener is one address with the pipelines behind it.
 type listener struct {
-	tlsKeys [3]string // what its first pipeline said about TLS
-	server  *http.Server
-	served  chan struct{}
+	tls    relaynet.ServerTLS // of its first pipeline
+	server *http.Server
+	served chan struct{}
 
 	mu    sync.RWMutex
 	paths map[string]route
@@ -45,43 +46,41 @@ type listener struct {
 
 type route struct {
 	source *source   // nil after it has been closed
-	until  time.Time // then: how long the path is remembered
+	until  time.Time // when the path of a closed source is forgotten
 }
 
-// add makes src reachable, and listens if nobody does so far.
+// add makes src reachable, and listens unless another source does already.
 func (ls *listeners) add(ctx context.Context, src *source, logger *slog.Logger) error {
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
 	cfg := &src.cfg
 	l := ls.byAddr[cfg.Bind]
-	tlsKeys := [3]string{cfg.TLSCert, cfg.TLSKey, cfg.ClientCA}
 	if l == nil {
 		var err error
 		if l, err = listen(ctx, cfg, logger); err != nil {
 			return err
 		}
-		l.tlsKeys = tlsKeys
 		ls.byAddr[cfg.Bind] = l
 	}
-	if l.tlsKeys != tlsKeys {
-		return relay.Fatal(fmt.Errorf("listen on %s: another pipeline does so with other keys for TLS; make tls_cert, tls_key and client_ca equal, or use another address", cfg.Bind))
+	if l.tls != cfg.ServerTLS {
+		return relay.Fatal(fmt.Errorf("listen on %s: another pipeline uses other TLS keys; make tls_cert, tls_key and client_ca equal", cfg.Bind))
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if other := l.paths[cfg.Path].source; other != nil {
-		return relay.Fatal(fmt.Errorf("listen on %s: path %s belongs to pipeline %q; give each pipeline a path of its own", cfg.Bind, cfg.Path, other.pipeline))
+		return relay.Fatal(fmt.Errorf("listen on %s: path %s belongs to pipeline %q; choose another path", cfg.Bind, cfg.Path, other.pipeline))
 	}
 	l.paths[cfg.Path] = route{source: src}
 	return nil
 }
 
-// remove takes src away, and stops listening when it was the last.
+// remove removes src, and stops listening when it was the last.
 func (ls *listeners) remove(src *source) error {
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
 	l := ls.byAddr[src.cfg.Bind]
 	l.mu.Lock()
-	l.paths[src.cfg.Path] = route{until: time.Now().Add(lingering)}
+	l.paths[src.cfg.Path] = route{until: time.Now().Add(stoppedFor)}
 	for _, r := range l.paths {
 		if r.source != nil {
 			l.mu.Unlock()
@@ -94,14 +93,14 @@ func (ls *listeners) remove(src *source) error {
 	defer cancel()
 	err := l.server.Shutdown(ctx)
 	if errors.Is(err, context.DeadlineExceeded) {
-		err = l.server.Close() // a client that will not finish its request
+		err = l.server.Close() // a client does not finish its request
 	}
 	<-l.served
 	return err
 }
 
 func listen(ctx context.Context, cfg *sourceConfig, logger *slog.Logger) (*listener, error) {
-	tlsConfig, err := serverTLS(cfg.TLSCert, cfg.TLSKey, cfg.ClientCA)
+	tlsConfig, err := cfg.Server()
 	if err != nil {
 		return nil, err
 	}
@@ -109,11 +108,11 @@ func listen(ctx context.Context, cfg *sourceConfig, logger *slog.Logger) (*liste
 	if err != nil {
 		err = fmt.Errorf("listen on %s: %w", cfg.Bind, err)
 		if errors.Is(err, syscall.EADDRINUSE) {
-			return nil, err // the predecessor may be about to go
+			return nil, err // the last owner may be about to stop
 		}
 		return nil, relay.Fatal(err)
 	}
-	l := &listener{paths: make(map[string]route), served: make(chan struct{})}
+	l := &listener{tls: cfg.ServerTLS, paths: make(map[string]route), served: make(chan struct{})}
 	l.server = &http.Server{
 		Handler:           l,
 		ReadHeaderTimeout: headerTimeout,
@@ -129,7 +128,7 @@ func listen(ctx context.Context, cfg *sourceConfig, logger *slog.Logger) (*liste
 	go func() {
 		defer close(l.served)
 		if err := l.server.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
-			logger.Error("webhook listener stopped", "bind", cfg.Bind, "error", err)
+			logger.Error("webhook listener stopped", "bind", cfg.Bind, "err", err)
 		}
 	}()
 	return l, nil

@@ -21,60 +21,48 @@ const secretPrefix = "whsec_"
 func decodeSecrets(key string, secrets relaycfg.Secrets) ([][]byte, error) {
 	var keys [][]byte
 	for _, s := range secrets {
-		encoded, ok := strings.CutPrefix(s.Reveal(), secretPrefix)
-		if !ok {
-			keys = append(keys, []byte(encoded))
-		} else {
-			k, err := base64.StdEncoding.DecodeString(encoded)
-			if err != nil {
+		secret := []byte(s.Reveal())
+		if encoded, ok := strings.CutPrefix(s.Reveal(), secretPrefix); ok {
+			var err error
+			if secret, err = base64.StdEncoding.DecodeString(encoded); err != nil {
 				return nil, relaycfg.Errorf(key, "is not base64 behind %s", secretPrefix)
 			}
-			keys = append(keys, k)
 		}
-		if len(keys[len(keys)-1]) == 0 {
+		if len(secret) == 0 {
 			return nil, relaycfg.Errorf(key, "is empty")
 		}
+		keys = append(keys, secret)
 	}
 	return keys, nil
 }
 
-// signer makes the signatures of Standard Webhooks. It is used by one goroutine.
-type signer struct {
-	macs []hash.Hash
-	buf  []byte
-	sum  []byte
-}
+// signer makes the signatures of Standard Webhooks, one for each key. It is used by
+// one goroutine.
+type signer []hash.Hash
 
-func newSigner(keys [][]byte) *signer {
-	s := &signer{}
+func newSigner(keys [][]byte) signer {
+	var s signer
 	for _, k := range keys {
-		s.macs = append(s.macs, hmac.New(sha256.New, k))
+		s = append(s, hmac.New(sha256.New, k))
 	}
 	return s
 }
 
 // sign returns "v1,<base64>" of id.timestamp.body for each key, separated by
 // spaces.
-func (s *signer) sign(id, timestamp string, body []byte) string {
-	out := s.buf[:0]
-	for i, mac := range s.macs {
+func (s signer) sign(id, timestamp string, body []byte) string {
+	signatures := make([]string, len(s))
+	for i, mac := range s {
 		mac.Reset()
-		s.sum = append(append(append(append(s.sum[:0], id...), '.'), timestamp...), '.')
-		_, _ = mac.Write(s.sum)
+		_, _ = mac.Write([]byte(id + "." + timestamp + "."))
 		_, _ = mac.Write(body)
-		if i > 0 {
-			out = append(out, ' ')
-		}
-		out = append(out, "v1,"...)
-		s.sum = mac.Sum(s.sum[:0])
-		out = base64.StdEncoding.AppendEncode(out, s.sum)
+		signatures[i] = "v1," + base64.StdEncoding.EncodeToString(mac.Sum(nil))
 	}
-	s.buf = out
-	return string(out)
+	return strings.Join(signatures, " ")
 }
 
-// verifier checks where a request comes from. Every comparison with a secret or
-// with what is made from one takes the same time whatever the request says.
+// verifier authenticates requests. Every comparison with a secret, or with a value
+// made from one, takes the same time for all requests.
 type verifier struct {
 	auth      string
 	header    string
@@ -86,23 +74,16 @@ type verifier struct {
 
 func newVerifier(cfg *sourceConfig) verifier {
 	v := verifier{auth: cfg.Auth, keys: cfg.secrets, tolerance: cfg.Tolerance.D(), now: time.Now}
-	switch cfg.Auth {
-	case authBearer:
-		v.header = cfg.AuthHeader
-		for _, k := range cfg.secrets {
-			v.hashed = append(v.hashed, sha256.Sum256(k))
-		}
-	case authHMAC:
-		v.header = cfg.SignatureHeader
-	case authGitHub:
-		v.header = "X-Hub-Signature-256"
-	case authStripe:
-		v.header = "Stripe-Signature"
+	v.header = map[string]string{
+		authBearer: cfg.AuthHeader, authHMAC: cfg.SignatureHeader, authGitHub: "X-Hub-Signature-256", authStripe: "Stripe-Signature",
+	}[cfg.Auth]
+	for _, k := range cfg.secrets {
+		v.hashed = append(v.hashed, sha256.Sum256(k))
 	}
 	return v
 }
 
-// before is what can be checked without the body.
+// before checks what it can without the body.
 func (v *verifier) before(h http.Header) bool {
 	if v.auth != authBearer {
 		return true
@@ -111,7 +92,7 @@ func (v *verifier) before(h http.Header) bool {
 	if scheme, rest, ok := strings.Cut(token, " "); ok && strings.EqualFold(scheme, "Bearer") {
 		token = strings.TrimSpace(rest)
 	}
-	// Hashes are of one length, so that the time says nothing about a token's.
+	// Hashes have one length, so the time does not depend on that of a token.
 	sum := sha256.Sum256([]byte(token))
 	match := 0
 	for i := range v.hashed {
@@ -120,17 +101,13 @@ func (v *verifier) before(h http.Header) bool {
 	return match == 1
 }
 
-// after is what needs the body.
+// after checks the body's signature.
 func (v *verifier) after(h http.Header, body []byte) bool {
 	switch v.auth {
 	case authNone, authBearer:
 		return true
 	case authHMAC:
-		signature := h.Get(v.header)
-		if rest, ok := strings.CutPrefix(signature, "sha256="); ok {
-			signature = rest
-		}
-		return v.matchHex(signature, body)
+		return v.matchHex(strings.TrimPrefix(h.Get(v.header), "sha256="), body)
 	case authGitHub:
 		signature, ok := strings.CutPrefix(h.Get(v.header), "sha256=")
 		return ok && v.matchHex(signature, body)
@@ -147,7 +124,7 @@ func (v *verifier) matchHex(signature string, parts ...[]byte) bool {
 	return err == nil && v.match(sum, parts...)
 }
 
-// match reports whether sum is that of parts under one of the keys.
+// match reports whether sum is the MAC of parts with one of the keys.
 func (v *verifier) match(sum []byte, parts ...[]byte) bool {
 	match := false
 	for _, key := range v.keys {
@@ -160,7 +137,7 @@ func (v *verifier) match(sum []byte, parts ...[]byte) bool {
 	return match
 }
 
-// maxSignatures bounds the work that a request can ask for.
+// maxSignatures bounds the work that a request can cause.
 const maxSignatures = 8
 
 // standard is Standard Webhooks, also under the names that Svix gives its
@@ -200,7 +177,7 @@ func (v *verifier) stripe(header string, body []byte) bool {
 		switch name {
 		case "t":
 			if timestamp != "" {
-				return false // which one would be signed?
+				return false // it is not certain which one is signed
 			}
 			timestamp = value
 		case "v1":
@@ -221,8 +198,7 @@ func (v *verifier) stripe(header string, body []byte) bool {
 	return false
 }
 
-// fresh reports whether a timestamp is within tolerance of our clock, before or
-// after.
+// fresh reports whether a timestamp is within tolerance of the relay's clock.
 func (v *verifier) fresh(timestamp string) bool {
 	seconds, err := strconv.ParseInt(timestamp, 10, 64)
 	if err != nil || seconds < 0 || seconds > 1<<40 {

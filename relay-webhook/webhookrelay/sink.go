@@ -1,73 +1,53 @@
 package webhookrelay
 
 import (
+	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/url"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
-	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
-	"github.com/grove/pgtrickle-relay/relaycore/relaytls"
+	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
 )
 
-// errNotSent stands for a message until its request has been answered.
-var errNotSent = errors.New("not sent")
+var (
+	_ relay.Sink    = (*sink)(nil)
+	_ relay.Limiter = (*sink)(nil)
+	_ relay.Router  = (*sink)(nil)
+	_ relay.Pinger  = (*sink)(nil)
+)
 
-// sink sends requests. Publish spreads the messages of a batch over workers, a
-// lane per key: the messages of one lane are sent one after the other.
+// sink sends requests. In mode event it spreads the lanes of a batch over workers;
+// in mode batch the first worker sends arrays one after the other.
 type sink struct {
-	cfg      sinkConfig
-	classes  classifier
-	fixed    *url.URL // nil where the URL has variables
-	base     *url.URL // without path, where it has
-	addr     string   // to dial
-	dialer   *net.Dialer
-	http     *http.Transport
-	do       func(*http.Request) (*http.Response, error)
-	workers  []*worker
-	closed   bool
-	joined   []byte // mode batch: the array
-	batchBad map[string]bool
+	cfg     sinkConfig
+	classes classifier
+	dialer  *relaynet.Dialer
+	http    *http.Transport
+	do      func(*http.Request) (*http.Response, error)
+	workers []*worker
+	closed  bool
 
-	// The lanes of the batch in hand. heads has the first message of each lane,
-	// next the follower of each message or -1.
-	heads []int
-	next  []int
-	tails map[string]int
-	errs  []error
+	// Of one Publish, kept for the next.
+	lanes   relay.Lanes
+	outcome relay.Outcome
+	joined  []byte // the array of mode batch
 }
 
-func newSink(ctx context.Context, _ relay.Env, raw json.RawMessage) (relay.Sink, error) {
-	cfg := sinkDefaults()
-	if err := relaycfg.Decode(raw, &cfg); err != nil {
-		return nil, err
-	}
-	tlsConfig, err := relaytls.Client(cfg.TLSCA, cfg.TLSCert, cfg.TLSKey)
+func newSink(ctx context.Context, _ relay.Env, cfg sinkConfig) (*sink, error) {
+	tlsConfig, err := cfg.TLS.Client()
 	if err != nil {
 		return nil, err
 	}
-	s := &sink{
-		cfg:      cfg,
-		classes:  classifier{retry: cfg.RetryOnStatus, perMessage: !cfg.URL.Fixed()},
-		dialer:   newDialer(&cfg),
-		tails:    make(map[string]int),
-		batchBad: make(map[string]bool),
-	}
-	if cfg.URL.Fixed() {
-		if s.fixed, err = url.Parse(cfg.URL.String()); err != nil {
-			return nil, relaycfg.Errorf("url", "is not a URL")
-		}
-	}
-	if s.base, s.addr, err = s.endpoint(); err != nil {
-		return nil, err
-	}
+	s := &sink{cfg: cfg, classes: classifier{retry: cfg.RetryOnStatus, perMessage: !cfg.URL.Fixed()}, dialer: newDialer(&cfg)}
 	s.http = newTransport(&cfg, s.dialer, tlsConfig)
 	s.do = s.http.RoundTrip
 	if cfg.FollowRedirects {
@@ -77,28 +57,30 @@ func newSink(ctx context.Context, _ relay.Env, raw json.RawMessage) (relay.Sink,
 		s.workers = append(s.workers, newWorker(s))
 	}
 	if err := s.Ping(ctx); err != nil {
-		_ = s.Close()
 		return nil, err
 	}
 	return s, nil
 }
 
-// Publish sends batch and waits for all answers.
+// Publish implements [relay.Sink]: it sends batch and waits for all answers.
 func (s *sink) Publish(ctx context.Context, batch []relay.Message) error {
 	if s.closed {
-		return errors.New("publish to webhook: sink is closed")
+		return errClosed
 	}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+
+	s.outcome.Reset(batch)
+	defer s.outcome.Reset(nil)
 	if s.cfg.Mode == modeBatch {
 		return s.publishArrays(ctx, batch)
 	}
-	s.plan(batch)
+	s.lanes.Split(batch)
+	defer s.lanes.Reset(0)
 	r := run{sink: s, batch: batch}
-	n := min(len(s.workers), len(s.heads))
 	var wg sync.WaitGroup
-	for _, w := range s.workers[1:n] {
+	for _, w := range s.workers[1:min(len(s.workers), s.lanes.Len())] {
 		wg.Go(func() { r.work(ctx, w) })
 	}
 	r.work(ctx, s.workers[0])
@@ -106,96 +88,69 @@ func (s *sink) Publish(ctx context.Context, batch []relay.Message) error {
 	return r.result(ctx)
 }
 
-// plan links the messages of each key.
-func (s *sink) plan(batch []relay.Message) {
-	s.heads, s.next, s.errs = s.heads[:0], s.next[:0], s.errs[:0]
-	clear(s.tails)
-	for i := range batch {
-		s.next = append(s.next, -1)
-		s.errs = append(s.errs, errNotSent)
-		if key := batch[i].Key; key != "" {
-			tail, ok := s.tails[key]
-			s.tails[key] = i
-			if ok {
-				s.next[tail] = i
-				continue
-			}
-		}
-		s.heads = append(s.heads, i)
-	}
-}
-
 // run is one Publish in mode event.
 type run struct {
-	sink     *sink
-	batch    []relay.Message
-	lane     atomic.Int64 // lanes taken
-	failures atomic.Int64 // lanes that a transient failure has ended
-	stopped  atomic.Bool
-	once     sync.Once
-	cause    error
+	sink      *sink
+	batch     []relay.Message
+	lane      atomic.Int64          // lanes taken
+	failures  atomic.Int64          // lanes that a transient failure has ended
+	confirmed atomic.Bool           // at least one message
+	cause     atomic.Pointer[error] // of the run's end, nil while it goes on
 }
 
 // work takes lane after lane until there are none or the endpoint fails.
 func (r *run) work(ctx context.Context, w *worker) {
-	s := r.sink
-	for !r.stopped.Load() {
+	for r.cause.Load() == nil {
 		lane := int(r.lane.Add(1)) - 1
-		if lane >= len(s.heads) {
+		if lane >= r.sink.lanes.Len() {
 			return
 		}
-		for i := s.heads[lane]; i >= 0 && !r.stopped.Load(); i = s.next[i] {
-			err := w.event(ctx, &r.batch[i])
-			s.errs[i] = err
-			if err == nil {
-				continue
-			}
-			for j := s.next[i]; j >= 0; j = s.next[j] {
-				s.errs[j] = relay.ErrHeldBack
-			}
-			// What ails the endpoint ails the next message too, and each may wait
-			// out the timeout.
-			if spreads(err) || (!relay.IsPermanent(err) && r.failures.Add(1) >= 2*int64(len(s.workers))) {
-				r.stop(err)
-			}
-			break
-		}
+		r.send(ctx, w, lane)
 	}
 }
 
-func (r *run) stop(cause error) {
-	r.once.Do(func() { r.cause = cause })
-	r.stopped.Store(true)
+// send sends the messages of a lane until one of them fails.
+func (r *run) send(ctx context.Context, w *worker, lane int) {
+	lanes, outcome := &r.sink.lanes, &r.sink.outcome
+	for i := lanes.First(lane); i >= 0 && r.cause.Load() == nil; i = lanes.Next(i) {
+		err := w.event(ctx, &r.batch[i])
+		if err == nil {
+			outcome.Confirm(i)
+			r.confirmed.Store(true)
+			continue
+		}
+
+		outcome.Fail(i, err)
+		for j := lanes.Next(i); j >= 0; j = lanes.Next(j) {
+			outcome.Held(j)
+		}
+		// A failing endpoint fails the next message too, and each may take the whole
+		// timeout.
+		if spreads(err) || (!relay.IsPermanent(err) && r.failures.Add(1) >= 2*int64(len(r.sink.workers))) {
+			r.cause.CompareAndSwap(nil, &err)
+		}
+		return
+	}
 }
 
 func (r *run) result(ctx context.Context) error {
-	var failed relay.BatchError
-	var unsent error
-	for i, err := range r.sink.errs {
-		if err == nil {
-			continue
-		}
-		if err == errNotSent { //nolint:errorlint // the sentinel itself
-			if unsent == nil {
-				unsent = fmt.Errorf("not sent, because the endpoint fails: %w", r.cause)
-			}
-			err = unsent
-		}
-		failed.Fail(i, err)
+	cause := r.cause.Load()
+	switch {
+	case cause == nil:
+		return r.sink.outcome.Err()
+	case r.confirmed.Load():
+		r.sink.outcome.FailRest(fmt.Errorf("not sent, because the endpoint fails: %w", *cause))
+		return r.sink.outcome.Err()
+	case ctx.Err() != nil:
+		return ctx.Err()
 	}
-	if len(failed.Failed) == len(r.batch) && r.cause != nil {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		return r.cause
-	}
-	return failed.Err()
+	return *cause
 }
 
 // target returns the URL for m.
 func (s *sink) target(m *relay.Message) (*url.URL, error) {
-	if s.fixed != nil {
-		return s.fixed, nil
+	if s.cfg.fixed != nil {
+		return s.cfg.fixed, nil
 	}
 	text, err := s.cfg.URL.AppendEscaped(nil, m, escape)
 	if err != nil {
@@ -221,33 +176,17 @@ func (s *sink) Destination(m *relay.Message) (string, error) {
 	return s.cfg.Method + " " + u.Redacted(), nil
 }
 
-// endpoint returns the URL as far as it is known, and its address.
-func (s *sink) endpoint() (u *url.URL, addr string, err error) {
-	if u = s.fixed; u == nil {
-		scheme, rest, _ := strings.Cut(s.cfg.URL.String(), "://")
-		if end := strings.IndexAny(rest, "/?#"); end >= 0 {
-			rest = rest[:end]
-		}
-		if u, err = url.Parse(scheme + "://" + rest); err != nil {
-			return nil, "", relaycfg.Errorf("url", "has no valid host")
-		}
-	}
-	port := u.Port()
-	if port == "" {
-		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
-	}
-	return u, net.JoinHostPort(u.Hostname(), port), nil
-}
-
 // origin is the part of the URL that errors quote. Path, query and user may hold a
 // secret, and errors are logged, stored and shown.
-func (s *sink) origin() string { return s.base.Scheme + "://" + s.base.Host }
+func (s *sink) origin() string { return s.cfg.base.Scheme + "://" + s.cfg.base.Host }
 
 // Ping implements [relay.Pinger]: it connects to the endpoint and sends nothing.
 func (s *sink) Ping(ctx context.Context) error {
-	conn, err := s.dialer.DialContext(ctx, "tcp", s.addr)
+	u := s.cfg.base
+	port := cmp.Or(u.Port(), map[string]string{"http": "80", "https": "443"}[u.Scheme])
+	conn, err := s.dialer.DialContext(ctx, "tcp", net.JoinHostPort(u.Hostname(), port))
 	if err != nil {
-		return fmt.Errorf("reach webhook %s: %w", s.base.Host, err)
+		return fmt.Errorf("reach webhook %s: %w", u.Host, err)
 	}
 	return conn.Close()
 }
@@ -260,9 +199,68 @@ func (s *sink) Limits() (messages, bytes int) {
 	return 64 * s.cfg.Concurrency, 0
 }
 
-// Close implements [relay.Sink]: it closes the idle connections.
+// Close implements [relay.Sink]: it closes the connections.
 func (s *sink) Close() error {
 	s.closed = true
 	s.http.CloseIdleConnections()
+	s.dialer.Close()
 	return nil
+}
+
+const (
+	maxDrain   = 64 << 10 // bytes of an answer that are read so that its connection can be used again
+	maxResults = 4 << 20  // bytes of the answer to a batch
+)
+
+// worker sends one request at a time and keeps the buffers for the next one.
+type worker struct {
+	sink   *sink
+	signer signer // empty without signing_secret
+	fields []relay.Header
+	text   []byte // a rendered template
+}
+
+func newWorker(s *sink) *worker { return &worker{sink: s, signer: newSigner(s.cfg.secrets)} }
+
+// post sends a request and returns up to limit bytes of a successful answer.
+func (w *worker) post(ctx context.Context, u *url.URL, h *head, body []byte, limit int) ([]byte, error) {
+	answer, err := w.exchange(ctx, u, h, body, limit)
+	if err != nil {
+		return nil, fmt.Errorf("%s %s: %w", w.sink.cfg.Method, w.sink.origin(), err)
+	}
+	return answer, nil
+}
+
+func (w *worker) exchange(parent context.Context, u *url.URL, h *head, body []byte, limit int) ([]byte, error) {
+	s := w.sink
+	ctx, cancel := context.WithTimeout(parent, s.cfg.ConfirmTimeout.D())
+	defer cancel()
+	resp, err := s.do(newRequest(ctx, s.cfg.Method, u, h, body))
+	if err != nil {
+		return nil, s.unanswered(parent, ctx, err)
+	}
+	defer resp.Body.Close()
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, int64(limit)))
+	if err != nil {
+		return nil, s.unanswered(parent, ctx, fmt.Errorf("read answer %d: %w", resp.StatusCode, err))
+	}
+	_, _ = io.CopyN(io.Discard, resp.Body, maxDrain) // so that the transport can use the connection again
+	if resp.StatusCode >= 200 && resp.StatusCode < 300 {
+		return answer, nil
+	}
+	return nil, s.classes.classify(resp.StatusCode, excerpt(hide(answer, u)), retryAfter(resp.Header, time.Now()))
+}
+
+// unanswered returns the error of a request that ended with err and without an answer.
+func (s *sink) unanswered(parent, ctx context.Context, err error) error {
+	var wrapped *url.Error // of the client, which repeats the URL; that may hold a secret
+	switch {
+	case parent.Err() != nil:
+		return parent.Err()
+	case ctx.Err() != nil:
+		return fmt.Errorf("%w (%s)", errTimeout, s.cfg.ConfirmTimeout)
+	case errors.As(err, &wrapped):
+		return wrapped.Err
+	}
+	return err
 }

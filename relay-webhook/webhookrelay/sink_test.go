@@ -366,7 +366,7 @@ func TestBatchResults(t *testing.T) {
 		"no error":           {`{"results":[{"error":null},{"error":false},{"error":""},{"status":200,"error":"x"}]}`, "ok ok ok ok"},
 		"numbers for ids":    {`{"results":[{"id":7,"status":200}]}`, "transient transient transient transient"},
 
-		// And these have a refusal in them that nobody can read.
+		// These have a refusal in them that cannot be read.
 		"status in words":    {`{"results":[{},{"status":"rejected"},{},{}]}`, "transient transient transient transient"},
 		"status out of HTTP": {`{"results":[{},{"status":42},{},{}]}`, "transient transient transient transient"},
 		"status is a list":   {`{"results":[{},{"status":[422]},{},{}]}`, "transient transient transient transient"},
@@ -410,8 +410,7 @@ func TestBatchResults(t *testing.T) {
 	}
 }
 
-// What is wrong with an answer is told to whom it may concern: the endpoint's
-// author reads it in the relay's log.
+// The error describes the answer, for the endpoint's author.
 func TestBatchResultsThatCannotBeRead(t *testing.T) {
 	t.Parallel()
 	s := &sink{}
@@ -552,8 +551,8 @@ func TestUserInfoAndDestination(t *testing.T) {
 	}
 }
 
-// What an answer repeats of the URL is looked for where an error quotes it, and not
-// in all of the answer, which has megabytes at times.
+// The URL is hidden in the part of an answer that an error quotes. The rest, which can
+// be megabytes, is not searched.
 func TestHide(t *testing.T) {
 	t.Parallel()
 	u := &url.URL{Path: "/hooks/T0p-s3cr3t"}
@@ -561,7 +560,7 @@ func TestHide(t *testing.T) {
 		"short":             {"no T0p-s3cr3t here", "no … here"},
 		"long":              {strings.Repeat("x", 4<<20), strings.Repeat("x", maxDetail)},
 		"at the end":        {strings.Repeat("x", maxDetail-3) + "T0p-s3cr3t" + strings.Repeat("x", 4<<20), strings.Repeat("x", maxDetail-3) + "…"},
-		"behind many of it": {"no way:" + strings.Repeat("T0p-s3cr3t", 1000), "no way:" + strings.Repeat("…", 26)}, // cut off in the 27th
+		"behind many of it": {"no way:" + strings.Repeat("T0p-s3cr3t", 1000), "no way:" + strings.Repeat("…", 26)}, // it ends in the 27th
 	} {
 		got := hide([]byte(tc.answer), u)
 		if quoted := excerpt(got); quoted != tc.want || len(got) > maxDetail+len(u.RequestURI()) {
@@ -697,8 +696,8 @@ func TestBodyIsLetGo(t *testing.T) {
 	}
 }
 
-// Header and body of a small event arrive at once: each packet more costs both
-// sides a system call and a wake-up, which is a third of all that is spent.
+// Header and body of a small event arrive in one packet. A second packet costs both
+// sides a system call and a wake-up: a third of the whole cost.
 func TestOnePacket(t *testing.T) {
 	t.Parallel()
 	const small = 12 << 10 // with its header it fits the transport's buffer

@@ -5,11 +5,20 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"strconv"
 	"sync"
 	"time"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
-	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
+)
+
+var (
+	_ relay.Source = (*source)(nil)
+	_ relay.Pinger = (*source)(nil)
 )
 
 // source turns requests into messages. A request waits until each of its events
@@ -30,9 +39,8 @@ type source struct {
 	reserved int64            // bytes of bodies being read and of events in flight
 }
 
-// eventOverhead is about what an event takes beside its body: the message, its
-// item, its places in the queue and among those in flight, and the channel that
-// its request waits on. A body of small events is the least part of what they take.
+// eventOverhead is about the memory of an event beside its body: the message, its item
+// and its channel. Small events take most of their memory here.
 const eventOverhead = 1 << 10
 
 // item is one event on its way. More than one request may wait for it, when a
@@ -43,11 +51,7 @@ type item struct {
 	done    chan struct{} // closed when it is acknowledged
 }
 
-func newSource(ctx context.Context, env relay.Env, raw json.RawMessage, shared *listeners) (relay.Source, error) {
-	cfg := sourceDefaults()
-	if err := relaycfg.Decode(raw, &cfg); err != nil {
-		return nil, err
-	}
+func newSource(ctx context.Context, env relay.Env, cfg sourceConfig, shared *listeners) (*source, error) {
 	s := &source{
 		cfg: cfg, pipeline: env.Pipeline, shared: shared, verify: newVerifier(&cfg),
 		stop: make(chan struct{}), arrived: make(chan struct{}, 1), inFlight: make(map[string]*item),
@@ -56,18 +60,18 @@ func newSource(ctx context.Context, env relay.Env, raw json.RawMessage, shared *
 		return nil, err
 	}
 	if cfg.Auth == authNone && cfg.ClientCA == "" {
-		env.Logger.Warn("webhook takes events from anyone who can reach it; set auth", "bind", cfg.Bind, "path", cfg.Path)
+		env.Logger.Warn("webhook has no authentication; set auth", "bind", cfg.Bind, "path", cfg.Path)
 	}
 	return s, nil
 }
 
-// Receive waits for events.
+// Receive implements [relay.Source]: it waits for events.
 func (s *source) Receive(ctx context.Context, limit int) ([]relay.Message, error) {
 	for {
 		s.mu.Lock()
 		if s.closed {
 			s.mu.Unlock()
-			return nil, errors.New("receive from webhook: source is closed")
+			return nil, errSourceClosed
 		}
 		if n := min(limit, len(s.queue)); n > 0 {
 			batch := make([]relay.Message, n)
@@ -92,7 +96,7 @@ func (s *source) Receive(ctx context.Context, limit int) ([]relay.Message, error
 	}
 }
 
-// Ack answers the requests of which every event is now settled.
+// Ack implements [relay.Source]: it answers the requests whose events are all settled.
 func (s *source) Ack(_ context.Context, batch []relay.Message) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -108,7 +112,7 @@ func (s *source) Ack(_ context.Context, batch []relay.Message) error {
 	return nil
 }
 
-// Close answers what waits with 503.
+// Close implements [relay.Source]: it answers the waiting requests with 503.
 func (s *source) Close() error {
 	s.mu.Lock()
 	if s.closed {
@@ -122,29 +126,29 @@ func (s *source) Close() error {
 	return s.shared.remove(s)
 }
 
-// Ping reports whether the source takes requests.
+// Ping implements [relay.Pinger]: it reports whether the source is open.
 func (s *source) Ping(context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		return errors.New("webhook source is closed")
+		return errSourceClosed
 	}
 	return nil
 }
 
 var (
-	errClosed   = errors.New("the pipeline is stopping or restarting")
-	errSlow     = errors.New("the inbox has not confirmed the event in time; it will, or the event may be sent again")
-	errFull     = errors.New("too many events wait for the inbox")
-	errConflict = errors.New("an event with this id and another body is on its way")
+	errStopping = &refusal{http.StatusServiceUnavailable, "the pipeline is stopping or restarting"}
+	errSlow     = &refusal{http.StatusServiceUnavailable, "the inbox did not confirm the event in time; send it again"}
+	errFull     = &refusal{http.StatusTooManyRequests, "too many events wait for the inbox"}
+	errConflict = &refusal{http.StatusConflict, "an event with this id and another body is in progress"}
 )
 
-// reserve makes room for bytes that have come or are about to be taken.
+// reserve counts bytes that have arrived or are about to be queued.
 func (s *source) reserve(size int64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		return errClosed
+		return errStopping
 	}
 	if s.reserved+size > int64(s.cfg.MaxPending) {
 		return errFull
@@ -159,12 +163,12 @@ func (s *source) unreserve(size int64) {
 	s.reserved -= size
 }
 
-// enqueue takes all of messages or none, and returns what to wait for.
+// enqueue queues all messages or none, and returns the items to wait for.
 func (s *source) enqueue(messages []relay.Message) ([]*item, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		return nil, errClosed
+		return nil, errStopping
 	}
 	for i := range messages {
 		if it := s.inFlight[messages[i].ID]; it != nil && !bytes.Equal(it.message.Body, messages[i].Body) {
@@ -197,7 +201,7 @@ func (s *source) wait(ctx context.Context, items []*item) error {
 		select {
 		case <-it.done:
 		case <-s.stop:
-			return errClosed
+			return errStopping
 		case <-timeout.C:
 			return errSlow
 		case <-ctx.Done():
@@ -205,4 +209,145 @@ func (s *source) wait(ctx context.Context, items []*item) error {
 		}
 	}
 	return nil
+}
+
+// refusal is an answer that is not 200, with its cause.
+type refusal struct {
+	status int
+	cause  string
+}
+
+func (r *refusal) Error() string { return r.cause }
+
+// serve answers one request; see the package comment's table.
+func (s *source) serve(w http.ResponseWriter, r *http.Request) {
+	n, err := s.take(w, r)
+	if err == nil {
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = fmt.Fprintf(w, "{\"accepted\":%d}\n", n)
+		return
+	}
+	no, ok := errors.AsType[*refusal](err)
+	if !ok { // the client is gone
+		no = &refusal{http.StatusBadRequest, "the request ended early"}
+	}
+	refuse(w, no.status, no.cause)
+}
+
+func refuse(w http.ResponseWriter, status int, cause string) {
+	h := w.Header()
+	h.Set("Content-Type", "application/json")
+	switch status {
+	case http.StatusServiceUnavailable, http.StatusTooManyRequests:
+		h.Set("Retry-After", "1")
+	case http.StatusMethodNotAllowed:
+		h.Set("Allow", "POST, PUT")
+	}
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(map[string]string{"error": cause})
+}
+
+// take reads, checks and queues the events of a request. It returns their number when
+// they are in the inbox.
+func (s *source) take(w http.ResponseWriter, r *http.Request) (int, error) {
+	if r.Method != http.MethodPost && r.Method != http.MethodPut {
+		return 0, &refusal{http.StatusMethodNotAllowed, "send events with POST"}
+	}
+	if encoding := r.Header.Get("Content-Encoding"); encoding != "" && encoding != "identity" {
+		return 0, &refusal{http.StatusUnsupportedMediaType, "bodies with a content encoding are not accepted"}
+	}
+	mediaType, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	if err == nil && (mediaType == "application/x-www-form-urlencoded" || mediaType == "multipart/form-data") {
+		return 0, &refusal{http.StatusUnsupportedMediaType, "forms are not accepted; send JSON"}
+	}
+	if !s.verify.before(r.Header) {
+		if s.cfg.Auth == authBearer {
+			w.Header().Set("WWW-Authenticate", "Bearer")
+		}
+		return 0, &refusal{http.StatusUnauthorized, "the token is missing or wrong"}
+	}
+	body, err := s.read(w, r)
+	if err != nil {
+		return 0, err
+	}
+	items, err := s.accept(r, mediaType, body)
+	s.unreserve(int64(len(body))) // accept reserves its own
+	if err != nil {
+		return 0, err
+	}
+	return len(items), s.wait(r.Context(), items)
+}
+
+// read returns the body, and has reserved its bytes.
+func (s *source) read(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	limit := int64(s.cfg.MaxBody)
+	tooLarge := &refusal{http.StatusRequestEntityTooLarge, "the body is larger than " + strconv.FormatInt(limit, 10) + " bytes"}
+	size := limit
+	switch {
+	case r.ContentLength > limit:
+		return nil, tooLarge
+	case r.ContentLength >= 0:
+		size = r.ContentLength
+	}
+	body, err := s.readAll(http.MaxBytesReader(w, r.Body, limit), size)
+	var maxErr *http.MaxBytesError
+	if errors.As(err, &maxErr) {
+		return nil, tooLarge
+	}
+	return body, err
+}
+
+// firstRead is how many bytes of a body there is room for before any has come.
+const firstRead = 4 << 10
+
+// readAll reads a body of up to size bytes. It reserves memory for the bytes that have
+// arrived, and allocates twice as much. So a client without a secret that announces a
+// body and does not send it cannot use up max_pending.
+func (s *source) readAll(from io.Reader, size int64) (body []byte, err error) {
+	defer func() {
+		if err != nil {
+			s.unreserve(int64(len(body)))
+			body = nil
+		}
+	}()
+	most := int(size) + 1 // so that the end is seen without growing
+	body = make([]byte, 0, min(most, firstRead))
+	for {
+		if len(body) == cap(body) {
+			body = append(make([]byte, 0, min(most, 2*cap(body))), body...)
+		}
+		n, err := from.Read(body[len(body):cap(body)])
+		if full := s.reserve(int64(n)); full != nil {
+			return body, full
+		}
+		body = body[:len(body)+n]
+		switch {
+		case errors.Is(err, io.EOF):
+			return body, nil
+		case err != nil:
+			return body, err
+		}
+	}
+}
+
+// accept checks the body's signature and form and queues its events.
+func (s *source) accept(r *http.Request, mediaType string, body []byte) ([]*item, error) {
+	if !s.verify.after(r.Header, body) {
+		return nil, &refusal{http.StatusUnauthorized, "the signature is missing, wrong or too old"}
+	}
+	n := s.count(body)
+	room := int64(n) * eventOverhead
+	if int64(len(body))+room > int64(s.cfg.MaxPending) {
+		cause := "max_pending has no room for a batch of " + strconv.Itoa(n) + " events; send fewer at a time"
+		return nil, &refusal{http.StatusRequestEntityTooLarge, cause}
+	}
+	if err := s.reserve(room); err != nil {
+		return nil, err
+	}
+	defer s.unreserve(room) // enqueue reserves its own
+	messages, err := s.messages(r.Header, mediaType, body)
+	if err != nil {
+		return nil, &refusal{http.StatusBadRequest, err.Error()}
+	}
+	return s.enqueue(messages)
 }

@@ -363,7 +363,7 @@ func TestSmallEventsAreCounted(t *testing.T) {
 	holds(t, src, 0)
 }
 
-// Anybody can announce a body, and hold the connection for a minute.
+// A client without a secret can announce a body, and hold the connection for a minute.
 func TestAnnouncedBodiesTakeNoRoom(t *testing.T) {
 	t.Parallel()
 	bind := freeAddr(t)

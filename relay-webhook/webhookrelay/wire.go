@@ -1,11 +1,21 @@
 package webhookrelay
 
 import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/textproto"
 	"net/url"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
@@ -122,3 +132,257 @@ func decodeExtended(s string) (string, bool) {
 
 // escape makes a value safe in a path and in a query alike.
 func escape(value string) string { return strings.ReplaceAll(url.QueryEscape(value), "+", "%20") }
+
+// event sends one message.
+func (w *worker) event(ctx context.Context, m *relay.Message) error {
+	u, err := w.sink.target(m)
+	if err != nil {
+		return err
+	}
+	h := newHead()
+	w.fields = m.WireHeaders(w.fields[:0])
+	if m.Subject != "" {
+		w.fields = append(w.fields, relay.Header{Name: relay.HeaderSubject, Value: m.Subject})
+	}
+	for _, f := range w.fields {
+		if err := h.add(f.Name, f.Value); err != nil {
+			return fmt.Errorf("message %s: %w", m.ID, err)
+		}
+	}
+	if err := w.addConfigured(h, m); err != nil {
+		return fmt.Errorf("message %s: %w", m.ID, err)
+	}
+	if err := w.identify(h, m.ID, m.Body); err != nil {
+		return err
+	}
+	_, err = w.post(ctx, u, h, m.Body, maxDetail)
+	return err
+}
+
+// addConfigured renders the headers of the configuration.
+func (w *worker) addConfigured(h *head, m *relay.Message) error {
+	for name, tmpl := range w.sink.cfg.Headers {
+		text, err := tmpl.Append(w.text[:0], m)
+		w.text = text
+		if err != nil {
+			return fmt.Errorf("webhook_headers.%s: %w", name, err)
+		}
+		if err := h.add(name, string(text)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// identify adds the id and, where there are secrets, the signatures.
+func (w *worker) identify(h *head, id string, body []byte) error {
+	if !validValue(id) {
+		return relay.Permanent(fmt.Errorf("message id %q cannot be the value of a header", id))
+	}
+	h.set(headerIdempotencyKey, id)
+	h.set(headerWebhookID, id)
+	timestamp := strconv.FormatInt(time.Now().Unix(), 10)
+	h.set(headerWebhookTimestamp, timestamp)
+	if len(w.signer) > 0 {
+		h.set(headerWebhookSignature, w.signer.sign(id, timestamp, body))
+	}
+	return nil
+}
+
+// newRequest returns a request with a copy of body: the transport may read it after
+// the request has been answered. The transport knows that the bytes of a
+// bytes.Reader are in memory, and sends them in one packet with the header.
+func newRequest(ctx context.Context, method string, u *url.URL, h *head, body []byte) *http.Request {
+	if u.User != nil && len(h.Header["Authorization"]) == 0 {
+		password, _ := u.User.Password()
+		(&http.Request{Header: h.Header}).SetBasicAuth(u.User.Username(), password)
+	}
+
+	body = bytes.Clone(body)
+	getBody := func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
+	first, _ := getBody()
+	return (&http.Request{
+		Method: method, URL: u, Header: h.Header, Host: h.host, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		ContentLength: int64(len(body)), Body: first, GetBody: getBody,
+	}).WithContext(ctx)
+}
+
+var errNoID = errors.New("the event has no id: send it in webhook-id or Idempotency-Key, or in the body")
+
+// messages makes the events of one request.
+func (s *source) messages(h http.Header, mediaType string, body []byte) ([]relay.Message, error) {
+	isJSON := mediaType == "application/json" || strings.HasSuffix(mediaType, "+json")
+	batch := s.isBatch(body)
+	if isJSON && !batch && !json.Valid(body) {
+		return nil, errors.New("the body is not JSON")
+	}
+	m := relay.Message{
+		Subject: strings.TrimPrefix(s.cfg.Path, "/"), Op: relay.OpEvent, Body: body,
+		Time: time.Now(), Origin: "webhook:" + s.cfg.Path,
+	}
+	for name, values := range h {
+		if len(values) > 0 && !private(name) && !strings.EqualFold(name, s.cfg.AuthHeader) && !strings.EqualFold(name, s.cfg.SignatureHeader) {
+			addHeader(&m, name, values[0])
+		}
+	}
+	m.ID = s.requestID(h, m.ID)
+	if at, err := strconv.ParseInt(h.Get(headerWebhookTimestamp), 10, 64); err == nil && at > 0 && at < 1<<40 {
+		m.Time = time.Unix(at, 0)
+	}
+	if event := h.Get("X-Github-Event"); event != "" && s.cfg.Auth == authGitHub {
+		m.Subject = event
+	}
+	if batch {
+		return s.split(&m, mediaType, body)
+	}
+	if err := s.complete(&m); err != nil {
+		return nil, err
+	}
+	return []relay.Message{m}, nil
+}
+
+// isBatch reports whether the elements of the body are events.
+func (s *source) isBatch(body []byte) bool {
+	return s.cfg.SplitArrays && bytes.HasPrefix(bytes.TrimLeft(body, " \t\r\n"), []byte("[")) && json.Valid(body)
+}
+
+// count returns how many events messages makes of a body.
+func (s *source) count(body []byte) int {
+	if !s.isBatch(body) {
+		return 1
+	}
+	dec := json.NewDecoder(bytes.NewReader(body))
+	_, _ = dec.Token() // the bracket
+	n := 0
+	for element := (json.RawMessage)(nil); dec.More() && dec.Decode(&element) == nil; n++ {
+		element = element[:0]
+	}
+	return n
+}
+
+// requestID is the id that the headers give. Where the sender signs an id, no
+// other is believed.
+func (s *source) requestID(h http.Header, own string) string {
+	switch s.cfg.Auth {
+	case authStandard:
+		return cmp.Or(h.Get(headerWebhookID), h.Get("Svix-Id"))
+	case authStripe:
+		return "" // the body's
+	case authGitHub:
+		return h.Get("X-GitHub-Delivery")
+	}
+	id := cmp.Or(own, h.Get(headerWebhookID), h.Get("Svix-Id"), h.Get(headerIdempotencyKey))
+	if id == "" && h.Get("Ce-Id") != "" { // a CloudEvent in binary mode
+		id = relay.CloudEventID(h.Get("Ce-Source"), h.Get("Ce-Id"))
+	}
+	return id
+}
+
+// split takes the elements of an array for events that share the request's
+// headers.
+func (s *source) split(request *relay.Message, mediaType string, body []byte) ([]relay.Message, error) {
+	var parts []json.RawMessage
+	if err := json.Unmarshal(body, &parts); err != nil {
+		return nil, errors.New("the body is not JSON")
+	}
+	if len(parts) == 0 {
+		return nil, errors.New("the batch is empty")
+	}
+	messages := make([]relay.Message, len(parts))
+	seen := make(map[string]bool, len(parts))
+	for i, part := range parts {
+		m := *request
+		m.Body, m.ID = part, ""
+		if mediaType == "application/cloudevents-batch+json" {
+			m.ContentType = "application/cloudevents+json"
+		}
+		if err := s.complete(&m); errors.Is(err, errNoID) && request.ID != "" {
+			m.ID = request.ID + ":" + strconv.Itoa(i)
+		} else if err != nil {
+			return nil, fmt.Errorf("event %d of the batch: %w", i, err)
+		}
+		if seen[m.ID] {
+			return nil, fmt.Errorf("event %d of the batch: another one has the same id %q", i, m.ID)
+		}
+		seen[m.ID] = true
+		messages[i] = m
+	}
+	return messages, nil
+}
+
+// complete looks for an id in the body where the headers have none.
+func (s *source) complete(m *relay.Message) error {
+	if m.ID != "" {
+		return nil
+	}
+	if s.cfg.Auth == authStripe {
+		var event struct {
+			ID   string `json:"id"`
+			Type string `json:"type"`
+		}
+		_ = json.Unmarshal(m.Body, &event) // one that is something else has no id
+		m.ID, m.Subject = event.ID, event.Type
+	} else {
+		m.ID = bodyID(m.Body)
+	}
+	if m.ID == "" && s.cfg.OnMissingID == "hash" {
+		sum := sha256.Sum256(m.Body)
+		m.ID = "webhook:" + hex.EncodeToString(sum[:])
+	}
+	if m.ID == "" {
+		return errNoID
+	}
+	return nil
+}
+
+// bodyID finds the id in an envelope, a CloudEvent or a Debezium event of the relay. A
+// CloudEvent of another producer is identified by source and id together.
+func bodyID(body []byte) string {
+	var event struct {
+		DedupKey    string `json:"dedup_key"`
+		SpecVersion string `json:"specversion"`
+		ID          string `json:"id"`
+		Source      any    `json:"source"`
+		Payload     struct {
+			Source struct {
+				Connector string `json:"connector"`
+				ID        string `json:"id"`
+			} `json:"source"`
+		} `json:"payload"`
+	}
+	_ = json.Unmarshal(body, &event) // a field of another type stays empty
+	source, ok := event.Source.(string)
+	switch {
+	case event.DedupKey != "":
+		return event.DedupKey
+	case event.SpecVersion != "" && event.ID != "" && (ok || event.Source == nil):
+		return relay.CloudEventID(source, event.ID)
+	case event.Payload.Source.Connector == "pgtrickle":
+		return event.Payload.Source.ID
+	}
+	return ""
+}
+
+// addHeader undoes the extended form of a value.
+func addHeader(m *relay.Message, name, value string) {
+	if base, ok := strings.CutSuffix(name, extended); ok && strings.HasPrefix(name, "Pgtrickle-") {
+		if decoded, ok := decodeExtended(value); ok {
+			name, value = base, decoded
+		}
+	}
+	m.AddWireHeader(name, value)
+}
+
+// private reports whether a header is not kept. Such a header belongs to the
+// connection, is a secret, or has a field of its own in a message.
+func private(name string) bool {
+	switch name {
+	case "Authorization", "Proxy-Authorization", "Cookie", "Host", "Connection", "Keep-Alive", "Te", "Trailer",
+		"Transfer-Encoding", "Upgrade", "Expect", "Content-Length", "Content-Encoding", "Accept", "Accept-Encoding",
+		"User-Agent", "Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-Ip",
+		headerWebhookID, headerWebhookTimestamp, headerWebhookSignature, "Svix-Id", "Svix-Timestamp", "Svix-Signature",
+		headerIdempotencyKey, headerBatch, "X-Hub-Signature", "X-Hub-Signature-256", "Stripe-Signature":
+		return true
+	}
+	return false
+}
