@@ -47,7 +47,7 @@ func checkArrived(t testing.TB, h SinkHarness, got, want []relay.Message) {
 			t.Errorf("message %s arrived %d times", want[i].ID, n)
 		}
 		if t.Failed() && i > 50 {
-			t.FailNow() // enough said
+			t.FailNow() // enough is known
 		}
 	}
 }

@@ -19,12 +19,16 @@ type Queue struct {
 	acked   map[int]bool
 	ids     map[string]bool
 	dups    int
+	lose    bool // the answer to the next Publish
 }
 
 // ErrRefused is why a [Queue] refuses a message whose body is "refused".
 var ErrRefused = errors.New("refused by the queue")
 
-var errClosed = errors.New("closed")
+var (
+	errClosed = errors.New("closed")
+	errLost   = errors.New("the answer was lost")
+)
 
 // Sink returns a sink that appends to q and drops IDs it has seen.
 func (q *Queue) Sink() relay.Sink { return &memSink{q: q} }
@@ -37,6 +41,23 @@ func (q *Queue) Messages() []relay.Message {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return slices.Clone(q.log)
+}
+
+// LoseAnswer makes the next Publish return an error although all of its messages
+// arrive, as if the connection were lost before the answer.
+func (q *Queue) LoseAnswer() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.lose = true
+}
+
+// losesAnswer reports whether the answer to the present Publish is lost.
+func (q *Queue) losesAnswer() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	lose := q.lose
+	q.lose = false
+	return lose
 }
 
 func (q *Queue) arrived() <-chan struct{} {
@@ -83,21 +104,22 @@ func (s *memSink) Publish(ctx context.Context, batch []relay.Message) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	var failed relay.BatchError
-	blocked := make(map[string]bool)
+	outcome := relay.NewOutcome(batch)
 	for i := range batch {
 		m := &batch[i]
 		switch {
-		case m.Key != "" && blocked[m.Key]:
-			failed.Fail(i, relay.ErrHeldBack)
+		case outcome.Held(i):
 		case string(m.Body) == "refused":
-			failed.Fail(i, relay.Permanent(ErrRefused))
-			blocked[m.Key] = true
+			outcome.Fail(i, relay.Permanent(ErrRefused))
 		default:
 			s.q.append(*m)
+			outcome.Confirm(i)
 		}
 	}
-	return failed.Err()
+	if s.q.losesAnswer() {
+		return relay.Unknown(errLost)
+	}
+	return outcome.Err()
 }
 
 func (s *memSink) Close() error { s.closed = true; return nil }

@@ -2,6 +2,7 @@ package relaytest_test
 
 import (
 	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"slices"
@@ -22,6 +23,8 @@ func sinkHarness(wrap func(relay.Sink) relay.Sink) relaytest.SinkHarness {
 				Open:    func(testing.TB) relay.Sink { return wrap(q.Sink()) },
 				Read:    func(testing.TB, int) []relay.Message { return q.Messages() },
 				Foreign: func(t testing.TB) { feed(t, q, relay.Message{ID: "foreign:1:0"}) },
+
+				LoseAnswer: func(testing.TB) { q.LoseAnswer() },
 			}
 		},
 	}
@@ -65,6 +68,8 @@ var broken = map[string]struct {
 	"hidesFailure":   {sink: func(s relay.Sink) relay.Sink { return hidesFailure{s} }, fails: "RefusedInTheMiddle"},
 	"ignoresCancel":  {sink: func(s relay.Sink) relay.Sink { return ignoresCancel{s} }, fails: "Cancelled"},
 	"changesBatch":   {sink: func(s relay.Sink) relay.Sink { return changesBatch{s} }, fails: "BatchIsNotChanged"},
+	"hidesDoubt":     {sink: func(s relay.Sink) relay.Sink { return hidesDoubt{s.(resumable)} }, fails: "LostAnswer"},
+	"losesTail":      {sink: func(s relay.Sink) relay.Sink { return losesTail{s.(resumable)} }, fails: "LostAnswer"},
 	"ackEarly":       {source: func(s relay.Source) relay.Source { return ackEarly{s} }, fails: "UnackedComesAgain"},
 	"ackNever":       {source: func(s relay.Source) relay.Source { return ackNever{s} }, fails: "AckedDoesNotComeAgain"},
 	"overLimit":      {source: func(s relay.Source) relay.Source { return overLimit{s} }, fails: "Limit"},
@@ -103,6 +108,28 @@ type ignoresCancel struct{ relay.Sink }
 func (s ignoresCancel) Publish(ctx context.Context, batch []relay.Message) error {
 	return s.Sink.Publish(context.WithoutCancel(ctx), batch)
 }
+
+// resumable is what the queue's sink is.
+type resumable interface {
+	relay.Sink
+	relay.Resumer
+	relay.Duplicates
+}
+
+// hidesDoubt returns an error as if nothing had arrived.
+type hidesDoubt struct{ resumable }
+
+func (s hidesDoubt) Publish(ctx context.Context, batch []relay.Message) error {
+	if err := s.resumable.Publish(ctx, batch); err != nil {
+		return errors.New(err.Error())
+	}
+	return nil
+}
+
+// losesTail does not find what arrived.
+type losesTail struct{ resumable }
+
+func (losesTail) Resume(context.Context, string, func(string)) error { return nil }
 
 type changesBatch struct{ relay.Sink }
 

@@ -61,6 +61,9 @@ type SinkCase struct {
 	Read func(t testing.TB, n int) []relay.Message
 	// Foreign writes a message that is not the relay's to the destination.
 	Foreign func(t testing.TB)
+	// LoseAnswer makes the next Publish of a sink that Open returned lose its answer:
+	// all messages arrive, and the sink is not told.
+	LoseAnswer func(t testing.TB)
 	// Subject is what messages are addressed to; "" means "orders.insert".
 	Subject string
 }
@@ -88,6 +91,7 @@ func TestSink(t *testing.T, h SinkHarness) {
 		{"ClosedSinkRefuses", testSinkClosed},
 		{"Reopen", testSinkReopen},
 		{"Resume", testSinkResume},
+		{"LostAnswer", testSinkLostAnswer},
 		{"Limits", testSinkLimits},
 		{"ServerRestart", testSinkRestart},
 	}
@@ -342,29 +346,135 @@ func testSinkCancelled(t *testing.T, h SinkHarness) {
 	publish(t, sink, c.messages(101, 10, 10)) // the sink is still of use
 }
 
+// A sink that can be read back must tell what it does not know, so that nothing is
+// published twice.
 func testSinkCancelMidPublish(t *testing.T, h SinkHarness) {
 	c := h.New(t)
-	sink := open(t, c)
+	s := newSender(t, open(t, c))
 	batch := c.messages(1, 2000, 10)
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Millisecond)
 	defer cancel()
-	err := sink.Publish(ctx, batch)
-	rest := unconfirmed(err, batch)
-	// What is not confirmed is published again, as the engine would.
-	if len(rest) > 0 {
-		publish(t, sink, rest)
+	rest, _ := s.try(ctx, batch)
+	s.deliver(t, rest)
+
+	arrivals := make(map[string]int, len(batch))
+	for _, m := range c.Read(t, len(batch)) {
+		arrivals[m.ID]++
 	}
-	got := c.Read(t, len(batch))
-	missing := make(map[string]bool, len(batch))
+	missing, repeated := 0, 0
 	for i := range batch {
-		missing[batch[i].ID] = true
+		switch n := arrivals[batch[i].ID]; {
+		case n == 0:
+			missing++
+		case n > 1:
+			repeated++
+		}
 	}
-	for i := range got {
-		delete(missing, got[i].ID)
+	if missing > 0 {
+		t.Errorf("%d of %d messages were reported as confirmed and never arrived", missing, len(batch))
 	}
-	if len(missing) > 0 {
-		t.Errorf("%d of %d messages were reported as confirmed and never arrived", len(missing), len(batch))
+	if repeated > 0 && s.position != "" {
+		t.Errorf("%d of %d messages arrived twice, though the sink can be read back: mark the error by relay.Unknown", repeated, len(batch))
 	}
+}
+
+// A message whose answer was lost is found by reading the far end back.
+func testSinkLostAnswer(t *testing.T, h SinkHarness) {
+	c := h.New(t)
+	if c.LoseAnswer == nil {
+		t.Skip("the harness cannot lose an answer")
+	}
+	s := newSender(t, open(t, c))
+	if s.position == "" && !h.Dedup {
+		t.Skip("the sink cannot read back what it wrote, nor does the far end recognise duplicates")
+	}
+	all := c.messages(1, 60, 5)
+	s.deliver(t, all[:20])
+	c.LoseAnswer(t)
+	s.deliver(t, all[20:40])
+	s.deliver(t, all[40:])
+	checkArrived(t, h, c.Read(t, len(all)), all)
+	if d, ok := s.Sink.(relay.Duplicates); ok && s.position != "" {
+		if n := d.TakeDuplicates(); n > 0 {
+			t.Errorf("%d messages were published again: mark the error by relay.Unknown", n)
+		}
+	}
+}
+
+// sender publishes as the engine does: what is not confirmed is published again, and
+// after an error of unknown outcome the far end is read back before.
+type sender struct {
+	relay.Sink
+	position string // of the sink when it was opened; "" if it cannot be read back
+	unknown  bool
+}
+
+func newSender(t testing.TB, sink relay.Sink) *sender {
+	t.Helper()
+	s := &sender{Sink: sink}
+	if r, ok := sink.(relay.Resumer); ok {
+		var err error
+		if s.position, err = r.Position(withTimeout(t)); err != nil {
+			t.Fatalf("Position() = %v", err)
+		}
+	}
+	return s
+}
+
+// deliver returns when all of batch is confirmed.
+func (s *sender) deliver(t testing.TB, batch []relay.Message) {
+	t.Helper()
+	ctx := withTimeout(t)
+	for rest := batch; len(rest) > 0; {
+		var err error
+		if rest, err = s.try(ctx, rest); len(rest) == 0 {
+			return
+		}
+		if ctx.Err() != nil || relay.IsFatal(err) {
+			t.Fatalf("Publish = %v, with %d of %d messages left", err, len(rest), len(batch))
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// try publishes batch once and returns the messages that are not confirmed.
+func (s *sender) try(ctx context.Context, batch []relay.Message) ([]relay.Message, error) {
+	if s.unknown && s.position != "" {
+		var err error
+		if batch, err = s.withoutArrived(ctx, batch); err != nil || len(batch) == 0 {
+			return batch, err
+		}
+	}
+	err := s.Publish(ctx, batch)
+	s.unknown = relay.IsUnknown(err)
+	return unconfirmed(err, batch), err
+}
+
+// withoutArrived reads the far end back until two reads agree, and returns the
+// messages of batch that are not there.
+func (s *sender) withoutArrived(ctx context.Context, batch []relay.Message) ([]relay.Message, error) {
+	seen := make(map[string]bool)
+	for before := -1; before != len(seen); {
+		before = len(seen)
+		if err := s.Sink.(relay.Resumer).Resume(ctx, s.position, func(id string) { seen[id] = true }); err != nil {
+			return batch, err
+		}
+		select {
+		case <-ctx.Done():
+			return batch, ctx.Err()
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	var rest []relay.Message
+	for i := range batch {
+		if !seen[batch[i].ID] {
+			rest = append(rest, batch[i])
+		}
+	}
+	return rest, nil
 }
 
 func unconfirmed(err error, batch []relay.Message) []relay.Message {
@@ -473,23 +583,11 @@ func testSinkRestart(t *testing.T, h SinkHarness) {
 		t.Skip("no server to restart")
 	}
 	c := h.New(t)
-	sink := open(t, c)
+	s := newSender(t, open(t, c))
 	all := c.messages(1, 40, 4)
-	publish(t, sink, all[:20])
+	s.deliver(t, all[:20])
 	h.Restart(t)
-	ctx := withTimeout(t)
-	for rest := all[20:]; len(rest) > 0; {
-		err := sink.Publish(ctx, rest)
-		if ctx.Err() != nil {
-			t.Fatalf("Publish after the server's restart = %v, %s long", err, Patience())
-		}
-		if rest = unconfirmed(err, rest); len(rest) > 0 {
-			select {
-			case <-ctx.Done():
-			case <-time.After(50 * time.Millisecond):
-			}
-		}
-	}
+	s.deliver(t, all[20:])
 	checkArrived(t, h, c.Read(t, len(all)), all)
 }
 
