@@ -147,7 +147,7 @@ func clean(t *testing.T) {
 	t.Helper()
 	cmd := exec.Command("psql", "-X", "-q", os.Getenv("RELAY_TEST_DATABASE_URL"),
 		"-c", "DROP DATABASE IF EXISTS shop WITH (FORCE)", "-c", "DROP DATABASE IF EXISTS billing WITH (FORCE)",
-		"-c", "DROP ROLE IF EXISTS relay")
+		"-c", "DROP ROLE IF EXISTS relay, app, ops")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("clean up: %v\n%s", err, out)
 	}

@@ -53,7 +53,7 @@ func (c *goFile) line(pos token.Pos) int { return c.fset.Position(pos).Line }
 
 func (c *goFile) comment(group *ast.CommentGroup) {
 	first := c.line(group.Pos())
-	lines := strings.Split(group.Text(), "\n") // without directives
+	lines := joined(strings.Split(group.Text(), "\n")) // without directives
 	for i, line := range lines {
 		if isCode(line) {
 			continue

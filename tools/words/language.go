@@ -57,11 +57,24 @@ func neverWords(text string) []string {
 }
 
 var (
-	sentenceEnd = regexp.MustCompile(`[.!?][)"*_]*(?:\s+|$)|:\s*$`)
-	codeSpan    = regexp.MustCompile("`[^`\n]*`|\"[^\"\n]*\"")
-	link        = regexp.MustCompile(`\]\([^)]*\)`)
-	hasLetter   = regexp.MustCompile(`[\pL\pN]`)
+	sentenceEnd   = regexp.MustCompile(`[.!?][)"*_]*(?:\s+|$)|:\s*$`)
+	codeSpan      = regexp.MustCompile("`[^`\n]*`|\"[^\"\n]*\"")
+	link          = regexp.MustCompile(`\]\([^)]*\)`)
+	brokenLetter  = regexp.MustCompile(`(?i)\bdead\s*$`)
+	leadingLetter = regexp.MustCompile(`^\s*letters?\b`)
+	hasLetter     = regexp.MustCompile(`[\pL\pN]`)
 )
+
+// joined joins a dead letter that a line break divides, so that each line can
+// be checked alone.
+func joined(lines []string) []string {
+	for i := 1; i < len(lines); i++ {
+		if brokenLetter.MatchString(lines[i-1]) {
+			lines[i] = leadingLetter.ReplaceAllString(lines[i], "")
+		}
+	}
+	return lines
+}
 
 // plain replaces code, quotations and the targets of links by one word.
 func plain(text string) string {

@@ -15,12 +15,13 @@ const (
 // wide, and their cells are no sentences.
 func checkMarkdown(name string, text []byte) ([]finding, error) {
 	var found []finding
-	lines := strings.Split(string(text), "\n")
-	fence, quiet := false, false
+	lines := joined(strings.Split(string(text), "\n"))
+	fence, hidden, quiet := false, false, false
 	for i, line := range lines {
 		trimmed := strings.TrimSpace(line)
 		marker := strings.HasPrefix(trimmed, "```")
-		comment := strings.HasPrefix(trimmed, "<!--")
+		comment := hidden || strings.HasPrefix(trimmed, "<!--")
+		hidden = comment && !strings.HasSuffix(trimmed, "-->")
 		switch {
 		case marker:
 			fence = !fence

@@ -16,6 +16,7 @@ func TestMarkdown(t *testing.T) {
 	}{
 		"plain":                       {"# Title\n\nThe relay wakes the pipeline.\n", counts{}},
 		"a dead letter":               {"A dead letter parks its key.\n", counts{}},
+		"a dead letter on two lines":  {"A dead\nletter parks its key.\n", counts{}},
 		"a letter":                    {"A letter parks its key.\n", counts{word: 1}},
 		"who and says":                {"The one who says so.\n", counts{word: 2}},
 		"in a code span":              {"The key `says` is refused.\n", counts{}},
