@@ -70,11 +70,21 @@ func (p *program) withDatabase(ctx context.Context, timeout time.Duration, use f
 		return err
 	}
 
+	config, err := pg.DataConfig(p.common.dataURL, p.common.postgresURL, p.name, 2)
+	if err != nil {
+		return err
+	}
+	inboxes, err := pgxpool.NewWithConfig(ctx, config)
+	if err != nil {
+		return err
+	}
+	defer inboxes.Close()
+
 	group := p.common.group
 	return use(ctx, &database{
 		pipelines: pipelines,
 		store:     store.New(pool, group),
-		runner:    &pipeline.Runner{Pool: pool, Readers: pool, Group: group, Owner: p.name, Version: buildVersion()},
+		runner:    &pipeline.Runner{Pool: pool, Readers: pool, Inboxes: inboxes, Group: group, Owner: p.name, Version: buildVersion()},
 	})
 }
 

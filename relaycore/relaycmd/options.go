@@ -15,6 +15,7 @@ import (
 // commonOptions are the options that every command has.
 type commonOptions struct {
 	postgresURL string
+	dataURL     string
 	group       string
 	logFormat   string
 	logLevel    string
@@ -30,6 +31,7 @@ func (p *program) flagSet() *flag.FlagSet {
 	fs.SetOutput(io.Discard) // parse prints errors and help
 
 	fs.StringVar(&o.postgresURL, "postgres-url", "", "`URL` of the database; ${env:NAME} and ${file:/path} are replaced")
+	fs.StringVar(&o.dataURL, "data-postgres-url", "", "`URL` with the login that writes inboxes; --postgres-url by default")
 	fs.StringVar(&o.group, "relay-group-id", "default", "`name` of the group of processes that share pipelines and checkpoints")
 	fs.StringVar(&o.logFormat, "log-format", "text", "`text|json`; logs go to standard error")
 	fs.StringVar(&o.logLevel, "log-level", "info", "`debug|info|warn|error`")
@@ -56,11 +58,13 @@ func (o *commonOptions) validate() error {
 		return errors.New("--relay-group-id must not be empty")
 	}
 
-	url, err := relaycfg.ExpandString(o.postgresURL)
-	if err != nil {
-		return fmt.Errorf("--postgres-url: %w", err)
+	for name, url := range map[string]*string{"postgres-url": &o.postgresURL, "data-postgres-url": &o.dataURL} {
+		expanded, err := relaycfg.ExpandString(*url)
+		if err != nil {
+			return fmt.Errorf("--%s: %w", name, err)
+		}
+		*url = expanded
 	}
-	o.postgresURL = url
 	return nil
 }
 

@@ -45,10 +45,12 @@ type Config struct {
 	Version     string
 	Registry    *relay.Registry
 	PostgresURL string
-	Group       string
-	InstanceID  string // "": unique
-	MetricsAddr string
-	Logger      *slog.Logger
+	// DataPostgresURL has the login that writes inboxes; empty means that of PostgresURL.
+	DataPostgresURL string
+	Group           string
+	InstanceID      string // "": unique
+	MetricsAddr     string
+	Logger          *slog.Logger
 
 	DiscoveryInterval time.Duration // between reads of the catalog
 	DrainTimeout      time.Duration
@@ -71,6 +73,7 @@ type daemon struct {
 
 	pool    *pgxpool.Pool
 	readers *pgxpool.Pool   // connections that read outboxes
+	inboxes *pgxpool.Pool   // connections that write inboxes
 	conn    *pgx.ConnConfig // of connections outside the pools
 
 	reg     *prometheus.Registry
@@ -127,13 +130,13 @@ func newDaemon(ctx context.Context, cfg Config) (*daemon, error) {
 	return d, nil
 }
 
-// openPools divides the connections into two pools. Those that read outboxes are
-// tuned for it. Those that write inboxes are not: an inbox may have triggers and
-// foreign keys, whose plans must follow their owner's settings.
+// openPools divides the connections. Half of them read outboxes and are tuned for it. A
+// quarter writes inboxes, which may have triggers and foreign keys: their plans must
+// follow their owner's settings. The rest is for the relay's own tables.
 func (d *daemon) openPools(ctx context.Context) error {
-	half := d.cfg.MaxConnections / 2
+	half, quarter := d.cfg.MaxConnections/2, d.cfg.MaxConnections/4
 
-	config, err := pg.PoolConfig(d.cfg.PostgresURL, d.cfg.Name, d.cfg.MaxConnections-half)
+	config, err := pg.PoolConfig(d.cfg.PostgresURL, d.cfg.Name, d.cfg.MaxConnections-half-quarter)
 	if err != nil {
 		return err
 	}
@@ -146,11 +149,19 @@ func (d *daemon) openPools(ctx context.Context) error {
 		return err
 	}
 	config.AfterConnect = outbox.Tune
-	d.readers, err = pgxpool.NewWithConfig(ctx, config)
+	if d.readers, err = pgxpool.NewWithConfig(ctx, config); err != nil {
+		return err
+	}
+
+	if config, err = pg.DataConfig(d.cfg.DataPostgresURL, d.cfg.PostgresURL, d.cfg.Name, quarter); err != nil {
+		return err
+	}
+	d.inboxes, err = pgxpool.NewWithConfig(ctx, config)
 	return err
 }
 
 func (d *daemon) close() {
+	d.inboxes.Close()
 	d.readers.Close()
 	d.pool.Close()
 }
@@ -285,7 +296,7 @@ func (d *daemon) newSupervisor() *supervisor.Supervisor {
 	pipelines := catalog.New(d.cfg.Registry)
 	group := store.New(d.pool, d.cfg.Group)
 	runner := &pipeline.Runner{
-		Pool: d.pool, Readers: d.readers, Group: d.cfg.Group, Owner: d.self.ID, Version: d.cfg.Version, Budget: d.budget,
+		Pool: d.pool, Readers: d.readers, Inboxes: d.inboxes, Group: d.cfg.Group, Owner: d.self.ID, Version: d.cfg.Version, Budget: d.budget,
 	}
 
 	return supervisor.New(supervisor.Config{

@@ -2,23 +2,56 @@ package pg
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"math"
 	"time"
 
 	"github.com/jackc/pgerrcode"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// PoolConfig parses the value of --postgres-url. Errors leave the password out.
+// PoolConfig parses the value of --postgres-url for sessions on the relay's own tables.
+// Errors leave the password out.
 func PoolConfig(url, application string, maxConnections int) (*pgxpool.Config, error) {
 	if url == "" {
 		return nil, errors.New("--postgres-url is required (or set PGTRICKLE_RELAY_POSTGRES_URL)")
 	}
+	config, err := poolConfig("postgres-url", url, application, maxConnections)
+	if err != nil {
+		return nil, err
+	}
+	config.ConnConfig.AfterConnect = pinSearchPath
+	return config, nil
+}
+
+// pinSearchPath lets a session find PostgreSQL's own functions, types and operators
+// alone. Otherwise a role that may create objects in a schema of the search path could
+// run code with the rights of the session: PostgreSQL prefers a function whose
+// parameters fit better. It is no startup parameter, because poolers refuse those that
+// they do not know.
+func pinSearchPath(ctx context.Context, conn *pgconn.PgConn) error {
+	return conn.Exec(ctx, `SET search_path = pg_catalog, pg_temp`).Close()
+}
+
+// DataConfig parses the value of --data-postgres-url, or of --postgres-url if that is
+// empty, for sessions that write to users' tables. They keep the role's own search path,
+// so that triggers of these tables find what they name. The statements of package inbox
+// name the schema of everything. With a login of its own, code of a table's owner that a
+// trigger runs has no rights on the relay's tables.
+func DataConfig(dataURL, url, application string, maxConnections int) (*pgxpool.Config, error) {
+	if dataURL == "" {
+		return poolConfig("postgres-url", url, application, maxConnections)
+	}
+	return poolConfig("data-postgres-url", dataURL, application, maxConnections)
+}
+
+func poolConfig(flag, url, application string, maxConnections int) (*pgxpool.Config, error) {
 	config, err := pgxpool.ParseConfig(url)
 	if err != nil {
-		return nil, fmt.Errorf("--postgres-url: %w", err)
+		return nil, fmt.Errorf("--%s: %w", flag, err)
 	}
 
 	config.MaxConns = int32(min(max(maxConnections, 2), math.MaxInt32))

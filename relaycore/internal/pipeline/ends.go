@@ -109,7 +109,7 @@ func (e *ends) openReverse(ctx context.Context, from relay.Checkpoint) error {
 
 func (e *ends) openInbox(ctx context.Context) error {
 	s := e.resolved.Settings
-	sink, err := inbox.Open(ctx, e.Pool, inbox.Config{
+	sink, err := inbox.Open(ctx, e.Inboxes, inbox.Config{
 		Schema: s.InboxSchema, Table: s.InboxTable, Source: e.pipeline.Name,
 		Columns: inbox.Columns{
 			ID: s.Reverse.IDColumn, EventType: s.EventTypeColumn, Source: s.SourceColumn, AggregateID: s.AggregateIDColumn,

@@ -25,6 +25,7 @@ import (
 type Runner struct {
 	Pool    *pgxpool.Pool
 	Readers *pgxpool.Pool // for outboxes; see [outbox.Tune]
+	Inboxes *pgxpool.Pool // for users' tables; its sessions have the role's own search path
 	Group   string
 	Owner   string // the instance, as operators see it
 	Version string

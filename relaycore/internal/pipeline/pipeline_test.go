@@ -39,7 +39,7 @@ func newStage(t *testing.T) (*stage, catalog.Snapshot) {
 	t.Helper()
 	ctx := t.Context()
 	st := &stage{pool: pgtest.Pool(t)}
-	st.runner = &Runner{Pool: st.pool, Readers: st.pool, Group: "g", Owner: "test", Version: "v1"}
+	st.runner = &Runner{Pool: st.pool, Readers: st.pool, Inboxes: st.pool, Group: "g", Owner: "test", Version: "v1"}
 	registry, err := relay.NewRegistry(relay.Backend{
 		Name: "memory",
 		NewSink: func(context.Context, relay.Env, json.RawMessage) (relay.Sink, error) {
