@@ -11,7 +11,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// broker is a NATS server inside the demo.
+// broker is a NATS server in this process.
 type broker struct {
 	server *server.Server
 	nc     *nats.Conn
@@ -49,25 +49,24 @@ func (b *broker) stop() {
 	b.server.WaitForShutdown()
 }
 
-// read calls each with the messages of the stream from sequence from on, and
-// returns when it has read to message number n of the stream's own count, or to
-// its present end for n 0.
-func (b *broker) read(ctx context.Context, stream string, from, n uint64, each func(jetstream.Msg) error) error {
+// read calls each for the messages of the stream from sequence number first to last.
+// A last of 0 is the current end of the stream.
+func (b *broker) read(ctx context.Context, stream string, first, last uint64, each func(jetstream.Msg) error) error {
 	s, err := b.js.Stream(ctx, stream)
-	for errors.Is(err, jetstream.ErrStreamNotFound) && sleep(ctx, 20*time.Millisecond) == nil { // the relay is about to create it
+	for errors.Is(err, jetstream.ErrStreamNotFound) && sleep(ctx, 20*time.Millisecond) == nil { // the relay creates it
 		s, err = b.js.Stream(ctx, stream)
 	}
 	if err != nil {
 		return err
 	}
-	if n == 0 {
-		n = s.CachedInfo().State.LastSeq
+	if last == 0 {
+		last = s.CachedInfo().State.LastSeq
 	}
-	if n < from {
+	if last < first {
 		return nil
 	}
 	consumer, err := b.js.OrderedConsumer(ctx, stream, jetstream.OrderedConsumerConfig{
-		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: from,
+		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: first,
 	})
 	if err != nil {
 		return err
@@ -85,7 +84,7 @@ func (b *broker) read(ctx context.Context, stream string, from, n uint64, each f
 		if err := each(m); err != nil {
 			return err
 		}
-		if meta, err := m.Metadata(); err != nil || meta.Sequence.Stream >= n {
+		if meta, err := m.Metadata(); err != nil || meta.Sequence.Stream >= last {
 			return err
 		}
 	}

@@ -1,7 +1,7 @@
-// Demo shows what pgtrickle-relay is for, on this machine and in under a minute:
-// rows leave PostgreSQL, arrive in NATS JetStream and come back into an inbox
-// table, while the relay is killed twice. It runs the real binary, needs nothing
-// but Go, and leaves nothing behind.
+// Demo shows what pgtrickle-relay does, on this machine and in under a minute. Rows
+// leave PostgreSQL, arrive in NATS JetStream and return into an inbox table, while
+// the relay is killed twice. It runs the real binary, needs only Go, and removes
+// everything at the end.
 //
 //	go run ./demo            from the repository, or
 //	make demo
@@ -23,29 +23,29 @@ import (
 
 type options struct {
 	relay   string        // the relay's binary
-	state   string        // where everything lives; given to a process without root's rights
-	fetch   bool          // do not look for a local PostgreSQL
+	state   string        // directory of all files; set for the process that runs without root's rights
+	fetch   bool          // fetch PostgreSQL even if one is installed
 	writing time.Duration // how long the writers write
 }
 
 func main() {
 	var o options
-	flag.StringVar(&o.relay, "relay", "", "`path` of pgtrickle-relay; bin/pgtrickle-relay of this repository, built if need be, by default")
-	flag.StringVar(&o.state, "state", "", "`directory` for everything the demo needs; a temporary one by default")
-	flag.BoolVar(&o.fetch, "fetch-postgres", false, "fetch PostgreSQL even where there is one")
+	flag.StringVar(&o.relay, "relay", "", "`path` of pgtrickle-relay; default: bin/pgtrickle-relay of this repository, built if missing")
+	flag.StringVar(&o.state, "state", "", "`directory` for all files of the demo; default: a temporary one")
+	flag.BoolVar(&o.fetch, "fetch-postgres", false, "fetch PostgreSQL even if one is installed")
 	flag.DurationVar(&o.writing, "writing", 8*time.Second, "how long the writers write while the relay is killed")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := start(ctx, o)
 	stop()
 	if err != nil {
-		say.failed(err)
+		show.failed(err)
 		os.Exit(1)
 	}
 }
 
-// start prepares what the demo itself may not be able to, and runs it, without
-// root's rights: PostgreSQL refuses to run with them.
+// start builds the relay, creates the directory and runs the demo. PostgreSQL refuses
+// to run as root, so the demo then runs as another user.
 func start(ctx context.Context, o options) error {
 	if o.state != "" {
 		return run(ctx, o)
@@ -57,14 +57,14 @@ func start(ctx context.Context, o options) error {
 	if o.state, err = os.MkdirTemp("", "pgtrickle-demo-"); err != nil {
 		return err
 	}
-	defer os.RemoveAll(o.state) //nolint:errcheck // the last thing we do
+	defer os.RemoveAll(o.state) //nolint:errcheck // nothing follows
 	if os.Geteuid() == 0 {
 		return runAsUser(ctx, o)
 	}
 	return run(ctx, o)
 }
 
-// findRelay returns the relay's binary and builds it where there is none.
+// findRelay returns the relay's binary. It builds the default one if that is missing.
 func findRelay(ctx context.Context, path string) (string, error) {
 	if path != "" {
 		return filepath.Abs(path)
@@ -75,7 +75,7 @@ func findRelay(ctx context.Context, path string) (string, error) {
 	if _, err := os.Stat(path); err == nil {
 		return path, nil
 	}
-	say.line("There is no bin/pgtrickle-relay yet; building it.")
+	show.line("There is no bin/pgtrickle-relay yet; building it.")
 	build := exec.CommandContext(ctx, "go", "build", "-o", path, ".")
 	build.Dir = filepath.Join(repo, "relay-all")
 	build.Env = append(os.Environ(), "GOWORK=off", "CGO_ENABLED=0")
@@ -103,9 +103,9 @@ func run(ctx context.Context, o options) (err error) {
 	defer d.relay.kill()
 	defer d.close()
 	for _, step := range []func(context.Context) error{
-		d.servers, d.migrate, d.configure, d.startRelay, d.fewRows, d.health,
-		func(ctx context.Context) error { return d.storm(ctx, o.writing) },
-		d.verify,
+		d.servers, d.migrate, d.configure, d.startRelay, d.followRows, d.health,
+		func(ctx context.Context) error { return d.writeAndKill(ctx, o.writing) },
+		d.compare,
 	} {
 		if err := step(ctx); err != nil {
 			if ctx.Err() != nil {
@@ -114,6 +114,6 @@ func run(ctx context.Context, o options) (err error) {
 			return fmt.Errorf("%w\n%s", err, d.relay.tail())
 		}
 	}
-	say.done(time.Since(began))
+	show.done(time.Since(began))
 	return nil
 }

@@ -20,22 +20,22 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// postgres is a server of the demo's own.
+// postgres is a server for the demo only.
 type postgres struct {
 	port   int
-	origin string // where its programs came from
+	origin string // directory of its programs, or "fetched"
 	stop   func() error
 }
 
-// url is where user connects; a user's password is its name.
+// url returns the address for a user. The password is the user's name.
 func (p *postgres) url(user string) string {
 	return fmt.Sprintf("postgres://%s:%s@127.0.0.1:%d/postgres?sslmode=disable", user, user, p.port)
 }
 
-// oldest is the oldest version of PostgreSQL that has what the relay needs.
-const oldest = 13
+// minVersion is the oldest version of PostgreSQL that the relay supports.
+const minVersion = 13
 
-// startPostgres runs a PostgreSQL that is installed here, or else fetches one.
+// startPostgres runs an installed PostgreSQL, or fetches one.
 func startPostgres(ctx context.Context, dir string, fetch bool) (*postgres, error) {
 	port, err := freePort()
 	if err != nil {
@@ -44,7 +44,7 @@ func startPostgres(ctx context.Context, dir string, fetch bool) (*postgres, erro
 	if bin := installed(ctx); bin != "" && !fetch {
 		return startInstalled(ctx, bin, dir, port)
 	}
-	say.linef("Fetching PostgreSQL (some 15 MB); a version from %d on that is installed here would do as well.", oldest)
+	show.linef("Fetching PostgreSQL (about 15 MB), because no version from %d on is installed.", minVersion)
 	cache := filepath.Join(dir, "cache")
 	if home, err := os.UserCacheDir(); err == nil && os.MkdirAll(filepath.Join(home, "pgtrickle-demo"), 0o755) == nil {
 		cache = filepath.Join(home, "pgtrickle-demo")
@@ -72,13 +72,14 @@ func installed(ctx context.Context) string {
 		dirs = append(dirs, strings.TrimSpace(string(out)))
 	}
 	for _, pattern := range []string{
-		"/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/usr/local/pgsql/bin", "/opt/homebrew/opt/postgresql*/bin", "/usr/local/opt/postgresql*/bin",
+		"/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/usr/local/pgsql/bin",
+		"/opt/homebrew/opt/postgresql*/bin", "/usr/local/opt/postgresql*/bin",
 		"/Applications/Postgres.app/Contents/Versions/*/bin",
 	} {
 		found, _ := filepath.Glob(pattern)
 		dirs = append(dirs, found...)
 	}
-	best, newest := "", oldest-1
+	best, newest := "", minVersion-1
 	for _, dir := range slices.Compact(dirs) {
 		if v := versionOf(ctx, dir); v > newest {
 			best, newest = dir, v
@@ -107,7 +108,8 @@ func startInstalled(ctx context.Context, bin, dir string, port int) (*postgres, 
 		return nil, err
 	}
 	data := filepath.Join(dir, "data")
-	initdb := exec.CommandContext(ctx, filepath.Join(bin, "initdb"), "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
+	initdb := exec.CommandContext(ctx, filepath.Join(bin, "initdb"),
+		"-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
 	if out, err := initdb.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("initdb: %w\n%s", err, out)
 	}
@@ -118,7 +120,7 @@ func startInstalled(ctx context.Context, bin, dir string, port int) (*postgres, 
 	server := exec.Command(filepath.Join(bin, "postgres"), "-D", data, "-p", strconv.Itoa(port),
 		"-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=", "-c", "shared_buffers=128MB")
 	server.Stdout, server.Stderr = log, log
-	server.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a Ctrl-C is ours to handle
+	server.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C must not reach it: the demo stops it
 	if err := server.Start(); err != nil {
 		return nil, err
 	}
@@ -159,6 +161,6 @@ func freePort() (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer ln.Close() // it was only to find a port
+	defer ln.Close() // the port is free again
 	return ln.Addr().(*net.TCPAddr).Port, nil
 }

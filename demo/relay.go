@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// relayProcess is the relay, as an operator would run it.
+// relayProcess is the relay as an operator runs it.
 type relayProcess struct {
 	binary string
 	log    string
@@ -23,7 +23,7 @@ type relayProcess struct {
 	ended  chan error
 }
 
-// command runs one of the relay's commands and returns what it printed.
+// command runs a command of the relay and returns its output.
 func (r *relayProcess) command(ctx context.Context, args ...string) (string, error) {
 	out, err := exec.CommandContext(ctx, r.binary, args...).CombinedOutput()
 	if err != nil {
@@ -50,7 +50,7 @@ func (r *relayProcess) start(postgresURL string) error {
 	return nil
 }
 
-// kill is kill -9.
+// kill ends the process with SIGKILL.
 func (r *relayProcess) kill() {
 	if r.cmd == nil {
 		return
@@ -60,7 +60,7 @@ func (r *relayProcess) kill() {
 	r.cmd = nil
 }
 
-// stop is SIGTERM: finish, then go.
+// stop sends SIGTERM and waits until the relay has drained.
 func (r *relayProcess) stop(ctx context.Context) error {
 	_ = r.cmd.Process.Signal(syscall.SIGTERM)
 	select {
@@ -94,7 +94,7 @@ func (h health) running() (n int) {
 	return n
 }
 
-// awaitHealthy returns what /health says once all pipelines run.
+// awaitHealthy waits until all pipelines run, and returns the answer of /health.
 func (r *relayProcess) awaitHealthy(ctx context.Context, pipelines int) (health, error) {
 	var last string
 	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); {
@@ -130,7 +130,7 @@ func (r *relayProcess) get(ctx context.Context, path string) ([]byte, int, error
 	return body, resp.StatusCode, err
 }
 
-// tail is the end of the relay's log, for when something went wrong.
+// tail returns the end of the relay's log, for a failed demo.
 func (r *relayProcess) tail() string {
 	text, err := os.ReadFile(r.log)
 	if err != nil || len(text) == 0 {

@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// runAsUser runs the demo again as a user without rights. That user may not be
-// able to read what lies in root's home, so both binaries go along.
+// runAsUser runs the demo again as an unprivileged user. That user may not read
+// root's home, so the binaries are copied.
 func runAsUser(ctx context.Context, o options) error {
 	u, err := someUser()
 	if err != nil {
@@ -29,7 +29,7 @@ func runAsUser(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	say.line("PostgreSQL does not run as root, so the demo goes on as user " + u.Username + ".")
+	show.line("PostgreSQL does not run as root: the demo continues as user " + u.Username + ".")
 	self, err := os.Executable()
 	if err != nil {
 		return err
@@ -41,25 +41,26 @@ func runAsUser(ctx context.Context, o options) error {
 	if err := errors.Join(os.Chown(o.state, int(uid), int(gid)), os.Chmod(o.state, 0o755)); err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, demo, "-relay", relay, "-state", o.state, "-writing", o.writing.String(), fmt.Sprintf("-fetch-postgres=%t", o.fetch))
+	cmd := exec.CommandContext(ctx, demo,
+		"-relay", relay, "-state", o.state, "-writing", o.writing.String(), fmt.Sprintf("-fetch-postgres=%t", o.fetch))
 	cmd.Dir = o.state
 	cmd.Env = append(os.Environ(), "HOME="+o.state, "USER="+u.Username, "TMPDIR="+o.state)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}, Setpgid: true}
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // it has things to stop
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // it stops its servers
 	cmd.WaitDelay = 20 * time.Second
 	if err := cmd.Run(); err != nil {
 		var exit *exec.ExitError
 		if errors.As(err, &exit) {
-			return errSaid
+			return errReported
 		}
 		return err
 	}
 	return nil
 }
 
-// errSaid is a failure that the demo has explained already.
-var errSaid = errors.New("the demo failed")
+// errReported is a failure that was printed already.
+var errReported = errors.New("the demo failed")
 
 func someUser() (*user.User, error) {
 	for _, name := range []string{"postgres", "nobody"} {
@@ -67,7 +68,7 @@ func someUser() (*user.User, error) {
 			return u, nil
 		}
 	}
-	return nil, errors.New("there is neither a user postgres nor a user nobody; run the demo as a user other than root")
+	return nil, errors.New("find an unprivileged user: there are neither \"postgres\" nor \"nobody\"; run the demo as a user other than root")
 }
 
 func copyFile(to, from string) error {

@@ -29,7 +29,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// binary builds the relay once, and returns where it is.
+// binary builds the relay once and returns its path.
 func binary(t *testing.T) string {
 	t.Helper()
 	builds.once.Do(func() {
@@ -46,7 +46,7 @@ func binary(t *testing.T) string {
 	return filepath.Join(builds.dir, "pgtrickle-relay")
 }
 
-// process is a relay that runs.
+// process is a running relay.
 type process struct {
 	cmd  *exec.Cmd
 	addr string
@@ -92,13 +92,13 @@ func start(t *testing.T, postgresURL string, args ...string) *process {
 	return p
 }
 
-// kill is kill -9. A second one does nothing.
+// kill sends SIGKILL. A second call does nothing.
 func (p *process) kill() {
 	_ = p.cmd.Process.Kill()
 	_ = p.cmd.Wait()
 }
 
-// health is what /health says, and the bytes of it.
+// health is the answer of /health.
 type health struct {
 	Status    string `json:"status"`
 	Owned     int    `json:"pipelines_owned"`

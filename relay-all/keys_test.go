@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// What SQL and the docs know of the backends is made from their Go structs.
+// The backends in SQL and in the docs are generated from their Go structs.
 func TestGeneratedFilesAreCurrent(t *testing.T) {
 	t.Parallel()
 	for file, args := range map[string][]string{
@@ -23,7 +23,7 @@ func TestGeneratedFilesAreCurrent(t *testing.T) {
 			t.Fatal(err)
 		}
 		if !bytes.HasSuffix(bytes.TrimSpace(have), bytes.TrimSpace(out)) {
-			t.Errorf("%s is not what the backends say; run make generate", file)
+			t.Errorf("%s does not match the backends; run make generate", file)
 		}
 	}
 }

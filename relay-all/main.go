@@ -1,5 +1,5 @@
-// Pgtrickle-relay moves messages between PostgreSQL and every messaging system
-// that there is a backend for.
+// Pgtrickle-relay moves messages between PostgreSQL and messaging systems. It has
+// all backends.
 package main
 
 import (

@@ -22,11 +22,11 @@ import (
 )
 
 const (
-	patience = 30 * time.Second // for what has no time limit of its own, on a busy machine
-	soon     = 5 * time.Second  // a change takes effect by notification: without, after up to 30 s
+	patience = 30 * time.Second // where nothing else limits the time, on a busy machine
+	soon     = 5 * time.Second  // with a notification; without one a change takes up to 30 s
 )
 
-// database has the catalog, as the binary itself installs it.
+// database returns a database with the catalog, installed by the binary.
 func database(t *testing.T) (*pgxpool.Pool, string) {
 	t.Helper()
 	url := pgtest.URL(t)
@@ -65,7 +65,7 @@ func jetStream(t *testing.T) (js jetstream.JetStream, url string) {
 	return js, url
 }
 
-// stream makes a stream that is gone when the test is over.
+// stream creates a stream for the duration of the test.
 func stream(t *testing.T, js jetstream.JetStream, name string) jetstream.Stream {
 	t.Helper()
 	s, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: name, Subjects: []string{name + ".>"}, Duplicates: 2 * time.Minute})
@@ -76,8 +76,8 @@ func stream(t *testing.T, js jetstream.JetStream, name string) jetstream.Stream 
 	return s
 }
 
-// Rows go out to NATS and come back, both ways through one process that is
-// killed twice: the inbox has exactly the rows that were inserted, once each.
+// Rows go to NATS and return, both ways through one process that is killed twice.
+// The inbox gets every inserted row exactly once.
 func TestRoundTripSurvivesKills(t *testing.T) {
 	const rows, batch = 100_000, 1000
 	js, natsURL := jetStream(t)
@@ -144,14 +144,14 @@ func TestRoundTripSurvivesKills(t *testing.T) {
 		t.Fatal(err)
 	}
 	if info.State.Msgs != rows {
-		t.Errorf("the stream has %d messages; want %d, so that whoever else reads it gets no duplicates", info.State.Msgs, rows)
+		t.Errorf("the stream has %d messages; want %d, so that other readers get no duplicates", info.State.Msgs, rows)
 	}
 	if n := query1[int](t, pool, `SELECT count(*) FROM pgtrickle.relay_dead_letters`); n != 0 {
 		t.Errorf("%d dead letters", n)
 	}
 }
 
-// documented is the example of the documentation, to the letter.
+// documented is the example of the documentation, word for word.
 var documented = struct{ setOutbox, enableOutbox, setInbox, enableInbox, list, disable, drop string }{
 	`SELECT pgtrickle.set_relay_outbox('orders-to-nats', config => '{
   "stream_table": "orders_stream", "sink_type": "nats", "nats_url": "nats://localhost:4222",
@@ -166,9 +166,8 @@ var documented = struct{ setOutbox, enableOutbox, setInbox, enableInbox, list, d
 	`SELECT pgtrickle.delete_relay('orders-to-nats');`,
 }
 
-// The documented example runs as it is written, and each of its statements takes
-// effect in the running process within a second, without touching any other
-// pipeline.
+// The documented example runs as written. Each of its statements takes effect in the
+// running process within a second, and no other pipeline is touched.
 func TestDocumentedExample(t *testing.T) {
 	js, natsURL := jetStream(t)
 	onDocumentedPort(t, natsURL)
@@ -181,7 +180,7 @@ func TestDocumentedExample(t *testing.T) {
 	p := start(t, url, "--log-format", "json", "--relay-group-id", "dc1-relay")
 	eventually(t, "the bystander runs", patience, func() bool { h := p.health(t); return h.running("bystander") })
 
-	state := func(pipeline string) string { // what a restart would change
+	state := func(pipeline string) string { // changes when the pipeline restarts
 		return query1[string](t, pool, `SELECT coalesce(string_agg(format('epoch %s owner %s', epoch, owner), ' '), 'none') FROM pgtrickle.relay_cursors WHERE pipeline = $1`, pipeline)
 	}
 	bystander := state("bystander")
@@ -253,8 +252,8 @@ func TestDocumentedExample(t *testing.T) {
 	}
 }
 
-// onDocumentedPort lets the server answer at the address that the documentation
-// has, nats://localhost:4222, unless one does already.
+// onDocumentedPort makes the server reachable at the address in the documentation,
+// nats://localhost:4222, unless it is already.
 func onDocumentedPort(t *testing.T, natsURL string) {
 	t.Helper()
 	u, err := url.Parse(natsURL)
@@ -266,7 +265,7 @@ func onDocumentedPort(t *testing.T, natsURL string) {
 	}
 	ln, err := net.Listen("tcp", "localhost:4222")
 	if err != nil {
-		t.Fatalf("the documented address is taken by something else than RELAY_TEST_NATS_URL: %v", err)
+		t.Fatalf("the documented address belongs to another server than RELAY_TEST_NATS_URL: %v", err)
 	}
 	t.Cleanup(func() { _ = ln.Close() })
 	go func() {
