@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
 )
@@ -76,13 +77,27 @@ type attribute struct {
 	base      uint32 // type, of a domain the base type
 	category  string
 	typeName  string // without a length
+	qualified string // typeName with its schema, as SQL
 	required  bool   // NOT NULL, and nothing fills it but an insert
 	generated bool
 	insert    bool // the role may insert it
 	selects   bool // the role may read it
 }
 
-func inspect(ctx context.Context, pool *pgxpool.Pool, cfg Config) (*table, error) {
+// inspect reads the catalog in a transaction with a search path of its own: the
+// session's may have functions and types of other roles. See [table.insertSQL].
+func inspect(ctx context.Context, pool *pgxpool.Pool, cfg Config) (t *table, err error) {
+	err = pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, "SET LOCAL search_path = pg_catalog, pg_temp"); err != nil {
+			return err
+		}
+		t, err = inspectTable(ctx, tx, cfg)
+		return err
+	})
+	return t, err
+}
+
+func inspectTable(ctx context.Context, db pg.Querier, cfg Config) (*table, error) {
 	schema := cfg.Schema
 	if schema == "" {
 		schema = "pgtrickle"
@@ -90,15 +105,15 @@ func inspect(ctx context.Context, pool *pgxpool.Pool, cfg Config) (*table, error
 	if cfg.Table == "" {
 		return nil, relay.Fatal(fmt.Errorf("open inbox: no table is named: set inbox_table"))
 	}
-	rel, err := findTable(ctx, pool, schema, cfg.Table)
+	rel, err := findTable(ctx, db, schema, cfg.Table)
 	if err != nil {
 		return nil, err
 	}
-	attrs, err := attributes(ctx, pool, rel.oid)
+	attrs, err := attributes(ctx, db, rel.oid)
 	if err != nil {
 		return nil, fmt.Errorf("read columns of inbox %s: %w", rel.name, err)
 	}
-	registered, err := registeredColumns(ctx, pool, rel.schema, rel.table)
+	registered, err := registeredColumns(ctx, db, rel.schema, rel.table)
 	if err != nil {
 		return nil, fmt.Errorf("read pgtrickle.pgt_inbox_config for %s: %w", rel.name, err)
 	}
@@ -107,10 +122,10 @@ func inspect(ctx context.Context, pool *pgxpool.Pool, cfg Config) (*table, error
 	if err != nil {
 		return nil, err
 	}
-	if err := t.chooseConflict(ctx, pool, rel, id); err != nil {
+	if err := t.chooseConflict(ctx, db, rel, id); err != nil {
 		return nil, err
 	}
-	t.lock = "SELECT pg_advisory_xact_lock(" + strconv.FormatInt(int64(rel.oid), 10) + ", hashtext('pgtrickle_relay inbox'))"
+	t.lock = "SELECT pg_catalog.pg_advisory_xact_lock(" + strconv.FormatInt(int64(rel.oid), 10) + ", pg_catalog.hashtext('pgtrickle_relay inbox'))"
 	t.insert = newStatement(t.insertSQL(true))
 	if !t.lookup {
 		t.plain = newStatement(t.insertSQL(false))
@@ -145,7 +160,7 @@ FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamesp
 WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind NOT IN ('i', 'I', 'S', 'c', 't')`
 
 // findTable takes name as a name in schema, else as "schema.table".
-func findTable(ctx context.Context, pool *pgxpool.Pool, schema, name string) (relation, error) {
+func findTable(ctx context.Context, db pg.Querier, schema, name string) (relation, error) {
 	candidates := [][2]string{{schema, name}}
 	if s, t, dotted := strings.Cut(name, "."); dotted {
 		candidates = append(candidates, [2]string{strings.Trim(s, `"`), strings.Trim(t, `"`)})
@@ -154,7 +169,7 @@ func findTable(ctx context.Context, pool *pgxpool.Pool, schema, name string) (re
 		r := relation{schema: c[0], table: c[1], name: pgx.Identifier{c[0], c[1]}.Sanitize()}
 		var kind, role string
 		var usage bool
-		err := pool.QueryRow(ctx, findTableSQL, r.schema, r.table).Scan(&r.oid, &kind, &r.unlogged, &usage, &r.asyncCommit, &role)
+		err := db.QueryRow(ctx, findTableSQL, r.schema, r.table).Scan(&r.oid, &kind, &r.unlogged, &usage, &r.asyncCommit, &role)
 		if err == pgx.ErrNoRows { //nolint:errorlint // QueryRow returns it bare
 			continue
 		}
@@ -177,7 +192,7 @@ func findTable(ctx context.Context, pool *pgxpool.Pool, schema, name string) (re
 }
 
 const attributesSQL = `
-SELECT a.attnum, a.attname::text, b.oid, b.typcategory::text, format_type(b.oid, NULL),
+SELECT a.attnum, a.attname::text, b.oid, b.typcategory::text, format_type(b.oid, NULL), b.qualified,
        (a.attnotnull OR t.typnotnull) AND NOT a.atthasdef AND a.attidentity = '' AND t.typdefault IS NULL,
        a.attgenerated <> '' OR a.attidentity = 'a',
        has_column_privilege($1::oid, a.attnum, 'INSERT'), has_column_privilege($1::oid, a.attnum, 'SELECT')
@@ -189,18 +204,19 @@ JOIN LATERAL (
         UNION ALL
         SELECT p.oid, p.typbasetype FROM pg_catalog.pg_type p JOIN d ON p.oid = d.typbasetype
     )
-    SELECT p.oid, p.typcategory FROM d JOIN pg_catalog.pg_type p ON p.oid = d.oid WHERE d.typbasetype = 0
+    SELECT p.oid, p.typcategory, format('%I.%I', n.nspname, p.typname) AS qualified
+    FROM d JOIN pg_catalog.pg_type p ON p.oid = d.oid JOIN pg_catalog.pg_namespace n ON n.oid = p.typnamespace WHERE d.typbasetype = 0
 ) b ON true
 WHERE a.attrelid = $1::oid AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attnum`
 
-func attributes(ctx context.Context, pool *pgxpool.Pool, oid uint32) ([]attribute, error) {
-	rows, err := pool.Query(ctx, attributesSQL, oid)
+func attributes(ctx context.Context, db pg.Querier, oid uint32) ([]attribute, error) {
+	rows, err := db.Query(ctx, attributesSQL, oid)
 	if err != nil {
 		return nil, err
 	}
 	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (a attribute, err error) {
-		err = row.Scan(&a.num, &a.name, &a.base, &a.category, &a.typeName, &a.required, &a.generated, &a.insert, &a.selects)
+		err = row.Scan(&a.num, &a.name, &a.base, &a.category, &a.typeName, &a.qualified, &a.required, &a.generated, &a.insert, &a.selects)
 		return a, err
 	})
 }
@@ -212,13 +228,13 @@ WHERE n.nspname = 'pgtrickle' AND c.relname = 'pgt_inbox_config'`
 
 // registeredColumns reads the mapping that create_inbox and
 // enable_inbox_tracking have stored, where there is one and the role may read it.
-func registeredColumns(ctx context.Context, pool *pgxpool.Pool, schema, name string) (Columns, error) {
+func registeredColumns(ctx context.Context, db pg.Querier, schema, name string) (Columns, error) {
 	var c Columns
 	var readable bool
-	if err := pool.QueryRow(ctx, readableSQL).Scan(&readable); err != nil || !readable {
+	if err := db.QueryRow(ctx, readableSQL).Scan(&readable); err != nil || !readable {
 		return c, err
 	}
-	err := pool.QueryRow(ctx, `SELECT id_column, event_type_column, received_at_column
+	err := db.QueryRow(ctx, `SELECT id_column, event_type_column, received_at_column
 		FROM pgtrickle.pgt_inbox_config WHERE inbox_schema = $1 AND inbox_name = $2`, schema, name).
 		Scan(&c.ID, &c.EventType, &c.ReceivedAt)
 	if err == pgx.ErrNoRows { //nolint:errorlint // QueryRow returns it bare
@@ -326,7 +342,7 @@ func newColumn(f field, a attribute) column {
 		case jsonbOID:
 			// Text, because an array of jsonb is larger than the text it is made
 			// from, and is built whole before the first row of it is used.
-			c.cast = "jsonb"
+			c.cast = "pg_catalog.jsonb"
 			return c
 		case jsonOID:
 			c.elem, c.array = jsonOID, jsonArrayOID
@@ -337,7 +353,7 @@ func newColumn(f field, a attribute) column {
 		}
 	}
 	if a.category != "S" {
-		c.cast = a.typeName
+		c.cast = a.qualified
 	}
 	return c
 }
@@ -353,10 +369,10 @@ FROM (
 ) k`
 
 // chooseConflict decides how duplicates are recognised.
-func (t *table) chooseConflict(ctx context.Context, pool *pgxpool.Pool, rel relation, id attribute) error {
+func (t *table) chooseConflict(ctx context.Context, db pg.Querier, rel relation, id attribute) error {
 	var alone, others int
 	var leads bool
-	if err := pool.QueryRow(ctx, uniqueKeysSQL, rel.oid, id.num).Scan(&alone, &others, &leads); err != nil {
+	if err := db.QueryRow(ctx, uniqueKeysSQL, rel.oid, id.num).Scan(&alone, &others, &leads); err != nil {
 		return fmt.Errorf("read unique keys of inbox %s: %w", t.name, err)
 	}
 	column := pgx.Identifier{id.name}.Sanitize()
@@ -385,6 +401,10 @@ func (t *table) chooseConflict(ctx context.Context, pool *pgxpool.Pool, rel rela
 
 // insertSQL returns the INSERT of a batch, which with dedup passes over messages
 // that are there.
+//
+// It runs with the role's own search path, which triggers of the table may need, and
+// names the schema of every function, type and operator. unnest of several arrays is
+// syntax: PostgreSQL takes its own.
 func (t *table) insertSQL(dedup bool) string {
 	var into, values, params, names strings.Builder
 	for i, c := range t.columns {
@@ -401,7 +421,7 @@ func (t *table) insertSQL(dedup bool) string {
 	}
 	if t.receivedAt != "" {
 		into.WriteString(", " + t.receivedAt)
-		values.WriteString(", clock_timestamp()")
+		values.WriteString(", pg_catalog.clock_timestamp()")
 	}
 	ordinality := ""
 	if t.lookup {
@@ -417,7 +437,7 @@ func (t *table) insertSQL(dedup bool) string {
 	case t.targeted:
 		return sql + "\nON CONFLICT (" + id + ") DO NOTHING"
 	case t.lookup:
-		return sql + "\nWHERE NOT EXISTS (SELECT FROM " + t.name + " AS old WHERE old." + id + " = " + t.columns[0].value("1") + ")" +
+		return sql + "\nWHERE NOT EXISTS (SELECT FROM " + t.name + " AS old WHERE old." + id + " OPERATOR(pg_catalog.=) " + t.columns[0].value("1") + ")" +
 			"\nORDER BY m.n" // the plan may be a hash join, which would lose the order
 	}
 	return sql + "\nON CONFLICT DO NOTHING"
@@ -426,7 +446,7 @@ func (t *table) insertSQL(dedup bool) string {
 func (c column) value(n string) string {
 	v := "m.c" + n
 	if c.constant > 0 {
-		v = "coalesce(" + v + ", $" + strconv.Itoa(c.constant) + "::text)"
+		v = "coalesce(" + v + ", $" + strconv.Itoa(c.constant) + "::pg_catalog.text)"
 	}
 	if c.cast != "" {
 		v += "::" + c.cast
@@ -437,9 +457,9 @@ func (c column) value(n string) string {
 func arrayType(oid uint32) string {
 	switch oid {
 	case jsonArrayOID:
-		return "json[]"
+		return "pg_catalog.json[]"
 	case byteaArrayOID:
-		return "bytea[]"
+		return "pg_catalog.bytea[]"
 	}
-	return "text[]"
+	return "pg_catalog.text[]"
 }

@@ -44,12 +44,17 @@ func TestHostileTwins(t *testing.T) {
 	w.pipeline(t, "p", "")
 	w.exec(t, `SELECT pgtrickle.create_inbox('box'), pgtrickle.set_relay_inbox('r', config => $1::jsonb), pgtrickle.enable_relay('r')`,
 		`{"source_type":"spool","spool_path":"`+w.spool("in")+`","inbox_table":"box"}`)
-	if err := os.WriteFile(w.spool("in"), []byte("m1\n"), 0o644); err != nil {
+	if err := os.WriteFile(w.spool("in"), []byte(`{"a":1}`+"\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	startRelay(t, w.url)
 	w.insert(t, 1, 5)
 	eventually(t, "delivery", patience, count(w.spool("p"))(5))
+	eventually(t, "arrival in the inbox", patience, func() bool {
+		var n int
+		_ = w.pool.QueryRow(t.Context(), `SELECT pg_catalog.count(*) FROM pgtrickle.box`).Scan(&n)
+		return n == 1
+	})
 	for _, args := range [][]string{{"check"}, {"status"}, {"preview", "p"}, {"verify", "p"}, {"dlq", "list"}} {
 		w.command(t, args...)
 	}
