@@ -137,7 +137,7 @@ go-lines: ## the same go line in every module
 	@test $$(cat go.work $(MODULES:%=%/go.mod) | grep -E '^go ' | sort -u | wc -l) = 1 || { grep -H '^go ' go.work */go.mod; exit 1; }
 
 .PHONY: lint
-lint: code-lines words commits workflows $(MODULES:%=lint-%) ## golangci-lint and the checkers of tools/
+lint: code-lines words commits workflows picture-check $(MODULES:%=lint-%) ## golangci-lint and the checkers of tools/
 lint-%: $(LINT)
 	cd $* && GOLANGCI_LINT_CACHE=$(CURDIR)/.cache/lint $(LINT) run --allow-serial-runners ./...
 $(LINT):
@@ -188,3 +188,11 @@ generate: ## what SQL and docs know of the backends, from their Go structs
 .PHONY: release
 release: ## tags for vX.Y.Z: make release V=v1.2.3
 	scripts/release.sh $(V)
+
+.PHONY: picture picture-check figures
+picture: ## draw the packages into docs/architecture.md
+	@cd tools && go run ./picture ..
+picture-check:
+	@cd tools && go run ./picture -check ..
+figures: ## sizes per package and backend as a table; BEFORE=../old compares
+	@cd tools && go run ./figures $(if $(BEFORE),$(abspath $(BEFORE))) ..

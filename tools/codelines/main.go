@@ -13,8 +13,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"go/scanner"
-	"go/token"
 	"io/fs"
 	"maps"
 	"os"
@@ -23,6 +21,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/grove/pgtrickle-relay/tools/internal/code"
 )
 
 // packageCeiling holds for every package of relaycore that the file does not name.
@@ -102,7 +102,7 @@ func count(root fs.FS) (map[string]int, error) {
 		if err != nil {
 			return err
 		}
-		counts[unit] += codeLines(text)
+		counts[unit] += code.Lines(text)
 		return nil
 	})
 	return counts, err
@@ -121,29 +121,6 @@ func unitOf(name string) string {
 		return module
 	}
 	return ""
-}
-
-// codeLines returns how many lines of a Go file hold a token.
-func codeLines(text []byte) int {
-	fset := token.NewFileSet()
-	file := fset.AddFile("", fset.Base(), len(text))
-	var s scanner.Scanner
-	s.Init(file, text, nil, 0) // without ScanComments the scanner skips them
-
-	lines := make(map[int]bool)
-	for {
-		pos, tok, literal := s.Scan()
-		if tok == token.EOF {
-			return len(lines)
-		}
-		if tok == token.SEMICOLON && literal == "\n" {
-			continue // inserted by the scanner
-		}
-		first := file.Line(pos)
-		for line := range 1 + strings.Count(literal, "\n") { // a raw string has several lines
-			lines[first+line] = true
-		}
-	}
 }
 
 func readCeilings(file string) (map[string]int, error) {

@@ -10,7 +10,7 @@ import (
 )
 
 // gcPercent keeps the resident memory of a drain within 64 MiB. The live heap of a
-// relay is a few MiB, so collecting it is cheap. docs/design.md has the measurement.
+// relay is a few MiB, so collecting it is cheap. docs/adr/0010-memory.md has the reason.
 const gcPercent = 60
 
 // limitMemory returns how many bytes the process may use, or 0 if nothing limits
