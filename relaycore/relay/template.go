@@ -6,8 +6,6 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
-
-	"github.com/grove/pgtrickle-relay/relaycore/internal/jsonscan"
 )
 
 // Template is a string with variables in braces: {stream_table}, {op},
@@ -134,11 +132,11 @@ func (t Template) AppendEscaped(dst []byte, m *Message, escape func(string) stri
 		case p.literal != "":
 			dst = append(dst, p.literal...)
 		case p.field != "":
-			raw, ok := jsonscan.Field(m.Row, p.field)
+			raw, ok := rowField(m.Row, p.field)
 			if !ok {
 				return dst[:before], Permanent(fmt.Errorf("the row of %s has no field %q", m.ID, p.field))
 			}
-			dst = jsonscan.AppendText(dst, raw)
+			dst = appendText(dst, raw)
 		case p.name == "stream_table":
 			dst = append(dst, m.StreamTable...)
 		case p.name == "op":
