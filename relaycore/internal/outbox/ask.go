@@ -13,7 +13,7 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/table"
 )
 
-// shared is what the goroutine of Receive tells all others.
+// shared is what the goroutine of Receive shares with all others.
 type shared struct {
 	current  atomic.Pointer[view]
 	position atomic.Pointer[place]
@@ -66,10 +66,10 @@ func (s *Source) Lag(ctx context.Context) (rows int64, seconds float64, err erro
 
 // Numbering returns the sequence of the outbox's ids, and the id up to which everything
 // is settled. While that is the sequence's last value, there is nothing to read and
-// nothing being delivered, so the supervisor can watch many sequences at once and spare
+// nothing being delivered. So the supervisor can watch many sequences at once, and spare
 // their sources the polls. The two become equal a few reads after the last transaction
-// that took an id has ended. ok is false if the sequence does not tell: there is none,
-// it cannot be read, or sessions cache its ids.
+// that took an id has ended. ok is false without a sequence, if the sequence cannot be
+// read, and if sessions cache its ids.
 func (s *Source) Numbering() (sequence uint32, settled int64, ok bool) {
 	v := s.shared.view()
 	if q := &v.table.Sequence; q.Exact() && q.Increment == 1 {
@@ -89,7 +89,7 @@ func (s *Source) Unaccounted(ctx context.Context) (int64, error) {
 // deleted by retention or rolled back, over the checkpoint's life.
 func (s *Source) Overtaken() int64 { return s.shared.view().tracker.Overtaken() }
 
-// Expects implements engine.Expecter. An id tells its row and its index. Expects may
+// Expects implements engine.Expecter. An id has its row and its index. Expects may
 // return true for a message that is settled, if one in front of it is not.
 func (s *Source) Expects(id string) bool {
 	v := s.shared.view()

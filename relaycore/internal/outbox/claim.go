@@ -41,7 +41,8 @@ func (r *reader) readDeltas(ctx context.Context, db scan.Session, c *rows.Claim)
 	}
 	deltas := r.builder.Deltas(c, r.delta.Name)
 	if r.delta.Name == "" {
-		deltas.Undecodable(errors.New("it is a claim check, and there is no delta table that may be read; GRANT SELECT on outbox_delta_rows_… to pgtrickle_relay"))
+		deltas.Undecodable(errors.New("it is a claim check, and there is no delta table that may be read; " +
+			"GRANT SELECT on outbox_delta_rows_… to pgtrickle_relay"))
 		deltas.End()
 		return true, nil
 	}
@@ -78,19 +79,21 @@ func (r *reader) readDeltas(ctx context.Context, db scan.Session, c *rows.Claim)
 	return true, nil
 }
 
-// checkMissing tells a claim check of no changes from one whose deltas are gone.
+// checkMissing adds an error if a claim check of changes has no deltas.
 func (r *reader) checkMissing(ctx context.Context, q pg.Querier, id int64, deltas *rows.Deltas) error {
 	t := r.table
 	if t.Type("inserted_count") == "" || t.Type("deleted_count") == "" {
 		return nil
 	}
 	var n int64
-	err := q.QueryRow(ctx, `SELECT coalesce(sum(inserted_count + deleted_count), 0)::bigint FROM `+t.Qualified()+` WHERE `+t.ID()+` = $1`, id).Scan(&n)
+	sql := `SELECT coalesce(sum(inserted_count + deleted_count), 0)::bigint FROM ` + t.Qualified() + ` WHERE ` + t.ID() + ` = $1`
+	err := q.QueryRow(ctx, sql, id).Scan(&n)
 	if err != nil {
 		return fmt.Errorf("read its counts: %w", err)
 	}
 	if n > 0 {
-		deltas.Undecodable(fmt.Errorf("it is a claim check for %d changes, and %s has none of them: they were consumed by another reader, or the refresh failed to write them", n, r.delta.Name))
+		deltas.Undecodable(fmt.Errorf("it is a claim check for %d changes, and %s has none of them: "+
+			"they were consumed by another reader, or the refresh failed to write them", n, r.delta.Name))
 	}
 	return nil
 }

@@ -65,8 +65,7 @@ func (c *Config) defaults() {
 		c.Polled = func(bool) {}
 	}
 	if c.Store == nil {
-		group := c.Group
-		c.Store = func(q pg.Querier) Store { return tables{q, group} }
+		c.Store = stored(c.Group)
 	}
 	c.Logger = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
 	c.Settings = c.Settings.WithDefaults()

@@ -26,8 +26,9 @@ type consumer struct {
 	closed   bool
 }
 
-// Committed implements [relay.Checkpointer]. It tells the extension which claim-check
-// rows no reader needs any longer. All readers share them, so the slowest one decides.
+// Committed implements [relay.Checkpointer]. It reports to the extension which
+// claim-check rows no reader needs any longer. All readers share them, so the slowest one
+// decides.
 func (s *Source) Committed(ctx context.Context, c relay.Checkpoint) error {
 	u := &s.consumer
 	if c.LastID < u.upTo {

@@ -32,7 +32,7 @@ func TestClaimChecksAreGivenUp(t *testing.T) {
 	settles(t, pool, "fast", 1)
 	refresh(t, pool) // 2
 	settles(t, pool, "fast", 2)
-	first() // after which it has said all that it had to say
+	first() // after which nothing is left to report
 	if got := fmt.Sprint(column[int64](t, pool, `SELECT up_to FROM consumed`)); got != "[]" {
 		t.Errorf("given up to %s while one pipeline has nothing", got)
 	}
@@ -73,8 +73,8 @@ func TestClaimChecksAreGivenUp(t *testing.T) {
 	}
 }
 
-// TestNothingIsGivenUpForAnEarlierTable: a pipeline that was far in a table whose ids
-// have begun again has nothing of what they stand for now, until it says so.
+// TestNothingIsGivenUpForAnEarlierTable: if a table's ids have restarted, a pipeline that
+// was far in it has none of its present rows until its next checkpoint.
 func TestNothingIsGivenUpForAnEarlierTable(t *testing.T) {
 	t.Parallel()
 	for name, again := range map[string]string{

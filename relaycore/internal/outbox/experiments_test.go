@@ -15,8 +15,8 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest/pgtest"
 )
 
-// The tests of this file are the experiments from which the two strategies were
-// derived: each shows what a simpler query does, and what ours does.
+// The tests of this file are the experiments from which the two strategies were derived.
+// Each shows what a simpler query does, and what the relay does.
 
 func begin(t testing.TB, pool *pgxpool.Pool) pgx.Tx {
 	t.Helper()
@@ -55,7 +55,7 @@ func column[T any](t testing.TB, pool *pgxpool.Pool, sql string, args ...any) []
 	return all
 }
 
-// E1: id > last loses the row of whoever commits later.
+// E1: id > last loses the row of a transaction that commits later.
 func TestE1NaiveQueryLoses(t *testing.T) {
 	t.Parallel()
 	bothStrategies(t, func(t *testing.T, pool *pgxpool.Pool) {
@@ -114,8 +114,8 @@ func waitFor(t testing.TB, src *outbox.Source, settled []relay.Message, want int
 	return c
 }
 
-// E2b and E3: ordering by xid turns the order of a key around; the order in which
-// rows become visible, and of ids inside that, does not.
+// E2b and E3: ordering by xid reverses rows of a key. Ordering by when rows become
+// visible, and then by id, does not.
 func TestE2bE3OrderOfAKey(t *testing.T) {
 	t.Parallel()
 	bothStrategies(t, func(t *testing.T, pool *pgxpool.Pool) {
@@ -177,8 +177,8 @@ func TestE4WritersAreNotBlocked(t *testing.T) {
 
 // E5 is about leases; see package lease.
 
-// E6: with CACHE above 1 ids turn the order of a key around even inside one
-// snapshot, so such a sequence is refused, and the cure is what the error says.
+// E6: with CACHE above 1, ids reverse rows of a key even inside one snapshot. So such a
+// sequence is refused, and the cure in the error works.
 func TestE6CachedSequenceIsRefused(t *testing.T) {
 	t.Parallel()
 	bothStrategies(t, func(t *testing.T, pool *pgxpool.Pool) {
@@ -224,8 +224,8 @@ func conn(t testing.TB, pool *pgxpool.Pool) *pgx.Conn {
 	return c
 }
 
-// E7: the system column xmin bears the subtransaction's number, which says nothing
-// to a snapshot; the xid column bears the transaction's.
+// E7: the system column xmin has the subtransaction's number, which snapshots do not
+// list; the xid column has the transaction's.
 func TestE7Savepoints(t *testing.T) {
 	t.Parallel()
 	bothStrategies(t, func(t *testing.T, pool *pgxpool.Pool) {

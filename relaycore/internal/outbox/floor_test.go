@@ -9,8 +9,8 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest/pgtest"
 )
 
-// TestReaders has a pipeline p with a configuration and cursors, and who then counts
-// as a reader of the outbox of public.orders. There are outboxes of public.invoices
+// TestReaders lists the readers of the outbox of public.orders, for a pipeline p with a
+// configuration and cursors. There are outboxes of public.invoices
 // and of two tables called items, too.
 func TestReaders(t *testing.T) {
 	t.Parallel()
@@ -76,8 +76,8 @@ func TestReaders(t *testing.T) {
 	}
 }
 
-// TestReadersOfAnAmbiguousName: the name of a pipeline's table has come to be that of
-// a second one, which stops the pipeline until an operator says which it is.
+// TestReadersOfAnAmbiguousName: a second table has got the name of a pipeline's table. That
+// stops the pipeline until an operator decides between them.
 func TestReadersOfAnAmbiguousName(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.Pool(t)

@@ -3,7 +3,6 @@ package outbox
 import (
 	"context"
 	"fmt"
-	"strconv"
 	"time"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/progress"
@@ -53,7 +52,7 @@ func open(ctx context.Context, q pg.Querier, cfg *Config, c relay.Checkpoint, ru
 		o.start.Safe = min(o.start.Safe, *lowest-1)
 	}
 
-	known := int64(table.Beginning) // ids up to it were read
+	var known int64 // ids up to it were read
 	if cp == nil {
 		known, err = o.fromOffset(ctx, cfg.Store(q), cfg.Pipeline, c.LastID)
 	} else {
@@ -85,10 +84,13 @@ func (o *opening) fromOffset(ctx context.Context, store Store, pipeline string, 
 
 // fromCheckpoint goes on behind a checkpoint. It returns [table.Beginning] if missing
 // ids prove nothing.
-func (o *opening) fromCheckpoint(ctx context.Context, q pg.Querier, cfg *Config, strategy scan.Strategy, cp *progress.Checkpoint, running int64) (known int64, err error) {
+func (o *opening) fromCheckpoint(
+	ctx context.Context, q pg.Querier, cfg *Config, strategy scan.Strategy, cp *progress.Checkpoint, running int64,
+) (known int64, err error) {
 	switch change, detail := compare(cp.Of, o.start.Origin, o.table.Partitioned); {
 	case change == elsewhere && cfg.Settings.OnRestore != "rebase":
-		return 0, relay.Fatal(fmt.Errorf("the checkpoint was made in %s: this is a restored or cloned copy, and a relay here may send to the original's receivers; "+
+		return 0, relay.Fatal(fmt.Errorf("the checkpoint was made in %s: "+
+			"this is a restored or cloned copy, and a relay here may send to the original's receivers; "+
 			"disable the pipeline, or set on_restore to rebase, which goes on behind id %d and may repeat rows", detail, cp.Safe))
 	case change == elsewhere:
 		cfg.Logger.Warn("checkpoint is of another database", "checkpoint", detail, "behind_id", cp.Safe)
@@ -101,7 +103,8 @@ func (o *opening) fromCheckpoint(ctx context.Context, q pg.Querier, cfg *Config,
 		o.reused = true
 		return table.Beginning, nil
 	case change == promoted:
-		cfg.Logger.Warn("server was promoted or restored", "timeline", o.start.Origin.Timeline, "checkpoint", cp.Of.Timeline, "behind_id", cp.Safe,
+		cfg.Logger.Warn("server was promoted or restored",
+			"timeline", o.start.Origin.Timeline, "checkpoint", cp.Of.Timeline, "behind_id", cp.Safe,
 			"effect", "rows may repeat; ids of lost rows are handed out again, and receivers that remember message ids drop new rows under them")
 		o.reused = true
 	}
@@ -149,7 +152,7 @@ func compare(was, here table.Origin, partitioned bool) (c change, detail string)
 	case was.System != "" && here.System != "" && was.System != here.System:
 		return elsewhere, "server " + was.System + " and this is server " + here.System
 	case was.Database != here.Database:
-		return elsewhere, "database " + strconv.FormatUint(uint64(was.Database), 10) + " and this is database " + strconv.FormatUint(uint64(here.Database), 10)
+		return elsewhere, fmt.Sprintf("database %d and this is database %d", was.Database, here.Database)
 	case was.Table != here.Table:
 		return restarted, "the table was created again"
 	case was.Sequence != here.Sequence && was.File != here.File && !partitioned:

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/jackc/pgerrcode"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -16,9 +15,6 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
-
-// firstRows is the number of rows of a first read, before their size is known.
-const firstRows = 64
 
 // reader reads one opening of an outbox. Only the goroutine of Receive uses it. If the
 // table changes, the reader returns a [*reopenError] and is of no use any longer.
@@ -80,8 +76,15 @@ func (r *reader) poll(ctx context.Context, limit int) (more bool, err error) {
 		return false, fmt.Errorf("read outbox %s: connect: %w", r.table.Qualified(), err)
 	}
 	defer c.Release()
-	if err := r.check(ctx, c); err != nil {
-		return false, err
+	if r.watch.due() {
+		if err := r.check(ctx, c); err != nil {
+			return false, err
+		}
+	}
+	if r.watch.hasXid {
+		if err := r.upgrade(); err != nil {
+			return false, err
+		}
 	}
 	if r.pace.heldUp {
 		if err := r.lookBack(ctx, c); err != nil {
@@ -168,46 +171,4 @@ func (r *reader) explain(err error) error {
 		r.watch.suspect = true // the table is gone or has changed
 	}
 	return err
-}
-
-// pace decides when to read, and how much. It outlives a reader.
-type pace struct {
-	rows      int       // of the next read
-	claimRows int       // of the next read of a claim check
-	lastRow   time.Time // when the last row was read
-	returned  time.Time // when Receive last returned
-	heldUp    bool      // and was not called again for long
-}
-
-// enter and leave record that Receive is called and returns.
-func (p *pace) enter() {
-	p.heldUp = p.heldUp || !p.returned.IsZero() && time.Since(p.returned) >= heldUpFor
-}
-
-func (p *pace) leave() { p.returned = time.Now() }
-
-// wait pauses for a small part of the time since the last row, so that a busy outbox is
-// read every millisecond and a quiet one rarely.
-func (p *pace) wait(ctx context.Context, cfg *Config) error {
-	timer := time.NewTimer(min(max(time.Since(p.lastRow)/8, time.Millisecond), cfg.PollInterval))
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-cfg.Wake:
-	case <-timer.C:
-	}
-	return nil
-}
-
-// sawRows adapts the next read to the size of the rows of the last one.
-func (p *pace) sawRows(budget, bytes, rows int) {
-	p.lastRow = time.Now()
-	p.rows = min(fitting(budget, bytes, rows), 4*p.rows)
-}
-
-// fitting returns how many rows fill budget if they are as large as the last ones.
-func fitting(budget, bytes, rows int) int {
-	each := max(bytes/max(rows, 1), 1)
-	return min(max(budget/each, 16), scan.MaxRows)
 }

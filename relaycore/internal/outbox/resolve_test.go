@@ -11,8 +11,8 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest/pgtest"
 )
 
-// TestStreamTableIsFound: a table keeps its outbox, and its messages their key, when
-// the database is restored, which changes oids, and when the table is called otherwise.
+// TestStreamTableIsFound: a table keeps its outbox, and its messages keep their key. That
+// holds when the table is renamed, and when the database is restored with new oids.
 func TestStreamTableIsFound(t *testing.T) {
 	t.Parallel()
 	const (

@@ -105,8 +105,8 @@ func (s *Source) receive(ctx context.Context, limit int, wait bool) ([]relay.Mes
 // during a Receive.
 func (s *Source) Unread(ctx context.Context, to int64) (first *int64, err error) {
 	t := s.reader.table
-	err = s.pool.QueryRow(ctx, `SELECT min(`+t.ID()+`)::bigint FROM `+t.Qualified()+` WHERE `+t.ID()+` > $1::bigint AND `+t.ID()+` <= $2::bigint`, s.reader.highest, to).Scan(&first)
-	if err != nil {
+	sql := `SELECT min(` + t.ID() + `)::bigint FROM ` + t.Qualified() + ` WHERE ` + t.ID() + ` > $1::bigint AND ` + t.ID() + ` <= $2::bigint`
+	if err := s.pool.QueryRow(ctx, sql, s.reader.highest, to).Scan(&first); err != nil {
 		return nil, s.reader.explain(err)
 	}
 	return first, nil

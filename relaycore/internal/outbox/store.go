@@ -2,16 +2,13 @@ package outbox
 
 import (
 	"context"
-	"errors"
-	"fmt"
-
-	"github.com/jackc/pgx/v5"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
-// Store reads what is stored of the progress of forward pipelines.
+// Store reads the stored progress of forward pipelines. [store.Store] implements it.
 type Store interface {
 	// Checkpoint returns a pipeline's checkpoint; found is false if none is stored.
 	Checkpoint(ctx context.Context, pipeline string) (c relay.Checkpoint, found bool, err error)
@@ -20,38 +17,7 @@ type Store interface {
 	Offset(ctx context.Context, pipeline string) (id int64, found bool, err error)
 }
 
-// tables is the [Store] of a group in the relay's own tables.
-type tables struct {
-	q     pg.Querier
-	group string
-}
-
-func (s tables) Checkpoint(ctx context.Context, pipeline string) (c relay.Checkpoint, found bool, err error) {
-	var raw []byte
-	err = s.q.QueryRow(ctx, `SELECT checkpoint::text, last_id FROM pgtrickle.relay_cursors WHERE relay_group_id = $1 AND direction = 'forward' AND pipeline = $2`,
-		s.group, pipeline).Scan(&raw, &c.LastID)
-	switch {
-	case errors.Is(err, pgx.ErrNoRows), pg.IsMissing(err):
-		return relay.Checkpoint{}, false, nil
-	case err != nil:
-		return c, false, fmt.Errorf("read checkpoint: %w", err)
-	}
-	c.State = raw
-	return c, true, nil
-}
-
-func (s tables) Offset(ctx context.Context, pipeline string) (id int64, found bool, err error) {
-	const readable = `SELECT coalesce(has_table_privilege(to_regclass('pgtrickle.relay_consumer_offsets'), 'SELECT'), false)`
-	if err := s.q.QueryRow(ctx, readable).Scan(&found); err != nil || !found {
-		return 0, false, err
-	}
-	err = s.q.QueryRow(ctx, `SELECT last_change_id FROM pgtrickle.relay_consumer_offsets WHERE relay_group_id = $1 AND pipeline_id = $2`,
-		s.group, pipeline).Scan(&id)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return 0, false, nil
-	}
-	if err != nil {
-		return 0, false, fmt.Errorf("read relay_consumer_offsets: %w", err)
-	}
-	return id, true, nil
+// stored returns the store of a group in the relay's own tables.
+func stored(group string) func(q pg.Querier) Store {
+	return func(q pg.Querier) Store { return store.New(q, group) }
 }

@@ -279,8 +279,8 @@ func TestSnapshotThatWentBackwardsIsRefused(t *testing.T) {
 	}
 }
 
-// TestIDsThatMayBeReused: what the far end has under an id says nothing once the
-// server has gone back in time, or the table begins again.
+// TestIDsThatMayBeReused: the far end may have another row under an id once the server
+// has gone back in time, or the table's ids have restarted.
 func TestIDsThatMayBeReused(t *testing.T) {
 	t.Parallel()
 	bothStrategies(t, func(t *testing.T, pool *pgxpool.Pool) {
@@ -322,8 +322,8 @@ func TestChangeOfStrategy(t *testing.T) {
 	nothing(t, src)
 }
 
-// TestColumnIsAdded adds the column under writers and under a reader, which goes on
-// with windows once the index is there: nothing is lost and nothing is repeated.
+// TestColumnIsAdded adds the column under writers and under a reader. The reader goes on
+// with windows once the index is there, and neither loses nor repeats a row.
 func TestColumnIsAdded(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -472,8 +472,8 @@ func TestOvertakenWaitsForWriters(t *testing.T) {
 	})
 }
 
-// Of an outbox that the relay sweeps itself nothing goes before it is delivered, so
-// an id that is missing at a restart was rolled back.
+// The relay's own retention deletes no row before it is delivered, so an id that is
+// missing at a restart was rolled back.
 func TestOurRetentionOvertakesNobody(t *testing.T) {
 	t.Parallel()
 	for _, strategy := range []string{"window", "fence"} {

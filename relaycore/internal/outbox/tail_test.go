@@ -17,8 +17,8 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest/pgtest"
 )
 
-// Ids at the end that nobody will ever use are settled once those who had taken
-// them are over, and not before.
+// Ids at the end that were rolled back are settled once the transactions that had taken
+// them have ended, and not before.
 func TestRolledBackTail(t *testing.T) {
 	t.Parallel()
 	bothStrategies(t, func(t *testing.T, pool *pgxpool.Pool) {
@@ -56,8 +56,8 @@ func TestRolledBackTail(t *testing.T) {
 	})
 }
 
-// nextval locks the sequence until the end of its transaction, so an id that was
-// taken by hand and is inserted later in the same transaction is waited for.
+// nextval locks the sequence until the end of its transaction. So the source waits for an
+// id that was taken by hand and is inserted later in the same transaction.
 func TestIDTakenByHand(t *testing.T) {
 	t.Parallel()
 	bothStrategies(t, func(t *testing.T, pool *pgxpool.Pool) {
@@ -82,8 +82,8 @@ func TestIDTakenByHand(t *testing.T) {
 	})
 }
 
-// An id that was taken in an earlier transaction cannot be seen coming. Windows
-// deliver it, and say that it lay below what was settled.
+// The source cannot wait for an id that was taken in an earlier transaction. Windows
+// deliver its row, and log that it lay below a settled id.
 func TestIDTakenLongBefore(t *testing.T) {
 	t.Parallel()
 	bothStrategies(t, func(t *testing.T, pool *pgxpool.Pool) {
@@ -93,7 +93,7 @@ func TestIDTakenLongBefore(t *testing.T) {
 		waitFor(t, src, nil, 1)
 		exec(t, pool, `INSERT INTO pgtrickle.outbox_orders (id, inserted_count, payload) VALUES (1, 1, '{"v":1,"inserted":[{"n":1}]}')`)
 		if src.Strategy() == "fence" {
-			nothing(t, src) // docs/outbox-reading.md says so; verify counts it
+			nothing(t, src) // see docs/outbox-reading.md; verify counts it
 			return
 		}
 		if got := receive(t, src, 1); ids(got) != "1:0" || !strings.Contains(log.String(), "row appeared below settled id") {

@@ -16,10 +16,6 @@ import (
 // the same. After an error it looks before it reads.
 const watchEvery = time.Second
 
-// heldUpFor is how long Receive must not have been called for the reader to look whether
-// rows were deleted meanwhile: the far end was away, or is slow.
-const heldUpFor = time.Minute
-
 // reopenError reports that a reader cannot go on, and the outbox must be opened again.
 type reopenError struct {
 	reason string
@@ -37,13 +33,14 @@ type watch struct {
 	hasXid  bool // snapshot windows have become possible
 }
 
-// check looks for changes, if it is time to. It returns a [*reopenError] if the reader
-// cannot go on.
+// due reports whether it is time to look for changes.
+func (w *watch) due() bool {
+	return w.failed || w.suspect || time.Since(w.checked) >= watchEvery
+}
+
+// check looks for changes. It returns a [*reopenError] if the reader cannot go on.
 func (r *reader) check(ctx context.Context, q pg.Querier) error {
 	w := &r.watch
-	if !w.failed && !w.suspect && time.Since(w.checked) < watchEvery {
-		return r.upgrade()
-	}
 	upgradable := r.cfg.Settings.Strategy == "auto" && r.tracker.Strategy() != scan.Window
 	now, err := table.Watch(ctx, q, r.table, w.origin, r.cfg.Settings.XidColumn, upgradable)
 	if err != nil {
@@ -64,7 +61,7 @@ func (r *reader) check(ctx context.Context, q pg.Querier) error {
 		r.tracker.SetFile(now.Origin.File)
 	}
 	w.checked, w.failed, w.hasXid = time.Now(), false, now.HasXid
-	return r.upgrade()
+	return nil
 }
 
 // changed reports whether the table was replaced, its ids restarted, or its server
@@ -73,14 +70,11 @@ func changed(was, now table.Origin) bool {
 	return was.Table != now.Table || was.Sequence != now.Sequence || was.Timeline != now.Timeline
 }
 
-// upgrade asks for windows once they are possible and the fence is at a point where
-// they can go on without repeating a row.
+// upgrade returns a [*reopenError] if the fence is at a point where windows can go on
+// without repeating a row.
 func (r *reader) upgrade() error {
-	if !r.watch.hasXid || r.claim != nil {
-		return nil
-	}
 	id, clean := r.scanner.Position().Clean()
-	if !clean || !r.tracker.Idle(id) {
+	if r.claim != nil || !clean || !r.tracker.Idle(id) {
 		return nil
 	}
 	c := r.tracker.Settle(nil)

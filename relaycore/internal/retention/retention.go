@@ -52,10 +52,10 @@ type Options struct {
 type Report struct {
 	Table    string
 	Deleted  int64
-	Dropped  []string        // partitions
-	Floor    int64           // every reader has everything up to it
+	Dropped  []string       // partitions
+	Floor    int64          // every reader has everything up to it
 	Slowest  []table.Reader // the readers at the floor
-	HeldBack bool            // expired rows wait for a reader
+	HeldBack bool           // expired rows wait for a reader
 }
 
 // Run sweeps at every interval until ctx ends, and logs the results.

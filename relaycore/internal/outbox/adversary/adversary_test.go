@@ -58,7 +58,7 @@ func TestAdversary(t *testing.T) {
 }
 
 // TestCachedSequence gives sessions 50 ids at once. Nothing may be lost, and
-// nothing may be said to be settled that a session can still use an id below. Keys
+// no id may be reported as settled that a session can still use. Keys
 // that have one writer stay in order; others do not, and this must show.
 func TestCachedSequence(t *testing.T) {
 	d, err := time.ParseDuration(cmp.Or(os.Getenv("ADVERSARY_FOR"), "10s"))

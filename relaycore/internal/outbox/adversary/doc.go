@@ -1,18 +1,17 @@
 // Package adversary tries to make an outbox reader lose or reorder rows.
 //
-// Dozens of writers hold their transactions open for random times, roll back,
-// use savepoints, prepare transactions and sit idle in them, while a stranger
-// keeps a write transaction open in another database and VACUUM FREEZE runs. The
-// reader is a process of its own and is killed with SIGKILL at random points.
-// What was committed and what was delivered is kept in this process, outside the
-// database, and compared at the end.
+// Dozens of writers hold their transactions open for random times, roll back, use
+// savepoints, prepare transactions and sit idle in them. A stranger keeps a write
+// transaction open in another database, and VACUUM FREEZE runs. The reader is a process of
+// its own, and is killed with SIGKILL at random points. This process records the rows that
+// were committed and those that were delivered, and compares them at the end.
 //
-// Each event bears a key and a number that counts the key's committed events, and
+// Each event has a key and a number that counts the key's committed events, and
 // is written under a lock on the key. So the order in which the events of a key
 // were committed is known, and no number may be missing.
 //
-// The reader also says up to which id all is settled. No row may come behind that,
-// and in the end it must be the last id that was handed out.
+// The reader also reports the id up to which everything is settled. No row may come below
+// it, and in the end it must be the last id that was handed out.
 package adversary
 
 import (
@@ -71,7 +70,7 @@ type Report struct {
 	Wait       []time.Duration // from the commit's return to the delivery, sorted; a sample
 	Prepared   int64
 	RolledBack int64
-	Unsettled  int64 // ids at the end that were never said to be settled
+	Unsettled  int64 // ids at the end that were never reported as settled
 }
 
 // Quantile of the waits.
@@ -83,7 +82,7 @@ func (r *Report) Quantile(q float64) time.Duration {
 	return r.Wait[min(int(float64(len(r.Wait))*q), len(r.Wait)-1)]
 }
 
-// Bad says in what the run was not perfect, nil if in nothing.
+// Bad returns an error if the run found one.
 func (r *Report) Bad() error {
 	if r.Lost == 0 && r.Inversions == 0 && r.Phantom == 0 && r.Unsettled == 0 && r.Committed > 0 {
 		return nil
@@ -92,7 +91,9 @@ func (r *Report) Bad() error {
 }
 
 func (r *Report) String() string {
-	return fmt.Sprintf("%s on PostgreSQL %s: committed %d, delivered %d, lost %d, phantoms %d, inversions %d, unsettled %d, repeated %d, reader killed %d times, "+
-		"rolled back %d, prepared %d transactions, %s; commit to delivery p50 %s p99 %s", r.Strategy, r.Server, r.Committed, r.Delivered, r.Lost, r.Phantom, r.Inversions, r.Unsettled, r.Repeated,
-		r.Kills, r.RolledBack, r.Prepared, r.Took.Round(time.Second), r.Quantile(.5).Round(100*time.Microsecond), r.Quantile(.99).Round(100*time.Microsecond))
+	return fmt.Sprintf("%s on PostgreSQL %s: committed %d, delivered %d, lost %d, phantoms %d, inversions %d, unsettled %d, repeated %d, "+
+		"reader killed %d times, rolled back %d, prepared %d transactions, %s; commit to delivery p50 %s p99 %s",
+		r.Strategy, r.Server, r.Committed, r.Delivered, r.Lost, r.Phantom, r.Inversions, r.Unsettled, r.Repeated,
+		r.Kills, r.RolledBack, r.Prepared, r.Took.Round(time.Second),
+		r.Quantile(.5).Round(100*time.Microsecond), r.Quantile(.99).Round(100*time.Microsecond))
 }

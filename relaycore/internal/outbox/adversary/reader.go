@@ -58,11 +58,14 @@ func read(ctx context.Context, url, strategy string, out *bufio.Writer) error {
 	var c relay.Checkpoint
 	var epoch int64
 	var raw []byte
-	if err := pool.QueryRow(ctx, "UPDATE cursor SET epoch = epoch + 1 RETURNING state::text, last_id, epoch").Scan(&raw, &c.LastID, &epoch); err != nil {
+	const begin = "UPDATE cursor SET epoch = epoch + 1 RETURNING state::text, last_id, epoch"
+	if err := pool.QueryRow(ctx, begin).Scan(&raw, &c.LastID, &epoch); err != nil {
 		return err
 	}
 	c.State = raw
-	src, err := outbox.Open(ctx, pool, outbox.Config{Outbox: "outbox_ledger", Checkpoint: c, Settings: outbox.Settings{Strategy: strategy, SequenceCache: "accept"}})
+	src, err := outbox.Open(ctx, pool, outbox.Config{
+		Outbox: "outbox_ledger", Checkpoint: c, Settings: outbox.Settings{Strategy: strategy, SequenceCache: "accept"},
+	})
 	if err != nil {
 		return err
 	}
@@ -83,7 +86,7 @@ func read(ctx context.Context, url, strategy string, out *bufio.Writer) error {
 		}
 		for i := range msgs {
 			if msgs[i].OutboxID <= c.LastID {
-				return fmt.Errorf("row %d came after all up to %d was said to be settled", msgs[i].OutboxID, c.LastID)
+				return fmt.Errorf("row %d came after all up to %d was reported as settled", msgs[i].OutboxID, c.LastID)
 			}
 			if msgs[i].Err != nil {
 				return msgs[i].Err
@@ -138,7 +141,7 @@ func receive(ctx context.Context, src *outbox.Source, epoch int64, received chan
 	}
 }
 
-// die is SIGKILL to oneself: nothing is flushed and nobody is told.
+// die kills this process with SIGKILL: nothing is flushed.
 func die() {
 	_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 	select {}

@@ -81,7 +81,8 @@ func (w *war) setUp(ctx context.Context, rep *Report) error {
 	if _, err := conn.Exec(ctx, fmt.Sprintf("ALTER SEQUENCE pgtrickle.outbox_ledger_id_seq CACHE %d", w.opts.Cache)); err != nil {
 		return err
 	}
-	return conn.QueryRow(ctx, "SELECT current_setting('server_version'), current_setting('max_prepared_transactions')::int > 0").Scan(&rep.Server, &w.canPrepare)
+	const settings = "SELECT current_setting('server_version'), current_setting('max_prepared_transactions')::int > 0"
+	return conn.QueryRow(ctx, settings).Scan(&rep.Server, &w.canPrepare)
 }
 
 // until waits for the end of the writing: time and rows have both been reached.
@@ -107,7 +108,7 @@ func (w *war) until(ctx context.Context, begun time.Time, readers chan error) er
 	}
 }
 
-// drained waits until everything has arrived, or nothing arrives any more.
+// drained waits until everything has arrived, or nothing arrives for a while.
 func (w *war) drained(ctx context.Context, readers chan error) error {
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
@@ -127,8 +128,8 @@ func (w *war) drained(ctx context.Context, readers chan error) error {
 	}
 }
 
-// unsettled waits until the reader says that all ids are settled, those too that
-// were rolled back, and returns how many it never says it of.
+// unsettled waits until the reader reports all ids as settled, also those that were rolled
+// back. It returns the number of ids that it never reports.
 func (w *war) unsettled(ctx context.Context) (ids int64, err error) {
 	for deadline := time.Now().Add(patience); ; {
 		conn, err := pgx.Connect(ctx, w.opts.URL) // a new one each time, since sessions may be waited for

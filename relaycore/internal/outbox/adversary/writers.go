@@ -16,7 +16,8 @@ DROP SCHEMA IF EXISTS pgtrickle CASCADE;
 CREATE SCHEMA pgtrickle;
 DROP TABLE IF EXISTS keys, cursor;
 CREATE TABLE pgtrickle.outbox_ledger (id bigserial PRIMARY KEY, refresh_id uuid, created_at timestamptz NOT NULL DEFAULT now(),
-	inserted_count bigint NOT NULL DEFAULT 0, deleted_count bigint NOT NULL DEFAULT 0, is_claim_check bool NOT NULL DEFAULT false, payload jsonb);
+	inserted_count bigint NOT NULL DEFAULT 0, deleted_count bigint NOT NULL DEFAULT 0,
+	is_claim_check bool NOT NULL DEFAULT false, payload jsonb);
 CREATE TABLE keys (k bigint PRIMARY KEY, seq bigint NOT NULL DEFAULT 0) WITH (fillfactor = 50);
 INSERT INTO keys SELECT g FROM generate_series(1, 4000) g;
 INSERT INTO keys SELECT 100000 + g FROM generate_series(1, 64 * 500) g;
@@ -24,11 +25,13 @@ CREATE TABLE cursor (state jsonb, last_id bigint, epoch bigint);
 INSERT INTO cursor VALUES (NULL, 0, 0);
 `
 
-const xidColumn = `ALTER TABLE pgtrickle.outbox_ledger ADD COLUMN xid xid8 NOT NULL DEFAULT pg_current_xact_id(); CREATE INDEX ON pgtrickle.outbox_ledger (xid, id);`
+const xidColumn = `ALTER TABLE pgtrickle.outbox_ledger ADD COLUMN xid xid8 NOT NULL DEFAULT pg_current_xact_id();
+	CREATE INDEX ON pgtrickle.outbox_ledger (xid, id);`
 
 // writeSQL numbers events under their keys' locks and writes one outbox row each.
 const writeSQL = `WITH u AS (UPDATE keys SET seq = seq + 1 WHERE k = ANY ($1) RETURNING k, seq),
-	o AS (INSERT INTO pgtrickle.outbox_ledger (inserted_count, payload) SELECT 1, jsonb_build_object('v', 1, 'inserted', jsonb_build_array(jsonb_build_object('k', k, 's', seq))) FROM u)
+	o AS (INSERT INTO pgtrickle.outbox_ledger (inserted_count, payload)
+		SELECT 1, jsonb_build_object('v', 1, 'inserted', jsonb_build_array(jsonb_build_object('k', k, 's', seq))) FROM u)
 	SELECT k, seq FROM u`
 
 // war is the writers' side of a run.

@@ -27,7 +27,7 @@ type Checkpoint struct {
 	// Done has more runs of settled messages: row, first index, index behind the last.
 	Done [][3]int64 `json:"done,omitempty"`
 
-	// Safe is the id up to which everything is settled and no row appears any more.
+	// Safe is the id up to which everything is settled and no row appears in future.
 	Safe int64 `json:"safe"`
 	// Audit counts settled rows: see [audit].
 	Audit []int64 `json:"audit,omitempty"`

@@ -40,7 +40,7 @@ func (o *overtaken) count(id int64) {
 	}
 }
 
-// close ends the gaps in which no row can appear any more, those up to id. It calls gone
+// close ends the gaps in which no row can appear in future, those up to id. It calls gone
 // for each that was not filled.
 func (o *overtaken) close(id int64, gone func(g Gap, ids int64)) {
 	o.gaps = slices.DeleteFunc(o.gaps, func(g Gap) bool {
@@ -56,9 +56,9 @@ func (o *overtaken) close(id int64, gone func(g Gap, ids int64)) {
 }
 
 // GapBehind returns the ids behind known that are missing in front of the table's first
-// row or, if it is empty, up to the last id that was handed out. It returns no gap if
-// that proves nothing: sessions drop ids that they have cached, and the relay's own
-// retention deletes no row before every reader has it.
+// row. If the table is empty, they are missing up to the last id that was handed out.
+// There is no gap if sessions cache ids, because they drop some. There is none either if
+// the relay sweeps the table, because it deletes no row before every reader has it.
 func GapBehind(ctx context.Context, q pg.Querier, t *table.Table, known int64, first *int64) (Gap, error) {
 	s := &t.Sequence
 	if known == table.Beginning || s.OID == 0 || s.Cache > 1 {

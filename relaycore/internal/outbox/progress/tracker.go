@@ -2,10 +2,10 @@
 // checkpoints.
 //
 // The reader adds chunks of slots in order of delivery; the engine settles messages in
-// any order. A [Tracker] moves its position over the settled ones at the front, and
+// any order. A [Tracker] moves its position over the settled ones at the front. It
 // records settled messages behind the first unsettled one, so that a restart does not
-// repeat them. It also accounts for rows: an [audit] finds rows that were committed and
-// never read, and overtaken counts ids that were gone before they could be delivered.
+// repeat them. It also accounts for rows: [audit] finds rows that were committed and
+// never read, and [overtaken] counts ids that were gone before their delivery.
 //
 // Nothing here waits or reads a clock. SQL is run only by functions that take a
 // database handle.

@@ -249,7 +249,10 @@ func (b *Builder) headers(m *relay.Message, object []byte, e *event) {
 		return
 	}
 	for _, h := range b.inner {
-		m.Headers = append(m.Headers, relay.Header{Name: string(jsonscan.AppendText(nil, h.Name)), Value: string(jsonscan.AppendText(nil, h.Value))})
+		m.Headers = append(m.Headers, relay.Header{
+			Name:  string(jsonscan.AppendText(nil, h.Name)),
+			Value: string(jsonscan.AppendText(nil, h.Value)),
+		})
 	}
 }
 

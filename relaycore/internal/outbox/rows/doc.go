@@ -12,7 +12,7 @@
 // stays in the row: it is data, and some stream tables have no other key.
 //
 // A payload of another version, or a malformed one, becomes one message with Err set
-// and the payload as its Body; so does a claim check whose deltas are gone. Counts
+// and the payload as its Body. So does a claim check whose deltas are gone. Counts
 // without a payload, and empty containers, are rows without messages. They have a slot,
 // so that they move the checkpoint.
 package rows

@@ -61,8 +61,8 @@ func (l *Layout) render(items []string, prefix string) string {
 	return b.String()
 }
 
-// Formats returns the result formats of the columns and of extra text columns behind
-// them: binary for the time and for a payload of type bytea, text for the others.
+// Formats returns the result formats of the columns, and of extra text columns behind
+// them. The time and a payload of type bytea are binary, all others are text.
 func (l *Layout) Formats(extra int) []int16 {
 	f := make([]int16, len(l.names)+extra)
 	if l.created >= 0 {

@@ -104,15 +104,14 @@ func (f *fence) next(ctx context.Context, db DB, want int, take Take) (Read, err
 		los, his = append(los, from+1), append(his, maxID)
 	}
 	var ids, fill []int64
-	n := counter{take: take}
-	err := f.fetch(ctx, db, los, his, want, func(v [][]byte, id int64) (bool, error) {
+	n := intake{ordered: true, take: func(v [][]byte, id int64) (bool, error) {
 		ids = append(ids, id)
 		if id <= from {
 			fill = append(fill, id)
 		}
-		return n.row(v, id)
-	})
-	if err != nil {
+		return take(v, id)
+	}}
+	if err := f.fetch(ctx, db, los, his, want, &n); err != nil {
 		return Read{}, err
 	}
 
@@ -153,9 +152,9 @@ func (f *fence) replay(ctx context.Context, db DB, want int, take Take) (Read, e
 	}
 
 	inside := f.pos
-	n := counter{take: take, last: inside.at}
+	n := intake{take: take, ordered: true, last: inside.at}
 	if len(los) > 0 {
-		if err := f.fetch(ctx, db, los, his, want, n.row); err != nil {
+		if err := f.fetch(ctx, db, los, his, want, &n); err != nil {
 			return Read{}, err
 		}
 	}
@@ -168,15 +167,20 @@ func (f *fence) replay(ctx context.Context, db DB, want int, take Take) (Read, e
 }
 
 // fetch reads the rows in ranges of ids, in the order of the ranges.
-func (f *fence) fetch(ctx context.Context, db DB, los, his []int64, want int, take Take) error {
-	var ids ordered
-	return db.Query(ctx, f.readSQL, f.formats, []string{array(los), array(his), strconv.Itoa(want)}, func(v [][]byte) (bool, error) {
-		id, err := ids.next(v[0])
-		if err != nil {
-			return false, err
+func (f *fence) fetch(ctx context.Context, db DB, los, his []int64, want int, n *intake) error {
+	return db.Query(ctx, f.readSQL, f.formats, []string{array(los), array(his), strconv.Itoa(want)}, n.row)
+}
+
+// array renders an array literal.
+func array(n []int64) string {
+	b := []byte{'{'}
+	for i := range n {
+		if i > 0 {
+			b = append(b, ',')
 		}
-		return take(v, id)
-	})
+		b = strconv.AppendInt(b, n[i], 10)
+	}
+	return string(append(b, '}'))
 }
 
 // tail makes a hole of the ids behind the last row that the sequence has handed out.
@@ -224,9 +228,9 @@ func (f *fence) list(ctx context.Context, db DB) error {
 	return nil
 }
 
-// fold returns the holes behind a read. It cuts the ids that were read out of the holes,
-// closes the parts that the read covered and no transaction can fill, and adds the gaps
-// between ids behind last. The read covered the ids up to covered.
+// fold returns the holes behind a read that covered the ids up to covered. It cuts the
+// ids that were read out of the holes. It closes the parts that the read covered and that
+// no transaction can fill. It adds the gaps between ids behind last.
 func fold(holes []hole, ids []int64, last, covered int64) []hole {
 	var next []hole
 	keep := func(lo, hi int64, by *writers) {

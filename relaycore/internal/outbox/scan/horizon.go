@@ -7,7 +7,7 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/table"
 )
 
-// horizon finds the id up to which no row can appear any more. Windows do not need it
+// horizon finds the id up to which no row can appear in future. Windows do not need it
 // to read; retention, the far end and the public offset do.
 //
 // A transaction holds a lock on the table or on the sequence before it takes an id, and
@@ -48,23 +48,27 @@ const (
 )
 
 func newHorizon(t *table.Table, safe int64) horizon {
-	return horizon{locks: newLocks(t), bounded: t.Sequence.OID != 0, numbers: t.Sequence.Numbers(), seen: safe, waitFor: safe, closing: table.Beginning}
+	return horizon{
+		locks: newLocks(t), bounded: t.Sequence.OID != 0, numbers: t.Sequence.Numbers(),
+		seen: safe, waitFor: safe, closing: table.Beginning,
+	}
 }
 
-// advance lists locks if it is time to, or at once. It must come before a window is
-// opened, because only that window's snapshot shows the rows of transactions that have
-// ended by the listing.
-func (h *horizon) advance(ctx context.Context, db DB, now bool) error {
+// due reports whether it is time to list locks. Retry leaves out the interval.
+func (h *horizon) due(retry bool) bool {
 	every := listBusy
 	switch {
-	case now:
+	case retry:
 		every = 0
 	case time.Since(h.rowsAt) > listIdle:
 		every = listIdle
 	}
-	if !h.bounded || (h.wait == nil && h.seen <= h.waitFor) || time.Since(h.locks.at) < every {
-		return nil
-	}
+	return h.bounded && (h.wait != nil || h.seen > h.waitFor) && time.Since(h.locks.at) >= every
+}
+
+// advance lists locks. It must come before a window is opened, because only that
+// window's snapshot shows the rows of transactions that have ended by the listing.
+func (h *horizon) advance(ctx context.Context, db DB) error {
 	holders, newlyPrepared, err := h.locks.list(ctx, db)
 	if err != nil {
 		return err

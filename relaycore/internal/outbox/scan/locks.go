@@ -113,7 +113,7 @@ func (w *writers) remaining(now *writers, newlyPrepared []writer) *writers {
 }
 
 // limit bounds the ids of transactions that cannot have taken one since an earlier
-// listing: prepared ones, and those of sessions that have been idle from then to now.
+// listing. These are prepared ones, and those of sessions that have been idle since.
 // The sequence is read after the list, so all ids they have taken are below its value.
 // Without a bound, a session that idles in its transaction would keep every later gap
 // open.

@@ -11,10 +11,10 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/table"
 )
 
-// This file is a model of PostgreSQL as far as an outbox is concerned, and walks
-// through every order in which its transactions and a reader can take their steps.
+// This file is a model of PostgreSQL as far as an outbox is concerned. It walks through
+// every order in which transactions and a reader can take their steps.
 // The reader is made of the real parts: snapshot.sees, fold, writers.remaining.
-// docs/model says what is modelled and what is checked.
+// docs/model describes what is modelled and what is checked.
 
 // mark is a position of either strategy.
 type mark struct {
@@ -30,9 +30,18 @@ func (m *mark) complete() int64 {
 	return p.Complete()
 }
 
-// op is one step of a transaction.
+// op is one step of a transaction. The kinds are:
+//
+//	x  take a transaction id
+//	k  lock a key
+//	l  lock the table
+//	r  write a row of a key
+//	i  take the row's id before its lock
+//	p  prepare
+//	u  unlock
+//	e  end
 type op struct {
-	kind byte // x: take a transaction id; k: lock a key; l: lock the table; r: write a row of a key; i: take the row's id before its lock; p: prepare; u: unlock; e: end
+	kind byte
 	key  int8
 }
 
@@ -56,7 +65,7 @@ type modelTx struct {
 	early    int64  // an id taken before the lock
 	rows     []modelRow
 	visible  bool // committed, and every later snapshot shows it
-	over     bool // committed or rolled back: not running any more
+	over     bool // committed or rolled back, so no longer running
 	prepared bool
 }
 
@@ -89,7 +98,7 @@ type world struct {
 	listed       bool // a listing is newer than the last read
 	stale        []modelRow
 	halfway      bool
-	claims       bool // what is said to be settled is modelled, too
+	claims       bool // the id reported as settled is modelled, too
 	bounds       bounds
 	durableSafe  int64
 	crashes      int
@@ -100,8 +109,8 @@ type world struct {
 	fail string
 }
 
-// bounds are what windows know of ids, and safe is what either strategy has ever
-// said to be settled: no row may come up to it for the first time.
+// bounds are what windows know of ids. safe is the highest id that either strategy has
+// reported as settled: no row may come up to it for the first time.
 type bounds struct {
 	seen, waitFor, closing, safe int64
 	wait                         *writers
@@ -570,8 +579,8 @@ func TestModel(t *testing.T) {
 	}
 }
 
-// TestModelOfClaims: no row comes for the first time below an id that was said to
-// be settled, and in the end all ids are, those that were rolled back too.
+// TestModelOfClaims: no row comes for the first time below an id that was reported as
+// settled. In the end all ids are settled, those that were rolled back too.
 func TestModelOfClaims(t *testing.T) {
 	t.Parallel()
 	for name, programs := range map[string][]string{

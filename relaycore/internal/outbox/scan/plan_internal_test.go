@@ -13,9 +13,9 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest/pgtest"
 )
 
-// TestPlans holds every query of both strategies to index scans on a table that
-// the planner takes for one of ten million rows, with statistics and without, and
-// with a snapshot that has many transactions in flight.
+// TestPlans holds every query of both strategies to index scans. The planner takes the
+// table for one of ten million rows, with statistics and without. The snapshot has many
+// transactions in flight.
 func TestPlans(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
@@ -54,7 +54,7 @@ func TestPlans(t *testing.T) {
 		"open":     {w.openSQL, []any{los, his, "0", "4096"}},
 		"few":      {w.fewSQL, []any{los, his, "0", "64"}},
 		"size":     {w.sizeSQL, []any{los, his, "0", hi}},
-		"least":    {w.leastSQL, []any{los, his}},
+		"lowest":   {w.lowestSQL, []any{los, his}},
 		"arms":     {w.armsSQL, []any{los, his, "0", hi, "4096"}},
 		"walk":     {w.walkSQL, []any{"30000", hi, lo.text, "4096"}},
 		"fence":    {f.readSQL, []any{array(holeLo), array(holeHi), "4096"}},

@@ -16,7 +16,7 @@ var fenceLagSQL string
 
 // fencePosition is a position of the fence. Rows up to id last are settled, apart from
 // those in holes. If a read is open, it took the ids from+1 to last, outside holes, and
-// the ids in fill; of these only the rows up to id at are settled.
+// the ids in fill. Of these only the rows up to id at are settled.
 type fencePosition struct {
 	last  int64
 	holes []hole   // ascending
@@ -65,7 +65,7 @@ func (p *fencePosition) store(s *State) {
 			end = h.hi + 1
 		}
 		for _, w := range p.idle {
-			f.Idle = append(f.Idle, [3]string{w.vxid, w.idle, itoa(w.upTo)})
+			f.Idle = append(f.Idle, [3]string{w.vxid, w.idle, strconv.FormatInt(w.upTo, 10)})
 		}
 	}
 	if p.open {
@@ -141,19 +141,19 @@ func (p *fencePosition) Covered() int64 { return p.last }
 
 func (p *fencePosition) Clean() (int64, bool) { return p.last, !p.open && len(p.holes) == 0 }
 
-// Check has nothing to compare: ids do not tell which transactions a server has had.
+// Check has nothing to compare: ids do not show which transactions a server has had.
 func (p *fencePosition) Check(context.Context, pg.Querier) error { return nil }
 
 func (p *fencePosition) Pending(t *table.Table) (string, error) {
 	id := t.ID()
-	conds := []string{id + " > " + itoa(p.last)}
+	conds := []string{id + " > " + strconv.FormatInt(p.last, 10)}
 	for _, h := range p.holes {
-		conds = append(conds, id+" BETWEEN "+itoa(h.lo)+" AND "+itoa(h.hi))
+		conds = append(conds, id+" BETWEEN "+strconv.FormatInt(h.lo, 10)+" AND "+strconv.FormatInt(h.hi, 10))
 	}
 	if p.open {
-		conds = append(conds, id+" > "+pg.Literal(itoa(max(p.at, p.from)))+"::bigint")
+		conds = append(conds, id+" > "+pg.Literal(strconv.FormatInt(max(p.at, p.from), 10))+"::bigint")
 		for _, f := range p.unfilled() {
-			conds = append(conds, id+" = "+itoa(f))
+			conds = append(conds, id+" = "+strconv.FormatInt(f, 10))
 		}
 	}
 	return "(" + strings.Join(conds, " OR ") + ")", nil

@@ -57,7 +57,7 @@ func TestFold(t *testing.T) {
 		"contiguous":              {ids: []int64{1, 2, 3}, covered: math.MaxInt64},
 		"a gap":                   {ids: []int64{1, 4}, covered: math.MaxInt64, want: []hole{{2, 3, nil}}},
 		"filled in the middle":    {holes: []hole{{2, 6, open}}, ids: []int64{4, 9}, last: 8, covered: math.MaxInt64, want: []hole{{2, 3, open}, {5, 6, open}}},
-		"nobody is left":          {holes: []hole{{2, 6, ended}}, ids: []int64{4}, last: 8, covered: math.MaxInt64},
+		"none is left":            {holes: []hole{{2, 6, ended}}, ids: []int64{4}, last: 8, covered: math.MaxInt64},
 		"closed as far as read":   {holes: []hole{{2, 6, ended}, {10, 20, ended}}, ids: []int64{4, 12}, last: 30, covered: 12, want: []hole{{13, 20, ended}}},
 		"not reached at all":      {holes: []hole{{2, 6, ended}, {10, 20, ended}}, ids: []int64{4}, last: 30, covered: 4, want: []hole{{5, 6, ended}, {10, 20, ended}}},
 		"never listed stays open": {holes: []hole{{2, 6, nil}}, last: 8, covered: math.MaxInt64, want: []hole{{2, 6, nil}}},
@@ -79,7 +79,7 @@ func TestAPreparedTransactionKeepsItsHole(t *testing.T) {
 	if !next.has("4/9") || !next.has("-1/746") || len(next.list) != 2 {
 		t.Fatalf("remaining = %+v, want 4/9 and the prepared one", next.list)
 	}
-	// A prepared one that goes has ended: nobody takes its place.
+	// A prepared one that goes has ended: no other takes its place.
 	if next = next.remaining(&writers{list: []writer{{vxid: "-1/800", prepared: true}}}, []writer{{vxid: "-1/800", prepared: true}}); len(next.list) != 1 {
 		t.Fatalf("remaining = %+v", next.list) // 4/9 may have become -1/800
 	}

@@ -5,6 +5,7 @@ import (
 	_ "embed"
 	"fmt"
 	"math"
+	"strconv"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/rows"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/table"
@@ -117,9 +118,9 @@ func (p *windowPosition) Pending(t *table.Table) (string, error) {
 	case p.at == table.Beginning:
 		return cond, nil
 	case p.open:
-		return cond + " AND (" + t.ID() + " > " + itoa(p.at) + " OR " + unseen(&p.hi) + ")", nil
+		return cond + " AND (" + t.ID() + " > " + strconv.FormatInt(p.at, 10) + " OR " + unseen(&p.hi) + ")", nil
 	}
-	return cond + " AND " + t.ID() + " > " + itoa(p.at), nil
+	return cond + " AND " + t.ID() + " > " + strconv.FormatInt(p.at, 10), nil
 }
 
 func (p *windowPosition) Lag(t *table.Table, maxRows int) (sql string, args []any) {

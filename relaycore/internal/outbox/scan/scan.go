@@ -7,10 +7,9 @@
 // keeps every gap open until no transaction can fill it. docs/outbox-reading.md proves
 // both; docs/model has a model that a test explores exhaustively.
 //
-// A [Position] is a point in a scan. Each strategy has a type of its own for it, which
-// knows how it is stored, what is complete before it, which rows are behind it and
-// whether the server it came from is still the same. Nothing else switches on the name
-// of a strategy.
+// A [Position] is a point in a scan. Each strategy has a type of its own for it. That
+// type knows how a position is stored and compared, and which rows are in front of it
+// and behind it. Nothing else switches on the name of a strategy.
 //
 // A [Scanner] reads through the interface [DB], so that tests can replace the server. It
 // waits and measures time with package time only, so that tests can run in a bubble of
@@ -24,7 +23,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
-	"strconv"
 	"strings"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/rows"
@@ -86,7 +84,7 @@ type Position interface {
 	// up to id.
 	Within(id int64) Position
 	// Complete returns the id up to which no row can appear once everything in front
-	// of the position is settled; [table.Beginning] if the position cannot tell.
+	// of the position is settled. It is [table.Beginning] if that is unknown.
 	Complete() int64
 	// Covered returns the highest id that a read has passed, [table.Beginning] if the
 	// position does not record it.
@@ -175,24 +173,6 @@ func queryID(ctx context.Context, db DB, sql string, args ...string) (id int64, 
 	return id, err
 }
 
-// ordered checks that the ids of a read ascend.
-type ordered struct {
-	last int64
-	any  bool
-}
-
-func (o *ordered) next(v []byte) (int64, error) {
-	id, err := rows.ParseID(v)
-	if err != nil {
-		return 0, err
-	}
-	if o.any && id <= o.last {
-		return 0, fmt.Errorf("ids are not unique or not in order: %d after %d", id, o.last)
-	}
-	o.last, o.any = id, true
-	return id, nil
-}
-
 // checkSequence refuses sequences whose ids do not ascend in the order in which they
 // are taken. With cached, one session may take several at once.
 func checkSequence(t *table.Table, order string, cached bool) error {
@@ -201,7 +181,8 @@ func checkSequence(t *table.Table, order string, cached bool) error {
 	case q.OID == 0:
 		return nil
 	case q.Cache != 1 && !cached:
-		return relay.Fatal(fmt.Errorf("sequence %s hands out %d ids to a session at once (CACHE), so ids are not in the order %s: ALTER SEQUENCE %s CACHE 1",
+		return relay.Fatal(fmt.Errorf("sequence %s hands out %d ids to a session at once (CACHE), "+
+			"so ids are not in the order %s: ALTER SEQUENCE %s CACHE 1",
 			q.Name, q.Cache, order, q.Name))
 	case q.Increment < 1:
 		return relay.Fatal(fmt.Errorf("sequence %s counts by %d: ALTER SEQUENCE %s INCREMENT BY 1", q.Name, q.Increment, q.Name))
@@ -226,20 +207,6 @@ func fill(template string, t *table.Table, more ...string) string {
 	return strings.NewReplacer(pairs...).Replace(template)
 }
 
-func itoa(n int64) string { return strconv.FormatInt(n, 10) }
-
-// array renders an array literal.
-func array(n []int64) string {
-	b := []byte{'{'}
-	for i := range n {
-		if i > 0 {
-			b = append(b, ',')
-		}
-		b = strconv.AppendInt(b, n[i], 10)
-	}
-	return string(append(b, '}'))
-}
-
 const maxID = math.MaxInt64
 
 // BackwardsError reports that the server has not had transactions that a position has
@@ -247,7 +214,8 @@ const maxID = math.MaxInt64
 type BackwardsError struct{ From, To string }
 
 func (e *BackwardsError) Error() string {
-	return fmt.Sprintf("the database's snapshot %s lies before the checkpoint's %s: it was restored, or a standby that lagged was promoted", e.To, e.From)
+	return fmt.Sprintf("the database's snapshot %s lies before the checkpoint's %s: "+
+		"it was restored, or a standby that lagged was promoted", e.To, e.From)
 }
 
 // IsBackwards reports whether err is a [*BackwardsError].

@@ -11,8 +11,8 @@ import (
 )
 
 // tuneTemplate makes the planner read by an index in its order, whatever number of
-// rows it expects: a bitmap or a sort would go through a whole backlog for each read of
-// it. One plan then fits all snapshots and ids, and is made once for a connection.
+// rows it expects. A bitmap or a sort would go through a whole backlog for each read.
+// One plan then fits all snapshots and ids, and is made once for a connection.
 //
 //go:embed sql/tune.sql
 var tuneTemplate string
@@ -71,8 +71,8 @@ func (s Session) Query(ctx context.Context, sql string, formats []int16, args []
 type sender func(p *pgconn.Pipeline, sql string, params [][]byte, formats []int16)
 
 // prepare prepares statements once for a connection, because parsing and planning a
-// read costs several times as much as an empty read. If the URL says that sessions are
-// not reliable, as behind some poolers, nothing is prepared.
+// read costs several times as much as an empty read. If the URL marks sessions as
+// unreliable, as behind some poolers, nothing is prepared.
 func (s Session) prepare(ctx context.Context, sql ...string) (sender, error) {
 	if mode := s.Conn.Config().DefaultQueryExecMode; mode == pgx.QueryExecModeExec || mode == pgx.QueryExecModeSimpleProtocol {
 		return func(p *pgconn.Pipeline, sql string, params [][]byte, formats []int16) {

@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// snapshot is a pg_snapshot: transactions below xmin have ended, those from xmax on have
-// not begun, and of those between the two the ones in xip were running.
+// snapshot is a pg_snapshot. Transactions below xmin have ended, and those from xmax on
+// have not begun. Of those between the two, the ones in xip were running.
 type snapshot struct {
 	text       string // PostgreSQL's own spelling
 	xmin, xmax uint64
@@ -61,9 +61,8 @@ func (s *snapshot) xipList() string {
 	return s.text[strings.LastIndexByte(s.text, ':')+1:]
 }
 
-// arms returns the ranges of transaction ids that may have rows which s does not see,
-// as two array literals of their ends: each transaction that was running, and those
-// from xmax to hi.
+// arms returns the ranges of transaction ids whose rows s may not see, as array literals
+// of their ends. These are each transaction that was running, and those from xmax to hi.
 func (s *snapshot) arms(hi uint64) (los, his string) {
 	running := s.xipList()
 	if running != "" {

@@ -36,9 +36,11 @@ func (windowStrategy) Check(ctx context.Context, q pg.Querier, t *table.Table, s
 	case xid == "":
 		return relay.Fatal(fmt.Errorf("outbox_strategy window: %s has no column of type xid8: %s adds one", name, addXid(t)))
 	case t.Type(xid) != "xid8":
-		return relay.Fatal(fmt.Errorf("outbox_strategy window: column %s of %s has type %s and not xid8: %s adds one", xid, name, t.Type(xid), addXid(t)))
+		return relay.Fatal(fmt.Errorf("outbox_strategy window: column %s of %s has type %s and not xid8: %s adds one",
+			xid, name, t.Type(xid), addXid(t)))
 	case !t.NotNull(xid):
-		return relay.Fatal(fmt.Errorf("column %s of %s may be null, and a row without it is never seen: %s fills it and sets it NOT NULL", xid, name, addXid(t)))
+		return relay.Fatal(fmt.Errorf("column %s of %s may be null, which hides rows: %s fills it and sets it NOT NULL",
+			xid, name, addXid(t)))
 	case !t.XidIndexed:
 		return relay.Fatal(fmt.Errorf("column %s of %s has no index: CREATE INDEX CONCURRENTLY ON %s (%s)", xid, name, name, t.Xid()))
 	}
@@ -80,8 +82,8 @@ var (
 	windowFewSQL string
 	//go:embed sql/window_size.sql
 	windowSizeSQL string
-	//go:embed sql/window_least.sql
-	windowLeastSQL string
+	//go:embed sql/window_lowest.sql
+	windowLowestSQL string
 	//go:embed sql/window_arms.sql
 	windowArmsSQL string
 	//go:embed sql/window_walk.sql
@@ -104,8 +106,8 @@ type windows struct {
 	few     bool  // the last window had few rows
 	horizon horizon
 
-	formats, formatsHead                                 []int16
-	openSQL, fewSQL, sizeSQL, leastSQL, armsSQL, walkSQL string
+	formats, formatsHead                                  []int16
+	openSQL, fewSQL, sizeSQL, lowestSQL, armsSQL, walkSQL string
 }
 
 type shape int
@@ -127,7 +129,7 @@ func newWindows(t *table.Table, l *rows.Layout, pos windowPosition, safe int64) 
 			"{small}", strconv.Itoa(smallWindow), "{over}", strconv.Itoa(smallWindow+1), "{few}", strconv.Itoa(fewRows))
 	}
 	w.openSQL, w.fewSQL, w.sizeSQL = render(windowOpenSQL), render(windowFewSQL), render(windowSizeSQL)
-	w.leastSQL, w.armsSQL, w.walkSQL = render(windowLeastSQL), render(windowArmsSQL), render(windowWalkSQL)
+	w.lowestSQL, w.armsSQL, w.walkSQL = render(windowLowestSQL), render(windowArmsSQL), render(windowWalkSQL)
 	return w
 }
 
@@ -140,8 +142,10 @@ func (w *windows) Position() Position {
 func (w *windows) Read(ctx context.Context, db DB, want int, take Take) (Read, error) {
 	start := w.pos
 	for tries := 0; !w.pos.open; tries++ {
-		if err := w.horizon.advance(ctx, db, tries > 0); err != nil {
-			return Read{}, err
+		if w.horizon.due(tries > 0) {
+			if err := w.horizon.advance(ctx, db); err != nil {
+				return Read{}, err
+			}
 		}
 		read, done, err := w.open(ctx, db, want, take)
 		if done || err != nil {
@@ -176,9 +180,9 @@ func (w *windows) open(ctx context.Context, db DB, want int, take Take) (read Re
 		sql, want = w.fewSQL, fewRows
 	}
 	var head head
-	var ids ordered
-	n := counter{take: take, last: before.at}
-	err = db.Query(ctx, sql, w.formatsHead, []string{los, his, itoa(before.at), strconv.Itoa(want)}, func(v [][]byte) (bool, error) {
+	n := intake{take: take, last: before.at, ordered: true}
+	args := []string{los, his, strconv.FormatInt(before.at, 10), strconv.Itoa(want)}
+	err = db.Query(ctx, sql, w.formatsHead, args, func(v [][]byte) (bool, error) {
 		if text := v[len(v)-1]; text != nil && head.hi.text == "" {
 			if err := head.parse(string(text), &before.lo); err != nil || v[0] == nil {
 				return true, err // the row is the head alone
@@ -187,11 +191,7 @@ func (w *windows) open(ctx context.Context, db DB, want int, take Take) (read Re
 		if head.hi.text == "" {
 			return false, errors.New("rows of a window came before its snapshot")
 		}
-		id, err := ids.next(v[0])
-		if err != nil {
-			return false, err
-		}
-		return n.row(v[:len(v)-1], id)
+		return n.row(v[:len(v)-1])
 	})
 	if err != nil {
 		return Read{}, true, err
@@ -221,22 +221,14 @@ func (w *windows) open(ctx context.Context, db DB, want int, take Take) (read Re
 // goOn reads more rows of the open window.
 func (w *windows) goOn(ctx context.Context, db DB, want int, take Take) (Read, error) {
 	before := w.pos
-	n := counter{take: take, last: before.at}
-	each := func(v [][]byte) (bool, error) {
-		id, err := rows.ParseID(v[0])
-		if err != nil {
-			return false, err
-		}
-		return n.row(v, id)
-	}
-	var err error
-	if w.shape == big {
-		err = db.Query(ctx, w.walkSQL, w.formats, []string{itoa(before.at), before.hi.text, before.lo.text, strconv.Itoa(want)}, each)
-	} else {
+	n := intake{take: take, last: before.at}
+	at, limit := strconv.FormatInt(before.at, 10), strconv.Itoa(want)
+	sql, args := w.walkSQL, []string{at, before.hi.text, before.lo.text, limit}
+	if w.shape == small {
 		los, his := before.lo.arms(before.hi.xmax - 1)
-		err = db.Query(ctx, w.armsSQL, w.formats, []string{los, his, itoa(before.at), before.hi.text, strconv.Itoa(want)}, each)
+		sql, args = w.armsSQL, []string{los, his, at, before.hi.text, limit}
 	}
-	if err != nil {
+	if err := db.Query(ctx, sql, w.formats, args, n.row); err != nil {
 		return Read{}, err
 	}
 	read := Read{Inside: &before, From: before.at, More: true}
@@ -261,7 +253,7 @@ func (w *windows) step(last int64, complete bool) int64 {
 // measure decides how to read an open window, and where its rows start.
 func (w *windows) measure(ctx context.Context, db DB) error {
 	los, his := w.pos.lo.arms(w.pos.hi.xmax - 1)
-	n, err := queryID(ctx, db, w.sizeSQL, los, his, itoa(w.pos.at), w.pos.hi.text)
+	n, err := queryID(ctx, db, w.sizeSQL, los, his, strconv.FormatInt(w.pos.at, 10), w.pos.hi.text)
 	if err != nil {
 		return err
 	}
@@ -273,17 +265,17 @@ func (w *windows) measure(ctx context.Context, db DB) error {
 	if w.pos.at != table.Beginning {
 		return nil
 	}
-	least, err := queryID(ctx, db, w.leastSQL, los, his)
+	lowest, err := queryID(ctx, db, w.lowestSQL, los, his)
 	if err != nil {
 		w.shape = unmeasured
 		return err
 	}
-	w.pos.at = least - 1
+	w.pos.at = lowest - 1
 	return nil
 }
 
-// head is the text column of a new window's first row: its snapshot, the number of its
-// rows and, if that can be read, the sequence's last value.
+// head is the text column of a new window's first row: its snapshot and the number of
+// its rows. The sequence's last value follows if it can be read.
 type head struct {
 	hi   snapshot
 	size int
@@ -309,20 +301,4 @@ func (h *head) parse(text string, lo *snapshot) (err error) {
 		h.last, err = strconv.ParseInt(f[2], 10, 64)
 	}
 	return err
-}
-
-// counter passes the rows of one read to take.
-type counter struct {
-	take     Take
-	last     int64 // id
-	rows     int
-	declined bool
-}
-
-func (c *counter) row(v [][]byte, id int64) (bool, error) {
-	c.last = id
-	c.rows++
-	more, err := c.take(v, id)
-	c.declined = c.declined || !more
-	return more, err
 }

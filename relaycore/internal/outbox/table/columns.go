@@ -38,7 +38,8 @@ func (t *Table) introspect(ctx context.Context, q pg.Querier) error {
 	var rowSecurity, usage, canRead bool
 	err := q.QueryRow(ctx, relationSQL, t.Schema, t.Name).Scan(&t.OID, &t.Filenode, &kind, &rowSecurity, &usage, &canRead)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return relay.Fatal(fmt.Errorf("outbox table %s does not exist, though pgtrickle.pgt_outbox_config names it: disable_outbox and enable_outbox make it again", name))
+		return relay.Fatal(fmt.Errorf("outbox table %s does not exist, though pgtrickle.pgt_outbox_config names it: "+
+			"disable_outbox and enable_outbox create it again", name))
 	}
 	if err != nil {
 		return fmt.Errorf("read definition of %s: %w", name, err)
@@ -48,12 +49,14 @@ func (t *Table) introspect(ctx context.Context, q pg.Querier) error {
 	case kind != "r" && kind != "p":
 		return relay.Fatal(fmt.Errorf("%s is not a table: the relay needs the locks and transactions of its writers", name))
 	case !usage:
-		return relay.Fatal(fmt.Errorf("no permission for schema %s: GRANT USAGE ON SCHEMA %s TO pgtrickle_relay", t.Schema, pg.Identifier(t.Schema)))
+		return relay.Fatal(fmt.Errorf("no permission for schema %s: GRANT USAGE ON SCHEMA %s TO pgtrickle_relay",
+			t.Schema, pg.Identifier(t.Schema)))
 	case !canRead:
 		return relay.Fatal(fmt.Errorf("no permission to read %s: GRANT SELECT ON %s TO pgtrickle_relay", name, name))
 	case rowSecurity:
 		return relay.Fatal(fmt.Errorf("row level security would hide rows of %s from the relay: "+
-			"CREATE POLICY relay ON %s FOR SELECT TO pgtrickle_relay USING (true), and ALTER ROLE … BYPASSRLS for the relay's login role", name, name))
+			"CREATE POLICY relay ON %s FOR SELECT TO pgtrickle_relay USING (true), "+
+			"and ALTER ROLE … BYPASSRLS for the relay's login role", name, name))
 	}
 
 	rows, err := q.Query(ctx, columnsSQL, t.OID)
@@ -81,7 +84,8 @@ func (t *Table) assign(set Settings) error {
 			return t.ifThere(fallback)
 		}
 		if t.ifThere(want) == "" && missing == nil {
-			missing = relay.Fatal(fmt.Errorf("%s: table %s has no column %q; it has %s", key, t.Qualified(), want, strings.Join(t.columnNames(), ", ")))
+			missing = relay.Fatal(fmt.Errorf("%s: table %s has no column %q; it has %s",
+				key, t.Qualified(), want, strings.Join(t.columnNames(), ", ")))
 		}
 		return want
 	}
@@ -128,13 +132,15 @@ func (t *Table) checkTypes() error {
 	case c.ID == "":
 		return relay.Fatal(fmt.Errorf("table %s has no column id and no primary key of one integer column: set id_column", name))
 	case c.Payload == "":
-		return relay.Fatal(fmt.Errorf("table %s is no outbox, it has no column payload: SELECT pgtrickle.enable_outbox('%s.%s') makes an outbox for it, or set payload_column",
+		return relay.Fatal(fmt.Errorf("table %s is no outbox, it has no column payload: "+
+			"SELECT pgtrickle.enable_outbox('%s.%s') makes an outbox for it, or set payload_column",
 			name, t.Schema, t.Name))
 	case !t.types[c.ID].integer():
 		return relay.Fatal(fmt.Errorf("column %s of %s has type %s: an outbox is read in the order of an integer id; add one: "+
 			"ALTER TABLE %s ADD COLUMN id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY", c.ID, name, t.Type(c.ID), name))
 	case !slices.Contains([]string{"json", "jsonb", "text", "bytea", "character varying"}, t.Type(c.Payload)):
-		return relay.Fatal(fmt.Errorf("payload column %s of %s has type %s: must be jsonb, json, text or bytea", c.Payload, name, t.Type(c.Payload)))
+		return relay.Fatal(fmt.Errorf("payload column %s of %s has type %s: must be jsonb, json, text or bytea",
+			c.Payload, name, t.Type(c.Payload)))
 	case c.Headers != "" && !strings.HasPrefix(t.Type(c.Headers), "json"):
 		return relay.Fatal(fmt.Errorf("headers column %s of %s has type %s: must be jsonb", c.Headers, name, t.Type(c.Headers)))
 	}
@@ -156,7 +162,8 @@ func (t *Table) numbering(ctx context.Context, q pg.Querier) error {
 		return fmt.Errorf("find the indexes of %s: %w", name, err)
 	}
 	if !indexed {
-		return relay.Fatal(fmt.Errorf("column %s of %s has no index: CREATE UNIQUE INDEX CONCURRENTLY ON %s (%s)", t.Columns.ID, name, name, t.ID()))
+		return relay.Fatal(fmt.Errorf("column %s of %s has no index: CREATE UNIQUE INDEX CONCURRENTLY ON %s (%s)",
+			t.Columns.ID, name, name, t.ID()))
 	}
 	return nil
 }

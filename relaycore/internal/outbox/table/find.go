@@ -37,7 +37,8 @@ type entry struct{ Outbox, Stream, Schema, Table string }
 type unknownError struct{ name string }
 
 func (e *unknownError) Error() string {
-	return fmt.Sprintf("there is no outbox %q: SELECT pgtrickle.enable_outbox('%s') makes one, or give the name of an outbox table", e.name, e.name)
+	return fmt.Sprintf("there is no outbox %q: SELECT pgtrickle.enable_outbox('%s') makes one, or give the name of an outbox table",
+		e.name, e.name)
 }
 
 // ambiguousError reports that several stream tables have a name.
@@ -51,7 +52,8 @@ func (e *ambiguousError) Error() string {
 	for _, f := range e.found {
 		names = append(names, f.Schema+"."+f.Table+" (outbox "+f.Outbox+")")
 	}
-	return fmt.Sprintf("stream_table %q means more than one stream table: %s; give the schema or the outbox table's name", e.name, strings.Join(names, ", "))
+	return fmt.Sprintf("stream_table %q means more than one stream table: %s; give the schema or the outbox table's name",
+		e.name, strings.Join(names, ", "))
 }
 
 func (e *ambiguousError) has(outbox string) bool {

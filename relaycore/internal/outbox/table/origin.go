@@ -11,7 +11,7 @@ import (
 )
 
 // Origin identifies the server, the database and the table of a checkpoint. A member
-// that differs later tells what happened in between.
+// that differs later shows what happened in between.
 type Origin struct {
 	System   string `json:"system,omitempty"`   // system_identifier; "" = not readable
 	Timeline string `json:"timeline,omitempty"` // changes by promotion; "" = not readable
@@ -25,6 +25,7 @@ type Origin struct {
 var watchSQL string
 
 const (
+	databaseSQL = `SELECT oid, pg_is_in_recovery() FROM pg_database WHERE datname = current_database()`
 	systemSQL   = `SELECT system_identifier::text FROM pg_control_system()`
 	timelineSQL = `SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)`
 )
@@ -33,12 +34,13 @@ const (
 func Identify(ctx context.Context, q pg.Querier, t *Table) (Origin, error) {
 	o := Origin{Table: t.OID, File: t.Filenode, Sequence: t.Sequence.Filenode}
 	var recovering bool
-	err := q.QueryRow(ctx, `SELECT oid, pg_is_in_recovery() FROM pg_database WHERE datname = current_database()`).Scan(&o.Database, &recovering)
+	err := q.QueryRow(ctx, databaseSQL).Scan(&o.Database, &recovering)
 	if err != nil {
 		return o, fmt.Errorf("identify database: %w", err)
 	}
 	if recovering {
-		return o, errors.New("the server is a standby: checkpoints can only be kept on the primary; put both hosts into the URL and add target_session_attrs=read-write")
+		return o, errors.New("the server is a standby: checkpoints can only be kept on the primary; " +
+			"put both hosts into the URL and add target_session_attrs=read-write")
 	}
 	if o.System, err = optional(ctx, q, systemSQL); err != nil {
 		return o, fmt.Errorf("identify server: %w", err)
@@ -66,7 +68,7 @@ type Watched struct {
 }
 
 // Watch looks up t again. It reads the timeline only if o has one, because the role
-// may not be allowed to read it, and HasXid only if askXid is set.
+// may not be allowed to. It reads HasXid only if askXid is set.
 func Watch(ctx context.Context, q pg.Querier, t *Table, o Origin, xidColumn string, askXid bool) (Watched, error) {
 	timeline := `SELECT ''`
 	if o.Timeline != "" {

@@ -3,6 +3,7 @@ package table
 import (
 	"context"
 	_ "embed"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -11,14 +12,13 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
 var (
-	//go:embed sql/cursors.sql
-	cursorsSQL string
-	//go:embed sql/offsets.sql
-	offsetsSQL string
+	//go:embed sql/files.sql
+	filesSQL string
 	//go:embed sql/members.sql
 	membersSQL string
 	//go:embed sql/pipelines.sql
@@ -37,9 +37,9 @@ func (r Reader) String() string {
 	return fmt.Sprintf("%s in group %s at %d", r.Name, r.Group, r.LastID)
 }
 
-// Readers lists the readers of the outbox called outbox: the forward pipelines of all
-// groups, disabled ones and those that have never run included, and the members of
-// the extension's consumer groups. The table returned is the outbox's qualified name.
+// Readers lists the readers of an outbox. These are the forward pipelines of all groups,
+// also disabled ones and those that have never run, and the members of the extension's
+// consumer groups. The table returned is the outbox's qualified name.
 //
 // A pipeline's cursor names the table it has read; its configuration names the table
 // it is to read. Either makes it a reader. A pipeline that was pointed at another
@@ -69,7 +69,7 @@ func Readers(ctx context.Context, q pg.Querier, outbox string) (table string, re
 	return table, append(readers, inGroups...), err
 }
 
-// intent tells whether a pipeline's configuration makes it read an outbox.
+// intent is whether a pipeline's configuration makes it read an outbox.
 type intent int
 
 const (
@@ -110,20 +110,59 @@ type cursor struct {
 // cursors returns the cursors of all pipelines, by name. LastID of those that have
 // read t is their progress in t as it is now.
 func cursors(ctx context.Context, q pg.Querier, t *Table) (map[string][]cursor, error) {
+	stored, err := store.Readers(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	now, err := files(ctx, q, t)
+	if err != nil {
+		return nil, err
+	}
 	found := make(map[string][]cursor)
-	var c cursor
-	for _, query := range []struct {
-		sql  string
-		args []any
-	}{{cursorsSQL, []any{t.Qualified()}}, {offsetsSQL, nil}} {
-		err := each(ctx, q, query.sql, query.args, []any{&c.Name, &c.Group, &c.LastID, &c.Source, &c.Started}, func() {
-			found[c.Name] = append(found[c.Name], c)
-		})
-		if err != nil && !pg.IsMissing(err) && !pg.IsDenied(err) {
-			return nil, fmt.Errorf("read cursors: %w", err)
+	for _, r := range stored {
+		id, err := now.progress(r.LastID, r.Checkpoint)
+		if err != nil {
+			return nil, fmt.Errorf("read the cursor of pipeline %q in group %q: %w", r.Pipeline, r.Group, err)
 		}
+		found[r.Pipeline] = append(found[r.Pipeline], cursor{Reader{r.Pipeline, r.Group, id}, r.Source, r.Started})
 	}
 	return found, nil
+}
+
+// current is a table and its file, and the files of all sequences, as they are now.
+type current struct {
+	table, file uint32
+	sequences   []uint32
+}
+
+func files(ctx context.Context, q pg.Querier, t *Table) (c current, err error) {
+	if err := q.QueryRow(ctx, filesSQL, t.Qualified()).Scan(&c.table, &c.file, &c.sequences); err != nil {
+		return c, fmt.Errorf("read the files of %s: %w", t.Qualified(), err)
+	}
+	return c, nil
+}
+
+// progress returns how far a cursor is in the table. lastID never falls, even if the
+// table's ids restart. A checkpoint of an earlier table, or from before the sequence was
+// restarted, has nothing of this table.
+func (c current) progress(lastID int64, checkpoint []byte) (int64, error) {
+	var cp struct {
+		Of   Origin `json:"of"`
+		Safe *int64 `json:"safe"`
+	}
+	if len(checkpoint) == 0 {
+		return lastID, nil
+	}
+	if err := json.Unmarshal(checkpoint, &cp); err != nil {
+		return 0, err
+	}
+	switch restarted := cp.Of.File != c.file && cp.Of.Sequence != 0 && !slices.Contains(c.sequences, cp.Of.Sequence); {
+	case cp.Safe == nil:
+		return lastID, nil
+	case cp.Of.Table != c.table || restarted:
+		return 0, nil
+	}
+	return min(lastID, max(*cp.Safe, 0)), nil
 }
 
 // members returns the members of the extension's consumer groups that read t.
@@ -159,7 +198,8 @@ func forwardPipelines(ctx context.Context, q pg.Querier) ([]pipeline, error) {
 	var p pipeline
 	var err error
 	for _, configs := range []string{`pgtrickle.list_relay_configs() WHERE direction = 'forward'`, `pgtrickle.relay_outbox_config`} {
-		err = each(ctx, q, strings.Replace(pipelinesSQL, "{configs}", configs, 1), nil, []any{&p.Name, &p.Stream}, func() { found = append(found, p) })
+		sql := strings.Replace(pipelinesSQL, "{configs}", configs, 1)
+		err = each(ctx, q, sql, nil, []any{&p.Name, &p.Stream}, func() { found = append(found, p) })
 		if !pg.IsMissing(err) && !pg.IsDenied(err) {
 			break
 		}
@@ -170,7 +210,7 @@ func forwardPipelines(ctx context.Context, q pg.Querier) ([]pipeline, error) {
 	return found, nil
 }
 
-// reads tells whether the pipeline is to read t.
+// reads returns whether the pipeline is to read t.
 func (p *pipeline) reads(ctx context.Context, q pg.Querier, t *Table) (intent, error) {
 	if strings.Contains(p.Stream, "${") {
 		return unclear, nil // only the process that runs it knows the value

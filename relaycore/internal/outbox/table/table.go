@@ -1,6 +1,6 @@
-// Package table describes an outbox table: where it is, which part each of its
-// columns plays, where its ids come from, which server and file it is in, who else
-// reads it, and whether the relay's retention deletes its rows.
+// Package table describes an outbox table: its name, the part that each column plays,
+// the sequence of its ids, its server and its file. It also lists the readers of a table,
+// and the tables that the relay's retention sweeps.
 //
 // The package reads catalogs only. [Resolve] builds a [Table] once for an opening; a
 // Table never changes afterwards. SQL stands in the files of directory sql.
@@ -68,11 +68,11 @@ type Sequence struct {
 func (s *Sequence) Numbers() bool { return s.OID != 0 && s.Readable && s.Increment > 0 }
 
 // Exact reports whether the sequence's last value is the highest id that any
-// transaction has taken: it can be read, and sessions do not cache ids.
+// transaction has taken. For that it must be readable, and sessions must not cache ids.
 func (s *Sequence) Exact() bool { return s.Numbers() && s.Cache == 1 }
 
-// LastSQL reads the highest id that was handed out. Unlike pg_sequence_last_value it
-// takes no lock of a mode that writers take.
+// LastSQL reads the highest id that was handed out. pg_sequence_last_value
+// would take the lock that writers take.
 func (s *Sequence) LastSQL() string {
 	return `SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM ` + s.Name
 }

@@ -1,5 +1,5 @@
-// Adversary tries for as long as it is told to make an outbox reader lose or
-// reorder rows; see package adversary.
+// Adversary tries for a given time to make an outbox reader lose or reorder rows; see
+// package adversary.
 package main
 
 import (
