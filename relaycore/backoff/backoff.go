@@ -1,9 +1,8 @@
 // Package backoff spaces retries: one delay that doubles, one jitter and one
 // sleep for the engine, the supervisor and every backend.
 //
-// It is public because backends use it. A backend does not retry a publish, as
-// the engine does that, but it may wait for its server: until a topic that it
-// created can be used, for example.
+// It is public because backends use it. The engine retries their publishes, but a
+// backend may wait for its server, for example until a new topic can be used.
 package backoff
 
 import (

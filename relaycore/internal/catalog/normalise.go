@@ -22,8 +22,8 @@ type Row struct {
 	Config    json.RawMessage
 }
 
-// section is the part of a configuration that one struct decodes: its values by key
-// without prefix, and the path at which the user wrote each.
+// section is the part of a configuration that one struct decodes. It holds values by
+// key without prefix, and the path at which the user wrote each.
 type section struct {
 	keys   []relaycfg.Key
 	values map[string]json.RawMessage

@@ -239,9 +239,8 @@ func TestDiff(t *testing.T) {
 	}
 }
 
-// FuzzNormalise holds the normaliser to three promises: it does not panic, a
-// pipeline without an error resolves, and the form of a row does not depend on
-// the order of its keys.
+// FuzzNormalise checks that Normalise does not panic, that a pipeline without an error
+// resolves, and that the order of keys does not matter.
 func FuzzNormalise(f *testing.F) {
 	for _, s := range []string{
 		`{"stream_table":"o","sink_type":"nats","nats_url":"a"}`,

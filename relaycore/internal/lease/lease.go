@@ -100,7 +100,7 @@ func (k *Keeper) Run(ctx context.Context) {
 		if err != nil && ctx.Err() == nil {
 			k.err.Store(&err)
 			if err.Error() != failure { // once for each change of state
-				k.cfg.Logger.Error("cannot open the lease session, will retry", "err", err)
+				k.cfg.Logger.Error("cannot open lease session, will retry", "err", err)
 			}
 			failure = err.Error()
 			k.cfg.Changed()
@@ -151,7 +151,10 @@ func (k *Keeper) open(ctx context.Context) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &session{conn: conn, cfg: &k.cfg, base: time.Now(), requests: make(chan request, 16), ended: make(chan struct{}), held: make(map[*Lease]context.CancelCauseFunc)}
+	s := &session{
+		conn: conn, cfg: &k.cfg, base: time.Now(),
+		requests: make(chan request, 16), ended: make(chan struct{}), held: make(map[*Lease]context.CancelCauseFunc),
+	}
 	asked := time.Now()
 	members, err := conn.Beat(ctx)
 	if err != nil {
@@ -176,7 +179,7 @@ func (k *Keeper) Members() ([]Instance, error) {
 	return *s.members.Load(), nil
 }
 
-// Drain tells the other instances that this one releases its pipelines.
+// Drain announces to the other instances that this one releases its pipelines.
 func (k *Keeper) Drain(ctx context.Context) error {
 	s := k.session.Load()
 	if s == nil {
@@ -234,8 +237,9 @@ func (k *Keeper) Hold(ctx context.Context, key store.Key, fn func(context.Contex
 	release, done := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer done()
 	// The end of the session releases a lock that could not be released here.
-	if uerr := s.do(release, func(ctx context.Context) error { return s.conn.Unlock(ctx, key) }); uerr != nil && err == nil && !errors.Is(uerr, ErrLost) {
-		err = fmt.Errorf("release lease: %w", uerr)
+	unlockErr := s.do(release, func(ctx context.Context) error { return s.conn.Unlock(ctx, key) })
+	if err == nil && unlockErr != nil && !errors.Is(unlockErr, ErrLost) {
+		err = fmt.Errorf("release lease: %w", unlockErr)
 	}
 	return err
 }
@@ -335,8 +339,8 @@ func (s *session) do(ctx context.Context, fn func(context.Context) error) error 
 }
 
 // opContext bounds one statement by the trust. It does not end with ctx, nor with the
-// caller's context: a cancelled statement closes the connection, and with it every
-// lease of the process is lost.
+// caller's context. A cancelled statement closes the connection, and then every lease
+// of the process is lost.
 func (s *session) opContext(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithDeadline(context.WithoutCancel(ctx), s.deadline())
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
-// fakeConn answers as told.
+// fakeConn answers as the test sets it.
 type fakeConn struct {
 	mu        sync.Mutex
 	beat      func(ctx context.Context) error

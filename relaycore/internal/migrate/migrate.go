@@ -1,8 +1,8 @@
 // Package migrate installs and checks what the relay needs in PostgreSQL.
 //
 // The files in migrations are plain SQL. A statement between "-- +function",
-// "-- +table" or "-- +trigger" and "-- +end" runs only if the relay owns the object:
-// an object of that name that the pg_trickle extension has created is kept. A "plain-"
+// "-- +table" or "-- +trigger" and "-- +end" runs only if the relay owns the object. An
+// object that the pg_trickle extension has created under that name is kept. A "plain-"
 // before the kind marks an object that is created only if pg_trickle does not own the
 // outboxes. Every migration can run again without a change.
 package migrate

@@ -2,6 +2,7 @@ package migrate
 
 import (
 	"context"
+	_ "embed"
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
@@ -9,46 +10,16 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
 )
 
+var (
+	//go:embed sql/state.sql
+	stateSQL string
+	//go:embed sql/privileges.sql
+	privilegesSQL string
+	//go:embed sql/denied.sql
+	deniedSQL string
+)
+
 const command = "pgtrickle-relay migrate"
-
-// stateSQL reads catalogs that every role may read, because a role without rights on
-// the schema may not name its objects.
-const stateSQL = `
-SELECT n.oid IS NOT NULL,
-       coalesce(has_schema_privilege(n.oid, 'USAGE'), false),
-       c.oid IS NOT NULL,
-       coalesce(has_table_privilege(c.oid, 'SELECT'), false),
-       EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = 'pgtrickle_relay'),
-       current_user::text
-FROM (VALUES (1)) one
-LEFT JOIN pg_catalog.pg_namespace n ON n.nspname = 'pgtrickle'
-LEFT JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = 'relay_migrations'`
-
-// privilegesSQL lists the privileges that a relay needs and the current role lacks.
-const privilegesSQL = `
-SELECT p.privilege || ' ON pgtrickle.' || quote_ident(c.relname)
-FROM (VALUES
-    ('relay_cursors', 'SELECT'), ('relay_cursors', 'INSERT'), ('relay_cursors', 'UPDATE'), ('relay_cursors', 'DELETE'),
-    ('relay_dead_letters', 'SELECT'), ('relay_dead_letters', 'INSERT'), ('relay_dead_letters', 'UPDATE'), ('relay_dead_letters', 'DELETE'),
-    ('relay_instances', 'SELECT'), ('relay_instances', 'INSERT'), ('relay_instances', 'UPDATE'), ('relay_instances', 'DELETE'),
-    ('relay_consumer_offsets', 'SELECT'), ('relay_consumer_offsets', 'INSERT'), ('relay_consumer_offsets', 'UPDATE'),
-    ('pgt_outbox_config', 'SELECT'), ('pgt_inbox_config', 'SELECT')) p(name, privilege)
-JOIN pg_catalog.pg_class c ON c.relname = p.name AND c.relnamespace = 'pgtrickle'::regnamespace
-WHERE NOT has_table_privilege(c.oid, p.privilege)
-UNION ALL
-SELECT 'EXECUTE ON FUNCTION ' || f.oid::regprocedure FROM pg_catalog.pg_proc f
-WHERE f.pronamespace = 'pgtrickle'::regnamespace AND f.proname = 'list_relay_configs' AND NOT has_function_privilege(f.oid, 'EXECUTE')`
-
-// deniedSQL lists the outboxes and inboxes that the current role may not use.
-const deniedSQL = `
-SELECT 'SELECT ON pgtrickle.' || quote_ident(c.relname) FROM pgtrickle.pgt_outbox_config o
-JOIN pg_catalog.pg_class c ON c.relname = o.outbox_table_name AND c.relnamespace = 'pgtrickle'::regnamespace
-WHERE NOT has_table_privilege(c.oid, 'SELECT')
-UNION ALL
-SELECT 'INSERT ON ' || quote_ident(n.nspname) || '.' || quote_ident(c.relname) FROM pgtrickle.pgt_inbox_config i
-JOIN pg_catalog.pg_namespace n ON n.nspname = i.inbox_schema
-JOIN pg_catalog.pg_class c ON c.relname = i.inbox_name AND c.relnamespace = n.oid
-WHERE NOT has_table_privilege(c.oid, 'INSERT')`
 
 // Missing returns what the catalog or the current role lacks for a relay, each with
 // the command that cures it. No pipeline runs before it is empty.
@@ -67,7 +38,8 @@ func Missing(ctx context.Context, conn pg.Querier) ([]string, error) {
 	case !schema || !table:
 		return []string{fmt.Sprintf("the database has no relay catalog: run %q as its owner", command)}, nil
 	case !role:
-		return []string{fmt.Sprintf("role pgtrickle_relay does not exist: let an administrator run CREATE ROLE pgtrickle_relay NOLOGIN, then run %q again", command)}, nil
+		const missing = "role pgtrickle_relay does not exist: let an administrator run CREATE ROLE pgtrickle_relay NOLOGIN, then run %q again"
+		return []string{fmt.Sprintf(missing, command)}, nil
 	case !usage || !readable:
 		return []string{fmt.Sprintf("role %q may not read the relay's catalog: %s", user, join)}, nil
 	}
@@ -77,7 +49,8 @@ func Missing(ctx context.Context, conn pg.Querier) ([]string, error) {
 		return nil, fmt.Errorf("read the catalog's version: %w", err)
 	}
 	if version < s.version() {
-		missing = append(missing, fmt.Sprintf("the relay's catalog is at version %d and this binary needs %d: run %q", version, s.version(), command))
+		missing = append(missing,
+			fmt.Sprintf("the relay's catalog is at version %d and this binary needs %d: run %q", version, s.version(), command))
 	}
 	denied, err := list(ctx, conn, privilegesSQL)
 	if err != nil {

@@ -43,8 +43,8 @@ func IsMissing(err error) bool {
 // IsDenied reports whether the role lacks a privilege.
 func IsDenied(err error) bool { return Is(err, pgerrcode.InsufficientPrivilege) }
 
-// IsUnavailable reports whether the server does not offer an object or a feature to
-// this role: it is missing, denied, or not supported by this kind of server.
+// IsUnavailable reports whether the role cannot use an object or a feature: it is
+// missing, denied, or not supported by the server.
 func IsUnavailable(err error) bool {
 	return IsMissing(err) || IsDenied(err) || Is(err, pgerrcode.FeatureNotSupported)
 }

@@ -85,7 +85,8 @@ func (e *ends) openSink(ctx context.Context) error {
 func (e *ends) openReverse(ctx context.Context, from relay.Checkpoint) error {
 	s := e.resolved.Settings
 	decoder, err := codec.NewDecoder(codec.DecoderConfig{
-		Format: s.Format, EventIDFrom: s.EventIDFrom, EventTypeFrom: s.EventTypeFrom, AggregateIDFrom: s.AggregateIDFrom, SourceFrom: s.SourceFrom,
+		Format: s.Format, EventIDFrom: s.EventIDFrom, EventTypeFrom: s.EventTypeFrom,
+		AggregateIDFrom: s.AggregateIDFrom, SourceFrom: s.SourceFrom,
 	})
 	if err != nil {
 		return relay.Fatal(err)

@@ -12,10 +12,12 @@ import (
 )
 
 // Probe opens a pipeline's ends as a run would, asks whether they answer, and closes
-// them. It takes no lease and moves no message. busy means that a process runs the
+// them. It needs no lease and moves no message. busy means that a process runs the
 // pipeline. Then the source of a reverse pipeline is not opened, because a second
 // consumer would take messages from the first.
-func (r *Runner) Probe(ctx context.Context, pl catalog.Pipeline, busy bool, log *slog.Logger) (g relay.Guarantee, notes []string, err error) {
+func (r *Runner) Probe(
+	ctx context.Context, pl catalog.Pipeline, busy bool, log *slog.Logger,
+) (g relay.Guarantee, notes []string, err error) {
 	resolved, err := pl.Resolve()
 	if err != nil {
 		return g, nil, err

@@ -7,7 +7,7 @@ import (
 )
 
 // Sequences returns the last values of sequences: nil for one that has handed out no
-// id, and no entry for one that is gone or that the role may not read.
+// id. It leaves out sequences that are gone or that the role may not read.
 func (r *Runner) Sequences(ctx context.Context, oids []uint32) (map[uint32]*int64, error) {
 	rows, err := r.Pool.Query(ctx, `
 		SELECT s.seqrelid, pg_sequence_last_value(s.seqrelid) FROM pg_catalog.pg_sequence s

@@ -9,9 +9,9 @@
 //
 // Rows are deleted from the lowest id on, in ranges of ids and in one transaction
 // each. The freed pages are contiguous, so that VACUUM can reuse or return them. No
-// transaction is long. Of an outbox that is partitioned by ranges of id or
-// created_at, whole partitions are dropped instead, if all their rows may be deleted
-// and no row can be added to them.
+// transaction is long. An outbox that is partitioned by ranges of id or created_at
+// loses whole partitions instead: those whose rows may all be deleted, and to which no
+// row can be added.
 package retention
 
 import (
@@ -211,8 +211,8 @@ func (s *sweep) deleteRows(ctx context.Context) error {
 
 // firstExpired returns the id of the first row behind after, and whether it has expired.
 func (s *sweep) firstExpired(ctx context.Context, after int64) (id int64, expired bool, err error) {
-	err = s.conn.QueryRow(ctx, `SELECT id, created_at < now() - make_interval(hours => $1) FROM `+s.table()+` WHERE id > $2 ORDER BY id LIMIT 1`,
-		s.hours, after).Scan(&id, &expired)
+	sql := `SELECT id, created_at < now() - make_interval(hours => $1) FROM ` + s.table() + ` WHERE id > $2 ORDER BY id LIMIT 1`
+	err = s.conn.QueryRow(ctx, sql, s.hours, after).Scan(&id, &expired)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return 0, false, nil
 	}
@@ -225,7 +225,8 @@ func (s *sweep) dropPartitions(ctx context.Context) error {
 	for {
 		var part *string
 		var rows int64
-		err := s.conn.QueryRow(ctx, `SELECT part, deleted FROM pgtrickle._relay_drop_partition($1, $2)`, s.name, s.report.Floor).Scan(&part, &rows)
+		const drop = `SELECT part, deleted FROM pgtrickle._relay_drop_partition($1, $2)`
+		err := s.conn.QueryRow(ctx, drop, s.name, s.report.Floor).Scan(&part, &rows)
 		if err != nil {
 			return err
 		}

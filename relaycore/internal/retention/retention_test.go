@@ -58,8 +58,8 @@ func TestNeverPastTheSlowest(t *testing.T) {
 	sweep(10, 103, false) // what is left is young
 }
 
-// A pipeline keeps what it has not delivered, wherever its configuration has the name
-// of its outbox, and even if only the process that runs it can resolve that name.
+// A pipeline keeps what it has not delivered, wherever its configuration names its
+// outbox. It does so even if only the process that runs it can resolve that name.
 func TestKeepsWhatOthersCannotResolve(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()

@@ -60,7 +60,8 @@ func (s Store) List(ctx context.Context) (map[Key]Cursor, error) {
 	var key Key
 	var c Cursor
 	_, err = pgx.ForEachRow(rows, []any{
-		&key.Direction, &key.Name, &c.Epoch, &c.Owner, &c.LastID, &c.Delivered, &c.Skipped, &c.DeadLettered, &c.Status, &c.Error, &c.Updated, &c.Held,
+		&key.Direction, &key.Name, &c.Epoch, &c.Owner, &c.LastID, &c.Delivered, &c.Skipped, &c.DeadLettered,
+		&c.Status, &c.Error, &c.Updated, &c.Held,
 	}, func() error {
 		found[key] = c
 		return nil

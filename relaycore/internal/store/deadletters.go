@@ -47,11 +47,11 @@ type deadLetter struct {
 // deadLetters encodes one row for each message id, because a statement can change a
 // row only once. The later of two with one id counts, unless only the first was
 // tried.
-func (l *Ledger) deadLetters(letters []engine.Letter) ([]byte, error) {
-	rows := make([]deadLetter, 0, len(letters))
-	places := make(map[string]int, len(letters))
-	for i := range letters {
-		row := l.deadLetter(&letters[i])
+func (l *Ledger) deadLetters(dead []engine.Letter) ([]byte, error) {
+	rows := make([]deadLetter, 0, len(dead))
+	places := make(map[string]int, len(dead))
+	for i := range dead {
+		row := l.deadLetter(&dead[i])
 		at, again := places[row.MessageID]
 		switch {
 		case !again:
@@ -69,16 +69,16 @@ func (l *Ledger) deadLetters(letters []engine.Letter) ([]byte, error) {
 	return encoded, nil
 }
 
-func (l *Ledger) deadLetter(letter *engine.Letter) deadLetter {
-	m := &letter.Message
+func (l *Ledger) deadLetter(d *engine.Letter) deadLetter {
+	m := &d.Message
 	row := deadLetter{
 		MessageID: indexed(m.ID), Key: indexed(m.Key), Subject: text(m.Subject), Op: text(m.Op),
 		Body: m.Row, Before: m.Before, ContentType: text(m.ContentType), Headers: headerPairs(m.Headers),
 		StreamTable: text(m.StreamTable), OutboxID: m.OutboxID, RefreshID: text(m.RefreshID), FullRefresh: m.FullRefresh,
 		Origin: text(m.Origin), MessageTime: timestamp(m.Time),
-		Error: text(letter.Reason), Class: letter.Class, Attempts: max(letter.Attempts, 1), Status: statusDead,
+		Error: text(d.Reason), Class: d.Class, Attempts: max(d.Attempts, 1), Status: statusDead,
 	}
-	if letter.Parked() {
+	if d.Parked() {
 		row.Status, row.Attempts = statusParked, 0
 	}
 	// A message that could not be encoded has only its row, one that could not be
@@ -107,20 +107,20 @@ func (l *Ledger) Deliverable(ctx context.Context, limit int) ([]engine.Letter, e
 	if err != nil {
 		return nil, fmt.Errorf("read dead letters: %w", err)
 	}
-	letters, err := pgx.CollectRows(rows, l.scanDeliverable)
+	found, err := pgx.CollectRows(rows, l.scanDeliverable)
 	if err != nil {
 		return nil, fmt.Errorf("read dead letters: %w", err)
 	}
-	return letters, nil
+	return found, nil
 }
 
 func (l *Ledger) scanDeliverable(row pgx.CollectableRow) (engine.Letter, error) {
-	var letter engine.Letter
-	m := &letter.Message
+	var d engine.Letter
+	m := &d.Message
 	var body, headers []byte
 	var sent *time.Time
-	err := row.Scan(&letter.ID, &m.ID, &m.Key, &m.Subject, &m.Op, &body, &m.Before, &m.ContentType, &headers,
-		&m.StreamTable, &m.OutboxID, &m.RefreshID, &m.FullRefresh, &m.Origin, &sent, &letter.Class, &letter.Attempts)
+	err := row.Scan(&d.ID, &m.ID, &m.Key, &m.Subject, &m.Op, &body, &m.Before, &m.ContentType, &headers,
+		&m.StreamTable, &m.OutboxID, &m.RefreshID, &m.FullRefresh, &m.Origin, &sent, &d.Class, &d.Attempts)
 	if err != nil {
 		return engine.Letter{}, err
 	}
@@ -131,8 +131,9 @@ func (l *Ledger) scanDeliverable(row pgx.CollectableRow) (engine.Letter, error) 
 	switch {
 	case l.key.Direction == relay.Reverse:
 		m.Body = body
-	case letter.Class == engine.ClassDecode: // it stands for unknown messages; SQL does not release it
-		m.Body, m.Err = body, relay.Permanent(fmt.Errorf("decode row %d: not possible; publish it with replay, and discard this dead letter", m.OutboxID))
+	case d.Class == engine.ClassDecode: // it stands for unknown messages; SQL does not release it
+		m.Body = body
+		m.Err = relay.Permanent(fmt.Errorf("decode row %d: not possible; publish it with replay, and discard this dead letter", m.OutboxID))
 	default:
 		// The subject is rendered again, by the template as it is now. The key stays,
 		// because the dead letter waits behind others of that key.
@@ -141,12 +142,12 @@ func (l *Ledger) scanDeliverable(row pgx.CollectableRow) (engine.Letter, error) 
 
 	var pairs [][2]string
 	if err := json.Unmarshal(headers, &pairs); err != nil {
-		return engine.Letter{}, fmt.Errorf("headers of dead letter %d: %w", letter.ID, err)
+		return engine.Letter{}, fmt.Errorf("headers of dead letter %d: %w", d.ID, err)
 	}
 	for _, p := range pairs {
 		m.Headers = append(m.Headers, relay.Header{Name: p[0], Value: p[1]})
 	}
-	return letter, nil
+	return d, nil
 }
 
 // Key returns the form in which key is stored.

@@ -16,6 +16,9 @@ var (
 	//go:embed sql/instance_register.sql
 	registerSQL string
 
+	// endSQL ends the session that holds the lock $1.
+	endSQL = `SELECT pg_terminate_backend(h.pid) FROM (VALUES ($1::bigint)) AS i (lock_key), LATERAL (` + holderSQL + `) AS h`
+
 	// holderSQL finds the session that holds the lock of the instance i.
 	//go:embed sql/instance_holder.sql
 	holderSQL string
@@ -44,7 +47,7 @@ type Instance struct {
 func Register(ctx context.Context, db pg.Querier, i Instance) error {
 	// An earlier session of this process that the server has not given up yet would
 	// keep its pipelines locked for seconds. No other process has the random key.
-	_, err := db.Exec(ctx, `SELECT pg_terminate_backend(h.pid) FROM (VALUES ($1::bigint)) AS i (lock_key), LATERAL (`+holderSQL+`) AS h`, i.LockKey)
+	_, err := db.Exec(ctx, endSQL, i.LockKey)
 	if err != nil {
 		return fmt.Errorf("end the earlier session: %w", err)
 	}

@@ -119,8 +119,8 @@ func TestAnOldOwnerMovesNothing(t *testing.T) {
 	}
 }
 
-// A promoted standby has the epoch of the owner that delivered rows which it may
-// lack, and the owner does not know yet that it is another server.
+// A promoted standby has the epoch of the old owner, and may lack rows that the owner
+// has delivered. The owner has not noticed yet that the server is another one.
 func TestAnOwnerMovesNothingOnAPromotedStandby(t *testing.T) {
 	t.Parallel()
 	pool := newDatabase(t)
@@ -178,16 +178,16 @@ func commit(t *testing.T, l *store.Ledger, c engine.Commit) {
 	}
 }
 
-func deliverable(t *testing.T, l *store.Ledger) (ids []string, letters []engine.Letter) {
+func deliverable(t *testing.T, l *store.Ledger) (ids []string, found []engine.Letter) {
 	t.Helper()
-	letters, err := l.Deliverable(t.Context(), 100)
+	found, err := l.Deliverable(t.Context(), 100)
 	if err != nil {
 		t.Fatalf("Deliverable = %v", err)
 	}
-	for i := range letters {
-		ids = append(ids, letters[i].Message.ID)
+	for i := range found {
+		ids = append(ids, found[i].Message.ID)
 	}
-	return ids, letters
+	return ids, found
 }
 
 func dlq(t *testing.T, pool *pgxpool.Pool, call string) {
@@ -197,7 +197,7 @@ func dlq(t *testing.T, pool *pgxpool.Pool, call string) {
 	}
 }
 
-func TestLettersOfAKeyComeInOrder(t *testing.T) {
+func TestDeadLettersOfAKeyKeepTheirOrder(t *testing.T) {
 	t.Parallel()
 	pool := newDatabase(t)
 	l, _ := open(t, pool, 1)
@@ -235,14 +235,14 @@ func TestLettersOfAKeyComeInOrder(t *testing.T) {
 	if ids, _ := deliverable(t, l); fmt.Sprint(ids) != "[outbox_orders:6:0]" {
 		t.Errorf("deliverable after the discard of the head = %v, want the parked one behind it", ids)
 	}
-	// Letters without a key do not wait for each other.
+	// Dead letters without a key do not wait for each other.
 	dlq(t, pool, `relay_dlq_retry('orders', p_ids => ARRAY(SELECT id FROM pgtrickle.relay_dead_letters WHERE message_id = 'outbox_orders:7:0'))`)
 	if ids, _ := deliverable(t, l); fmt.Sprint(ids) != "[outbox_orders:6:0 outbox_orders:7:0]" {
 		t.Errorf("deliverable = %v, want 6 and 7", ids)
 	}
 }
 
-func TestALetterIsStoredOnce(t *testing.T) {
+func TestADeadLetterIsStoredOnce(t *testing.T) {
 	t.Parallel()
 	pool := newDatabase(t)
 	l, _ := open(t, pool, 1)
@@ -256,9 +256,9 @@ func TestALetterIsStoredOnce(t *testing.T) {
 	}
 }
 
-// Ids begin again when a table is truncated or created anew. What has the id of a
-// stored letter and is another message is kept, with its own body.
-func TestAnotherMessageTakesTheLettersPlace(t *testing.T) {
+// Ids start over when a table is truncated or created again. Another message with the
+// id of a stored dead letter is kept, with its own body.
+func TestAnotherMessageWithTheSameID(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
 		stored string
@@ -299,8 +299,8 @@ func TestAnotherMessageTakesTheLettersPlace(t *testing.T) {
 	}
 }
 
-// A dead message that comes again before anybody retried it is still dead, also
-// where it would have to wait for its key.
+// A dead message that is delivered again before it is retried is still dead, even if
+// it would have to wait for its key.
 func TestADeadLetterStaysDead(t *testing.T) {
 	t.Parallel()
 	pool := newDatabase(t)
@@ -318,8 +318,8 @@ func TestADeadLetterStaysDead(t *testing.T) {
 	}
 }
 
-// A letter that comes twice in one commit is one letter, at its first place.
-func TestALetterTwiceInACommit(t *testing.T) {
+// A dead letter that occurs twice in one commit is stored once, at its first place.
+func TestADeadLetterTwiceInACommit(t *testing.T) {
 	t.Parallel()
 	pool := newDatabase(t)
 	l, _ := open(t, pool, 1)
@@ -331,9 +331,9 @@ func TestALetterTwiceInACommit(t *testing.T) {
 	}
 }
 
-// A letter that is delivered and one that takes its id, in one commit: the second
-// is kept.
-func TestALetterThatTakesADeliveredOnesPlace(t *testing.T) {
+// If one commit drops a delivered dead letter and stores another message with its id,
+// the second is kept.
+func TestADeadLetterReplacesADeliveredOne(t *testing.T) {
 	t.Parallel()
 	pool := newDatabase(t)
 	l, _ := open(t, pool, 1)
@@ -364,8 +364,8 @@ func TestAnUnencodedLetterKeepsItsRow(t *testing.T) {
 	}
 }
 
-// An owner can be stopped, or cut off, at any moment. Its successor has to be able
-// to change the cursor all the same.
+// An owner can be suspended or disconnected at any time. The next owner must still be
+// able to change the cursor.
 func TestAnOwnerLeavesNoLockBehind(t *testing.T) {
 	t.Parallel()
 	pool := newDatabase(t)
@@ -428,7 +428,7 @@ func TestReverseKeepsTheBrokersBytes(t *testing.T) {
 	if len(letters) != 1 || string(letters[0].Message.Body) != string(bytes) || letters[0].Message.Row != nil {
 		t.Fatalf("letters = %+v, want the broker's bytes as the body", letters)
 	}
-	// With another format it can be decoded, and has a key; it is the same letter.
+	// With another format it can be decoded, and has a key; it is the same dead letter.
 	m := letters[0].Message
 	m.Row, m.Op, m.Key = []byte("{}"), relay.OpEvent, "k"
 	commit(t, l, engine.Commit{Letters: []engine.Letter{{Message: m, Class: engine.ClassRefused, Reason: "too large", Attempts: 1}}})
@@ -438,9 +438,9 @@ func TestReverseKeepsTheBrokersBytes(t *testing.T) {
 	}
 }
 
-// A corrected template applies to a letter: it has its row, and no subject of the
-// old template. Its key it keeps, for others wait behind it.
-func TestALetterIsAddressedAnew(t *testing.T) {
+// A corrected template applies to a dead letter: it has its row, and no subject of the
+// old template. It keeps its key, because others wait behind it.
+func TestADeadLetterIsAddressedAgain(t *testing.T) {
 	t.Parallel()
 	pool := newDatabase(t)
 	l, _ := open(t, pool, 1)
@@ -462,7 +462,7 @@ func TestALetterIsAddressedAnew(t *testing.T) {
 	}
 }
 
-// What stands for a row that nobody could decode is never published as it is.
+// A dead letter that stands for a row that was not decoded is never published as it is.
 func TestAnUndecodedRowIsNoMessage(t *testing.T) {
 	t.Parallel()
 	pool := newDatabase(t)

@@ -21,9 +21,9 @@ func noise(n int) string {
 	return hex.EncodeToString(b)
 }
 
-// What comes from outside can be anything, and a letter that cannot be stored
-// would hold up its pipeline for ever.
-func TestAnyLetterCanBeStored(t *testing.T) {
+// Messages can hold any bytes. A dead letter that could not be stored would stop its
+// pipeline.
+func TestAnyDeadLetterCanBeStored(t *testing.T) {
 	t.Parallel()
 	pool := newDatabase(t)
 	l, _ := open(t, pool, 1)
@@ -50,7 +50,7 @@ func TestAnyLetterCanBeStored(t *testing.T) {
 			letter := engine.Letter{Message: relay.Message{ID: name, Key: name, Body: []byte("x")}, Class: engine.ClassRefused, Reason: "a\x00\xff"}
 			change(&letter.Message)
 			raw := letter.Message.Key
-			for range 2 { // a redelivery is the same letter
+			for range 2 { // a redelivery is the same dead letter
 				commit(t, l, engine.Commit{Letters: []engine.Letter{letter}})
 			}
 			keys, err := l.ParkedKeys(t.Context())
@@ -62,7 +62,7 @@ func TestAnyLetterCanBeStored(t *testing.T) {
 			if len(letters) != 1 || string(letters[0].Message.Row)+string(letters[0].Message.Body) != "x" || letters[0].Attempts != 2 {
 				t.Fatalf("deliverable = %.900v, want one letter, tried twice", letters)
 			}
-			again := letters[0] // in the form that it has now, it is the same letter, too
+			again := letters[0] // in its stored form it is the same dead letter, too
 			again.Attempts = 1
 			commit(t, l, engine.Commit{Letters: []engine.Letter{again}})
 			dlq(t, pool, `relay_dlq_retry('orders')`)

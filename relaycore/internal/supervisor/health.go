@@ -27,7 +27,8 @@ func (s *Supervisor) Health() observe.Health {
 	}
 	for _, m := range members {
 		h.Instances = append(h.Instances, observe.InstanceStatus{
-			ID: m.ID, Binary: m.Binary, Version: m.Version, Hostname: m.Hostname, PID: m.PID, Backends: m.Backends, Draining: m.Draining, Started: m.Started,
+			ID: m.ID, Binary: m.Binary, Version: m.Version, Hostname: m.Hostname, PID: m.PID,
+			Backends: m.Backends, Draining: m.Draining, Started: m.Started,
 		})
 	}
 	if !h.Postgres.Up {
@@ -75,7 +76,9 @@ func connection(up bool, err error) observe.Connection {
 
 // status describes one pipeline.
 func (s *Supervisor) status(p *catalog.Pipeline, members []lease.Instance) observe.PipelineStatus {
-	st := observe.PipelineStatus{Name: p.Name, Direction: string(p.Direction), Backend: p.Backend, State: observe.StateStandby, Since: s.started}
+	st := observe.PipelineStatus{
+		Name: p.Name, Direction: string(p.Direction), Backend: p.Backend, State: observe.StateStandby, Since: s.started,
+	}
 	if r := s.runners[p.Key]; r != nil {
 		r.describe(&st)
 		return st

@@ -14,8 +14,8 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/internal/observe"
 )
 
-// A lock that does not come free makes a pipeline unhealthy, and is said once. What
-// the time before was lost to, such as the database, does not count.
+// A lock that is not released makes a pipeline unhealthy, and is logged once. The time
+// lost before, without a database for example, does not count.
 func TestLockThatIsHeldLong(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	metrics, err := observe.NewMetrics(registry, "b", "v", "g")
@@ -46,7 +46,7 @@ func TestLockThatIsHeldLong(t *testing.T) {
 			after   time.Duration
 			do      func()
 			healthy float64
-			said    int
+			logged  int
 		}{
 			{0, func() { r.set(observe.StateWaiting, errors.New("no session")) }, 1, 0},
 			{time.Minute, held, 1, 0},
@@ -59,8 +59,8 @@ func TestLockThatIsHeldLong(t *testing.T) {
 		} {
 			time.Sleep(step.after)
 			step.do()
-			if got, said := healthy(), strings.Count(log.String(), "another process keeps the pipeline's lock"); got != step.healthy || said != step.said {
-				t.Errorf("%s later: healthy %v, said %d times; want %v, %d", step.after, got, said, step.healthy, step.said)
+			if got, logged := healthy(), strings.Count(log.String(), "another process keeps the pipeline's lock"); got != step.healthy || logged != step.logged {
+				t.Errorf("%s later: healthy %v, logged %d times; want %v, %d", step.after, got, logged, step.healthy, step.logged)
 			}
 		}
 	})

@@ -35,7 +35,7 @@ type Events interface {
 // Opened describes a pipeline whose ends are open.
 type Opened struct {
 	Outbox       string       // name of the outbox table without its schema; "" for a reverse pipeline
-	Lag          relay.Lagger // nil if the source cannot tell how far it is behind
+	Lag          relay.Lagger // nil if the source cannot measure it
 	PollInterval time.Duration
 	Guarantee    string // of delivery, for operators
 	Redrive      func() // makes the engine look at its dead letters

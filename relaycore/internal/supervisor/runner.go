@@ -130,7 +130,8 @@ func (r *runner) failed(err error, retry *retries) (delay time.Duration) {
 	r.meter.Restarted()
 	if text := oneLine(err); text != retry.logged { // once for each change of state
 		retry.logged = text
-		r.log.Error("pipeline failed, will retry", "err", text, "needs_operator", relay.IsFatal(err), "in", delay.Round(time.Millisecond).String())
+		r.log.Error("pipeline failed, will retry",
+			"err", text, "needs_operator", relay.IsFatal(err), "in", delay.Round(time.Millisecond).String())
 	}
 	return delay
 }

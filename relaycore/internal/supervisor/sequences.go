@@ -13,7 +13,7 @@ import (
 type numbered interface {
 	relay.Lagger
 	// Numbering returns the sequence's oid and the id up to which all is settled. ok
-	// is false if the sequence does not tell whether there is something to read.
+	// is false if the sequence does not show whether there is something to read.
 	Numbering() (sequence uint32, settled int64, ok bool)
 }
 
@@ -42,8 +42,8 @@ const (
 // out is a row that is visible, will be, or was rolled back; the source finds out.
 //
 // A hundred idle pipelines cost what one does. It reads at round times of the clock,
-// when leases are renewed too, because a wake-up of an idle process costs more than
-// the work that is done in it.
+// as leases are renewed at such. A wake-up of an idle process costs more than the work
+// that is done in it.
 func (s *Supervisor) watchSequences(ctx context.Context) {
 	var list []watched
 	var due []*watched
@@ -71,16 +71,16 @@ func (s *Supervisor) watchSequences(ctx context.Context) {
 	}
 }
 
-// watched is a source whose sequence is read. Its copy of the state of a quiet
-// source holds until the sequence moves, and lies in one place: a process that is
-// mostly idle pays a cache miss for every other.
+// watched is a source whose sequence is read. It has a copy of the state of a quiet
+// source, which holds until the sequence moves. The copy lies in one place, because
+// every other place is a cache miss in an idle process.
 type watched struct {
 	runner   *runner
 	source   numbered
 	every    time.Duration
 	checked  time.Time
 	quiet    bool
-	readable bool // the sequence tells whether there is something to read
+	readable bool // the sequence shows whether there is something to read
 	sequence uint32
 	settled  int64
 }

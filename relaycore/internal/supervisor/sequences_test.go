@@ -17,8 +17,8 @@ func (s *numberedSource) Lag(context.Context) (int64, float64, error) { return 0
 
 func (s *numberedSource) Numbering() (uint32, int64, bool) { return 7, s.settled.Load(), true }
 
-// TestWatchSequences looks as often as a pipeline asks for, half as often once it has been
-// quiet for long, and wakes its source when the sequence moves, but not before.
+// A sequence is read as often as its pipeline asks for, and half as often once it has
+// been quiet for long. The source is woken when the sequence moves, and not before.
 func TestWatchSequences(t *testing.T) {
 	for name, tt := range map[string]struct {
 		every       time.Duration

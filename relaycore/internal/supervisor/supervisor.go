@@ -248,7 +248,8 @@ func (s *Supervisor) loadedAs(snapshot catalog.Snapshot, err error) {
 		s.cfg.Logger.Info("pipelines loaded", "enabled", len(changes.Added), "total", len(snapshot))
 	} else if !changes.Empty() {
 		s.cfg.Metrics.Reloads.Add(1)
-		s.cfg.Logger.Info("pipelines changed", "added", names(changes.Added), "removed", names(changes.Removed), "changed", names(changes.Changed))
+		s.cfg.Logger.Info("pipelines changed",
+			"added", names(changes.Added), "removed", names(changes.Removed), "changed", names(changes.Changed))
 	}
 	notify(s.wake)
 }

@@ -237,7 +237,7 @@ func TestPipelinesMoveWithTheMembers(t *testing.T) {
 				t.Errorf("%s was started %d times", name, len(starts))
 			}
 		}
-		// Nobody but a stranger to this backend is left.
+		// Only an instance without this backend is left.
 		st.keeper.set(lease.Instance{ID: "kafka-only", Backends: []string{"kafka"}})
 		time.Sleep(time.Second)
 		if h := st.s.Health(); h.PipelinesOwned != 0 || len(h.Warnings) != len(all) || st.state("a").State != observe.StateUnserved {

@@ -1,0 +1,13 @@
+-- The privileges that a relay needs and the current role lacks.
+SELECT p.privilege || ' ON pgtrickle.' || quote_ident(c.relname)
+FROM (VALUES
+    ('relay_cursors', 'SELECT'), ('relay_cursors', 'INSERT'), ('relay_cursors', 'UPDATE'), ('relay_cursors', 'DELETE'),
+    ('relay_dead_letters', 'SELECT'), ('relay_dead_letters', 'INSERT'), ('relay_dead_letters', 'UPDATE'), ('relay_dead_letters', 'DELETE'),
+    ('relay_instances', 'SELECT'), ('relay_instances', 'INSERT'), ('relay_instances', 'UPDATE'), ('relay_instances', 'DELETE'),
+    ('relay_consumer_offsets', 'SELECT'), ('relay_consumer_offsets', 'INSERT'), ('relay_consumer_offsets', 'UPDATE'),
+    ('pgt_outbox_config', 'SELECT'), ('pgt_inbox_config', 'SELECT')) p(name, privilege)
+JOIN pg_catalog.pg_class c ON c.relname = p.name AND c.relnamespace = 'pgtrickle'::regnamespace
+WHERE NOT has_table_privilege(c.oid, p.privilege)
+UNION ALL
+SELECT 'EXECUTE ON FUNCTION ' || f.oid::regprocedure FROM pg_catalog.pg_proc f
+WHERE f.pronamespace = 'pgtrickle'::regnamespace AND f.proname = 'list_relay_configs' AND NOT has_function_privilege(f.oid, 'EXECUTE')
