@@ -2,7 +2,6 @@ package observe
 
 import (
 	"maps"
-	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -113,7 +112,7 @@ type Metrics struct {
 	SessionsLost  atomic.Int64
 	Notifications atomic.Int64
 
-	process       []prometheus.Collector
+	all           []prometheus.Collector // every metric
 	counters      [numCounters]*prometheus.CounterVec
 	histograms    [numHistograms]*prometheus.HistogramVec
 	gauges        [numGauges]*prometheus.GaugeVec
@@ -133,26 +132,30 @@ func NewMetrics(reg prometheus.Registerer, binary, version, goVersion string) (*
 	m.addProcess(prometheus.Labels{"binary": binary, "version": version, "goversion": goVersion})
 
 	labels := []string{"pipeline", "direction"}
-	for i, s := range counterSeries {
-		m.counters[i] = prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: namespace, Name: s.name, Help: s.help}, labels)
+	for i, d := range counterSeries {
+		m.counters[i] = prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: namespace, Name: d.name, Help: d.help}, labels)
+		m.all = append(m.all, m.counters[i])
 	}
-	for i, s := range histogramSeries {
+	for i, d := range histogramSeries {
 		m.histograms[i] = prometheus.NewHistogramVec(
-			prometheus.HistogramOpts{Namespace: namespace, Name: s.name, Help: s.help, Buckets: s.buckets}, labels)
+			prometheus.HistogramOpts{Namespace: namespace, Name: d.name, Help: d.help, Buckets: d.buckets}, labels)
+		m.all = append(m.all, m.histograms[i])
 	}
-	for i, s := range gaugeSeries {
-		m.gauges[i] = prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: namespace, Name: s.name, Help: s.help}, labels)
+	for i, d := range gaugeSeries {
+		m.gauges[i] = prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: namespace, Name: d.name, Help: d.help}, labels)
+		m.all = append(m.all, m.gauges[i])
 	}
+
 	m.polls = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: namespace, Name: "polls_total", Help: "Reads of the outbox table that found rows, or nothing.",
 	}, append(labels, "found"))
 	m.unservedGauge = prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Namespace: namespace, Name: "pipeline_unserved", Help: "An enabled pipeline whose backend no live instance has.",
 	}, append(labels, "backend"))
-
 	m.captureGauge = prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Namespace: namespace, Name: "capture_problems", Help: "Reasons why changes of an outbox's table are not recorded as they should be.",
 	}, []string{"outbox"})
+	m.all = append(m.all, m.polls, m.unservedGauge, m.captureGauge)
 
 	return m, reg.Register(m)
 }
@@ -171,11 +174,11 @@ func (m *Metrics) SetCaptureProblems(n map[string]int) {
 // addProcess adds the metrics that have no pipeline.
 func (m *Metrics) addProcess(build prometheus.Labels) {
 	gauge := func(name, help string, labels prometheus.Labels, value func() float64) {
-		m.process = append(m.process, prometheus.NewGaugeFunc(
+		m.all = append(m.all, prometheus.NewGaugeFunc(
 			prometheus.GaugeOpts{Namespace: namespace, Name: name, Help: help, ConstLabels: labels}, value))
 	}
 	counter := func(name, help string, value *atomic.Int64) {
-		m.process = append(m.process, prometheus.NewCounterFunc(
+		m.all = append(m.all, prometheus.NewCounterFunc(
 			prometheus.CounterOpts{Namespace: namespace, Name: name, Help: help}, func() float64 { return float64(value.Load()) }))
 	}
 
@@ -253,13 +256,11 @@ func (m *Metrics) Keep(exists func(catalog.Key) bool) {
 		}
 		delete(m.pipelines, key)
 		labels := prometheus.Labels{"pipeline": key.Name, "direction": string(key.Direction)}
-		for _, vec := range m.counters {
-			vec.DeletePartialMatch(labels)
+		for _, c := range m.all {
+			if vec, ok := c.(interface{ DeletePartialMatch(prometheus.Labels) int }); ok {
+				vec.DeletePartialMatch(labels)
+			}
 		}
-		for _, vec := range m.histograms {
-			vec.DeletePartialMatch(labels)
-		}
-		m.polls.DeletePartialMatch(labels)
 	}
 }
 
@@ -280,7 +281,7 @@ func (m *Metrics) owned() (n float64) {
 
 // Describe implements [prometheus.Collector].
 func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, c := range m.collectors() {
+	for _, c := range m.all {
 		c.Describe(ch)
 	}
 }
@@ -291,23 +292,9 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 	defer m.mu.Unlock()
 
 	m.setGauges()
-	for _, c := range m.collectors() {
+	for _, c := range m.all {
 		c.Collect(ch)
 	}
-}
-
-func (m *Metrics) collectors() []prometheus.Collector {
-	all := slices.Clone(m.process)
-	for _, vec := range m.counters {
-		all = append(all, vec)
-	}
-	for _, vec := range m.histograms {
-		all = append(all, vec)
-	}
-	for _, vec := range m.gauges {
-		all = append(all, vec)
-	}
-	return append(all, m.polls, m.unservedGauge, m.captureGauge)
 }
 
 // setGauges replaces all gauges of pipelines. A pipeline that runs elsewhere, or a

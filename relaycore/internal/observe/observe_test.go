@@ -185,6 +185,7 @@ func full(t *testing.T) *prometheus.Registry {
 	p.SetUnaccounted(0)
 	p.Committed(time.Second)
 	m.Unserved(map[catalog.Key]string{{Direction: relay.Forward, Name: "lonely"}: "kafka"})
+	m.SetCaptureProblems(map[string]int{"outbox_orders": 1})
 	return reg
 }
 
