@@ -1,15 +1,16 @@
 package kafkarelay
 
-import "github.com/grove/pgtrickle-relay/relaycore/relay"
+import (
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
+)
 
 // Backend returns the Kafka backend.
 func Backend() relay.Backend {
 	return relay.Backend{
-		Name:         "kafka",
-		NewSink:      newSink,
-		NewSource:    newSource,
-		SinkConfig:   sinkDefaults(),
-		SourceConfig: sourceDefaults(),
+		Name:   "kafka",
+		Sink:   relaycfg.Sink(sinkDefaults(), newSink),
+		Source: relaycfg.Source(sourceDefaults(), newSource),
 		SinkGuarantee: relay.Guarantee{
 			Delivery: "effectively once",
 			Dedup:    "numbered batches while the relay runs; after a crash, ids read back from the end of each partition",

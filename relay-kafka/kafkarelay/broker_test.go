@@ -17,8 +17,8 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest/tlstest"
 )
 
-// broker is a Kafka of the test's own, which it may stop and start: plain on one
-// port, with TLS and passwords on another, with client certificates on a third.
+// broker is a Kafka that a test may stop and start. It listens on a plain port, on one
+// with TLS and passwords, and on one with client certificates.
 type broker struct {
 	plain, sasl, mutual string
 	ca, cert, key       string // files in PEM; the client's
@@ -126,10 +126,8 @@ func (b *broker) write(t testing.TB, name, text string) string {
 	return path
 }
 
-// certificates makes an authority, the client's certificate, and the server's,
-// which is valid for the name "localhost" and not for the address 127.0.0.1. It
-// returns the server's key store.
-// certificates issues the client's, and returns the file of the broker's and its key.
+// certificates makes an authority, the client's certificate and the broker's, and
+// returns the file with the broker's certificate and key.
 func (b *broker) certificates(t testing.TB) string {
 	t.Helper()
 	ca := tlstest.New(t)

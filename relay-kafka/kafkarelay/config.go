@@ -12,7 +12,7 @@ import (
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
-	"github.com/grove/pgtrickle-relay/relaycore/relaytls"
+	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
 )
 
 // connection holds the keys that sink and source share.
@@ -22,11 +22,8 @@ type connection struct {
 	SASLMechanism string          `json:"sasl_mechanism" relay:"enum=PLAIN|SCRAM-SHA-256|SCRAM-SHA-512" doc:"How to log in; none when empty."`
 	SASLUsername  string          `json:"sasl_username" doc:"User to log in as."`
 	SASLPassword  relaycfg.Secret `json:"sasl_password" doc:"The user's password."`
-	TLS           bool            `json:"tls" doc:"Encrypt connections and verify the brokers' certificates; implied by the other tls keys."`
-	TLSCA         string          `json:"tls_ca" doc:"File with the PEM certificates of the authorities to trust instead of the system's, or the PEM text itself."`
-	TLSCert       string          `json:"tls_cert" doc:"File with the client's PEM certificate, or the PEM text itself."`
-	TLSKey        relaycfg.Secret `json:"tls_key" doc:"File with the key of tls_cert in PEM, or the PEM text itself."`
-	TLSServerName string          `json:"tls_server_name" doc:"Name to expect in the brokers' certificates when it is not the host name in brokers."`
+	UseTLS        bool            `json:"tls" doc:"Encrypt connections and verify the brokers' certificates; implied by the other tls keys."`
+	relaynet.TLS
 }
 
 func (c *connection) validate() error {
@@ -37,29 +34,21 @@ func (c *connection) validate() error {
 		return relaycfg.Errorf("sasl_username", "is required with sasl_mechanism")
 	case c.SASLMechanism != "" && c.SASLPassword == "":
 		return relaycfg.Errorf("sasl_password", "is required with sasl_mechanism")
-	case (c.TLSCert == "") != (c.TLSKey == ""):
-		return relaycfg.Errorf("tls_cert", "tls_cert and tls_key belong together")
 	}
 	for _, b := range c.Brokers {
 		if strings.Contains(b, "://") || !strings.Contains(b, ":") {
 			return relaycfg.Errorf("brokers", "%q is not host:port", b)
 		}
 	}
-	return nil
+	return c.TLS.Validate()
 }
 
+// tlsConfig returns nil when no TLS is asked for.
 func (c *connection) tlsConfig() (*tls.Config, error) {
-	if !c.TLS && c.TLSCA == "" && c.TLSCert == "" && c.TLSServerName == "" {
-		return nil, nil //nolint:nilnil // no TLS is an answer
+	if !c.UseTLS && !c.Configured() {
+		return nil, nil
 	}
-	t, err := relaytls.Client(c.TLSCA, c.TLSCert, c.TLSKey.Reveal())
-	if err != nil {
-		return nil, err
-	}
-	// It stays empty unless it was given: the client then fills in the host name
-	// of each broker that it dials.
-	t.ServerName = c.TLSServerName
-	return t, nil
+	return c.Client()
 }
 
 func (c *connection) mechanism() (sasl.Mechanism, error) {
@@ -71,7 +60,7 @@ func (c *connection) mechanism() (sasl.Mechanism, error) {
 	case "SCRAM-SHA-512":
 		return scram.Mechanism(scram.SHA512, c.SASLUsername, c.SASLPassword.Reveal())
 	}
-	return nil, nil //nolint:nilnil // no login is an answer
+	return nil, nil
 }
 
 type sinkConfig struct {

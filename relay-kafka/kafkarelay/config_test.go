@@ -50,7 +50,7 @@ func TestSinkConfig(t *testing.T) {
 		"mechanism alone":     {raw: `{"brokers":"a:1","sasl_mechanism":"PLAIN"}`, wantErr: `key "sasl_username": is required`},
 		"no password":         {raw: `{"brokers":"a:1","sasl_mechanism":"PLAIN","sasl_username":"u"}`, wantErr: `key "sasl_password": is required`},
 		"mechanism":           {raw: `{"brokers":"a:1","sasl_mechanism":"SCRAM-SHA-255"}`, wantErr: `did you mean "SCRAM-SHA-256"?`},
-		"certificate alone":   {raw: `{"brokers":"a:1","tls_cert":"x"}`, wantErr: `tls_cert and tls_key belong together`},
+		"certificate alone":   {raw: `{"brokers":"a:1","tls_cert":"x"}`, wantErr: `goes together with tls_key`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -89,7 +89,7 @@ func with(base string, more map[string]any) map[string]any {
 func openSink(t testing.TB, config map[string]any) relay.Sink {
 	t.Helper()
 	raw, _ := json.Marshal(config)
-	s, err := newSink(t.Context(), testEnv(), raw)
+	s, err := Backend().Sink.New(t.Context(), testEnv(), raw)
 	if err != nil {
 		t.Fatalf("open sink with %s: %v", raw, err)
 	}
@@ -100,7 +100,7 @@ func openSink(t testing.TB, config map[string]any) relay.Sink {
 func openSource(t testing.TB, config map[string]any) relay.Source {
 	t.Helper()
 	raw, _ := json.Marshal(config)
-	s, err := newSource(t.Context(), testEnv(), raw)
+	s, err := Backend().Source.New(t.Context(), testEnv(), raw)
 	if err != nil {
 		t.Fatalf("open source with %s: %v", raw, err)
 	}

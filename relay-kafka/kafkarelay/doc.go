@@ -2,9 +2,9 @@
 // servers that speak its protocol.
 //
 // The sink numbers its record batches, which kafka-go's writer cannot. It encodes them
-// with kafka-go's own encoder: 0.35 µs for a message of 400 bytes, without an
-// allocation, where an encoder by hand takes 0.1 µs (BenchmarkEncode measures it). A
-// drain spends 8 µs on each message, so the difference is 0.02 of its rate.
+// with kafka-go's own encoder. BenchmarkEncode measures 0.35 µs for a message of 400
+// bytes, without an allocation; an encoder by hand took 0.1 µs. A drain spends 8 µs on
+// each message, so the difference is 0.02 of its rate.
 //
 // # What travels
 //
@@ -30,14 +30,14 @@
 // partitions. It does not wait for more messages.
 //
 // A lost connection, a timeout or a cancelled Publish can leave it unknown whether a
-// broker has a batch. The next Publish finds out first: it sends the same numbered
-// batch again, which the broker drops if it has it. Without numbers, or after the
-// broker has forgotten them, it reads the end of the partition. So a running relay
-// writes no message twice.
+// broker has a batch ([relay.Unknown]). The engine then calls Resume, which sends the
+// same numbered batch again; the broker drops it if it has it. Without numbers, or after
+// the broker has forgotten them, Resume reads the end of the partition. So a running
+// relay writes no message twice.
 //
 // After a crash the sink reads back the records behind the position of the last
-// checkpoint ([relay.Resumer]): the end offset of each partition, taken from the
-// brokers' confirmations. It reads topics that the position does not have from the
+// checkpoint ([relay.Resumer]). The position has the end offset of each partition, from
+// the brokers' confirmations. It reads topics that the position does not have from the
 // time of the position on, less five minutes for clocks that differ. The request of a
 // crashed relay may still arrive, so the sink reads the ends again after 200 ms. A
 // request that arrives later than that causes the only possible duplicate; the header

@@ -14,24 +14,30 @@ import (
 	"github.com/segmentio/kafka-go/protocol/fetch"
 )
 
-// fetcher reads partitions that one broker leads, several in a request.
+// fetcher reads partitions of one leader, several in a request.
 type fetcher struct {
 	cluster   *cluster
 	wait      time.Duration
 	maxBytes  int
-	committed bool // pass over what transactions have not committed
+	committed bool // skip the records of aborted transactions
 }
 
-// spot is where to read a partition.
+// spot is the next offset to read in a partition.
 type spot struct {
+	place
+	offset int64
+	part   *assigned // nil for a sink's
+}
+
+// place names a partition.
+type place struct {
 	topic     string
 	partition int
-	offset    int64
 }
 
-// read asks the leader of all spots for records, calls visit with each, and moves
-// the spots behind what it has visited. A spot whose partition answered with an
-// error does not move; its error is returned after the others were visited.
+// read asks the leader of all spots for records, calls visit with each, and moves the
+// spots behind them. A spot whose partition has an error does not move; read returns
+// that error after it has visited the others.
 func (f *fetcher) read(ctx context.Context, spots []*spot, visit func(*spot, *protocol.Record) error) error {
 	req := &fetch.Request{
 		ReplicaID: -1, SessionEpoch: -1, MinBytes: 1, MaxBytes: int32(f.maxBytes),
@@ -40,7 +46,7 @@ func (f *fetcher) read(ctx context.Context, spots []*spot, visit func(*spot, *pr
 	if f.committed {
 		req.IsolationLevel = 1
 	}
-	byPlace := make(map[string]map[int32]*spot, 1)
+	byPlace := make(map[place]*spot, len(spots))
 	for _, s := range spots {
 		part := fetch.RequestPartition{
 			Partition: int32(s.partition), CurrentLeaderEpoch: -1, FetchOffset: s.offset, LogStartOffset: -1,
@@ -51,10 +57,7 @@ func (f *fetcher) read(ctx context.Context, spots []*spot, visit func(*spot, *pr
 		} else {
 			req.Topics = append(req.Topics, fetch.RequestTopic{Topic: s.topic, Partitions: []fetch.RequestPartition{part}})
 		}
-		if byPlace[s.topic] == nil {
-			byPlace[s.topic] = make(map[int32]*spot)
-		}
-		byPlace[s.topic][part.Partition] = s
+		byPlace[place{s.topic, s.partition}] = s
 	}
 	ctx, cancel := context.WithTimeout(ctx, f.wait+2*dialTimeout)
 	defer cancel()
@@ -70,7 +73,7 @@ func (f *fetcher) read(ctx context.Context, spots []*spot, visit func(*spot, *pr
 	for i := range res.Topics {
 		for j := range res.Topics[i].Partitions {
 			p := &res.Topics[i].Partitions[j]
-			s := byPlace[res.Topics[i].Topic][p.Partition]
+			s := byPlace[place{res.Topics[i].Topic, int(p.Partition)}]
 			if s == nil {
 				continue
 			}
@@ -98,8 +101,8 @@ func (e *spotError) Error() string {
 
 func (e *spotError) Unwrap() error { return e.code }
 
-// walk visits the records of one partition's answer. The client library hands
-// out what aborted transactions wrote; the answer says which that is.
+// walk visits the records of one partition's answer. The client returns the records of
+// aborted transactions too; the answer lists these transactions.
 func (f *fetcher) walk(s *spot, p *fetch.ResponsePartition, visit func(*spot, *protocol.Record) error) (err error) {
 	stream, ok := p.RecordSet.Records.(*protocol.RecordStream)
 	if !ok {
@@ -107,8 +110,8 @@ func (f *fetcher) walk(s *spot, p *fetch.ResponsePartition, visit func(*spot, *p
 	}
 	before := s.offset
 	defer func() {
-		// Compaction leaves batches without records behind. Such a batch covers the
-		// offset that was asked for, which therefore has no record.
+		// Compaction leaves batches without records. Such a batch covers the offset that
+		// was asked for, so this offset has no record.
 		if err == nil && s.offset == before && len(stream.Records) > 0 {
 			s.offset++
 		}
@@ -138,7 +141,7 @@ func (f *fetcher) walk(s *spot, p *fetch.ResponsePartition, visit func(*spot, *p
 			if err != nil {
 				return fmt.Errorf("decode partition %d of topic %q at offset %d: %w", s.partition, s.topic, s.offset, err)
 			}
-			if rec.Offset >= s.offset { // a batch may begin before what was asked for
+			if rec.Offset >= s.offset { // a batch may begin before the offset asked for
 				if !skip {
 					err = visit(s, rec)
 				}
@@ -155,8 +158,8 @@ func (f *fetcher) walk(s *spot, p *fetch.ResponsePartition, visit func(*spot, *p
 	return nil
 }
 
-// byFirstOffset sorts a copy of what an answer says of aborted transactions: the
-// broker lists them in the order in which they were aborted.
+// byFirstOffset sorts the aborted transactions of an answer. The broker lists them in
+// the order in which they were aborted.
 func byFirstOffset(aborted []fetch.ResponseTransaction) []fetch.ResponseTransaction {
 	return slices.SortedFunc(slices.Values(aborted), func(a, b fetch.ResponseTransaction) int {
 		return cmp.Compare(a.FirstOffset, b.FirstOffset)

@@ -63,7 +63,7 @@ func TestAbortedTransactions(t *testing.T) {
 		},
 	} {
 		f := fetcher{committed: true}
-		s := &spot{topic: "t", offset: tc.from}
+		s := &spot{place: place{topic: "t"}, offset: tc.from}
 		p := &fetch.ResponsePartition{AbortedTransactions: tc.aborted, RecordSet: protocol.RecordSet{Records: &protocol.RecordStream{Records: tc.log}}}
 		var got []int64
 		err := f.walk(s, p, func(_ *spot, r *protocol.Record) error {

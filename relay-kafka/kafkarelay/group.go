@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -14,21 +15,22 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
-// generation is the group between two rebalances. The source's mutex guards
-// ending and the trackers.
+// generation is the group between two rebalances. The source's mutex guards ending and
+// what the partitions have acknowledged.
 type generation struct {
 	*kafka.Generation
 	parts  []*assigned
-	ending bool // nothing more is handed out
+	ending bool // Receive returns no more of its messages
 	ended  chan struct{}
 }
 
-// assigned is a partition that is ours in a generation.
+// assigned is a partition that a generation assigns to this member.
 type assigned struct {
-	tracker
 	spot       *spot
-	topic      string
 	generation *generation
+	acks       relay.Acks[int64]
+	position   int64 // all messages before it are settled
+	committed  int64
 }
 
 func (g *generation) over() bool {
@@ -40,7 +42,7 @@ func (g *generation) over() bool {
 	}
 }
 
-// run takes part in the group until ctx ends.
+// run is a member of the group until ctx ends.
 func (s *source) run(ctx context.Context) {
 	defer close(s.done)
 	defer s.cluster.reset()
@@ -51,8 +53,8 @@ func (s *source) run(ctx context.Context) {
 			continue
 		}
 		g := &generation{Generation: gen, ended: make(chan struct{})}
-		// The group waits for this function before it joins the next generation.
-		// Closing the group ends the generation, and must not wait for itself.
+		// The group waits for this function before it joins the next generation. Closing
+		// the group ends the generation.
 		gen.Start(func(until context.Context) { s.serve(ctx, until, g) })
 		select {
 		case <-g.ended:
@@ -62,16 +64,15 @@ func (s *source) run(ctx context.Context) {
 	s.leave()
 }
 
-// leaveWithin is how long the group may take to end, and then again to take our
-// leave.
-const leaveWithin = time.Second
+// leaveTimeout bounds the end of the group, and then the request that leaves it.
+const leaveTimeout = time.Second
 
-// leave closes the group. A request that is not answered by then, to be let into
-// the group above all, is given up.
+// leave closes the group. The client waits for the broker's answer even if the group has
+// ended, for example while the group rebalances, so leave disconnects it.
 func (s *source) leave() {
-	defer s.cluster.lines.close()
-	defer time.AfterFunc(leaveWithin, s.cluster.lines.cut).Stop()
-	defer time.AfterFunc(2*leaveWithin, s.cluster.lines.close).Stop()
+	defer s.cluster.net.Close()
+	defer time.AfterFunc(leaveTimeout, s.cluster.net.Cut).Stop()
+	defer time.AfterFunc(2*leaveTimeout, s.cluster.net.Close).Stop()
 	_ = s.group.Close()
 }
 
@@ -86,12 +87,12 @@ func (s *source) report(ctx context.Context, err error) {
 	}
 }
 
-// serve reads g's partitions until the generation ends, and then waits a while
-// for what is handed out to be settled: so a rebalance repeats nothing.
+// serve reads g's partitions until the generation ends. Then it waits until received
+// messages are settled, so that the next owner does not receive them again.
 func (s *source) serve(ctx, until context.Context, g *generation) {
 	defer close(g.ended)
-	// A generation's context has no deadline and no cause, and cannot be a parent
-	// of others without a goroutine; this one ends with either.
+	// A generation's context cannot be a parent of others without a goroutine. This one
+	// ends with either context.
 	work, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var wait sync.WaitGroup
@@ -112,32 +113,31 @@ func (s *source) serve(ctx, until context.Context, g *generation) {
 	s.drain(ctx, g)
 }
 
-// take finds where to begin in each partition.
+// take finds the offset at which to begin in each partition.
 func (s *source) take(ctx context.Context, g *generation) error {
 	fresh := make(map[string]map[int]int64)
 	for topic, parts := range g.Assignments {
-		var ends []int64
+		var first []int64
+		if slices.ContainsFunc(parts, func(a kafka.PartitionAssignment) bool { return a.Offset < 0 }) {
+			var err error
+			if first, err = s.begin(ctx, topic, parts); err != nil {
+				return err
+			}
+			fresh[topic] = make(map[int]int64)
+		}
 		for _, a := range parts {
-			p := &assigned{topic: topic, generation: g, spot: &spot{topic: topic, partition: a.ID, offset: a.Offset}}
+			p := &assigned{generation: g}
+			p.spot = &spot{place: place{topic, a.ID}, offset: a.Offset, part: p}
 			if a.Offset < 0 {
-				if ends == nil {
-					var err error
-					if ends, err = s.begin(ctx, topic, parts); err != nil {
-						return err
-					}
-				}
-				p.spot.offset = ends[a.ID]
-				if fresh[topic] == nil {
-					fresh[topic] = make(map[int]int64)
-				}
+				p.spot.offset = first[a.ID]
 				fresh[topic][a.ID] = p.spot.offset
 			}
 			p.position, p.committed = p.spot.offset, p.spot.offset
 			g.parts = append(g.parts, p)
 		}
 	}
-	// A position that was chosen must not be chosen again: "latest" would be a
-	// later one, past messages that were never handed out.
+	// A chosen position must not be chosen again: "latest" would be a later one, behind
+	// messages that were never received.
 	if len(fresh) > 0 {
 		if err := g.CommitOffsets(fresh); err != nil {
 			return classify(fmt.Errorf("commit the first position of group %q: %w", g.GroupID, err))
@@ -146,14 +146,14 @@ func (s *source) take(ctx context.Context, g *generation) error {
 	return nil
 }
 
-// begin returns where to begin in partitions that have no position. The client
-// library takes an error of the coordinator for that, so ask it again.
+// begin returns the offsets at which to begin in partitions without a position. The
+// client takes an error of the coordinator for a missing position, so begin asks again.
 func (s *source) begin(ctx context.Context, topic string, parts []kafka.PartitionAssignment) ([]int64, error) {
 	ids := make([]int, 0, len(parts))
-	most := 0
+	partitions := 0
 	for _, a := range parts {
 		ids = append(ids, a.ID)
-		most = max(most, a.ID+1)
+		partitions = max(partitions, a.ID+1)
 	}
 	res, err := s.cluster.client.OffsetFetch(ctx, &kafka.OffsetFetchRequest{GroupID: s.cfg.group(s.env), Topics: map[string][]int{topic: ids}})
 	if err == nil {
@@ -167,7 +167,7 @@ func (s *source) begin(ctx context.Context, topic string, parts []kafka.Partitio
 	if s.cfg.AutoOffsetReset == "latest" {
 		which = kafka.LastOffset
 	}
-	offsets, err := patiently(ctx, func() ([]int64, error) { return s.cluster.offsets(ctx, topic, most, which) })
+	offsets, err := patiently(ctx, func() ([]int64, error) { return s.cluster.offsets(ctx, topic, partitions, which) })
 	if err != nil {
 		return nil, err
 	}
@@ -175,15 +175,15 @@ func (s *source) begin(ctx context.Context, topic string, parts []kafka.Partitio
 		if p.Error != nil {
 			return nil, classify(fmt.Errorf("look up the position of partition %d of topic %q: %w", p.Partition, topic, p.Error))
 		}
-		if p.CommittedOffset >= 0 && p.Partition < most {
+		if p.CommittedOffset >= 0 && p.Partition < partitions {
 			offsets[p.Partition] = p.CommittedOffset
 		}
 	}
 	return offsets, nil
 }
 
-// fetch reads g's partitions from their leaders, and asks who leads anew when
-// one of them does not answer well.
+// fetch reads g's partitions from their leaders. After an error it looks the leaders up
+// again.
 func (s *source) fetch(ctx context.Context, g *generation) {
 	if len(g.parts) == 0 {
 		<-ctx.Done() // there are more members than partitions
@@ -209,20 +209,19 @@ func (s *source) leaders(ctx context.Context, g *generation) (map[int][]*assigne
 	if err != nil {
 		return nil, err
 	}
-	leader := make(map[string]map[int]int)
+	leader := make(map[place]int)
 	for _, t := range res.Topics {
-		leader[t.Name] = make(map[int]int)
 		for _, p := range t.Partitions {
 			if p.Error == nil {
-				leader[t.Name][p.ID] = p.Leader.ID
+				leader[place{t.Name, p.ID}] = p.Leader.ID
 			}
 		}
 	}
 	byLeader := make(map[int][]*assigned)
 	for _, p := range g.parts {
-		id, ok := leader[p.topic][p.spot.partition]
+		id, ok := leader[p.spot.place]
 		if !ok {
-			return nil, fmt.Errorf("partition %d of topic %q has no leader", p.spot.partition, p.topic)
+			return nil, fmt.Errorf("partition %d of topic %q has no leader", p.spot.partition, p.spot.topic)
 		}
 		byLeader[id] = append(byLeader[id], p)
 	}
@@ -250,7 +249,7 @@ func (s *source) fetchFrom(ctx context.Context, byLeader map[int][]*assigned) er
 	return nil
 }
 
-// fetchOnce asks one broker once and passes on what it returns.
+// fetchOnce sends one request to one broker and passes its records on.
 func (s *source) fetchOnce(ctx context.Context, parts []*assigned) error {
 	f := fetcher{
 		cluster: s.cluster, wait: s.cfg.FetchMaxWait.D(), maxBytes: int(s.cfg.FetchMaxBytes),
@@ -260,7 +259,7 @@ func (s *source) fetchOnce(ctx context.Context, parts []*assigned) error {
 	for i, p := range parts {
 		spots[i] = p.spot
 	}
-	// The broker fills an answer from the front: whoever was first is last now.
+	// The broker fills an answer from the front, so the first partition becomes the last.
 	first := parts[0]
 	copy(parts, parts[1:])
 	parts[len(parts)-1] = first
@@ -272,11 +271,7 @@ func (s *source) fetchOnce(ctx context.Context, parts []*assigned) error {
 			return err
 		}
 		if n := len(chunks); n == 0 || chunks[n-1].part.spot != sp {
-			for _, p := range parts {
-				if p.spot == sp {
-					chunks = append(chunks, &chunk{part: p})
-				}
-			}
+			chunks = append(chunks, &chunk{part: sp.part})
 		}
 		c := chunks[len(chunks)-1]
 		c.messages = append(c.messages, m)
@@ -288,7 +283,7 @@ func (s *source) fetchOnce(ctx context.Context, parts []*assigned) error {
 		case s.chunks <- c:
 		case <-ctx.Done():
 			for _, c := range chunks[i:] {
-				// Another leader may have to be asked, in the same generation.
+				// The same generation may read them from another leader.
 				c.part.spot.offset = min(c.part.spot.offset, c.offsets[0])
 			}
 			return nil
@@ -304,22 +299,22 @@ func (s *source) fetchOnce(ctx context.Context, parts []*assigned) error {
 	return nil
 }
 
-// skipLost goes on at the oldest record that there is, when retention or a new
-// topic of the same name has taken the place where the group was.
+// skipLost continues at the oldest record, because retention or a new topic of the same
+// name has removed the group's position.
 func (s *source) skipLost(ctx context.Context, sp *spot) error {
 	offsets, err := s.cluster.offsets(ctx, sp.topic, sp.partition+1, kafka.FirstOffset)
 	if err != nil {
 		return err
 	}
-	s.env.Logger.ErrorContext(ctx, "the group's position is not in the partition any more; going on at its oldest record",
+	s.env.Logger.ErrorContext(ctx, "position lost; reading oldest record",
 		"topic", sp.topic, "partition", sp.partition, "position", sp.offset, "oldest", offsets[sp.partition])
 	sp.offset = offsets[sp.partition]
 	return nil
 }
 
-// drain waits until what was handed out is settled and committed.
+// drain waits until received messages are settled and committed.
 func (s *source) drain(ctx context.Context, g *generation) {
-	// No heartbeat is sent in this time, so it must end well within the session.
+	// The client sends no heartbeat meanwhile, so this must end within the session.
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.SessionTimeout.D()/3)
 	defer cancel()
 	defer context.AfterFunc(ctx, func() {
@@ -333,7 +328,7 @@ func (s *source) drain(ctx context.Context, g *generation) {
 	for ctx.Err() == nil {
 		open := false
 		for _, p := range g.parts {
-			open = open || p.open() > 0 || p.committed < p.position
+			open = open || p.acks.Open() > 0 || p.committed < p.position
 		}
 		if !open {
 			return
@@ -341,5 +336,3 @@ func (s *source) drain(ctx context.Context, g *generation) {
 		s.settled.Wait()
 	}
 }
-
-var _ relay.Source = (*source)(nil)

@@ -16,16 +16,15 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
-// A broker gets requests over this many connections at a time. Partitions share
-// them, so that a topic of many partitions does not cost as many requests.
+// lanesPerBroker is the number of requests in flight to a broker. Partitions share
+// lanes, so that a topic of many partitions needs few requests.
 const lanesPerBroker = 4
 
-// maxRequest bounds what a lane encodes before it sends; a batch that is larger
-// still goes out, by itself.
+// maxRequest bounds the bytes of a request. A larger batch is sent alone.
 const maxRequest = 2 << 20
 
-// lane sends to some partitions of one broker: requests one after the other,
-// each with at most one batch of a partition, so that a partition's order is kept.
+// lane sends to some partitions of one broker. It sends requests one after the other,
+// each with at most one batch for a partition, so that the partition's order is kept.
 type lane struct {
 	sink       *sink
 	leader     int
@@ -34,8 +33,6 @@ type lane struct {
 	buf        bytes.Buffer
 	sent       []sent
 	readers    []bytes.Reader
-	keys       map[string]struct{} // of messages that failed
-	failed     []failure
 	err        error // nothing more may be sent
 }
 
@@ -47,12 +44,7 @@ type sent struct {
 	indexes    []int32 // of its messages, which are fewer when some were held back
 }
 
-type failure struct {
-	index int32
-	err   error
-}
-
-// spreadOver puts the active partitions on lanes. There is at least one.
+// spreadOver puts the active partitions on lanes and returns at least one lane.
 func (s *sink) spreadOver() []*lane {
 	used := 0
 	for i, p := range s.active {
@@ -68,11 +60,11 @@ func (s *sink) spreadOver() []*lane {
 		}
 		if l == nil {
 			if used == len(s.lanes) {
-				s.lanes = append(s.lanes, &lane{sink: s, writer: batchWriter{attributes: s.attributes}, keys: make(map[string]struct{})})
+				s.lanes = append(s.lanes, &lane{sink: s, writer: batchWriter{attributes: s.attributes}})
 			}
 			l = s.lanes[used]
 			used++
-			l.begin(p.leader)
+			l.leader, l.partitions, l.err = p.leader, l.partitions[:0], nil
 		}
 		l.partitions = append(l.partitions, p)
 	}
@@ -82,44 +74,24 @@ func (s *sink) spreadOver() []*lane {
 	return s.lanes[:used]
 }
 
-func (l *lane) begin(leader int) {
-	l.leader, l.partitions, l.failed, l.err = leader, l.partitions[:0], l.failed[:0], nil
-	clear(l.keys)
-}
-
-func (l *lane) fail(i int32, batch []relay.Message, err error) {
-	l.failed = append(l.failed, failure{i, err})
-	if key := batch[i].Key; key != "" {
-		l.keys[key] = struct{}{}
-	}
-}
-
-// run sends everything that is queued at the lane's partitions, or fails it.
+// run sends the queued messages of the lane's partitions, and confirms or fails them.
+// After an error it leaves the rest of them open.
 func (l *lane) run(ctx context.Context, batch []relay.Message) {
 	for l.err == nil {
-		if err := l.encode(batch); err != nil {
-			l.err = err
-			break
-		}
-		if len(l.sent) == 0 {
+		if l.err = l.encode(batch); l.err != nil || len(l.sent) == 0 {
 			return
 		}
 		res, err := l.roundTrip(ctx)
 		if err != nil {
-			for i := range l.sent {
-				l.doubt(&l.sent[i], batch)
-			}
 			l.err = classify(fmt.Errorf("send to broker %d: %w", l.leader, err))
+			for i := range l.sent {
+				l.doubt(&l.sent[i], batch, l.err)
+			}
 			l.buf = bytes.Buffer{} // the transport may still be reading the old one
-			break
+			return
 		}
 		for i := range l.sent {
 			l.settle(&l.sent[i], answer(res, l.sent[i].p), batch)
-		}
-	}
-	for _, p := range l.partitions {
-		for _, i := range p.queue[p.next:] {
-			l.failed = append(l.failed, failure{i, l.err})
 		}
 	}
 }
@@ -155,12 +127,10 @@ func (l *lane) pick(p *partition, batch []relay.Message) *sent {
 	size := headSize
 	for ; b.to < len(p.queue); b.to++ {
 		i := p.queue[b.to]
-		m := &batch[i]
-		if _, held := l.keys[m.Key]; held {
-			l.failed = append(l.failed, failure{i, relay.ErrHeldBack})
+		if l.sink.outcome.Held(int(i)) {
 			continue
 		}
-		size += maxRecordSize(m)
+		size += maxRecordSize(&batch[i])
 		if n := len(b.indexes); n > 0 && (size > min(p.limit, maxRequest) || n == p.maxRecords) {
 			break
 		}
@@ -171,29 +141,31 @@ func (l *lane) pick(p *partition, batch []relay.Message) *sent {
 
 func (l *lane) roundTrip(ctx context.Context) (*produce.Response, error) {
 	l.readers = slices.Grow(l.readers[:0], len(l.sent))[:len(l.sent)]
-	req := &rawproduce.Request{Acks: int16(l.sink.acks), Timeout: int32(l.sink.cfg.ConfirmTimeout.D() / time.Millisecond)}
+	var topics []rawproduce.RequestTopic
 	for i := range l.sent {
 		b := &l.sent[i]
 		l.readers[i].Reset(l.buf.Bytes()[b.start:b.end])
 		part := rawproduce.RequestPartition{Partition: int32(b.p.id), RecordSet: protocol.RawRecordSet{Reader: &l.readers[i]}}
-		at := slices.IndexFunc(req.Topics, func(t rawproduce.RequestTopic) bool { return t.Topic == b.p.topic.name })
+		at := slices.IndexFunc(topics, func(t rawproduce.RequestTopic) bool { return t.Topic == b.p.topic.name })
 		if at < 0 {
-			at = len(req.Topics)
-			req.Topics = append(req.Topics, rawproduce.RequestTopic{Topic: b.p.topic.name})
+			at = len(topics)
+			topics = append(topics, rawproduce.RequestTopic{Topic: b.p.topic.name})
 		}
-		req.Topics[at].Partitions = append(req.Topics[at].Partitions, part)
+		topics[at].Partitions = append(topics[at].Partitions, part)
 	}
-	res, err := l.sink.roundTrip(ctx, req)
+	res, err := l.sink.roundTrip(ctx, topics)
 	if err != nil {
-		l.readers = nil // see buf
+		l.readers = nil // the transport may still be reading them
 	}
 	return res, err
 }
 
-func (s *sink) roundTrip(ctx context.Context, req *rawproduce.Request) (*produce.Response, error) {
-	// The broker gives up first, so that its answer tells what has happened.
-	ctx, cancel := context.WithTimeout(ctx, s.cfg.ConfirmTimeout.D()+dialTimeout)
+func (s *sink) roundTrip(ctx context.Context, topics []rawproduce.RequestTopic) (*produce.Response, error) {
+	timeout := s.cfg.ConfirmTimeout.D()
+	// The broker's timeout is the shorter one, so that its answer has the outcome.
+	ctx, cancel := context.WithTimeout(ctx, timeout+dialTimeout)
 	defer cancel()
+	req := &rawproduce.Request{Acks: int16(s.acks), Timeout: int32(timeout / time.Millisecond), Topics: topics}
 	res, err := s.cluster.transport.RoundTrip(ctx, s.cluster.client.Addr, req)
 	if err != nil {
 		return nil, err
@@ -215,7 +187,7 @@ func answer(res *produce.Response, p *partition) *produce.ResponsePartition {
 	return &produce.ResponsePartition{ErrorCode: int16(kafka.Unknown), ErrorMessage: "the broker's answer leaves the partition out"}
 }
 
-// settle notes the broker's answer to b.
+// settle applies the broker's answer to b.
 func (l *lane) settle(b *sent, a *produce.ResponsePartition, batch []relay.Message) {
 	p, code := b.p, kafka.Error(a.ErrorCode)
 	if a.ErrorCode == 0 || code == kafka.DuplicateSequenceNumber {
@@ -224,67 +196,71 @@ func (l *lane) settle(b *sent, a *produce.ResponsePartition, batch []relay.Messa
 		}
 		p.advance(len(b.indexes))
 		p.next, p.maxRecords = b.to, 0
+		for _, i := range b.indexes {
+			l.sink.outcome.Confirm(int(i))
+		}
 		return
 	}
+
 	var err error = code
 	if a.ErrorMessage != "" {
 		err = fmt.Errorf("%w: %s", code, a.ErrorMessage)
 	}
 	err = classify(fmt.Errorf("write to partition %d of topic %q: %w", p.id, p.topic.name, err))
 	switch {
-	case refusedBeforeAppend(code) && !relay.IsPermanent(err):
+	case !slices.Contains(refusedBeforeAppend, code):
 		l.err = err
-	case !refusedBeforeAppend(code):
-		l.doubt(b, batch)
-		p.unsettled.lost = sequenceLost(code)
+		l.doubt(b, batch, err)
+		p.doubt.lost = slices.Contains(sequenceLost, code)
+	case !relay.IsPermanent(err):
 		l.err = err
 	case len(a.RecordErrors) > 0:
-		// The broker has named the culprits and refused the rest with them.
+		// The broker names the records that it refuses, and refuses the others with them.
 		bad := make(map[int32]error, len(a.RecordErrors))
 		for _, r := range a.RecordErrors {
 			if int(r.BatchIndex) < len(b.indexes) {
 				bad[b.indexes[r.BatchIndex]] = relay.Permanent(fmt.Errorf("%w: %s", code, r.BatchIndexErrorMessage))
 			}
 		}
-		l.drop(b, bad, batch)
+		l.drop(b, bad)
 	case len(b.indexes) > 1:
-		// One of them is to blame. Halves find it.
+		// One of the records is the cause. Sending halves finds it.
 		p.maxRecords = len(b.indexes) / 2
 		if code == kafka.MessageSizeTooLarge {
 			p.limit = max(headSize, min(p.limit, b.end-b.start)/2)
 		}
-		l.requeue(b)
+		b.requeue()
 	default:
-		l.drop(b, map[int32]error{b.indexes[0]: err}, batch)
+		l.drop(b, map[int32]error{b.indexes[0]: err})
 	}
 }
 
-// drop fails messages of b for good and leaves the rest of it to the next request.
-func (l *lane) drop(b *sent, bad map[int32]error, batch []relay.Message) {
-	for _, i := range b.indexes {
-		if err, ok := bad[i]; ok {
-			l.fail(i, batch, err)
+// drop fails the bad messages of b and leaves the others to the next request.
+func (l *lane) drop(b *sent, bad map[int32]error) {
+	b.indexes = slices.DeleteFunc(b.indexes, func(i int32) bool {
+		err, ok := bad[i]
+		if ok {
+			l.sink.outcome.Fail(int(i), err)
 		}
-	}
-	b.indexes = slices.DeleteFunc(b.indexes, func(i int32) bool { _, ok := bad[i]; return ok })
-	l.requeue(b)
+		return ok
+	})
+	b.requeue()
 }
 
-// requeue puts the messages of b, without those that encode has held back, where
-// the next request takes them from.
-func (*lane) requeue(b *sent) {
+// requeue puts the messages of b, without those that were held back, in front of the
+// partition's queue.
+func (b *sent) requeue() {
 	at := b.to - len(b.indexes)
 	copy(b.p.queue[at:], b.indexes)
 	b.p.next = at
 }
 
-// doubt keeps b until it is known whether the broker has it, and fails its
-// messages until then.
-func (l *lane) doubt(b *sent, batch []relay.Message) {
-	u := &unsettled{bytes: bytes.Clone(l.buf.Bytes()[b.start:b.end]), ids: make([]string, len(b.indexes))}
+// doubt keeps b until it is known whether the broker has it, and fails its messages.
+func (l *lane) doubt(b *sent, batch []relay.Message, err error) {
+	err = relay.Unknown(err)
+	b.p.doubt = &doubt{bytes: bytes.Clone(l.buf.Bytes()[b.start:b.end]), ids: make([]string, len(b.indexes))}
 	for n, i := range b.indexes {
-		u.ids[n] = strings.Clone(batch[i].ID)
+		b.p.doubt.ids[n] = strings.Clone(batch[i].ID)
+		l.sink.outcome.Fail(int(i), err)
 	}
-	b.p.unsettled = u
-	l.requeue(b)
 }

@@ -12,28 +12,27 @@ import (
 
 	"github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/protocol"
-	"github.com/segmentio/kafka-go/protocol/produce"
 	"github.com/segmentio/kafka-go/protocol/rawproduce"
 
 	"github.com/grove/pgtrickle-relay/relaycore/backoff"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
-// quiet is how long the end of a partition is watched for a batch that was on
-// its way when its sender died.
+// quiet is the time for which the end of a partition is watched: the request of a
+// crashed relay may still arrive.
 const quiet = 200 * time.Millisecond
 
-// maxPosition is what the contract allows.
+// maxPosition is the largest position that the contract allows.
 const maxPosition = 64 << 10
 
-// position is where the confirmed messages of a pipeline end.
+// position is the end of a pipeline's confirmed messages.
 type position struct {
-	Time int64              `json:"time"` // milliseconds; when it was taken
+	Time int64              `json:"time"` // milliseconds since 1970 when it was taken
 	Ends map[string][]int64 `json:"ends"` // by topic and partition
 }
 
-// Position returns the end offset of every partition of every topic that the
-// sink has sent to. It asks nobody.
+// Position implements [relay.Resumer]: the end offset of every partition of every topic
+// that the sink has sent to.
 func (s *sink) Position(context.Context) (string, error) {
 	pos := position{Time: time.Now().UnixMilli(), Ends: make(map[string][]int64, len(s.topics))}
 	for name, t := range s.topics {
@@ -44,17 +43,11 @@ func (s *sink) Position(context.Context) (string, error) {
 		pos.Ends[name] = ends
 	}
 	b, err := json.Marshal(pos)
-	if err != nil {
-		return "", err
-	}
 	if len(b) > maxPosition {
-		// What is not in a position is looked up by time: slower, not wrong.
-		pos.Ends = nil
-		if b, err = json.Marshal(pos); err != nil {
-			return "", err
-		}
+		pos.Ends = nil // Resume finds the offsets by time, which is slower
+		b, err = json.Marshal(pos)
 	}
-	return string(b), nil
+	return string(b), err
 }
 
 // candidates lists the topics that exist and that the topic template could name;
@@ -71,15 +64,16 @@ func (s *sink) candidates(ctx context.Context) ([]string, error) {
 	prefix, suffix := literalEnds(s.cfg.Topic.String())
 	var names []string
 	for _, t := range res.Topics {
-		if !t.Internal && t.Error == nil && len(t.Name) >= len(prefix)+len(suffix) && strings.HasPrefix(t.Name, prefix) && strings.HasSuffix(t.Name, suffix) {
+		rest, ok := strings.CutPrefix(t.Name, prefix)
+		if ok && !t.Internal && t.Error == nil && strings.HasSuffix(rest, suffix) {
 			names = append(names, t.Name)
 		}
 	}
 	return names, nil
 }
 
-// literalEnds returns what stands before the first and after the last variable
-// of a template.
+// literalEnds returns the text before the first and after the last variable of a
+// template.
 func literalEnds(template string) (prefix, suffix string) {
 	suffix = template
 	prefix, _, _ = strings.Cut(template, "{")
@@ -89,11 +83,22 @@ func literalEnds(template string) (prefix, suffix string) {
 	return prefix, suffix
 }
 
-// Resume reads every partition from its place in the position to its end. In a
-// topic that is not in the position the sink had not written when the position
-// was taken, so that is read from that time on: records bear the time at which
-// the relay sent them.
+// Resume implements [relay.Resumer]. After an error that left batches of unknown fate
+// it looks for these alone, as everything else is known.
+//
+// In a new sink it reads every partition from the position to its end. A topic that the
+// position does not have is read from the time of the position on. Records have the
+// time at which the relay sent them.
 func (s *sink) Resume(ctx context.Context, at string, seen func(id string)) error {
+	if len(s.doubtful) > 0 {
+		err := s.settle(ctx)
+		for _, p := range s.doubtful {
+			for _, id := range p.doubt.found {
+				seen(id)
+			}
+		}
+		return err
+	}
 	var pos position
 	if err := json.Unmarshal([]byte(at), &pos); err != nil {
 		return fmt.Errorf("read position %q: %w", at, err)
@@ -115,8 +120,7 @@ func (s *sink) Resume(ctx context.Context, at string, seen func(id string)) erro
 	return nil
 }
 
-// clockSkew is by how much the clocks of a relay, its successor and the brokers
-// may differ.
+// clockSkew bounds the difference between the clocks of relays and brokers.
 const clockSkew = 5 * time.Minute
 
 func (s *sink) resumeTopic(ctx context.Context, name string, pos *position, seen func(id string)) error {
@@ -125,7 +129,7 @@ func (s *sink) resumeTopic(ctx context.Context, name string, pos *position, seen
 		return err
 	}
 	if errors.Is(res.Topics[0].Error, kafka.UnknownTopicOrPartition) && s.fixed == nil {
-		return nil // deleted since
+		return nil // it was deleted
 	}
 	ends, known := pos.Ends[name]
 	t := s.topics[name]
@@ -152,7 +156,7 @@ func (s *sink) resumeTopic(ctx context.Context, name string, pos *position, seen
 		switch {
 		case p.id < len(ends):
 			from[p.id] = max(from[p.id], ends[p.id])
-		case from[p.id] < 0: // nothing that recent
+		case from[p.id] < 0: // no record is that recent
 			from[p.id] = p.end
 		}
 		moved = moved || from[p.id] != p.end
@@ -164,8 +168,8 @@ func (s *sink) resumeTopic(ctx context.Context, name string, pos *position, seen
 	return s.readTails(ctx, t.partitions, first, seen)
 }
 
-// readTails reads partitions of one topic from their ends on, and moves these.
-// It reads again after a quiet moment, for what was on its way.
+// readTails reads partitions of one topic from their ends on, and moves these. It reads
+// again after a quiet moment, because a request may still arrive.
 func (s *sink) readTails(ctx context.Context, partitions []*partition, first []int64, seen func(id string)) error {
 	began := time.Now()
 	for round := range 2 {
@@ -175,7 +179,7 @@ func (s *sink) readTails(ctx context.Context, partitions []*partition, first []i
 		}
 		for _, p := range partitions {
 			if p.end > ends[p.id] && first != nil {
-				p.end = first[p.id] // the topic was made anew
+				p.end = first[p.id] // the topic was created again
 			}
 			if err := s.readTail(ctx, p, ends[p.id], seen); err != nil {
 				return err
@@ -192,7 +196,7 @@ func (s *sink) readTails(ctx context.Context, partitions []*partition, first []i
 
 func (s *sink) readTail(ctx context.Context, p *partition, end int64, seen func(id string)) error {
 	f := fetcher{cluster: s.cluster, wait: 100 * time.Millisecond, maxBytes: 4 << 20}
-	sp := &spot{topic: p.topic.name, partition: p.id, offset: p.end}
+	sp := &spot{place: place{p.topic.name, p.id}, offset: p.end}
 	for sp.offset < end {
 		err := f.read(ctx, []*spot{sp}, func(_ *spot, r *protocol.Record) error {
 			for i := range r.Headers {
@@ -205,61 +209,57 @@ func (s *sink) readTail(ctx context.Context, p *partition, end int64, seen func(
 		})
 		if err != nil {
 			s.cluster.reset()
-			return classify(fmt.Errorf("read back what was written: %w", err))
+			return classify(fmt.Errorf("read a partition back: %w", err))
 		}
 	}
 	p.end = max(p.end, sp.offset)
 	return nil
 }
 
-// settle finds out which batches of unknown fate the brokers have: a numbered
-// batch by sending it once more, any other by reading its partition's tail.
+// settle finds out which batches of unknown fate the brokers have. What it has found
+// stays with their partitions until the next Publish.
 func (s *sink) settle(ctx context.Context) error {
-	for len(s.unsettled) > 0 {
-		p := s.unsettled[0]
-		u := p.unsettled
-		if !u.lost && p.producer.id >= 0 {
-			if err := s.again(ctx, p); err != nil {
-				return err
-			}
-		} else if err := s.lookUp(ctx, p); err != nil {
+	if err := s.refresh(ctx); err != nil {
+		return err
+	}
+	for _, p := range s.doubtful {
+		if err := s.sendAgain(ctx, p); err != nil {
 			return err
 		}
-		p.unsettled = nil
-		s.unsettled = s.unsettled[1:]
+		p.doubt.settled = true
 	}
 	return nil
 }
 
-// again sends p's unsettled batch as it was. The broker drops it if it has it,
-// and says the same either way.
-func (s *sink) again(ctx context.Context, p *partition) error {
-	u := p.unsettled
-	res, err := s.roundTrip(ctx, &rawproduce.Request{
-		Acks: int16(s.acks), Timeout: int32(s.cfg.ConfirmTimeout.D() / time.Millisecond),
-		Topics: []rawproduce.RequestTopic{{Topic: p.topic.name, Partitions: []rawproduce.RequestPartition{{
-			Partition: int32(p.id), RecordSet: protocol.RawRecordSet{Reader: bytes.NewReader(u.bytes)},
-		}}}},
-	})
-	var a *produce.ResponsePartition
+// sendAgain sends p's numbered batch of unknown fate once more. The broker drops it if
+// it has it, and answers the same in both cases. Without numbers, or after the broker
+// has forgotten them, sendAgain reads the partition's tail.
+func (s *sink) sendAgain(ctx context.Context, p *partition) error {
+	if p.doubt.settled {
+		return nil
+	}
+	if p.doubt.lost || p.producer.id < 0 {
+		return s.lookUp(ctx, p)
+	}
+	res, err := s.roundTrip(ctx, []rawproduce.RequestTopic{{Topic: p.topic.name, Partitions: []rawproduce.RequestPartition{{
+		Partition: int32(p.id), RecordSet: protocol.RawRecordSet{Reader: bytes.NewReader(p.doubt.bytes)},
+	}}}})
 	if err == nil {
-		a = answer(res, p)
+		a := answer(res, p)
 		if a.ErrorCode != 0 {
 			err = kafka.Error(a.ErrorCode)
+		} else if a.BaseOffset >= 0 {
+			p.end = max(p.end, a.BaseOffset+int64(len(p.doubt.ids)))
 		}
 	}
+
 	var code kafka.Error
 	switch {
 	case err == nil || errors.Is(err, kafka.DuplicateSequenceNumber):
-		if err == nil && a.BaseOffset >= 0 {
-			p.end = max(p.end, a.BaseOffset+int64(len(u.ids)))
-		}
-		p.advance(len(u.ids))
-		for _, id := range u.ids {
-			s.settled[id] = struct{}{}
-		}
+		p.advance(len(p.doubt.ids))
+		p.doubt.found = p.doubt.ids
 		return nil
-	case errors.As(err, &code) && (sequenceLost(code) || refusedBeforeAppend(code) && relay.IsPermanent(classify(code))):
+	case errors.As(err, &code) && (slices.Contains(sequenceLost, code) || slices.Contains(permanent, code)):
 		return s.lookUp(ctx, p)
 	}
 	s.stale = true
@@ -267,24 +267,15 @@ func (s *sink) again(ctx context.Context, p *partition) error {
 	return classify(fmt.Errorf("send a batch again to partition %d of topic %q: %w", p.id, p.topic.name, err))
 }
 
-// lookUp reads p's tail for its unsettled batch, and numbers batches anew.
+// lookUp reads p's tail for its batch of unknown fate, and gets new numbers.
 func (s *sink) lookUp(ctx context.Context, p *partition) error {
-	ours := make(map[string]bool, len(p.unsettled.ids))
-	for _, id := range p.unsettled.ids {
-		ours[id] = true
-	}
 	err := s.readTails(ctx, []*partition{p}, nil, func(id string) {
-		if ours[id] {
-			s.settled[id] = struct{}{}
+		if slices.Contains(p.doubt.ids, id) {
+			p.doubt.found = append(p.doubt.found, id)
 		}
 	})
-	if err != nil {
-		return err
+	if err == nil && p.producer.id >= 0 {
+		p.producer, err = s.newProducer(ctx)
 	}
-	if p.producer.id >= 0 {
-		if p.producer, err = s.newProducer(ctx); err != nil {
-			return err
-		}
-	}
-	return nil
+	return err
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -14,10 +15,12 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/segmentio/kafka-go"
 
+	"github.com/grove/pgtrickle-relay/relaycore/backoff"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
 )
 
+// unconfirmed returns the messages of batch that err leaves unconfirmed.
 func unconfirmed(err error, batch []relay.Message) []relay.Message {
 	var partial *relay.BatchError
 	switch {
@@ -33,6 +36,24 @@ func unconfirmed(err error, batch []relay.Message) []relay.Message {
 		}
 	}
 	return rest
+}
+
+// remaining returns the messages of batch to publish again after err. As the engine
+// does, it drops those that the sink finds at the destination.
+func remaining(ctx context.Context, s relay.Sink, err error, batch []relay.Message) []relay.Message {
+	rest := unconfirmed(err, batch)
+	if !relay.IsUnknown(err) {
+		return rest
+	}
+	for {
+		seen := make(map[string]bool)
+		if s.(relay.Resumer).Resume(ctx, "unused", func(id string) { seen[id] = true }) == nil {
+			return slices.DeleteFunc(slices.Clone(rest), func(m relay.Message) bool { return seen[m.ID] })
+		}
+		if backoff.Sleep(ctx, 20*time.Millisecond) != nil {
+			return rest
+		}
+	}
 }
 
 // Keys go where the Java client puts them. The hashes are those of its own tests.
@@ -99,9 +120,10 @@ func TestAbandonedPublishIsNotRepeated(t *testing.T) {
 					batch[i] = relaytest.Message(n*size+i+1, fmt.Sprintf("k%d", i%20))
 				}
 				ctx, cancel := context.WithTimeout(t.Context(), time.Duration(200+n*150)*time.Microsecond)
-				rest := unconfirmed(s.Publish(ctx, batch), batch)
+				err := s.Publish(ctx, batch)
 				cancel()
-				if len(rest) > 0 {
+				rest := remaining(t.Context(), s, err, batch)
+				if relay.IsUnknown(err) {
 					abandoned++
 				}
 				if err := publishAll(t.Context(), s, rest); err != nil {
@@ -114,8 +136,8 @@ func TestAbandonedPublishIsNotRepeated(t *testing.T) {
 	}
 }
 
-// An owner dies in the middle of a publish, with its request on the way; the
-// next one reads back what arrived and publishes the rest. Nothing arrives twice.
+// An owner dies during a publish, with its request in flight. The next owner reads back
+// the messages that arrived and publishes the rest. No message arrives twice.
 func TestSuccessorsPublishNothingTwice(t *testing.T) {
 	brokers := relaytest.Endpoint(t, brokersEnv)
 	topic := newTopic(t, brokers, 3)
@@ -162,8 +184,8 @@ func TestSuccessorsPublishNothingTwice(t *testing.T) {
 	checkOnce(t, readRaw(t, brokers, topic, next-1), next-1)
 }
 
-// Without a topic of its own the sink takes the subject for one, creates it, and
-// a successor finds messages in topics that the position does not have yet.
+// Without the key topic the sink writes to the subject's topic and creates it. The next
+// owner finds messages in topics that the position does not have.
 func TestSubjectsAsTopics(t *testing.T) {
 	brokers := relaytest.Endpoint(t, brokersEnv)
 	prefix := newTopicName()
@@ -211,35 +233,56 @@ func TestSubjectsAsTopics(t *testing.T) {
 	}
 }
 
-// A message that turned out to be there is not written again when Publish fails
-// at a later one, before it has sent anything.
-func TestSettledStaysSettled(t *testing.T) {
+// Resume reports the messages of unknown fate that the broker has, also when it failed
+// half-way before, until the next Publish.
+func TestResumeAfterUnknown(t *testing.T) {
 	brokers := relaytest.Endpoint(t, brokersEnv)
-	topic, missing := newTopic(t, brokers, 1), newTopicName()
-	s := openSink(t, map[string]any{"brokers": brokers}).(*sink)
-	batch := make([]relay.Message, 4)
-	for i := range batch {
-		batch[i] = relaytest.Message(i+1, fmt.Sprintf("k%d", i))
-		batch[i].Subject = topic
-	}
-	batch[3].Subject = missing
-	if err := s.Publish(t.Context(), batch[:2]); err != nil {
-		t.Fatal(err)
-	}
-	for i := range batch[:2] { // as if the answer had been lost, and settle had found them
-		s.settled[batch[i].ID] = struct{}{}
-	}
-	err := s.Publish(t.Context(), batch)
-	if !relay.IsFatal(err) {
-		t.Fatalf("Publish to a missing topic = %v, want a fatal error", err)
-	}
-	createTopic(t, brokers, missing, 1)
-	if err := publishAll(t.Context(), s, unconfirmed(err, batch)); err != nil {
-		t.Fatal(err)
-	}
-	checkOnce(t, append(readRaw(t, brokers, topic, 3), readRaw(t, brokers, missing, 1)...), 4)
-	if len(s.settled) > 0 {
-		t.Errorf("%d ids are kept that no message can have any more", len(s.settled))
+	for name, idempotence := range map[string]bool{"numbered": true, "looked up": false} {
+		t.Run(name, func(t *testing.T) {
+			s := openSink(t, map[string]any{"brokers": brokers, "topic": newTopic(t, brokers, 2), "idempotence": idempotence}).(*sink)
+			batch := []relay.Message{relaytest.Message(1, "k1"), relaytest.Message(2, "k2"), relaytest.Message(3, "k3"), relaytest.Message(4, "k4")}
+			var out bytes.Buffer
+			for i := range batch { // as if the answers had been lost
+				p := s.fixed.partitions[partitionOf(batch[i].Key, s.fixed.ids)]
+				if p.doubt != nil {
+					continue
+				}
+				out.Reset()
+				if err := new(batchWriter).write(&out, batch, []int32{int32(i)}, p, time.Now()); err != nil {
+					t.Fatal(err)
+				}
+				p.doubt = &doubt{bytes: bytes.Clone(out.Bytes()), ids: []string{batch[i].ID}}
+				s.doubtful = append(s.doubtful, p)
+				if !idempotence {
+					m := rawRecord(&batch[i])
+					writeRaw(t, brokers, s.fixed.name, m)
+				}
+			}
+			if len(s.doubtful) != 2 {
+				t.Fatalf("%d partitions are in doubt, want 2", len(s.doubtful))
+			}
+			last := s.doubtful[1]
+			name := last.topic.name
+			last.topic = &topic{name: "no-such-topic-" + name, partitions: last.topic.partitions}
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+			defer cancel()
+			if err := s.Resume(ctx, "", func(string) {}); err == nil {
+				t.Fatal("Resume of a topic that does not exist = nil, want an error")
+			}
+			last.topic = s.fixed
+			for range 2 { // the engine reads until two answers agree
+				var seen []string
+				if err := s.Resume(t.Context(), "", func(id string) { seen = append(seen, id) }); err != nil || len(seen) != 2 {
+					t.Fatalf("Resume = %v, and reports %v; want both messages", err, seen)
+				}
+			}
+			if err := s.Publish(t.Context(), []relay.Message{relaytest.Message(9, "k1"), relaytest.Message(10, "k2")}); err != nil {
+				t.Fatalf("Publish = %v", err)
+			}
+			if len(s.doubtful) > 0 || s.fixed.partitions[0].doubt != nil {
+				t.Error("partitions are still in doubt")
+			}
+		})
 	}
 }
 
@@ -272,10 +315,10 @@ func TestTopicTemplate(t *testing.T) {
 func TestMissingTopic(t *testing.T) {
 	brokers := relaytest.Endpoint(t, brokersEnv)
 	config := mustJSON(map[string]any{"brokers": brokers, "topic": newTopicName()})
-	if _, err := newSink(t.Context(), testEnv(), config); !relay.IsFatal(err) {
+	if _, err := Backend().Sink.New(t.Context(), testEnv(), config); !relay.IsFatal(err) {
 		t.Errorf("open a sink onto a missing topic = %v, want a fatal error", err)
 	}
-	if _, err := newSource(t.Context(), testEnv(), config); !relay.IsFatal(err) {
+	if _, err := Backend().Source.New(t.Context(), testEnv(), config); !relay.IsFatal(err) {
 		t.Errorf("open a source at a missing topic = %v, want a fatal error", err)
 	}
 }
@@ -334,30 +377,8 @@ func TestClassify(t *testing.T) {
 	}
 }
 
-func TestTracker(t *testing.T) {
-	t.Parallel()
-	var tr tracker
-	numbers := make([]int, 0, 6)
-	for _, offset := range []int64{10, 11, 14, 15, 16, 20} { // offsets have holes
-		numbers = append(numbers, tr.hand(offset))
-	}
-	for _, step := range []struct {
-		settle int
-		want   int64
-		open   int
-	}{{1, 0, 6}, {0, 12, 4}, {0, 12, 4}, {3, 12, 4}, {2, 16, 2}, {5, 16, 2}, {4, 21, 0}} {
-		tr.settle(numbers[step.settle])
-		if tr.position != step.want || tr.open() != step.open {
-			t.Errorf("after message %d: position %d, %d open; want %d, %d", step.settle, tr.position, tr.open(), step.want, step.open)
-		}
-	}
-	if n := tr.hand(30); n != 6 {
-		t.Errorf("hand = %d, want 6", n)
-	}
-}
-
-// Members come and go while messages are read: each message is handed out, and
-// what the position says is settled was settled.
+// Members join and leave while messages are read: each message is received, and all
+// messages before the position were settled.
 func TestRebalance(t *testing.T) {
 	brokers := relaytest.Endpoint(t, brokersEnv)
 	topic := newTopic(t, brokers, 4)

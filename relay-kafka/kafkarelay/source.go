@@ -2,16 +2,20 @@ package kafkarelay
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/segmentio/kafka-go"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
-	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
+)
+
+var (
+	_ relay.Source = (*source)(nil)
+	_ relay.Pinger = (*source)(nil)
 )
 
 type source struct {
@@ -20,34 +24,33 @@ type source struct {
 	cluster *cluster
 	group   *kafka.ConsumerGroup
 
-	chunks chan *chunk // what was fetched, in turn
+	chunks chan *chunk // fetched records
 	errs   chan error
-	rest   *chunk // of the last chunk, not handed out yet
+	rest   *chunk // the part of the last chunk that Receive has not returned
 	stop   context.CancelFunc
 	done   chan struct{}
 
 	mu      sync.Mutex
-	settled *sync.Cond // something was acknowledged
+	settled *sync.Cond // signalled when messages are acknowledged or committed
 }
 
-// chunk is what one answer of a broker holds of one partition.
+// chunk holds the records of one partition in one answer of a broker.
 type chunk struct {
 	part     *assigned
 	messages []relay.Message
 	offsets  []int64
 }
 
-// token is a message's place.
+// reassigned are the errors of a commit after which the partitions have a new owner.
+var reassigned = []kafka.Error{kafka.IllegalGeneration, kafka.UnknownMemberId, kafka.RebalanceInProgress}
+
+// token is the ticket of a message.
 type token struct {
 	part   *assigned
-	number int
+	ticket uint64
 }
 
-func newSource(ctx context.Context, env relay.Env, raw json.RawMessage) (relay.Source, error) {
-	cfg := sourceDefaults()
-	if err := relaycfg.Decode(raw, &cfg); err != nil {
-		return nil, err
-	}
+func newSource(ctx context.Context, env relay.Env, cfg sourceConfig) (*source, error) {
 	c, err := newCluster(&cfg.connection, cfg.Topic)
 	if err != nil {
 		return nil, err
@@ -78,7 +81,7 @@ func newSource(ctx context.Context, env relay.Env, raw json.RawMessage) (relay.S
 	return s, nil
 }
 
-// Ping looks the topics up.
+// Ping implements [relay.Pinger]: it looks the topics up.
 func (s *source) Ping(ctx context.Context) error {
 	s.cluster.reset()
 	res, err := s.cluster.layout(ctx, s.cfg.Topic...)
@@ -96,7 +99,7 @@ func (s *source) Ping(ctx context.Context) error {
 	return nil
 }
 
-// Receive hands out what was fetched.
+// Receive implements [relay.Source]: it returns fetched records.
 func (s *source) Receive(ctx context.Context, limit int) ([]relay.Message, error) {
 	for {
 		c := s.rest
@@ -108,13 +111,13 @@ func (s *source) Receive(ctx context.Context, limit int) ([]relay.Message, error
 			case err := <-s.errs:
 				return nil, err
 			case <-s.done:
-				return nil, errors.New("source is closed")
+				return nil, errSourceClosed
 			case c = <-s.chunks:
 			}
 		}
 		n := min(limit, len(c.messages))
 		if !s.hand(c, n) {
-			continue // the partition is another's by now
+			continue // the partition is no longer assigned to this member
 		}
 		if n < len(c.messages) {
 			s.rest = &chunk{part: c.part, messages: c.messages[n:], offsets: c.offsets[n:]}
@@ -131,69 +134,74 @@ func (s *source) hand(c *chunk, n int) bool {
 	}
 	tokens := make([]token, n)
 	for i := range n {
-		tokens[i] = token{c.part, c.part.hand(c.offsets[i])}
+		tokens[i] = token{c.part, c.part.acks.Add(c.offsets[i] + 1)}
 		c.messages[i].Token = &tokens[i]
 	}
 	return true
 }
 
-// Ack commits, for each partition in batch, the position before which everything
-// is settled.
+// Ack implements [relay.Source]: for each partition in batch it commits the position
+// before which all messages are settled.
 func (s *source) Ack(_ context.Context, batch []relay.Message) error {
+	touched := make(map[*generation]bool)
 	s.mu.Lock()
-	touched := make(map[*generation]map[string]map[int]int64)
 	for i := range batch {
 		t, ok := batch[i].Token.(*token)
 		if !ok {
 			s.mu.Unlock()
 			return fmt.Errorf("acknowledge %s: not a message of this source", batch[i].ID)
 		}
-		p := t.part
-		p.settle(t.number)
-		if p.position > p.committed {
-			topics := touched[p.generation]
-			if topics == nil {
-				topics = make(map[string]map[int]int64)
-				touched[p.generation] = topics
-			}
-			if topics[p.topic] == nil {
-				topics[p.topic] = make(map[int]int64)
-			}
-			topics[p.topic][p.spot.partition] = p.position
+		if position, moved := t.part.acks.Done(t.ticket); moved {
+			t.part.position = position
 		}
+		touched[t.part.generation] = true
 	}
 	s.settled.Broadcast()
 	s.mu.Unlock()
-	for g, topics := range touched {
-		if err := s.commit(g, topics); err != nil {
+	for g := range touched {
+		if err := s.commit(g); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (s *source) commit(g *generation, topics map[string]map[int]int64) error {
-	err := g.CommitOffsets(topics)
+// commit stores the positions of g that have moved.
+func (s *source) commit(g *generation) error {
+	moved := make(map[string]map[int]int64)
+	s.mu.Lock()
+	for _, p := range g.parts {
+		if p.position > p.committed {
+			if moved[p.spot.topic] == nil {
+				moved[p.spot.topic] = make(map[int]int64)
+			}
+			moved[p.spot.topic][p.spot.partition] = p.position
+		}
+	}
+	s.mu.Unlock()
+	if len(moved) == 0 {
+		return nil
+	}
+
+	err := g.CommitOffsets(moved)
 	switch {
 	case err == nil:
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		for _, p := range g.parts {
-			if at, ok := topics[p.topic][p.spot.partition]; ok {
-				p.committed = max(p.committed, at)
-			}
+			p.committed = max(p.committed, moved[p.spot.topic][p.spot.partition])
 		}
 		s.settled.Broadcast()
 		return nil
-	case g.over() || errors.Is(err, kafka.IllegalGeneration) || errors.Is(err, kafka.UnknownMemberId) || errors.Is(err, kafka.RebalanceInProgress):
-		// The partitions have a new owner, who gets these messages again.
-		s.env.Logger.Info("partitions were reassigned before their position was committed; their new owner gets some messages again", "err", err)
+	case g.over() || slices.ContainsFunc(reassigned, func(code kafka.Error) bool { return errors.Is(err, code) }):
+		// The partitions have a new owner, which receives some messages again.
+		s.env.Logger.Info("partitions reassigned before their commit", "err", err)
 		return nil
 	}
 	return classify(fmt.Errorf("commit the position of group %q: %w", g.GroupID, err))
 }
 
-// Close leaves the group.
+// Close implements [relay.Source]: it leaves the group.
 func (s *source) Close() error {
 	s.stop()
 	s.mu.Lock()

@@ -8,66 +8,23 @@ import (
 	"testing"
 	"time"
 
+	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest/tlstest"
 )
 
-// A far end that never answers is waited for until the lines are cut.
-func TestLines(t *testing.T) {
-	t.Parallel()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = ln.Close() }()
-	l := newLines(nil)
-	dial := func() net.Conn {
-		t.Helper()
-		c, err := l.dial(t.Context(), "tcp", ln.Addr().String())
-		if err != nil {
-			t.Fatalf("dial = %v", err)
-		}
-		return c
-	}
-	ends := func(c net.Conn, within time.Duration) bool {
-		_ = c.SetReadDeadline(time.Now().Add(within))
-		_, err := c.Read(make([]byte, 1))
-		timeout, ok := err.(net.Error) //nolint:errorlint // as it comes
-		return !ok || !timeout.Timeout()
-	}
-	first := dial()
-	time.AfterFunc(10*time.Millisecond, l.cut)
-	if !ends(first, 5*time.Second) {
-		t.Error("a connection outlives the cut")
-	}
-	second := dial()
-	if ends(second, 50*time.Millisecond) {
-		t.Error("a connection that was made after the cut has ended, too")
-	}
-	if err := dial().Close(); err != nil {
-		t.Errorf("Close = %v", err)
-	}
-	l.close()
-	if !ends(second, 5*time.Second) {
-		t.Error("a connection outlives the end")
-	}
-	if _, err := l.dial(t.Context(), "tcp", ln.Addr().String()); err == nil {
-		t.Error("dial after the end = nil, want an error")
-	}
-}
-
 // A connection whose handshake fails is closed, and not when the source is.
-func TestLineWithoutHandshake(t *testing.T) {
+func TestConnectionWithoutHandshake(t *testing.T) {
 	t.Parallel()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = ln.Close() }()
-	c, err := newCluster(&connection{Brokers: []string{ln.Addr().String()}, TLS: true}, nil)
+	c, err := newCluster(&connection{Brokers: []string{ln.Addr().String()}, UseTLS: true}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.lines.close()
+	defer c.net.Close()
 	ended := make(chan error, 1)
 	go func() {
 		far, err := ln.Accept()
@@ -90,7 +47,7 @@ func TestLineWithoutHandshake(t *testing.T) {
 }
 
 // Each broker is asked for the certificate of its own name.
-func TestLinesNameTheBroker(t *testing.T) {
+func TestTLSNamesTheBroker(t *testing.T) {
 	t.Parallel()
 	ca := tlstest.New(t)
 	names := make(chan string, 1)
@@ -111,19 +68,24 @@ func TestLinesNameTheBroker(t *testing.T) {
 		}
 	}()
 	_, port, _ := net.SplitHostPort(ln.Addr().String())
-	l := newLines(&tls.Config{RootCAs: ca.Pool})
-	named := newLines(&tls.Config{RootCAs: ca.Pool, ServerName: "localhost"})
-	defer l.close()
-	defer named.close()
+	connect := func(serverName string) *cluster {
+		c, err := newCluster(&connection{Brokers: []string{"unused:1"}, TLS: relaynet.TLS{CA: ca.File, ServerName: serverName}}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(c.net.Close)
+		return c
+	}
+	plain, named := connect(""), connect("localhost")
 	for _, tc := range []struct {
-		lines      *lines
+		cluster    *cluster
 		host, want string
 	}{
-		{l, "127.0.0.1", ""}, // an address is not asked for; the certificate has it all the same
-		{l, "localhost", "localhost"},
+		{plain, "127.0.0.1", ""}, // TLS asks for names only; the certificate has the address too
+		{plain, "localhost", "localhost"},
 		{named, "127.0.0.1", "localhost"},
 	} {
-		c, err := tc.lines.dial(t.Context(), "tcp", net.JoinHostPort(tc.host, port))
+		c, err := tc.cluster.dialer.DialContext(t.Context(), "tcp", net.JoinHostPort(tc.host, port))
 		if err != nil {
 			t.Errorf("dial(%s) = %v", tc.host, err)
 			continue
