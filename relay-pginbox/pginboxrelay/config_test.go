@@ -14,22 +14,23 @@ import (
 
 func TestConfig(t *testing.T) {
 	t.Parallel()
-	base := func(change func(*config)) config {
-		c := defaults()
+	base := func(change func(*sinkConfig)) sinkConfig {
+		c := sinkDefaults()
 		c.URL, c.Table = "postgres://h/d", "in"
 		change(&c)
 		return c
 	}
 	for name, tc := range map[string]struct {
 		raw     string
-		want    config
+		want    sinkConfig
 		wantErr string
 	}{
-		"defaults":       {raw: `{"url":"postgres://h/d","table":"in"}`, want: base(func(*config) {})},
-		"aliases":        {raw: `{"url":"postgres://h/d","inbox_table":"in","inbox_schema":"app"}`, want: base(func(c *config) { c.Schema = "app" })},
-		"inbox":          {raw: `{"url":"postgres://h/d","inbox":"in"}`, want: base(func(*config) {})},
-		"columns":        {raw: `{"url":"postgres://h/d","table":"in","id_column":"id","trace_id_column":"-"}`, want: base(func(c *config) { c.ID, c.TraceID = "id", "-" })},
-		"pool":           {raw: `{"url":"postgres://h/d","table":"in","max_connections":5,"timeout":"2s"}`, want: base(func(c *config) { c.MaxConnections, c.Timeout = 5, relaycfg.Duration(2*time.Second) })},
+		"defaults":       {raw: `{"url":"postgres://h/d","table":"in"}`, want: base(func(*sinkConfig) {})},
+		"aliases":        {raw: `{"url":"postgres://h/d","inbox_table":"in","inbox_schema":"app"}`, want: base(func(c *sinkConfig) { c.Schema = "app" })},
+		"inbox":          {raw: `{"url":"postgres://h/d","inbox":"in"}`, want: base(func(*sinkConfig) {})},
+		"columns":        {raw: `{"url":"postgres://h/d","table":"in","id_column":"id","trace_id_column":"-"}`, want: base(func(c *sinkConfig) { c.ID, c.TraceID = "id", "-" })},
+		"pool":           {raw: `{"url":"postgres://h/d","table":"in","max_connections":5,"confirm_timeout":"2s"}`, want: base(func(c *sinkConfig) { c.MaxConnections, c.ConfirmTimeout = 5, relaycfg.Duration(2*time.Second) })},
+		"old key":        {raw: `{"url":"postgres://h/d","table":"in","timeout_ms":50}`, want: base(func(c *sinkConfig) { c.ConfirmTimeout = relaycfg.Duration(50 * time.Millisecond) })},
 		"no url":         {raw: `{"table":"in"}`, wantErr: `key "url": is required`},
 		"no table":       {raw: `{"url":"postgres://h/d"}`, wantErr: `key "table": is required`},
 		"unknown key":    {raw: `{"url":"postgres://h/d","table":"in","id_colum":"x"}`, wantErr: `did you mean "id_column"?`},
@@ -37,7 +38,7 @@ func TestConfig(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			got := defaults()
+			got := sinkDefaults()
 			err := relaycfg.Decode([]byte(tc.raw), &got)
 			if tc.wantErr != "" {
 				if err == nil || !strings.Contains(err.Error(), tc.wantErr) {
@@ -59,15 +60,15 @@ func TestURLIsNotShown(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := newSink(t.Context(), relay.Env{}, raw); err == nil || strings.Contains(err.Error(), "hunter2") {
-			t.Errorf("NewSink with a malformed URL = %v, want an error without the password", err)
+		if _, err := Backend().Sink.New(t.Context(), relay.Env{}, raw); err == nil || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("Sink.New with a malformed URL = %v, want an error without the password", err)
 		}
 	}
 }
 
 func TestPoolSettings(t *testing.T) {
 	t.Parallel()
-	c := defaults()
+	c := sinkDefaults()
 	c.URL = "postgres://h/d"
 	pc, err := c.pool(relay.Env{Pipeline: "p"})
 	if err != nil {
@@ -93,7 +94,7 @@ func TestEveryKeyIsDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, k := range relaycfg.Keys(defaults()) {
+	for _, k := range relaycfg.Keys(sinkDefaults()) {
 		if !regexp.MustCompile(`(?m)^//\t` + k.Name + ` `).Match(doc) {
 			t.Errorf("doc.go does not mention key %q", k.Name)
 		}

@@ -44,7 +44,7 @@ func open(t testing.TB, config map[string]any) relay.Sink {
 	t.Helper()
 	s, err := tryOpen(t, config)
 	if err != nil {
-		t.Fatalf("NewSink = %v", err)
+		t.Fatalf("Sink.New = %v", err)
 	}
 	return s
 }
@@ -56,7 +56,7 @@ func tryOpen(t testing.TB, config map[string]any) (relay.Sink, error) {
 		t.Fatal(err)
 	}
 	env := relay.Env{Pipeline: "orders-out", Logger: slog.New(slog.DiscardHandler)}
-	return Backend().NewSink(context.Background(), env, raw)
+	return Backend().Sink.New(context.Background(), env, raw)
 }
 
 func mustExec(t testing.TB, pool *pgxpool.Pool, sql string) {
@@ -129,7 +129,7 @@ func TestOpenErrors(t *testing.T) {
 			t.Parallel()
 			_, err := tryOpen(t, tc.config)
 			if err == nil || relay.IsFatal(err) != tc.fatal || relay.IsPermanent(err) || !strings.Contains(err.Error(), tc.want) {
-				t.Errorf("NewSink = %v (fatal %t), want fatal %t and %q", err, relay.IsFatal(err), tc.fatal, tc.want)
+				t.Errorf("Sink.New = %v (fatal %t), want fatal %t and %q", err, relay.IsFatal(err), tc.fatal, tc.want)
 			}
 		})
 	}
@@ -149,13 +149,13 @@ func keywords(t testing.TB, url string) string {
 	return "host=" + c.Host + " port=" + strconv.Itoa(int(c.Port)) + " dbname=" + c.Database
 }
 
-// A locked table holds a batch up for timeout at most, and the error is transient.
+// A locked table holds a batch up for confirm_timeout at most, and the error is transient.
 func TestTimeout(t *testing.T) {
 	t.Parallel()
 	url := pgtest.URL(t)
 	pool := pgtest.Open(t, url)
 	mustExec(t, pool, createInbox)
-	s := open(t, map[string]any{"url": url, "table": "orders_inbox", "timeout": "200ms"})
+	s := open(t, map[string]any{"url": url, "table": "orders_inbox", "confirm_timeout": "200ms"})
 	defer s.Close()
 	tx, err := pool.Begin(context.Background())
 	if err != nil {

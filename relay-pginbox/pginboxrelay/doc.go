@@ -16,15 +16,15 @@
 //	event_type_column     event_type    column of the rendered subject
 //	source_column         source        column of the pipeline's name
 //	aggregate_id_column   aggregate_id  column of the key
-//	received_at_column    received_at   column that takes the database's clock
+//	received_at_column    received_at   column of the database's clock
 //	trace_id_column       trace_id      column of the trace id
 //	max_connections       2             connections of the pipeline's own pool
-//	timeout               30s           a batch that is not confirmed by then is tried again
+//	confirm_timeout       30s           a batch that is not confirmed by then is tried again (also: timeout)
 //
-// Columns that a key names must exist. Those that it does not are found in the
-// database's pgtrickle.pgt_inbox_config, where the table is registered, else by
-// the default's name; apart from the id and the payload they may be missing. "-"
-// leaves a column alone.
+// A column that a key names must exist. The names of the other columns come from the
+// database's pgtrickle.pgt_inbox_config if the table is registered there, and from
+// the defaults otherwise. All but the id and the payload may be missing. "-" leaves a
+// column alone.
 //
 // Behind a pooler in transaction mode add default_query_exec_mode=exec to the URL.
 //

@@ -2,21 +2,14 @@ package pginboxrelay
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"net"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/grove/pgtrickle-relay/relaycore/inbox"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
-	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
 )
-
-// connectTimeout applies where the URL sets no connect_timeout.
-const connectTimeout = 10 * time.Second
 
 // sink is an inbox with a pool of its own.
 type sink struct {
@@ -25,11 +18,7 @@ type sink struct {
 	timeout time.Duration
 }
 
-func newSink(ctx context.Context, env relay.Env, raw json.RawMessage) (relay.Sink, error) {
-	cfg := defaults()
-	if err := relaycfg.Decode(raw, &cfg); err != nil {
-		return nil, err
-	}
+func newSink(ctx context.Context, env relay.Env, cfg sinkConfig) (*sink, error) {
 	poolConfig, err := cfg.pool(env)
 	if err != nil {
 		return nil, err
@@ -38,6 +27,7 @@ func newSink(ctx context.Context, env relay.Env, raw json.RawMessage) (relay.Sin
 	if err != nil {
 		return nil, fmt.Errorf("open pool of remote inbox: %w", err)
 	}
+
 	in, err := inbox.Open(ctx, pool, inbox.Config{
 		Schema: cfg.Schema, Table: cfg.Table, Source: env.Pipeline,
 		Columns: inbox.Columns{
@@ -49,31 +39,10 @@ func newSink(ctx context.Context, env relay.Env, raw json.RawMessage) (relay.Sin
 		pool.Close()
 		return nil, err
 	}
-	return &sink{Sink: in, pool: pool, timeout: cfg.Timeout.D()}, nil
+	return &sink{Sink: in, pool: pool, timeout: cfg.ConfirmTimeout.D()}, nil
 }
 
-func (c *config) pool(env relay.Env) (*pgxpool.Config, error) {
-	pc, err := pgxpool.ParseConfig(c.URL.Reveal())
-	if err != nil {
-		// The error quotes the URL, and it is not worth trusting that every
-		// spelling of a password in it was found.
-		return nil, relaycfg.Errorf("url", "is not a PostgreSQL connection URL or keyword/value string")
-	}
-	pc.MaxConns = int32(min(c.MaxConnections, 1000)) //nolint:gosec // bounded here
-	if pc.ConnConfig.ConnectTimeout == 0 {
-		pc.ConnConfig.ConnectTimeout = connectTimeout
-	}
-	// A peer that vanished without a word is found by keepalives, and a batch
-	// that waits for it by the sink's timeout.
-	dialer := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3}}
-	pc.ConnConfig.DialFunc = dialer.DialContext
-	if pc.ConnConfig.RuntimeParams["application_name"] == "" {
-		pc.ConnConfig.RuntimeParams["application_name"] = strings.TrimSpace("pgtrickle-relay " + env.Pipeline)
-	}
-	return pc, nil
-}
-
-// Publish is that of the inbox, in bounded time.
+// Publish implements [relay.Sink]: that of the inbox, in bounded time.
 func (s *sink) Publish(ctx context.Context, batch []relay.Message) error {
 	bounded, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
@@ -84,7 +53,7 @@ func (s *sink) Publish(ctx context.Context, batch []relay.Message) error {
 	return err
 }
 
-// Close closes the pool.
+// Close implements [relay.Sink]. It closes the pool.
 func (s *sink) Close() error {
 	err := s.Sink.Close()
 	s.pool.Close()
