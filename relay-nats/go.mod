@@ -6,6 +6,7 @@ require (
 	github.com/grove/pgtrickle-relay/relaycore v0.0.0
 	github.com/nats-io/nats.go v1.55.0
 	github.com/nats-io/nkeys v0.4.16
+	go.uber.org/goleak v1.3.0
 )
 
 require (

@@ -63,7 +63,7 @@ func TestCredentials(t *testing.T) {
 			if got, err := src.Receive(testContext(t), 10); err != nil || len(got) == 0 {
 				t.Errorf("Receive with the right proof = %d messages, %v", len(got), err)
 			}
-			_, err := newSink(testContext(t), testEnv(), fmt.Appendf(nil, `{"url":%q,"stream":"S",%s}`, srv.url, tc.wrong))
+			_, err := trySink(testContext(t), fmt.Appendf(nil, `{"url":%q,"stream":"S",%s}`, srv.url, tc.wrong))
 			// A server that does not like a certificate may just hang up, which could
 			// mean anything.
 			if !relay.IsFatal(err) && !errors.Is(err, nats.ErrTLS) {
@@ -76,7 +76,7 @@ func TestCredentials(t *testing.T) {
 
 func TestUnreachableIsTransient(t *testing.T) {
 	t.Parallel()
-	_, err := newSink(testContext(t), testEnv(), []byte(`{"url":"nats://user:hunter2@127.0.0.1:1","stream":"S"}`))
+	_, err := trySink(testContext(t), []byte(`{"url":"nats://user:hunter2@127.0.0.1:1","stream":"S"}`))
 	if err == nil || relay.IsFatal(err) || relay.IsPermanent(err) {
 		t.Errorf("a server that does not answer = %v, want a transient error", err)
 	}
@@ -120,7 +120,7 @@ func TestJetStreamDomain(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	if _, err := newSink(ctx, testEnv(), fmt.Appendf(nil, `{"url":%q,"stream":"S","domain":"elsewhere"}`, srv.url)); err == nil {
+	if _, err := trySink(ctx, fmt.Appendf(nil, `{"url":%q,"stream":"S","domain":"elsewhere"}`, srv.url)); err == nil {
 		t.Error("a domain that does not exist = nil, want an error")
 	}
 }

@@ -1,7 +1,6 @@
 package natsrelay
 
 import (
-	"os"
 	"strings"
 	"time"
 
@@ -9,26 +8,23 @@ import (
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
+	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
 )
 
-// serverConfig is how to reach and enter a server; sink and source share it.
-type serverConfig struct {
+// connConfig is the part of a configuration that sink and source share: how to
+// reach a server and log in.
+type connConfig struct {
 	URL         relaycfg.List   `json:"url" relay:"required" doc:"Servers to connect to, for example nats://host:4222 or tls://host:4222; the first that answers is used."`
 	Credentials string          `json:"credentials_file" doc:"Path of a credentials file: a user JWT with its nkey seed."`
 	NKey        string          `json:"nkey_file" doc:"Path of a file that holds an nkey seed."`
 	User        string          `json:"user" doc:"User name."`
 	Password    relaycfg.Secret `json:"password" doc:"Password of user."`
 	Token       relaycfg.Secret `json:"token" doc:"Token, where the server asks for one instead of a user."`
-	TLSCA       string          `json:"tls_ca" doc:"Path of a PEM file with the certificate authorities to trust, in place of the system's."`
-	TLSCert     string          `json:"tls_cert" doc:"Path of a PEM file with the client's certificate."`
-	TLSKey      string          `json:"tls_key" doc:"Path of a PEM file with the key of tls_cert."`
-	Domain      string          `json:"domain" doc:"JetStream domain, where the stream lives behind a leaf node."`
+	relaynet.TLS
+	Domain string `json:"domain" doc:"JetStream domain, where the stream lives behind a leaf node."`
 }
 
-func (c *serverConfig) validate() error {
-	if (c.TLSCert == "") != (c.TLSKey == "") {
-		return relaycfg.Errorf("tls_cert", "goes together with tls_key: set both or none")
-	}
+func (c *connConfig) validate() error {
 	if c.Password != "" && c.User == "" {
 		return relaycfg.Errorf("password", "has no user: set user as well")
 	}
@@ -41,41 +37,47 @@ func (c *serverConfig) validate() error {
 	if ways > 1 {
 		return relaycfg.Errorf("credentials_file", "give one of credentials_file, nkey_file, user and token; there are %d", ways)
 	}
-	return nil
+	return c.TLS.Validate()
 }
 
 type sinkConfig struct {
-	serverConfig
+	connConfig
 	Stream         string            `json:"stream" doc:"Stream that must store the messages; without it, the one that takes the first message's subject."`
 	Subject        relay.Template    `json:"subject" doc:"Subject of each message, in place of subject_template."`
-	CreateStream   bool              `json:"create_stream" doc:"Create the stream when there is none."`
-	StreamSubjects relaycfg.List     `json:"stream_subjects" doc:"Subjects of a stream that create_stream creates; by default subject with a wildcard for each variable, or pgtrickle.> without a subject."`
-	Replicas       int               `json:"stream_replicas" relay:"min=1" doc:"Replicas of a stream that create_stream creates."`
-	DedupWindow    relaycfg.Duration `json:"duplicate_window" doc:"Duplicate window of a stream that create_stream creates."`
-	AckTimeout     relaycfg.Duration `json:"ack_timeout" relay:"min=1" doc:"How long to wait for the server to confirm a message."`
+	CreateStream   bool              `json:"create_if_missing" relay:"alias=create_stream" doc:"Create the stream when there is none."`
+	StreamSubjects relaycfg.List     `json:"stream_subjects" doc:"Subjects of a stream that create_if_missing creates; by default subject with a wildcard for each variable, or pgtrickle.> without a subject."`
+	Replicas       int               `json:"stream_replicas" relay:"min=1" doc:"Replicas of a stream that create_if_missing creates."`
+	DedupWindow    relaycfg.Duration `json:"duplicate_window" doc:"Duplicate window of a stream that create_if_missing creates."`
+	ConfirmTimeout relaycfg.Duration `json:"confirm_timeout" relay:"alias=ack_timeout,min=1" doc:"How long to wait for the server to confirm a message."`
 	MaxInFlight    int               `json:"max_in_flight" relay:"min=1" doc:"Messages sent ahead of their confirmations."`
-	Pipelining     string            `json:"pipelining" relay:"enum=auto|full|per_key" doc:"Whether a message may be sent before the one ahead of it in its key is confirmed: full, never (per_key), or as the stream allows without risk to the order (auto)."`
+	StrictOrder    bool              `json:"strict_order" doc:"Publish a key's next message only once the one before is confirmed; without it only where the stream could put a key out of order. The same as pipelining per_key."`
+	Pipelining     string            `json:"pipelining" relay:"enum=auto|full|per_key" doc:"When a message may be sent before the one ahead of it in its key is confirmed: always (full), never (per_key), or as the stream allows without risk to the order (auto)."`
 }
 
 func sinkDefaults() sinkConfig {
 	return sinkConfig{
-		Replicas:    1,
-		DedupWindow: relaycfg.Duration(2 * time.Minute),
-		AckTimeout:  relaycfg.Duration(5 * time.Second),
-		MaxInFlight: 4096,
-		Pipelining:  "auto",
+		Replicas:       1,
+		DedupWindow:    relaycfg.Duration(2 * time.Minute),
+		ConfirmTimeout: relaycfg.Duration(5 * time.Second),
+		MaxInFlight:    4096,
+		Pipelining:     "auto",
 	}
 }
 
-// Validate checks what one key alone cannot say.
+// Validate checks keys that depend on each other. Strict order and pipelining
+// per_key are one setting.
 func (c *sinkConfig) Validate() error {
 	if c.CreateStream && c.Stream == "" {
-		return relaycfg.Errorf("create_stream", "needs a name for the stream: set stream")
+		return relaycfg.Errorf("create_if_missing", "needs a name for the stream: set stream")
 	}
+	if c.StrictOrder && c.Pipelining == "full" {
+		return relaycfg.Errorf("strict_order", "contradicts pipelining full; keep one")
+	}
+	c.StrictOrder = c.StrictOrder || c.Pipelining == "per_key"
 	return c.validate()
 }
 
-// subjects are those of a stream that has to be created.
+// subjects returns the subjects of a stream to create.
 func (c *sinkConfig) subjects() []string {
 	switch {
 	case len(c.StreamSubjects) > 0:
@@ -87,36 +89,8 @@ func (c *sinkConfig) subjects() []string {
 	}
 }
 
-// wildcards turns a subject template into the pattern of what it renders. A
-// token with a variable may render as several tokens, so ">" ends the pattern
-// when one of them is last, and "*" stands for it elsewhere.
-func wildcards(template string) string {
-	var out []string
-	depth := 0
-	token := strings.FieldsFunc(template, func(r rune) bool { // dots inside braces do not split
-		switch r {
-		case '{':
-			depth++
-		case '}':
-			depth--
-		}
-		return r == '.' && depth == 0
-	})
-	for i, t := range token {
-		switch {
-		case !strings.Contains(t, "{"):
-			out = append(out, t)
-		case i == len(token)-1:
-			out = append(out, ">")
-		default:
-			out = append(out, "*")
-		}
-	}
-	return strings.Join(out, ".")
-}
-
 type sourceConfig struct {
-	serverConfig
+	connConfig
 	Stream        string            `json:"stream" doc:"Stream to read; without it, the one that holds subject."`
 	Consumer      string            `json:"consumer" relay:"alias=durable_name" doc:"Durable consumer that remembers how far the pipeline is; created when there is none; by default pgtrickle-relay- and the pipeline's name."`
 	Subject       relaycfg.List     `json:"subject" doc:"Subjects to read, with wildcards; all of the stream's by default."`
@@ -126,8 +100,8 @@ type sourceConfig struct {
 	MaxDeliver    int               `json:"max_deliver" relay:"min=-1" doc:"Deliveries after which the server gives a message up; -1, the default, means never."`
 	AckPolicy     string            `json:"ack_policy" relay:"enum=all|explicit" doc:"How a consumer that is created here is acknowledged: all lets one acknowledgement stand for everything before it, explicit takes one a message. An existing consumer keeps its own."`
 	MaxAckPending int               `json:"max_ack_pending" relay:"min=1" doc:"Messages the server delivers ahead of their acknowledgements."`
-	CreateStream  bool              `json:"create_stream" doc:"Create the stream, with subject as its subjects, when there is none."`
-	Replicas      int               `json:"stream_replicas" relay:"min=1" doc:"Replicas of a stream that create_stream creates."`
+	CreateStream  bool              `json:"create_if_missing" relay:"alias=create_stream" doc:"Create the stream, with subject as its subjects, when there is none."`
+	Replicas      int               `json:"stream_replicas" relay:"min=1" doc:"Replicas of a stream that create_if_missing creates."`
 }
 
 func sourceDefaults() sourceConfig {
@@ -141,15 +115,15 @@ func sourceDefaults() sourceConfig {
 	}
 }
 
-// Validate checks what one key alone cannot say.
+// Validate checks keys that depend on each other.
 func (c *sourceConfig) Validate() error {
 	switch {
 	case c.Stream == "" && len(c.Subject) == 0:
 		return relaycfg.Errorf("stream", "is required, or subject, by which the stream is found")
 	case c.CreateStream && c.Stream == "":
-		return relaycfg.Errorf("create_stream", "needs a name for the stream: set stream")
+		return relaycfg.Errorf("create_if_missing", "needs a name for the stream: set stream")
 	case c.CreateStream && len(c.Subject) == 0:
-		return relaycfg.Errorf("create_stream", "needs the subjects of the stream: set subject")
+		return relaycfg.Errorf("create_if_missing", "needs the subjects of the stream: set subject")
 	case c.MaxDeliver == 0:
 		return relaycfg.Errorf("max_deliver", "is 0; must be positive, or -1 for no limit")
 	case (c.DeliverPolicy == "by_start_time") != !c.StartTime.IsZero():
@@ -160,27 +134,29 @@ func (c *sourceConfig) Validate() error {
 	return c.validate()
 }
 
-func (c *sourceConfig) policy() jetstream.DeliverPolicy {
-	switch c.DeliverPolicy {
-	case "last":
-		return jetstream.DeliverLastPolicy
-	case "new":
-		return jetstream.DeliverNewPolicy
-	case "by_start_time":
-		return jetstream.DeliverByStartTimePolicy
-	default:
-		return jetstream.DeliverAllPolicy
+// consumer returns the configuration of a consumer to create.
+func (c *sourceConfig) consumer() jetstream.ConsumerConfig {
+	cc := jetstream.ConsumerConfig{
+		Durable: c.Consumer, AckPolicy: jetstream.AckAllPolicy, AckWait: c.AckWait.D(),
+		MaxDeliver: c.MaxDeliver, MaxAckPending: c.MaxAckPending, FilterSubjects: c.Subject,
+		DeliverPolicy: map[string]jetstream.DeliverPolicy{
+			"all": jetstream.DeliverAllPolicy, "last": jetstream.DeliverLastPolicy,
+			"new": jetstream.DeliverNewPolicy, "by_start_time": jetstream.DeliverByStartTimePolicy,
+		}[c.DeliverPolicy],
 	}
-}
-
-func (c *sourceConfig) ackPolicy() jetstream.AckPolicy {
 	if c.AckPolicy == "explicit" {
-		return jetstream.AckExplicitPolicy
+		cc.AckPolicy = jetstream.AckExplicitPolicy
 	}
-	return jetstream.AckAllPolicy
+	if len(c.Subject) == 1 {
+		cc.FilterSubject, cc.FilterSubjects = c.Subject[0], nil
+	}
+	if !c.StartTime.IsZero() {
+		cc.OptStartTime = &c.StartTime.Time
+	}
+	return cc
 }
 
-// startTime is a time that an empty string leaves unset.
+// startTime is a time; an empty string leaves it unset.
 type startTime struct{ time.Time }
 
 // UnmarshalText reads RFC 3339.
@@ -189,16 +165,4 @@ func (s *startTime) UnmarshalText(b []byte) error {
 		return nil
 	}
 	return s.Time.UnmarshalText(b)
-}
-
-// readable is an early and plain error for a file that cannot be read.
-func readable(key, path string) error {
-	if path == "" {
-		return nil
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return relay.Fatal(relaycfg.Errorf(key, "%s", err))
-	}
-	return f.Close()
 }

@@ -27,13 +27,13 @@ func TestSinkConfig(t *testing.T) {
 		"defaults":        {raw: `{"url":"nats://a"}`, want: with(func(*sinkConfig) {})},
 		"several servers": {raw: `{"url":"nats://a, nats://b"}`, want: with(func(c *sinkConfig) { c.URL = relaycfg.List{"nats://a", "nats://b"} })},
 		"ack_timeout_ms as elsewhere": {raw: `{"url":"nats://a","ack_timeout_ms":250,"max_in_flight":256}`, want: with(func(c *sinkConfig) {
-			c.AckTimeout, c.MaxInFlight = relaycfg.Duration(250*time.Millisecond), 256
+			c.ConfirmTimeout, c.MaxInFlight = relaycfg.Duration(250*time.Millisecond), 256
 		})},
 		"stream": {raw: `{"url":"nats://a","stream":"S","create_stream":true,"stream_replicas":3,"stream_subjects":"a.>,b","duplicate_window":"1h"}`, want: with(func(c *sinkConfig) {
 			c.Stream, c.CreateStream, c.Replicas, c.StreamSubjects, c.DedupWindow = "S", true, 3, relaycfg.List{"a.>", "b"}, relaycfg.Duration(time.Hour)
 		})},
 		"no url":             {raw: `{}`, wantErr: `key "url": is required`},
-		"create what":        {raw: `{"url":"nats://a","create_stream":true}`, wantErr: `key "create_stream": needs a name`},
+		"create what":        {raw: `{"url":"nats://a","create_stream":true}`, wantErr: `key "create_if_missing": needs a name`},
 		"unknown key":        {raw: `{"url":"nats://a","max_inflight":1}`, wantErr: `did you mean "max_in_flight"?`},
 		"half a key pair":    {raw: `{"url":"nats://a","tls_cert":"x"}`, wantErr: `goes together with tls_key`},
 		"password of nobody": {raw: `{"url":"nats://a","password":"x"}`, wantErr: `has no user`},
@@ -41,6 +41,7 @@ func TestSinkConfig(t *testing.T) {
 		"no window":          {raw: `{"url":"nats://a","max_in_flight":0}`, wantErr: `must be at least 1`},
 		"no timeout":         {raw: `{"url":"nats://a","ack_timeout":"0s"}`, wantErr: `must be greater than 0`},
 		"pipelining":         {raw: `{"url":"nats://a","pipelining":"ful"}`, wantErr: `did you mean "full"?`},
+		"contradiction":      {raw: `{"url":"nats://a","pipelining":"full","strict_order":true}`, wantErr: `contradicts pipelining full`},
 		"unknown variable":   {raw: `{"url":"nats://a","subject":"{table}.x"}`, wantErr: `unknown variable {table}`},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -88,6 +89,33 @@ func TestSourceConfig(t *testing.T) {
 	}
 }
 
+// Every key that configurations had before is still one.
+func TestOldKeys(t *testing.T) {
+	t.Parallel()
+	const conn = `"url":"nats://a","credentials_file":"","nkey_file":"","user":"u","password":"p","token":"","tls_ca":"a","tls_cert":"b","tls_key":"c","domain":"d"`
+	sink := sinkDefaults()
+	for _, mode := range []string{"auto", "full", "per_key"} {
+		raw := `{` + conn + `,"stream":"S","subject":"a.{op}","create_stream":true,"stream_subjects":"a.>","stream_replicas":3,"duplicate_window":"1h",
+			"ack_timeout":"7s","max_in_flight":9,"pipelining":"` + mode + `"}`
+		sink = sinkDefaults()
+		if err := relaycfg.Decode([]byte(raw), &sink); err != nil {
+			t.Fatalf("Decode(%s) = %v", raw, err)
+		}
+		if !sink.CreateStream || sink.ConfirmTimeout.D() != 7*time.Second || sink.Pipelining != mode || sink.StrictOrder != (mode == "per_key") {
+			t.Errorf("Decode(%s) = %+v", raw, sink)
+		}
+	}
+	raw := `{` + conn + `,"stream":"S","durable_name":"c","subject":"a","deliver_policy":"by_start_time","opt_start_time":"2026-11-22T18:00:00Z","ack_wait":"9s",
+		"max_deliver":3,"ack_policy":"explicit","max_ack_pending":7,"create_stream":true,"stream_replicas":3}`
+	source := sourceDefaults()
+	if err := relaycfg.Decode([]byte(raw), &source); err != nil {
+		t.Fatalf("Decode(%s) = %v", raw, err)
+	}
+	if !source.CreateStream || source.Consumer != "c" || source.StartTime.IsZero() || source.Key.Reveal() != "c" {
+		t.Errorf("Decode(%s) = %+v", raw, source)
+	}
+}
+
 func check(t *testing.T, raw string, err error, wantErr string, got, want any) {
 	t.Helper()
 	if wantErr != "" {
@@ -105,7 +133,7 @@ func TestFilesAreChecked(t *testing.T) {
 	t.Parallel()
 	missing := filepath.Join(t.TempDir(), "missing")
 	for _, key := range []string{"credentials_file", "nkey_file", "tls_ca"} {
-		_, err := newSink(t.Context(), testEnv(), []byte(`{"url":"nats://127.0.0.1:1","stream":"S","`+key+`":"`+missing+`"}`))
+		_, err := trySink(t.Context(), []byte(`{"url":"nats://127.0.0.1:1","stream":"S","`+key+`":"`+missing+`"}`))
 		if !relay.IsFatal(err) || !strings.Contains(err.Error(), key) {
 			t.Errorf("a %s that is missing = %v, want a fatal error that names the key", key, err)
 		}

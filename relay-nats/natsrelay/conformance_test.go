@@ -1,6 +1,7 @@
 package natsrelay
 
 import (
+	"context"
 	"fmt"
 	"testing"
 	"time"
@@ -15,12 +16,12 @@ import (
 func TestSink(t *testing.T) {
 	url := relaytest.Endpoint(t, "RELAY_TEST_NATS_URL")
 	t.Run("single", func(t *testing.T) { relaytest.TestSink(t, sinkHarness(t, url, nil)) })
-	t.Run("fast batches", func(t *testing.T) { relaytest.TestSink(t, sinkHarness(t, url, allowFast)) })
+	t.Run("allow_batched", func(t *testing.T) { relaytest.TestSink(t, sinkHarness(t, url, allowBatched)) })
 }
 
 func TestSinkServerRestart(t *testing.T) {
 	s := startServer(t, "")
-	for name, stream := range map[string]func(*jetstream.StreamConfig){"single": nil, "fast batches": allowFast} {
+	for name, stream := range map[string]func(*jetstream.StreamConfig){"single": nil, "allow_batched": allowBatched} {
 		t.Run(name, func(t *testing.T) {
 			h := sinkHarness(t, s.url, stream)
 			h.Restart = s.restart
@@ -28,6 +29,8 @@ func TestSinkServerRestart(t *testing.T) {
 		})
 	}
 }
+
+func allowBatched(c *jetstream.StreamConfig) { c.AllowBatchPublish = true }
 
 func sinkHarness(t *testing.T, url string, change func(*jetstream.StreamConfig)) relaytest.SinkHarness {
 	nc, js := connect(t, url)
@@ -55,9 +58,25 @@ func sinkHarness(t *testing.T, url string, change func(*jetstream.StreamConfig))
 	}
 }
 
+func trySink(ctx context.Context, raw []byte) (*sink, error) {
+	s, err := Backend().Sink.New(ctx, testEnv(), raw)
+	if err != nil {
+		return nil, err
+	}
+	return s.(*sink), nil
+}
+
+func trySource(ctx context.Context, raw []byte) (*source, error) {
+	s, err := Backend().Source.New(ctx, testEnv(), raw)
+	if err != nil {
+		return nil, err
+	}
+	return s.(*source), nil
+}
+
 func openSink(t testing.TB, config string) *sink {
 	t.Helper()
-	s, err := newSink(testContext(t), testEnv(), []byte(config))
+	s, err := trySink(testContext(t), []byte(config))
 	if err != nil {
 		t.Fatalf("NewSink(%s) = %v", config, err)
 	}
@@ -182,7 +201,7 @@ func sourceHarness(t *testing.T, url, acks string) relaytest.SourceHarness {
 
 func openSource(t testing.TB, config string) *source {
 	t.Helper()
-	s, err := newSource(testContext(t), testEnv(), []byte(config))
+	s, err := trySource(testContext(t), []byte(config))
 	if err != nil {
 		t.Fatalf("NewSource(%s) = %v", config, err)
 	}

@@ -37,7 +37,7 @@ func (s *sink) Resume(ctx context.Context, position string, seen func(id string)
 		return err
 	}
 	if s.stream != "" && s.stream != name {
-		return nil // the pipeline goes elsewhere now; nothing of it is there yet
+		return nil // another stream is configured now, and holds nothing of the pipeline
 	}
 	if s.stream == "" {
 		if s.stream = name; s.cfg.Stream == "" {
@@ -45,7 +45,7 @@ func (s *sink) Resume(ctx context.Context, position string, seen func(id string)
 		}
 	}
 	if created.UnixNano() != s.created.UnixNano() {
-		seq = 0 // deleted and made anew since
+		seq = 0 // deleted and created again since
 	}
 	return s.readBack(ctx, seq+1, seen)
 }
@@ -70,14 +70,14 @@ func parsePosition(position string) (stream string, created time.Time, seq uint6
 func (s *sink) readBack(ctx context.Context, start uint64, seen func(id string)) error {
 	last, err := s.readTail(ctx, start, seen)
 	if err != nil {
-		return s.link.apiError(ctx, fmt.Errorf("read back stream %q from sequence %d: %w", s.stream, start, err))
+		return s.conn.apiError(ctx, fmt.Errorf("read back stream %q from sequence %d: %w", s.stream, start, err))
 	}
 	s.lastSeq = max(s.lastSeq, last)
 	return nil
 }
 
 func (s *sink) readTail(ctx context.Context, start uint64, seen func(id string)) (last uint64, err error) {
-	stream, err := s.link.js.Stream(ctx, s.stream)
+	stream, err := s.conn.js.Stream(ctx, s.stream)
 	if err != nil {
 		return 0, err
 	}
@@ -86,8 +86,8 @@ func (s *sink) readTail(ctx context.Context, start uint64, seen func(id string))
 		return last, nil
 	}
 	if info.Config.Retention == jetstream.WorkQueuePolicy {
-		// A work queue lets nobody read who does not take messages off it. What it
-		// has is known to its duplicate window alone; see Guarantee.
+		// Reading a work queue removes its messages. Only its duplicate window
+		// recognises them; see Guarantee.
 		return last, nil
 	}
 	consumer, err := stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{
@@ -120,22 +120,4 @@ func (s *sink) readTail(ctx context.Context, start uint64, seen func(id string))
 			return max(last, meta.Sequence.Stream), nil
 		}
 	}
-}
-
-// resolveDoubt finds out which of the messages that were sent and never
-// confirmed have been stored. The server recognises a second copy by itself
-// within the duplicate window, so it is asked only when that draws to its end.
-func (s *sink) resolveDoubt(ctx context.Context) error {
-	if len(s.doubt) == 0 || time.Since(s.doubtAt) < s.info.Duplicates/2 {
-		return nil
-	}
-	err := s.readBack(ctx, s.lastSeq+1, func(id string) {
-		if s.doubt[id] {
-			s.arrived[id] = true
-		}
-	})
-	if err == nil {
-		clear(s.doubt)
-	}
-	return err
 }

@@ -1,10 +1,11 @@
 package natsrelay
 
 import (
+	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -12,58 +13,43 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
-	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
 )
 
-var (
-	errClosed  = errors.New("the sink is closed")
-	errNotSent = errors.New("not sent: an earlier message of the batch failed")
+const (
+	// maxBytesInFlight stays below the server's limit on what a stream has yet to
+	// store. Above that limit the server refuses messages at random.
+	maxBytesInFlight = 32 << 20
+	// accountTimeout bounds the question for the account's limits. A lost question
+	// delays each connection by as much.
+	accountTimeout = 2 * time.Second
+	maxKnown       = 10_000 // subjects in sink.known
 )
 
-// maxBytesInFlight keeps below the server's limit on what a stream has yet to
-// store, behind which it refuses messages at random.
-const maxBytesInFlight = 32 << 20
-
-// accountWithin is how long the account's limits are waited for. Where the question
-// gets lost, each connection is held up by as much.
-const accountWithin = 2 * time.Second
-
+// sink publishes each message with a reply subject of its own and follows the
+// stream's confirmations in a window.
 type sink struct {
 	cfg    sinkConfig
 	env    relay.Env
 	closed bool
 
-	link   *link // nil until connected
-	win    *window
-	broken bool // the link must not be used again
+	conn   *conn   // nil until connected
+	win    *window // nil until the stream is known
+	broken bool    // conn must not be used for another batch
 
 	stream  string
 	info    jetstream.StreamConfig
 	created time.Time
-	perKey  bool            // one message of a key in flight
-	known   map[string]bool // subjects that the stream takes
+	perKey  bool            // one message of a key in flight at a time
+	known   map[string]bool // subjects that the stream stores
 
 	enc     encoder
-	lastIn  map[string]int  // by key, the last message sent; only where perKey
-	blocked map[string]bool // keys with a refused message in this batch
-	lastSeq uint64          // everything confirmed lies at or before it
+	lastIn  map[string]int // by key, the last message sent; with perKey only
+	lastSeq uint64         // everything confirmed lies at or before it
 	dups    int
-
-	// doubt holds the IDs that were sent and not confirmed, since doubtAt.
-	doubt   map[string]bool
-	doubtAt time.Time
-	arrived map[string]bool // of those, what turned out to be stored
 }
 
-func newSink(ctx context.Context, env relay.Env, raw json.RawMessage) (*sink, error) {
-	s := &sink{
-		cfg: sinkDefaults(), env: env,
-		known: make(map[string]bool), lastIn: make(map[string]int), blocked: make(map[string]bool),
-		doubt: make(map[string]bool), arrived: make(map[string]bool),
-	}
-	if err := relaycfg.Decode(raw, &s.cfg); err != nil {
-		return nil, err
-	}
+func newSink(ctx context.Context, env relay.Env, cfg sinkConfig) (*sink, error) {
+	s := &sink{cfg: cfg, env: env, known: make(map[string]bool), lastIn: make(map[string]int)}
 	if s.cfg.Subject.IsZero() {
 		s.cfg.Subject = env.Subject
 	}
@@ -74,68 +60,61 @@ func newSink(ctx context.Context, env relay.Env, raw json.RawMessage) (*sink, er
 	return s, nil
 }
 
-// connect makes sure that there is a connection, and a stream behind it.
-// subject helps to find the stream where the configuration names none.
+// connect makes sure that there is a connection, and a stream behind it. subject
+// finds the stream if the configuration names none.
 func (s *sink) connect(ctx context.Context, subject string) error {
 	if s.closed {
-		return errClosed
+		return errSinkClosed
 	}
-	if s.link != nil && (s.broken || !s.link.alive()) {
+	if s.conn != nil && (s.broken || !s.conn.alive()) {
 		s.disconnect()
 	}
-	if s.link == nil {
-		l, err := dial(ctx, &s.cfg.serverConfig, "pgtrickle-relay "+s.env.Pipeline)
+	if s.conn == nil {
+		c, err := dial(ctx, &s.cfg.connConfig, "pgtrickle-relay "+s.env.Pipeline)
 		if err != nil {
 			return err
 		}
-		s.link = l
+		s.conn = c
 	}
 	if s.win != nil {
 		return nil
 	}
+
 	if s.cfg.Stream == "" && !s.cfg.Subject.IsZero() {
 		subject = wildcards(s.cfg.Subject.String())
 	}
 	if s.cfg.Stream == "" && subject == "" {
-		return nil // the first message will tell
+		return nil // the first message's subject finds the stream
 	}
 	if err := s.openStream(ctx, subject); err != nil {
 		return err
 	}
-	win, err := newWindow(s.link, s.stream, s.cfg.AckTimeout.D())
-	if err != nil {
-		return err
-	}
-	if s.info.AllowBatchPublish && s.cfg.Pipelining != "per_key" {
-		win.fast = newFast(win.prefix, s.cfg.MaxInFlight)
-	}
-	win.lastSeq = s.lastSeq
+	win, err := newWindow(s.conn, s.stream, s.cfg.ConfirmTimeout.D())
 	s.win = win
-	return nil
+	return err
 }
 
 func (s *sink) disconnect() {
-	if s.link != nil {
-		s.link.close()
+	if s.conn != nil {
+		s.conn.close()
 	}
-	s.link, s.win, s.broken = nil, nil, false
+	s.conn, s.win, s.broken = nil, nil, false
 }
 
+// openStream looks up the stream, creates it if it may, and reads from its
+// configuration how to publish to it.
 func (s *sink) openStream(ctx context.Context, subject string) error {
 	var create *jetstream.StreamConfig
 	if s.cfg.CreateStream {
-		create = &jetstream.StreamConfig{
-			Name: s.cfg.Stream, Subjects: s.cfg.subjects(), Replicas: s.cfg.Replicas,
-			Duplicates: s.cfg.DedupWindow.D(), Storage: jetstream.FileStorage,
-			AllowBatchPublish: takesFast(s.link.nc.ConnectedServerVersion()),
-		}
+		create = &jetstream.StreamConfig{Subjects: s.cfg.subjects(), Replicas: s.cfg.Replicas, Duplicates: s.cfg.DedupWindow.D()}
 	}
-	ctx, cancel := context.WithTimeout(ctx, s.cfg.AckTimeout.D())
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.ConfirmTimeout.D())
 	defer cancel()
-	stream, err := openStream(ctx, s.link, s.cfg.Stream, subject, create)
+	stream, err := s.conn.stream(ctx, s.cfg.Stream, subject, create)
 	if err != nil {
 		return err
 	}
+
 	info := stream.CachedInfo()
 	s.stream, s.info = info.Config.Name, info.Config
 	if s.info.NoAck {
@@ -145,47 +124,60 @@ func (s *sink) openStream(ctx context.Context, subject string) error {
 	case s.created.IsZero():
 		s.lastSeq = info.State.LastSeq
 	case !s.created.Equal(info.Created):
-		s.lastSeq = 0 // deleted and made anew
+		s.lastSeq = 0 // deleted and created again
 	}
 	s.created = info.Created
-	s.perKey = s.cfg.Pipelining == "per_key" || (s.cfg.Pipelining == "auto" && s.mayPassOver(ctx, info))
+	s.perKey = s.cfg.StrictOrder || (s.cfg.Pipelining == "auto" && s.mayReorder(ctx, info))
 	clear(s.known)
 	return nil
 }
 
-// mayPassOver reports whether the stream could refuse or lose one message and
-// store the next, which is out of order once the first is sent again: when the
-// stream or its account refuses what is beyond its limits, and when messages pass
-// between servers on their way to it.
-func (s *sink) mayPassOver(ctx context.Context, info *jetstream.StreamInfo) bool {
+// mayReorder reports whether the stream could refuse or lose one message and store
+// the next one of its key, so that the first arrives behind it when it is sent again.
+// The stream or its account can refuse what exceeds their limits; between servers a
+// message can get lost.
+func (s *sink) mayReorder(ctx context.Context, info *jetstream.StreamInfo) bool {
 	limited := info.Config.MaxMsgs > 0 || info.Config.MaxBytes > 0 || info.Config.DiscardNewPerSubject
-	if info.Config.Discard == jetstream.DiscardNew && limited {
+	switch {
+	case info.Config.Discard == jetstream.DiscardNew && limited, info.Config.Replicas > 1:
+		return true
+	case info.Cluster != nil && info.Cluster.Leader != "" && info.Cluster.Leader != s.conn.nc.ConnectedServerName():
 		return true
 	}
-	if info.Config.Replicas > 1 {
-		return true
-	}
-	if info.Cluster != nil && info.Cluster.Leader != "" && info.Cluster.Leader != s.link.nc.ConnectedServerName() {
-		return true
-	}
-	ctx, cancel := context.WithTimeout(ctx, accountWithin)
-	defer cancel()
-	account, err := s.link.accountInfo(ctx)
+
+	account, err := s.account(ctx)
 	switch {
 	case errors.Is(err, nats.ErrPermissionViolation),
 		errors.Is(err, jetstream.ErrJetStreamNotEnabled), errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
-		// This user may not know, nobody answers such questions, or the stream is
-		// another account's. Most accounts have no limit, so it is taken for one of
-		// these.
+		// The user may not ask, or the stream belongs to another account. Most
+		// accounts have no limit.
 		return false
 	case err != nil:
-		return true // until the next connection, which may know better
+		return true // until the next connection
 	}
 	return accountLimited(account, &info.Config)
 }
 
-// accountLimited reports whether an account has a limit on what streams like
-// that one store. The server then refuses a large message and takes a small one.
+// account asks for the account's limits on a connection of its own: the server
+// reports a refused question to the connection, which then cannot tell it from the
+// refusal of a message.
+func (s *sink) account(ctx context.Context) (*jetstream.AccountInfo, error) {
+	ctx, cancel := context.WithTimeout(ctx, accountTimeout)
+	defer cancel()
+	c, err := dial(ctx, &s.cfg.connConfig, "pgtrickle-relay "+s.env.Pipeline+" (account)")
+	if err != nil {
+		return nil, err
+	}
+	defer c.close()
+	info, err := c.js.AccountInfo(ctx)
+	if err != nil {
+		return nil, cmp.Or(c.refused(), err)
+	}
+	return info, nil
+}
+
+// accountLimited reports whether the account limits what streams like that one
+// store. The server then refuses a large message and stores a small one behind it.
 func accountLimited(account *jetstream.AccountInfo, stream *jetstream.StreamConfig) bool {
 	limits := account.Limits
 	if len(account.Tiers) > 0 {
@@ -205,76 +197,50 @@ func (s *sink) Publish(ctx context.Context, batch []relay.Message) error {
 	if err := s.connect(ctx, batch[0].Subject); err != nil {
 		return err
 	}
-	if err := s.resolveDoubt(ctx); err != nil {
-		return err
-	}
-	defer context.AfterFunc(ctx, s.link.cut)() // a write can be stuck in the network
-	s.win.begin(len(batch))
-	fast := len(s.arrived) == 0 && s.win.fast.fits(batch)
-	send := s.send
-	if fast {
-		send = s.sendFast
-	}
-	stopped := send(ctx, batch)
+	defer s.conn.dialer.CutAfter(ctx, 0)() // a write can block in the network
+
+	s.win.begin(batch)
+	stopped := s.send(ctx, batch)
 	if stopped == nil || errors.Is(stopped, errNotSent) {
-		if err := s.win.wait(ctx, s.win.sent); err != nil {
-			stopped = err
-		}
-	}
-	if fast {
-		if err := s.win.stop(); err != nil && (stopped == nil || errors.Is(stopped, errNotSent)) {
-			stopped = err
-		}
+		stopped = cmp.Or(s.win.wait(ctx, s.win.sent), stopped)
 	}
 	return s.result(ctx, batch, stopped)
 }
 
-// send publishes batch and returns why it stopped before its end, if it did.
+// send publishes batch. It returns why it stopped before its end, or nil.
 func (s *sink) send(ctx context.Context, batch []relay.Message) error {
 	w, perKey, bytes := s.win, s.perKey, 0
 	clear(s.lastIn)
-	clear(s.blocked)
 	for i := range batch {
 		m := &batch[i]
-		if len(s.arrived) > 0 && s.arrived[m.ID] {
-			delete(s.arrived, m.ID)
-			w.found(i)
-			continue
-		}
-		if len(s.blocked) > 0 && s.blocked[m.Key] {
-			w.refuse(i, relay.ErrHeldBack)
+		if w.out.Held(i) {
 			continue
 		}
 		msg, size, demanding := s.enc.encode(m, w.replies[i])
 		if err := s.check(ctx, m, size); err != nil {
-			if s.refuse(i, m, err); relay.IsFatal(err) {
+			if w.out.Fail(i, err); relay.IsFatal(err) {
 				return errNotSent
 			}
 			continue
 		}
-		if demanding && !perKey {
+
+		// A message that the server may refuse for its headers must not be overtaken.
+		bytes += size
+		if flush := bytes > maxBytesInFlight || (demanding && !perKey); flush {
 			if err := w.wait(ctx, w.sent); err != nil {
 				return err
 			}
-			perKey = true
+			bytes, perKey = size, perKey || demanding
 		}
-		if bytes += size; bytes > maxBytesInFlight {
-			if err := w.wait(ctx, w.sent); err != nil {
-				return err
-			}
-			bytes = size
-		}
-		if err := s.room(ctx, m.Key, i, perKey); err != nil {
+		if err := s.awaitTurn(ctx, m.Key, i, perKey); err != nil {
 			return err
 		}
-		if w.failed() {
-			return errNotSent
-		}
+
 		w.sending(i)
-		switch err := s.link.nc.PublishMsg(msg); {
+		switch err := s.conn.nc.PublishMsg(msg); {
 		case err == nil:
 		case errors.Is(err, nats.ErrMaxPayload), errors.Is(err, nats.ErrBadHeaderMsg), errors.Is(err, nats.ErrBadSubject):
-			s.refuse(i, m, relay.Permanent(fmt.Errorf("publish message %s: %w", m.ID, err)))
+			w.unsend(i, relay.Permanent(fmt.Errorf("publish message %s: %w", m.ID, err)))
 		default:
 			return classifyDial(fmt.Errorf("publish message %s: %w", m.ID, err))
 		}
@@ -282,44 +248,40 @@ func (s *sink) send(ctx context.Context, batch []relay.Message) error {
 	return nil
 }
 
-// room waits until message i may be sent.
-func (s *sink) room(ctx context.Context, key string, i int, perKey bool) error {
-	if s.win.outstanding() >= s.cfg.MaxInFlight {
+// awaitTurn waits until message i may be sent. After a refusal nothing more of the
+// batch may.
+func (s *sink) awaitTurn(ctx context.Context, key string, i int, perKey bool) error {
+	outstanding, _ := s.win.state()
+	if outstanding >= s.cfg.MaxInFlight {
 		if err := s.win.wait(ctx, s.win.sent-s.cfg.MaxInFlight/2); err != nil {
 			return err
 		}
 	}
-	if !perKey || key == "" {
-		return nil
-	}
-	if last, ok := s.lastIn[key]; ok {
-		if err := s.win.waitFor(ctx, last); err != nil {
-			return err
+	if perKey && key != "" {
+		if last, ok := s.lastIn[key]; ok {
+			if err := s.win.waitFor(ctx, last); err != nil {
+				return err
+			}
 		}
+		s.lastIn[key] = i
 	}
-	s.lastIn[key] = i
+	if _, denied := s.win.state(); denied {
+		return errNotSent
+	}
 	return nil
 }
 
-// refuse settles message i as failed and holds back what follows in its key.
-func (s *sink) refuse(i int, m *relay.Message, err error) {
-	s.win.refuse(i, err)
-	if m.Key != "" {
-		s.blocked[m.Key] = true
-	}
-}
-
-// check finds what the server or the client would refuse of m, which was encoded
-// last, before anything behind it is sent.
+// check returns the error with which the server or the client would refuse m, which
+// was encoded last.
 func (s *sink) check(ctx context.Context, m *relay.Message, size int) error {
-	if limit := s.link.nc.MaxPayload(); int64(size) > limit {
-		return relay.Permanent(fmt.Errorf("message %s is %d bytes with its headers; the server takes %d (max_payload)", m.ID, size, limit))
+	if limit := s.conn.nc.MaxPayload(); int64(size) > limit {
+		return relay.Permanent(fmt.Errorf("message %s is %d bytes with its headers; the server allows %d (max_payload)", m.ID, size, limit))
 	}
 	if limit := int(s.info.MaxMsgSize); limit > 0 && size > limit {
-		return relay.Permanent(fmt.Errorf("message %s is %d bytes with its headers; stream %q takes %d (max_msg_size)", m.ID, size, s.stream, limit))
+		return relay.Permanent(fmt.Errorf("message %s is %d bytes with its headers; stream %q allows %d (max_msg_size)", m.ID, size, s.stream, limit))
 	}
 	if s.enc.unsendable {
-		return relay.Permanent(fmt.Errorf("message %s: header name %q cannot be sent: NATS takes printable ASCII without spaces and separators", m.ID, s.enc.badName))
+		return relay.Permanent(fmt.Errorf("message %s: header name %q cannot be sent: use printable ASCII without spaces and separators", m.ID, s.enc.badName))
 	}
 	if s.known[m.Subject] {
 		return nil
@@ -327,96 +289,71 @@ func (s *sink) check(ctx context.Context, m *relay.Message, size int) error {
 	if !validSubject(m.Subject) {
 		return relay.Permanent(fmt.Errorf("message %s: %q is not a subject that can be published to", m.ID, m.Subject))
 	}
-	if !s.takes(m.Subject) {
-		if err := s.openStream(ctx, m.Subject); err != nil { // it may have changed
+	if !s.stores(m.Subject) { // unless the stream was changed
+		if err := s.openStream(ctx, m.Subject); err != nil {
 			return err
 		}
-		if !s.takes(m.Subject) {
-			return relay.Fatal(fmt.Errorf("stream %q does not take subject %q, only %s: add it to the stream", s.stream, m.Subject, strings.Join(s.info.Subjects, ", ")))
+		if err := s.checkStores(m.Subject); err != nil {
+			return err
 		}
 	}
-	if len(s.known) > 10_000 {
+	if len(s.known) > maxKnown {
 		clear(s.known)
 	}
 	s.known[strings.Clone(m.Subject)] = true
 	return nil
 }
 
-func (s *sink) takes(subject string) bool {
-	for _, pattern := range s.info.Subjects {
-		if matches(pattern, subject) {
-			return true
-		}
-	}
-	return false
+func (s *sink) stores(subject string) bool {
+	return slices.ContainsFunc(s.info.Subjects, func(pattern string) bool { return matches(pattern, subject) })
 }
 
-// result settles the batch: what is known of each message, and whether the
-// connection can be trusted with the next batch.
+func (s *sink) checkStores(subject string) error {
+	if s.stores(subject) {
+		return nil
+	}
+	return relay.Fatal(fmt.Errorf("stream %q does not store subject %q, only %s: add it to the stream",
+		s.stream, subject, strings.Join(s.info.Subjects, ", ")))
+}
+
+// result ends the batch. When an answer is missing it is unknown whether the message
+// arrived, and the connection must not be used again: a late answer would count for
+// the next batch.
 func (s *sink) result(ctx context.Context, batch []relay.Message, stopped error) error {
 	w := s.win
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	defer w.end()
 	s.lastSeq = max(s.lastSeq, w.lastSeq)
 	s.dups += w.dups
 	w.dups = 0
-	if w.sent > w.done || (w.fast != nil && w.fast.ended) {
-		s.broken = true // late answers must not be taken for the next batch's
-	}
-	if stopped == nil && len(w.errs) == 0 {
-		clear(s.doubt)
-		return nil
-	}
-	var failed relay.BatchError
-	var silence error // why no stream answered, asked for once
-	confirmedAny := false
-	for i := range batch {
-		switch w.state[i] {
-		case confirmed:
-			confirmedAny = true
-		case refused:
-			err := w.errs[i]
-			if errors.Is(err, errNoResponders) {
-				if silence == nil {
-					silence = s.explainSilence(ctx, batch[i].Subject)
-				}
-				err = silence
-			}
-			failed.Fail(i, err)
-		case inFlight:
-			if len(s.doubt) == 0 {
-				s.doubtAt = time.Now()
-			}
-			s.doubt[strings.Clone(batch[i].ID)] = true
-			failed.Fail(i, stopped)
-		case unsent:
-			if stopped == nil { // behind one that was refused
-				failed.Fail(i, relay.ErrHeldBack)
-			} else {
-				failed.Fail(i, stopped)
-			}
+
+	if len(w.silent) > 0 {
+		err := s.explainSilence(ctx, batch[w.silent[0]].Subject)
+		for _, i := range w.silent {
+			w.out.Fail(i, err)
 		}
 	}
-	if len(failed.Failed) == 0 {
-		return nil
+	if w.sent > w.done {
+		s.broken = true
+		stopped = relay.Unknown(stopped)
 	}
-	if !confirmedAny && stopped != nil && len(w.errs) == 0 {
-		return stopped
+	if stopped != nil {
+		w.out.FailRest(stopped)
 	}
-	failed.HoldBack(batch)
-	return failed.Err()
+	return w.out.Err()
 }
 
-// explainSilence says why no stream answered to subject.
+// explainSilence returns why no stream answered to subject.
 func (s *sink) explainSilence(ctx context.Context, subject string) error {
-	s.broken = true // look for the stream again before the next batch
+	s.broken = true // the next batch looks up the stream again
 	if err := s.openStream(ctx, subject); err != nil {
 		return err
 	}
-	if !s.takes(subject) {
-		return relay.Fatal(fmt.Errorf("stream %q does not take subject %q any more, only %s", s.stream, subject, strings.Join(s.info.Subjects, ", ")))
+	if err := s.checkStores(subject); err != nil {
+		return err
 	}
-	return fmt.Errorf("publish to %q: stream %q is not available for the moment: %w", subject, s.stream, errNoResponders)
+	return fmt.Errorf("publish to %q: stream %q is not available at the moment: %w", subject, s.stream, errNoResponders)
 }
 
 // Close implements [relay.Sink].
@@ -447,18 +384,18 @@ func (s *sink) Ping(ctx context.Context) error {
 		return err
 	}
 	if s.cfg.Stream == "" && s.stream == "" {
-		return s.link.nc.FlushWithContext(ctx)
+		return s.conn.nc.FlushWithContext(ctx)
 	}
-	_, err := s.link.js.Stream(ctx, s.stream)
+	_, err := s.conn.js.Stream(ctx, s.stream)
 	if err != nil {
-		return s.link.apiError(ctx, fmt.Errorf("look up stream %q: %w", s.stream, err))
+		return s.conn.apiError(ctx, fmt.Errorf("look up stream %q: %w", s.stream, err))
 	}
 	return nil
 }
 
 // Guarantee implements [relay.Guarantor].
 func (s *sink) Guarantee() relay.Guarantee {
-	g := Backend().SinkGuarantee
+	g := sinkGuarantee()
 	if s.stream == "" {
 		return g
 	}
@@ -473,7 +410,7 @@ func (s *sink) Guarantee() relay.Guarantee {
 		g.Weakest = "a work queue cannot be read back, so only the duplicate window counts"
 	case s.info.Retention != jetstream.LimitsPolicy:
 		g.Weakest = "the stream's tail cannot be read back once consumers have taken messages off it, so only the duplicate window counts"
-	case s.cfg.Pipelining == "full" && !s.info.AllowBatchPublish:
+	case s.cfg.Pipelining == "full":
 		g.Weakest = "pipelining is full: a message that the stream refuses can be overtaken by one behind it in its key"
 	}
 	return g

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -69,8 +70,8 @@ func TestStreamOptions(t *testing.T) {
 	_, js := connect(t, url)
 	name := fmt.Sprintf("CREATED%d", time.Now().UnixNano())
 	t.Cleanup(func() { _ = js.DeleteStream(context.Background(), name) })
-	_, err := newSink(testContext(t), testEnv(), fmt.Appendf(nil, `{"url":%q,"stream":%q}`, url, name))
-	if !relay.IsFatal(err) || !strings.Contains(err.Error(), "create_stream") {
+	_, err := trySink(testContext(t), fmt.Appendf(nil, `{"url":%q,"stream":%q}`, url, name))
+	if !relay.IsFatal(err) || !strings.Contains(err.Error(), "create_if_missing") {
 		t.Fatalf("a stream that does not exist = %v, want a fatal error that says what to do", err)
 	}
 	s := openSink(t, fmt.Sprintf(`{"url":%q,"stream":%q,"create_stream":true,"subject":"%s.{op}","duplicate_window":"90s"}`, url, name, name))
@@ -94,7 +95,7 @@ func TestStreamOptions(t *testing.T) {
 	if err := lazily.Publish(testContext(t), messages(name+".insert", 1, 3, 1)); err != nil || lazily.stream != name {
 		t.Errorf("Publish without a stream = %v into %q, want %q", err, lazily.stream, name)
 	}
-	_, err = newSink(testContext(t), testEnv(), fmt.Appendf(nil, `{"url":%q,"subject":"nobody.takes.{op}"}`, url))
+	_, err = trySink(testContext(t), fmt.Appendf(nil, `{"url":%q,"subject":"nobody.takes.{op}"}`, url))
 	if !relay.IsFatal(err) {
 		t.Errorf("a subject that no stream takes = %v, want a fatal error", err)
 	}
@@ -276,9 +277,9 @@ func TestAccountInfoNotPermitted(t *testing.T) {
 			if s.perKey || time.Since(began) > 2*time.Second {
 				t.Errorf("the sink opened after %s, one of a key in flight = %t; want it at once, and many", time.Since(began), s.perKey)
 			}
-			first := s.link
-			if err := s.Publish(testContext(t), messages(prefix+".a", 1, 20, 2)); err != nil || s.link != first {
-				t.Errorf("Publish = %v, over the same connection %t; want nil, true", err, s.link == first)
+			first := s.conn
+			if err := s.Publish(testContext(t), messages(prefix+".a", 1, 20, 2)); err != nil || s.conn != first {
+				t.Errorf("Publish = %v, over the same connection %t; want nil, true", err, s.conn == first)
 			}
 		})
 	}
@@ -329,13 +330,46 @@ func TestAccountInfoOfAnImportedStream(t *testing.T) {
 	}
 }
 
+// republish does as the engine: before it publishes again what is in doubt, it reads
+// back the stream from the last position. It returns the number of messages found.
+func republish(t testing.TB, s *sink, batch []relay.Message) (found int) {
+	t.Helper()
+	ctx := testContext(t)
+	for doubt := true; len(batch) > 0; {
+		if doubt {
+			position, err := s.Position(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			there := make(map[string]bool)
+			if err := s.Resume(ctx, position, func(id string) { there[id] = true }); err != nil {
+				t.Logf("Resume: %v", err)
+				continue
+			}
+			n := len(batch)
+			batch = slices.DeleteFunc(slices.Clone(batch), func(m relay.Message) bool { return there[m.ID] })
+			found += n - len(batch)
+		}
+		if len(batch) == 0 {
+			break
+		}
+		err := s.Publish(ctx, batch)
+		if err == nil {
+			break
+		}
+		t.Logf("Publish: %v", err)
+		doubt = relay.IsUnknown(err)
+	}
+	return found
+}
+
 // The server stops answering in the middle of a batch, and comes back after the
 // duplicate window has passed: what had been stored is not stored again.
-func TestDoubtBeyondDuplicateWindow(t *testing.T) {
+func TestUnknownBeyondDuplicateWindow(t *testing.T) {
 	srv := startServer(t, "")
 	_, js := connect(t, srv.url)
 	stream, prefix := addStream(t, js, func(c *jetstream.StreamConfig) { c.Duplicates = 100 * time.Millisecond })
-	s := openSink(t, fmt.Sprintf(`{"url":%q,"stream":%q,"ack_timeout":"300ms"}`, srv.url, stream))
+	s := openSink(t, fmt.Sprintf(`{"url":%q,"stream":%q,"confirm_timeout":"300ms"}`, srv.url, stream))
 	first := messages(prefix+".a", 1, 5, 2)
 	if err := s.Publish(testContext(t), first); err != nil {
 		t.Fatal(err)
@@ -343,21 +377,14 @@ func TestDoubtBeyondDuplicateWindow(t *testing.T) {
 	batch := messages(prefix+".a", 6, 20, 2)
 	srv.freeze(t)
 	err := s.Publish(testContext(t), batch)
-	if !errors.Is(err, errAckTimeout) {
-		t.Fatalf("Publish to a frozen server = %v, want a timeout", err)
+	if !errors.Is(err, errConfirmTimeout) || !relay.IsUnknown(err) {
+		t.Fatalf("Publish to a frozen server = %v, want a timeout after which it is unknown what arrived", err)
 	}
 	srv.thaw()                          // it reads what we had sent
 	_ = readRaw(t, js, stream, 25)      // and stores it
 	time.Sleep(1200 * time.Millisecond) // the server forgets ids lazily
-	for rest := batch; len(rest) > 0; {
-		err := s.Publish(testContext(t), rest)
-		if err == nil {
-			break
-		}
-		t.Logf("Publish: %v", err)
-	}
-	if n := s.TakeDuplicates(); n != 20 {
-		t.Errorf("TakeDuplicates() = %d, want 20", n)
+	if found := republish(t, s, batch); found != 20 {
+		t.Errorf("%d messages were found in the stream, want 20", found)
 	}
 	if got := readRaw(t, js, stream, 25); len(got) != 25 {
 		t.Errorf("the stream holds %d messages, want 25", len(got))
@@ -449,12 +476,38 @@ func TestWorkQueue(t *testing.T) {
 			if err := next.Publish(testContext(t), batch); err != nil || next.TakeDuplicates() != 30 {
 				t.Errorf("Publish again = %v, want 30 duplicates", err)
 			}
-			next.lastSeq, next.doubt[batch[0].ID] = 0, true // since ever
-			if err := next.resolveDoubt(testContext(t)); err != nil || len(next.doubt) > 0 {
-				t.Errorf("resolveDoubt() = %v with %d left, want none", err, len(next.doubt))
-			}
 			if g := next.Guarantee(); strings.Contains(g.Dedup, "tail") || !strings.Contains(g.Weakest, "work queue") {
 				t.Errorf("Guarantee() = %+v, want the duplicate window alone", g)
+			}
+		})
+	}
+}
+
+// A header name that cannot be sent costs its own message alone, and what is
+// behind it in its key.
+func TestHeaderNames(t *testing.T) {
+	url := relaytest.Endpoint(t, "RELAY_TEST_NATS_URL")
+	_, js := connect(t, url)
+	const n, keys, at = 12, 4, 3
+	for _, name := range []string{"user id", "a:b", "naïve", "", "a/b"} {
+		t.Run(fmt.Sprintf("%q", name), func(t *testing.T) {
+			stream, prefix := addStream(t, js, nil)
+			s := openSink(t, fmt.Sprintf(`{"url":%q,"stream":%q}`, url, stream))
+			batch := messages(prefix+".a", 1, n, keys)
+			batch[at].Headers = append(batch[at].Headers, relay.Header{Name: name, Value: "x"})
+			err := s.Publish(testContext(t), batch)
+			partial, ok := errors.AsType[*relay.BatchError](err)
+			if !ok || !relay.IsPermanent(partial.Failed[at]) {
+				t.Fatalf("Publish = %v, want message %d refused for good", err, at)
+			}
+			for i := range batch {
+				behind := i > at && batch[i].Key == batch[at].Key
+				if i != at && behind != errors.Is(partial.Failed[i], relay.ErrHeldBack) {
+					t.Errorf("message %d: %v, held back %t", i, partial.Failed[i], behind)
+				}
+			}
+			if got := readRaw(t, js, stream, n-n/keys); len(got) != n-n/keys {
+				t.Errorf("the stream holds %d messages, want %d", len(got), n-n/keys)
 			}
 		})
 	}

@@ -1,8 +1,8 @@
 package natsrelay
 
 import (
+	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -13,36 +13,28 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
-	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
 )
 
-var errSourceClosed = errors.New("the source is closed")
-
-// source reads a durable pull consumer. Its order must survive a crash, but a
-// consumer delivers what was not acknowledged only after ack_wait, and new
-// messages before that. So whoever opens the consumer resets it first: delivery
-// begins again right behind the last acknowledgement.
+// source reads a durable pull consumer. A consumer redelivers what was not
+// acknowledged only after ack_wait, and delivers newer messages before. To keep the
+// order after a crash, each connection resets the consumer first: delivery begins
+// again behind the last acknowledgement.
 type source struct {
 	cfg sourceConfig
 	env relay.Env
 
-	mu      sync.Mutex // guards what follows: Receive and Ack overlap
+	mu      sync.Mutex // Receive and Ack overlap
 	closed  bool
-	link    *link
+	conn    *conn
 	pull    *pull
 	created time.Time       // of the stream
-	floor   uint64          // everything up to it is acknowledged, as far as known
-	settled map[uint64]bool // acknowledged here, on a connection that was lost first
+	floor   uint64          // everything up to it is known to be acknowledged
+	settled map[uint64]bool // sequences acknowledged here after their connection was lost
 }
 
-func newSource(ctx context.Context, env relay.Env, raw json.RawMessage) (*source, error) {
-	s := &source{cfg: sourceDefaults(), env: env, settled: make(map[uint64]bool)}
-	if err := relaycfg.Decode(raw, &s.cfg); err != nil {
-		return nil, err
-	}
-	if s.cfg.Consumer == "" {
-		s.cfg.Consumer = "pgtrickle-relay-" + consumerName(env.Pipeline)
-	}
+func newSource(ctx context.Context, env relay.Env, cfg sourceConfig) (*source, error) {
+	s := &source{cfg: cfg, env: env, settled: make(map[uint64]bool)}
+	s.cfg.Consumer = cmp.Or(s.cfg.Consumer, "pgtrickle-relay-"+consumerName(env.Pipeline))
 	if _, err := s.connect(ctx); err != nil {
 		_ = s.Close()
 		return nil, err
@@ -50,7 +42,7 @@ func newSource(ctx context.Context, env relay.Env, raw json.RawMessage) (*source
 	return s, nil
 }
 
-// consumerName replaces what a consumer's name must not hold.
+// consumerName replaces characters that a consumer's name must not hold.
 func consumerName(pipeline string) string {
 	return strings.Map(func(r rune) rune {
 		if strings.ContainsRune(" .*>/\\\t\r\n", r) {
@@ -66,19 +58,18 @@ func (s *source) connect(ctx context.Context) (*pull, error) {
 	if s.closed {
 		return nil, errSourceClosed
 	}
-	if s.pull != nil && s.link.alive() && s.pull.failure() == nil {
+	if s.pull != nil && s.conn.alive() && s.pull.failure() == nil {
 		return s.pull, nil
 	}
+
 	s.disconnect()
-	l, err := dial(ctx, &s.cfg.serverConfig, "pgtrickle-relay "+s.env.Pipeline)
-	if err != nil {
+	var err error
+	if s.conn, err = dial(ctx, &s.cfg.connConfig, "pgtrickle-relay "+s.env.Pipeline); err != nil {
 		return nil, err
 	}
-	s.link = l
 	ctx, cancel := context.WithTimeout(ctx, 2*dialTimeout)
 	defer cancel()
-	s.pull, err = s.openConsumer(ctx)
-	if err != nil {
+	if s.pull, err = s.openConsumer(ctx); err != nil {
 		s.disconnect()
 		return nil, err
 	}
@@ -91,22 +82,22 @@ func (s *source) disconnect() {
 		s.pull.stop()
 		s.floor = max(s.floor, s.pull.floor())
 	}
-	if s.link != nil {
-		s.link.close()
+	if s.conn != nil {
+		s.conn.close()
 	}
-	s.pull, s.link = nil, nil
+	s.pull, s.conn = nil, nil
 }
 
 func (s *source) openConsumer(ctx context.Context) (*pull, error) {
 	var create *jetstream.StreamConfig
 	if s.cfg.CreateStream {
-		create = &jetstream.StreamConfig{Name: s.cfg.Stream, Subjects: s.cfg.Subject, Replicas: s.cfg.Replicas, Storage: jetstream.FileStorage}
+		create = &jetstream.StreamConfig{Subjects: s.cfg.Subject, Replicas: s.cfg.Replicas}
 	}
 	subject := ""
 	if len(s.cfg.Subject) > 0 {
 		subject = s.cfg.Subject[0]
 	}
-	stream, err := openStream(ctx, s.link, s.cfg.Stream, subject, create)
+	stream, err := s.conn.stream(ctx, s.cfg.Stream, subject, create)
 	if err != nil {
 		return nil, err
 	}
@@ -115,9 +106,10 @@ func (s *source) openConsumer(ctx context.Context) (*pull, error) {
 		s.created = info.Created
 	}
 	if !s.created.Equal(info.Created) {
-		return nil, relay.Fatal(fmt.Errorf("stream %q was deleted and made anew: its sequence numbers begin again, and messages without a Nats-Msg-Id would be taken for those of the old stream; "+
-			"restart the pipeline when the inbox may hold both", info.Config.Name))
+		return nil, relay.Fatal(fmt.Errorf("stream %q was deleted and created again, so its sequences no longer identify messages: "+
+			"restart the pipeline when the inbox may hold both streams", info.Config.Name))
 	}
+
 	consumer, err := s.findConsumer(ctx, stream)
 	if err != nil {
 		return nil, err
@@ -126,17 +118,18 @@ func (s *source) openConsumer(ctx context.Context) (*pull, error) {
 	if err := s.checkConsumer(ci); err != nil {
 		return nil, err
 	}
-	var begin time.Time
+	var wait time.Duration
 	if ci.NumAckPending > 0 {
-		if begin, err = s.rewind(ctx, ci); err != nil {
+		if wait, err = s.rewind(ctx, ci); err != nil {
 			return nil, err
 		}
 	}
 	s.floor = max(s.floor, ci.AckFloor.Stream)
-	return newPull(s.link, ci, s.floor, begin)
+	return newPull(s.conn, consumer, s.floor, wait), nil
 }
 
-// findConsumer returns the consumer, and creates it when there is none.
+// findConsumer returns the consumer, and creates it when there is none. One that was
+// deleted while the source ran goes on where it was.
 func (s *source) findConsumer(ctx context.Context, stream jetstream.Stream) (jetstream.Consumer, error) {
 	name := stream.CachedInfo().Config.Name
 	consumer, err := stream.Consumer(ctx, s.cfg.Consumer)
@@ -144,25 +137,17 @@ func (s *source) findConsumer(ctx context.Context, stream jetstream.Stream) (jet
 		return consumer, nil
 	}
 	if !errors.Is(err, jetstream.ErrConsumerNotFound) && !errors.Is(err, jetstream.ErrConsumerDoesNotExist) {
-		return nil, s.link.apiError(ctx, fmt.Errorf("look up consumer %q of stream %q: %w", s.cfg.Consumer, name, err))
+		return nil, s.conn.apiError(ctx, fmt.Errorf("look up consumer %q of stream %q: %w", s.cfg.Consumer, name, err))
 	}
-	cc := jetstream.ConsumerConfig{
-		Durable: s.cfg.Consumer, Description: "pgtrickle-relay pipeline " + s.env.Pipeline,
-		DeliverPolicy: s.cfg.policy(), AckPolicy: s.cfg.ackPolicy(), AckWait: s.cfg.AckWait.D(),
-		MaxDeliver: s.cfg.MaxDeliver, MaxAckPending: s.cfg.MaxAckPending, FilterSubjects: s.cfg.Subject,
-	}
-	if len(s.cfg.Subject) == 1 {
-		cc.FilterSubject, cc.FilterSubjects = s.cfg.Subject[0], nil
-	}
-	if !s.cfg.StartTime.IsZero() {
-		cc.OptStartTime = &s.cfg.StartTime.Time
-	}
-	if s.floor > 0 { // somebody deleted it under our hands
+
+	cc := s.cfg.consumer()
+	cc.Description = "pgtrickle-relay pipeline " + s.env.Pipeline
+	if s.floor > 0 {
 		cc.DeliverPolicy, cc.OptStartSeq, cc.OptStartTime = jetstream.DeliverByStartSequencePolicy, s.floor+1, nil
-		s.env.Logger.Warn("consumer is gone; creating it again", "consumer", s.cfg.Consumer, "stream", name, "start_sequence", s.floor+1)
+		s.env.Logger.Warn("consumer was deleted, creating it again", "consumer", s.cfg.Consumer, "stream", name, "start_sequence", s.floor+1)
 	}
 	if consumer, err = stream.CreateConsumer(ctx, cc); err != nil {
-		return nil, s.link.apiError(ctx, fmt.Errorf("create consumer %q of stream %q: %w", s.cfg.Consumer, name, err))
+		return nil, s.conn.apiError(ctx, fmt.Errorf("create consumer %q of stream %q: %w", s.cfg.Consumer, name, err))
 	}
 	return consumer, nil
 }
@@ -187,28 +172,29 @@ func (s *source) checkConsumer(ci *jetstream.ConsumerInfo) error {
 	return nil
 }
 
-// rewind makes the consumer deliver what its last reader left, in order and
-// before anything else, from begin on.
-func (s *source) rewind(ctx context.Context, ci *jetstream.ConsumerInfo) (begin time.Time, err error) {
+// rewind makes the consumer redeliver, in order and before anything newer, what was
+// not acknowledged. The source must wait for the time returned before it reads.
+func (s *source) rewind(ctx context.Context, ci *jetstream.ConsumerInfo) (wait time.Duration, err error) {
 	asking, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	if _, err = s.link.js.ResetConsumer(asking, ci.Stream, ci.Name); err == nil {
-		return time.Time{}, nil
+	if _, err = s.conn.js.ResetConsumer(asking, ci.Stream, ci.Name); err == nil {
+		return 0, nil
 	}
 	if ctx.Err() != nil {
-		return time.Time{}, ctx.Err()
+		return 0, ctx.Err()
 	}
-	var apiErr *jetstream.APIError
-	unanswered := errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout)
-	if !unanswered && !errors.Is(err, nats.ErrNoResponders) && !errors.Is(err, jetstream.ErrJetStreamNotEnabled) && !errors.As(err, &apiErr) {
-		return time.Time{}, s.link.apiError(ctx, fmt.Errorf("reset consumer %q of stream %q: %w", ci.Name, ci.Stream, err))
+	_, answered := errors.AsType[*jetstream.APIError](err)
+	tooOld := answered || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout) ||
+		errors.Is(err, nats.ErrNoResponders) || errors.Is(err, jetstream.ErrJetStreamNotEnabled)
+	if !tooOld {
+		return 0, s.conn.apiError(ctx, fmt.Errorf("reset consumer %q of stream %q: %w", ci.Name, ci.Stream, err))
 	}
-	// The server is too old to reset a consumer (before 2.14), and may say so by not
-	// answering. It hands out what is overdue before what is new, so the first
-	// request has to wait until all of it is overdue. That can take longer than a
-	// source may take to open.
-	s.env.Logger.Info("waiting for unacknowledged messages to become due", "consumer", ci.Name, "messages", ci.NumAckPending, "wait", ci.Config.AckWait)
-	return time.Now().Add(ci.Config.AckWait), nil
+
+	// A server before 2.14 cannot reset a consumer, and may leave the request without
+	// an answer. It delivers overdue messages before newer ones, so reading begins when
+	// all are overdue. That can take longer than opening a source may.
+	s.env.Logger.Info("waiting for unacknowledged messages", "consumer", ci.Name, "messages", ci.NumAckPending, "wait", ci.Config.AckWait)
+	return ci.Config.AckWait, nil
 }
 
 // Receive implements [relay.Source].
@@ -218,74 +204,63 @@ func (s *source) Receive(ctx context.Context, limit int) ([]relay.Message, error
 		if err != nil {
 			return nil, err
 		}
-		raw, err := p.receive(ctx, limit)
+		arrived, err := p.receive(ctx, limit)
 		if err != nil {
 			return nil, err
 		}
-		batch, n := make([]relay.Message, len(raw)), 0
-		for _, m := range raw {
-			if s.settledBefore(p, m) {
-				continue
-			}
-			p.translate(m, &batch[n])
-			n++
+		arrived = s.dropSettled(p, arrived)
+		batch := make([]relay.Message, len(arrived))
+		for i, d := range arrived {
+			d.translate(&batch[i])
 		}
-		if n > 0 {
-			return batch[:n], nil
+		if len(batch) > 0 {
+			return batch, nil
 		}
 	}
 }
 
-// settledBefore acknowledges a message that was settled after the connection on
-// which it first came had gone.
-func (s *source) settledBefore(p *pull, m *delivery) bool {
+// dropSettled removes deliveries whose message was acknowledged after the connection
+// of an earlier delivery was lost. It acknowledges them here.
+func (s *source) dropSettled(p *pull, arrived []*delivery) (rest []*delivery) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.settled[m.seq] {
-		return false
+	if len(s.settled) == 0 {
+		return arrived
 	}
-	delete(s.settled, m.seq)
-	if p.ackAll {
-		p.settle(m) // the next acknowledgement stands for this one too
-		return true
+	var known []*delivery
+	for _, d := range arrived {
+		if s.settled[d.seq] {
+			delete(s.settled, d.seq)
+			known = append(known, d)
+		} else {
+			rest = append(rest, d)
+		}
 	}
-	p.ack(m)
-	return true
+	if last := p.settle(known); last != nil {
+		_ = last.Ack() // a lost one costs another delivery
+	}
+	return rest
 }
 
 // Ack implements [relay.Source].
 func (s *source) Ack(ctx context.Context, batch []relay.Message) error {
 	s.mu.Lock()
 	p := s.pull
-	var last *delivery
+	mine := make([]*delivery, 0, len(batch))
 	for i := range batch {
-		m := batch[i].Token.(*delivery)
-		if p == nil || m.pull != p {
-			// The server has forgotten that it delivered this one, and will again.
-			if m.seq > s.floor {
-				s.settled[m.seq] = true
-			}
-			continue
+		d := batch[i].Token.(*delivery)
+		switch {
+		case p != nil && d.pull == p:
+			mine = append(mine, d)
+		case d.seq > s.floor: // the server forgot this delivery and will repeat it
+			s.settled[d.seq] = true
 		}
-		if p.ackAll {
-			p.settle(m)
-			continue
-		}
-		if last != nil {
-			p.ack(last)
-		}
-		last = m
 	}
 	s.mu.Unlock()
-	if p != nil && p.ackAll {
-		last = p.dueAck()
-	}
-	if last == nil {
+	if p == nil {
 		return nil
 	}
-	// The server takes acknowledgements in order: its answer to the last one
-	// stands for all.
-	return p.ackSync(ctx, last)
+	return p.ack(ctx, mine)
 }
 
 // Close implements [relay.Source].
@@ -297,6 +272,7 @@ func (s *source) Close() error {
 	}
 	s.closed = true
 	if s.pull != nil {
+		s.pull.stop()
 		s.pull.giveBack()
 	}
 	s.disconnect()
@@ -305,20 +281,15 @@ func (s *source) Close() error {
 
 // Ping implements [relay.Pinger].
 func (s *source) Ping(ctx context.Context) error {
-	if _, err := s.connect(ctx); err != nil {
+	p, err := s.connect(ctx)
+	if err != nil {
 		return err
 	}
-	s.mu.Lock()
-	l := s.link
-	s.mu.Unlock()
-	if l == nil {
-		return errSourceClosed
-	}
-	return l.nc.FlushWithContext(ctx)
+	return p.conn.nc.FlushWithContext(ctx)
 }
 
-// Lag implements [relay.Lagger]: the messages that the server has not yet
-// delivered, and the age of the last one received while there are such.
+// Lag implements [relay.Lagger]: the messages not received yet, and the age of the
+// oldest of them that has arrived.
 func (s *source) Lag(ctx context.Context) (rows int64, seconds float64, err error) {
 	p, err := s.connect(ctx)
 	if err != nil {
@@ -329,12 +300,12 @@ func (s *source) Lag(ctx context.Context) (rows int64, seconds float64, err erro
 
 // Guarantee implements [relay.Guarantor].
 func (s *source) Guarantee() relay.Guarantee {
-	g := Backend().SourceGuarantee
+	g := sourceGuarantee()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.pull != nil && s.pull.info.Config.MaxDeliver > 0 {
+	if s.pull != nil && s.pull.config.MaxDeliver > 0 {
 		g.Delivery = "at least once, until max_deliver"
-		g.Weakest = fmt.Sprintf("consumer %q gives a message up after %d deliveries", s.pull.info.Name, s.pull.info.Config.MaxDeliver)
+		g.Weakest = fmt.Sprintf("consumer %q drops a message after %d deliveries", s.cfg.Consumer, s.pull.config.MaxDeliver)
 	}
 	return g
 }

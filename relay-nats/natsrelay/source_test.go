@@ -53,7 +53,7 @@ func TestRewindAfterCrash(t *testing.T) {
 	dead := openSource(t, config)
 	got := receive(t, dead, 50)
 	ack(t, dead, got[:20])
-	dead.link.cut() // as a crash would
+	dead.conn.dialer.Cut() // as a crash would
 	feed(t, js, prefix+".a", 101, 10)
 	began := time.Now()
 	got = receive(t, openSource(t, config), 90)
@@ -76,8 +76,8 @@ func TestAckAfterReconnect(t *testing.T) {
 	s := openSource(t, fmt.Sprintf(`{"url":%q,"stream":%q,"consumer":"c"}`, url, stream))
 	feed(t, js, prefix+".a", 1, 10)
 	got := receive(t, s, 10)
-	s.link.cut()
-	<-s.link.closed
+	s.conn.dialer.Cut()
+	<-s.conn.closed
 	if err := s.Ping(testContext(t)); err != nil { // connects anew, and with it the consumer begins again
 		t.Fatal(err)
 	}
@@ -209,14 +209,14 @@ func TestSourceErrors(t *testing.T) {
 		if _, err := js.CreateConsumer(ctx, stream, cc); err != nil {
 			t.Fatal(err)
 		}
-		_, err := newSource(ctx, testEnv(), fmt.Appendf(nil, `{"url":%q,"stream":%q,"consumer":%q,"subject":"%s.y"}`, url, stream, name, prefix))
+		_, err := trySource(ctx, fmt.Appendf(nil, `{"url":%q,"stream":%q,"consumer":%q,"subject":"%s.y"}`, url, stream, name, prefix))
 		if !relay.IsFatal(err) {
 			t.Errorf("consumer %s = %v, want a fatal error", name, err)
 		}
 		t.Log(err)
 	}
-	_, err := newSource(ctx, testEnv(), fmt.Appendf(nil, `{"url":%q,"stream":"missing"}`, url))
-	if !relay.IsFatal(err) || !strings.Contains(err.Error(), "create_stream") {
+	_, err := trySource(ctx, fmt.Appendf(nil, `{"url":%q,"stream":"missing"}`, url))
+	if !relay.IsFatal(err) || !strings.Contains(err.Error(), "create_if_missing") {
 		t.Errorf("a missing stream = %v, want a fatal error that says what to do", err)
 	}
 	name := fmt.Sprintf("MADE%d", time.Now().UnixNano())

@@ -4,11 +4,9 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"math"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -18,185 +16,138 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
-var (
-	errAckTimeout   = errors.New("the server did not confirm in time")
-	errNoResponders = errors.New("no stream answered")
-)
-
-// window follows the confirmations of one batch at a time. It is a core
-// subscription of its own: the client's PublishAsync keeps a future, a map entry
-// and a timer for each message, which costs more than the publish.
+// window follows the confirmations of one batch at a time. It has a core
+// subscription of its own, because the client's PublishMsgAsync keeps a future, a
+// map entry and a timer for each message, which cost more than the publish.
 //
-// A message's reply subject ends in its index in the batch, so it may be used
-// again only when nothing is outstanding. A batch that ends with something
-// outstanding ends its connection, and its window with it.
+// A message's reply subject ends in its index in the batch. So a batch may begin
+// only when no answer is outstanding; otherwise the connection ends, and its window
+// with it.
 type window struct {
-	link    *link
+	conn    *conn
 	stream  string
-	accept  []byte // how a confirmation by stream begins
+	accept  []byte // the beginning of a confirmation by stream
 	timeout time.Duration
 	prefix  string
-	replies []string // prefix and index
-
-	fast *fast // nil where the stream takes no fast batches
-
-	wake  chan struct{}
-	timer *time.Timer
+	replies []string // reply subjects by index: prefix and index
+	timer   *time.Timer
+	wake    chan struct{} // receives when done reaches target
 
 	mu      sync.Mutex
-	state   []settled // by index in the batch
-	errs    map[int]error
+	out     relay.Outcome
+	next    int   // messages at or behind it have not been sent
+	silent  []int // messages that no stream answered
 	sent    int
-	done    int
-	target  int // done at which wake is due
-	denied  int // refusals by the server
+	done    int // answered, of sent
+	target  int
+	denied  bool // the server refused a message
 	lastSeq uint64
 	dups    int
 }
 
-type settled uint8
-
-const (
-	unsent settled = iota
-	inFlight
-	confirmed
-	refused
-)
-
-func newWindow(l *link, stream string, timeout time.Duration) (*window, error) {
-	accept, err := json.Marshal(stream)
+func newWindow(c *conn, stream string, timeout time.Duration) (*window, error) {
+	name, err := json.Marshal(stream)
 	if err != nil {
 		return nil, err
 	}
 	w := &window{
-		link: l, stream: stream, timeout: timeout,
-		accept: append([]byte(`{"stream":`), accept...),
+		conn: c, stream: stream, timeout: timeout,
+		accept: append([]byte(`{"stream":`), name...),
 		prefix: nats.NewInbox() + ".",
 		wake:   make(chan struct{}, 1),
 		timer:  time.NewTimer(timeout),
-		target: math.MaxInt,
 	}
-	sub, err := l.nc.Subscribe(w.prefix+">", w.settle)
+	sub, err := c.nc.Subscribe(w.prefix+"*", w.answer)
+	if err == nil {
+		err = sub.SetPendingLimits(-1, -1)
+	}
 	if err != nil {
-		return nil, fmt.Errorf("subscribe to confirmations: %w", err)
-	}
-	if err := sub.SetPendingLimits(-1, -1); err != nil {
 		return nil, fmt.Errorf("subscribe to confirmations: %w", err)
 	}
 	return w, nil
 }
 
-// begin forgets the last batch and expects one of n messages.
-func (w *window) begin(n int) {
-	for i := len(w.replies); i < n; i++ {
+// begin starts a batch.
+func (w *window) begin(batch []relay.Message) {
+	for i := len(w.replies); i < len(batch); i++ {
 		w.replies = append(w.replies, w.prefix+strconv.Itoa(i))
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if cap(w.state) < n {
-		w.state = make([]settled, n)
-	}
-	w.state = w.state[:n]
-	clear(w.state)
-	clear(w.errs)
-	w.sent, w.done, w.denied, w.target = 0, 0, 0, math.MaxInt
+	w.out.Reset(batch)
+	w.next, w.sent, w.done, w.denied, w.silent, w.target = 0, 0, 0, false, nil, math.MaxInt
 }
 
-// sending marks message i as in flight; it precedes the publish.
+// end ends the batch. Answers that come later change nothing. The caller holds mu.
+func (w *window) end() {
+	w.out.Reset(nil)
+	w.next = 0
+}
+
+// sending records that message i is about to be sent.
 func (w *window) sending(i int) {
 	w.mu.Lock()
-	w.state[i] = inFlight
+	w.next = i + 1
 	w.sent++
 	w.mu.Unlock()
 }
 
-// refuse settles a message that was not sent.
-func (w *window) refuse(i int, err error) {
+// unsend records that message i was not sent after all.
+func (w *window) unsend(i int, err error) {
 	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.state[i] == inFlight {
-		w.done++
-	}
-	w.state[i] = refused
-	w.setErr(i, err)
-}
-
-// found settles a message that turned out to be at the destination already.
-func (w *window) found(i int) {
-	w.mu.Lock()
-	w.state[i] = confirmed
-	w.dups++
+	w.sent--
+	w.out.Fail(i, err)
 	w.mu.Unlock()
 }
 
-func (w *window) setErr(i int, err error) {
-	if w.errs == nil {
-		w.errs = make(map[int]error)
-	}
-	w.errs[i] = err
-}
+// inFlight reports whether message i is sent and not answered. The caller holds mu.
+func (w *window) inFlight(i int) bool { return i < w.next && !w.out.Confirmed(i) && !w.out.Failed(i) }
 
-// settle takes one answer of the server. The client calls it from a goroutine.
-func (w *window) settle(m *nats.Msg) {
-	if strings.HasSuffix(m.Subject, fastSuffix) {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		if w.fast != nil {
-			w.settleFast(m)
-		}
-		return
-	}
+// answer records one answer of the server. The client calls it from a goroutine of
+// the subscription.
+func (w *window) answer(m *nats.Msg) {
 	i, err := strconv.Atoi(m.Subject[len(w.prefix):])
 	if err != nil {
 		return
 	}
 	seq, dup, err := w.parse(m)
+
 	w.mu.Lock()
-	if i >= len(w.state) || w.state[i] != inFlight {
-		w.mu.Unlock()
+	defer w.mu.Unlock()
+	if !w.inFlight(i) {
 		return
 	}
-	w.done++
-	if err != nil {
-		w.state[i] = refused
-		w.denied++
-		w.setErr(i, err)
-	} else {
-		w.state[i] = confirmed
+	switch {
+	case err == errNoResponders: //nolint:errorlint // as parse returns it
+		w.silent = append(w.silent, i)
+		fallthrough
+	case err != nil:
+		w.denied = true
+		w.out.Fail(i, err)
+	default:
 		w.lastSeq = max(w.lastSeq, seq)
-		if dup {
-			w.dups++
+		w.out.Confirm(i)
+	}
+	if dup {
+		w.dups++
+	}
+	if w.done++; w.done >= w.target {
+		w.target = math.MaxInt
+		select {
+		case w.wake <- struct{}{}:
+		default:
 		}
 	}
-	w.rouse()
-	w.mu.Unlock()
 }
 
-// rouse ends a wait when what it waits for has come; w.mu is held.
-func (w *window) rouse() {
-	if w.done < w.target {
-		return
-	}
-	w.target = math.MaxInt
-	select {
-	case w.wake <- struct{}{}:
-	default:
-	}
-}
-
-// parse reads a confirmation. The usual one is taken apart by hand; whatever
-// looks different goes through encoding/json.
+// parse reads a confirmation. The usual form is parsed by hand, which spares five
+// allocations; all others go through encoding/json.
 func (w *window) parse(m *nats.Msg) (seq uint64, dup bool, err error) {
 	if rest, ok := bytes.CutPrefix(m.Data, w.accept); ok {
-		if at := bytes.Index(rest, []byte(`"seq":`)); at >= 0 && at < 4 {
-			digits := bytes.TrimLeft(rest[at+len(`"seq":`):], " ")
-			n := 0
-			for ; n < len(digits) && digits[n] >= '0' && digits[n] <= '9'; n++ {
-				seq = seq*10 + uint64(digits[n]-'0')
-			}
-			if n > 0 && n < len(digits) && digits[n] == '}' {
-				return seq, false, nil
-			}
+		digits, isSeq := bytes.CutPrefix(bytes.TrimLeft(rest, ", "), []byte(`"seq":`))
+		digits, isLast := bytes.CutSuffix(bytes.TrimLeft(digits, " "), []byte("}"))
+		if seq, ok := decimal(digits); ok && isSeq && isLast {
+			return seq, false, nil
 		}
 	}
 	if len(m.Data) == 0 && m.Header.Get("Status") != "" {
@@ -219,7 +170,17 @@ func (w *window) parse(m *nats.Msg) (seq uint64, dup bool, err error) {
 	return ack.Seq, ack.Duplicate, nil
 }
 
-// wait returns nil once want of the messages sent are settled.
+func decimal(digits []byte) (n uint64, ok bool) {
+	for _, c := range digits {
+		if c < '0' || c > '9' {
+			return 0, false
+		}
+		n = n*10 + uint64(c-'0')
+	}
+	return n, len(digits) > 0
+}
+
+// wait returns nil once want of the messages sent are answered.
 func (w *window) wait(ctx context.Context, want int) error {
 	for {
 		w.mu.Lock()
@@ -230,32 +191,33 @@ func (w *window) wait(ctx context.Context, want int) error {
 		}
 		w.target = want
 		w.mu.Unlock()
+
 		w.timer.Reset(w.timeout)
 		select {
 		case <-w.wake:
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-w.link.closed:
+		case <-w.conn.closed:
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			return w.link.lost()
+			return w.conn.lost()
 		case <-w.timer.C:
 			w.mu.Lock()
 			progress := w.done > before
 			w.mu.Unlock()
 			if !progress {
-				return fmt.Errorf("%w (%s)", errAckTimeout, w.timeout)
+				return fmt.Errorf("%w (%s)", errConfirmTimeout, w.timeout)
 			}
 		}
 	}
 }
 
-// waitFor returns nil once message i is settled.
+// waitFor returns nil once message i is answered.
 func (w *window) waitFor(ctx context.Context, i int) error {
 	for {
 		w.mu.Lock()
-		pending, done := w.state[i] == inFlight, w.done
+		pending, done := w.inFlight(i), w.done
 		w.mu.Unlock()
 		if !pending {
 			return nil
@@ -266,15 +228,10 @@ func (w *window) waitFor(ctx context.Context, i int) error {
 	}
 }
 
-// failed reports whether the server has refused a message of the batch.
-func (w *window) failed() bool {
+// state returns the number of messages in flight, and whether the server has
+// refused one of the batch.
+func (w *window) state() (outstanding int, denied bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.denied > 0
-}
-
-func (w *window) outstanding() int {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.sent - w.done
+	return w.sent - w.done, w.denied
 }

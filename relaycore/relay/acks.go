@@ -1,5 +1,7 @@
 package relay
 
+import "iter"
+
 // Acks turns acknowledgements that come in any order into one position that only
 // moves forward: everything at or before it is acknowledged.
 //
@@ -54,4 +56,15 @@ func (a *Acks[P]) compact() {
 	n := copy(a.open, a.open[a.head:])
 	clear(a.open[n:])
 	a.open, a.head = a.open[:n], 0
+}
+
+// All yields what the position has not passed, acknowledged or not, in order.
+func (a *Acks[P]) All() iter.Seq[P] {
+	return func(yield func(P) bool) {
+		for _, at := range a.open[a.head:] {
+			if !yield(at.at) {
+				return
+			}
+		}
+	}
 }

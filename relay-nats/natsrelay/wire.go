@@ -9,9 +9,9 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
-// encoder turns messages into the client's, one at a time, in one message and
-// one header map that it uses again: as long as messages carry headers of the
-// same names, which is nearly always, it only exchanges the values.
+// encoder turns messages into the client's, one at a time. It uses one message and
+// one header map again: while messages have headers of the same names, which is the
+// usual case, it only replaces the values.
 type encoder struct {
 	msg   nats.Msg
 	wire  []relay.Header
@@ -25,8 +25,8 @@ type encoder struct {
 // headerLine begins and ends a block of headers: "NATS/1.0\r\n" and "\r\n".
 const headerLine = 12
 
-// encode returns m as it goes out, the bytes that count against the server's
-// limits, and whether m asks the server for something it may refuse by itself.
+// encode returns m for the client, the bytes that count against the server's
+// limits, and whether m has a header for which the server may refuse it alone.
 func (e *encoder) encode(m *relay.Message, reply string) (msg *nats.Msg, size int, demanding bool) {
 	e.wire = append(e.wire[:0], relay.Header{Name: nats.MsgIdHdr, Value: m.ID})
 	e.wire = m.WireHeaders(e.wire)
@@ -50,9 +50,8 @@ func (e *encoder) encode(m *relay.Message, reply string) (msg *nats.Msg, size in
 	return &e.msg, size, demanding
 }
 
-// userHeaders drops a Nats-Msg-Id among the user's own headers, which begin at
-// first, because ours decides, and reports whether another header speaks to the
-// server.
+// userHeaders drops a Nats-Msg-Id from the user's own headers, which begin at first:
+// the message's id replaces it. It reports whether another header is for the server.
 func userHeaders(wire []relay.Header, first int) (_ []relay.Header, demanding bool) {
 	kept := slices.DeleteFunc(wire[first:], func(h relay.Header) bool { return strings.EqualFold(h.Name, nats.MsgIdHdr) })
 	for _, h := range kept {
@@ -96,4 +95,60 @@ func validHeaderName(name string) bool {
 		}
 	}
 	return name != ""
+}
+
+// wildcards returns the pattern of the subjects that a template renders. A
+// token with a variable may render as several tokens, so ">" ends the pattern
+// when one of them is last, and "*" stands for it elsewhere.
+func wildcards(template string) string {
+	var out []string
+	depth := 0
+	token := strings.FieldsFunc(template, func(r rune) bool { // dots inside braces do not split
+		switch r {
+		case '{':
+			depth++
+		case '}':
+			depth--
+		}
+		return r == '.' && depth == 0
+	})
+	for i, t := range token {
+		switch {
+		case !strings.Contains(t, "{"):
+			out = append(out, t)
+		case i == len(token)-1:
+			out = append(out, ">")
+		default:
+			out = append(out, "*")
+		}
+	}
+	return strings.Join(out, ".")
+}
+
+// validSubject reports whether a message can be published to subject.
+func validSubject(subject string) bool {
+	for token := range strings.SplitSeq(subject, ".") {
+		if token == "" || token == "*" || token == ">" || strings.ContainsAny(token, " \t\r\n\f\x00") {
+			return false
+		}
+	}
+	return true
+}
+
+// matches reports whether pattern, which may hold wildcards, covers subject.
+func matches(pattern, subject string) bool {
+	for {
+		p, prest, pmore := strings.Cut(pattern, ".")
+		if p == ">" {
+			return subject != ""
+		}
+		s, srest, smore := strings.Cut(subject, ".")
+		if s == "" || (p != "*" && p != s) {
+			return false
+		}
+		if !pmore || !smore {
+			return pmore == smore
+		}
+		pattern, subject = prest, srest
+	}
 }

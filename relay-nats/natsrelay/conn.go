@@ -1,0 +1,201 @@
+package natsrelay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
+	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
+)
+
+// dialTimeout bounds connecting to one server, and a question to JetStream.
+const dialTimeout = 5 * time.Second
+
+// conn is one connection. It never reconnects by itself: the client would send its
+// buffered messages behind newer ones, and the order of a key would be lost.
+type conn struct {
+	nc     *nats.Conn
+	js     jetstream.JetStream
+	dialer relaynet.Dialer
+	closed chan struct{} // closed when the connection has ended
+
+	mu      sync.Mutex
+	refusal error // the first asynchronous error of the server
+}
+
+func dial(ctx context.Context, cfg *connConfig, name string) (*conn, error) {
+	c := &conn{closed: make(chan struct{})}
+	opts, err := cfg.options()
+	if err != nil {
+		return nil, err
+	}
+	opts = append(opts,
+		nats.Name(name), nats.NoReconnect(), nats.SetCustomDialer(&c.dialer), nats.Timeout(dialTimeout),
+		nats.FlusherTimeout(30*time.Second), nats.PingInterval(10*time.Second), nats.MaxPingsOutstanding(2),
+		nats.SkipSubjectValidation(), // the sink validates each subject once
+		nats.ClosedHandler(func(*nats.Conn) { close(c.closed) }),
+		nats.ErrorHandler(func(nc *nats.Conn, _ *nats.Subscription, err error) { c.fail(nc, err) }))
+
+	defer c.dialer.CutAfter(ctx, 0)()
+	if c.nc, err = nats.Connect(strings.Join(cfg.URL, ","), opts...); err != nil {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		return nil, classifyDial(fmt.Errorf("connect to NATS at %s: %w", hosts(cfg.URL), err))
+	}
+
+	if cfg.Domain != "" {
+		c.js, err = jetstream.NewWithDomain(c.nc, cfg.Domain)
+	} else {
+		c.js, err = jetstream.New(c.nc)
+	}
+	if err != nil {
+		c.close()
+		return nil, fmt.Errorf("open JetStream at %s: %w", hosts(cfg.URL), err)
+	}
+	return c, nil
+}
+
+// options returns the client's options for credentials and TLS.
+func (c *connConfig) options() (opts []nats.Option, err error) {
+	if c.Credentials != "" {
+		if _, err := os.ReadFile(c.Credentials); err != nil {
+			return nil, relay.Fatal(relaycfg.Errorf("credentials_file", "%s", err))
+		}
+		opts = append(opts, nats.UserCredentials(c.Credentials))
+	}
+	if c.NKey != "" {
+		nkey, err := nats.NkeyOptionFromSeed(c.NKey)
+		if err != nil {
+			return nil, relay.Fatal(relaycfg.Errorf("nkey_file", "%s", err))
+		}
+		opts = append(opts, nkey)
+	}
+	if c.User != "" {
+		opts = append(opts, nats.UserInfo(c.User, c.Password.Reveal()))
+	}
+	if c.Token != "" {
+		opts = append(opts, nats.Token(c.Token.Reveal()))
+	}
+	if c.TLS.Configured() {
+		config, err := c.Client()
+		if err != nil {
+			return nil, relay.Fatal(err)
+		}
+		opts = append(opts, nats.Secure(config))
+	}
+	return opts, nil
+}
+
+// hosts returns the servers' addresses without the credentials a URL may hold.
+func hosts(urls []string) string {
+	shown := make([]string, len(urls))
+	for i, u := range urls {
+		if !strings.Contains(u, "://") {
+			u = "nats://" + u
+		}
+		shown[i] = "(not a URL)"
+		if parsed, err := url.Parse(u); err == nil {
+			shown[i] = parsed.Host
+		}
+	}
+	return strings.Join(shown, ", ")
+}
+
+// close disconnects at once, even if a write blocks in the network.
+func (c *conn) close() {
+	c.dialer.Close()
+	c.nc.Close()
+}
+
+func (c *conn) alive() bool { return c.refused() == nil && !c.nc.IsClosed() }
+
+// fail keeps the first asynchronous error. After a refused publish nothing is
+// answered, so the connection ends.
+func (c *conn) fail(nc *nats.Conn, err error) {
+	if errors.Is(err, nats.ErrSlowConsumer) {
+		return
+	}
+	c.mu.Lock()
+	if c.refusal == nil {
+		c.refusal = classifyDial(err)
+	}
+	c.mu.Unlock()
+	if errors.Is(err, nats.ErrPermissionViolation) {
+		nc.Close()
+	}
+}
+
+// refused returns the server's first asynchronous error, or nil.
+func (c *conn) refused() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.refusal
+}
+
+// lost returns why the connection has ended.
+func (c *conn) lost() error {
+	if err := c.refused(); err != nil {
+		return err
+	}
+	if err := c.nc.LastError(); err != nil {
+		return classifyDial(fmt.Errorf("connection to NATS lost: %w", err))
+	}
+	return errors.New("connection to NATS lost")
+}
+
+// apiError classifies the error of a question to JetStream. The server's refusal
+// goes before the timeout that follows from it.
+func (c *conn) apiError(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if refused := c.refused(); refused != nil {
+		return refused
+	}
+	return classifyAPI(err)
+}
+
+// stream finds the stream called name or, without a name, the one that stores
+// subject. A missing one is created from create, unless that is nil.
+func (c *conn) stream(ctx context.Context, name, subject string, create *jetstream.StreamConfig) (jetstream.Stream, error) {
+	if name == "" {
+		var err error
+		name, err = c.js.StreamNameBySubject(ctx, subject)
+		if errors.Is(err, jetstream.ErrStreamNotFound) {
+			return nil, relay.Fatal(fmt.Errorf("no stream stores subject %q: create one, or set stream and create_if_missing", subject))
+		}
+		if err != nil {
+			return nil, c.apiError(ctx, fmt.Errorf("look up the stream of subject %q: %w", subject, err))
+		}
+	}
+
+	s, err := c.js.Stream(ctx, name)
+	if err == nil {
+		return s, nil
+	}
+	if !errors.Is(err, jetstream.ErrStreamNotFound) {
+		return nil, c.apiError(ctx, fmt.Errorf("look up stream %q: %w", name, err))
+	}
+	if create == nil {
+		return nil, relay.Fatal(fmt.Errorf("stream %q does not exist: create it, or set create_if_missing", name))
+	}
+	create.Name, create.Storage = name, jetstream.FileStorage
+	if s, err = c.js.CreateStream(ctx, *create); errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
+		s, err = c.js.Stream(ctx, name) // another client created it meanwhile
+	}
+	if err != nil {
+		return nil, c.apiError(ctx, fmt.Errorf("create stream %q for subjects %s: %w", name, strings.Join(create.Subjects, ", "), err))
+	}
+	return s, nil
+}
