@@ -97,8 +97,14 @@ func failed(errs []error, key string) bool {
 	})
 }
 
-// match finds the key that a configuration spells as spelled: by its name, by an
+// Find returns the key that a configuration spells as spelled: by its name, by an
 // alias, or, for a duration, by its name followed by its unit.
+func Find(keys []Key, spelled string) (Key, bool) {
+	key, _, ok := match(keys, spelled)
+	return key, ok
+}
+
+// match is Find, and returns the unit of a duration.
 func match(keys []Key, spelled string) (key Key, unit string, ok bool) {
 	for _, k := range keys {
 		names := append([]string{k.Name}, k.Aliases...)

@@ -48,7 +48,7 @@ type Pipeline struct {
 type Resolved struct {
 	Settings Settings
 	Backend  relay.Backend
-	Config   json.RawMessage // the backend's own keys, without prefix
+	Config   any // what the backend's factory decoded, for its Open
 }
 
 // Resolve decodes the configuration with its references to secrets replaced.
@@ -64,12 +64,11 @@ func (p *Pipeline) Resolve() (Resolved, error) {
 	}
 	settings, err := decodeSettings(p.Direction, common)
 	err = p.common.explain(err)
+	var config any
 	if p.Linked {
-		defaults := p.backend.SinkConfig
-		if p.Direction == relay.Reverse {
-			defaults = p.backend.SourceConfig
-		}
-		err = errors.Join(err, p.own.explain(decodeInto(defaults, own)))
+		var ownErr error
+		config, ownErr = decode(p.backend, p.Direction, own)
+		err = errors.Join(err, p.own.explain(ownErr))
 	}
 	if err != nil {
 		return Resolved{}, err
@@ -79,7 +78,7 @@ func (p *Pipeline) Resolve() (Resolved, error) {
 			return Resolved{}, err
 		}
 	}
-	return Resolved{Settings: settings, Backend: p.backend, Config: own}, nil
+	return Resolved{Settings: settings, Backend: p.backend, Config: config}, nil
 }
 
 // ownSubject gives the backend's own destination key precedence over subject_template.

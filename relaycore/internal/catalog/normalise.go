@@ -52,18 +52,8 @@ func (s *section) add(spelled, canonical, path string, raw json.RawMessage) erro
 
 // find returns the name of the key that has this name, alias or unit suffix.
 func (s *section) find(spelled string) (string, bool) {
-	for _, k := range s.keys {
-		if k.Name == spelled || slices.Contains(k.Aliases, spelled) {
-			return k.Name, true
-		}
-		for _, unit := range []string{"_ms", "_seconds"} {
-			base, cut := strings.CutSuffix(spelled, unit)
-			if cut && k.Type == "duration" && (k.Name == base || slices.Contains(k.Aliases, base)) {
-				return k.Name, true
-			}
-		}
-	}
-	return "", false
+	key, ok := relaycfg.Find(s.keys, spelled)
+	return key.Name, ok
 }
 
 // names lists the keys' names and aliases, each behind prefix.
@@ -167,12 +157,11 @@ func (n *normaliser) split() error {
 	}
 	var keys []relaycfg.Key
 	if n.linked {
-		ownPrefix = cmpIf(nested, ownPrefix, flatPrefix(n.backend.Name))
-		config := n.backend.SinkConfig
-		if n.row.Direction == relay.Reverse {
-			config = n.backend.SourceConfig
+		if !nested {
+			ownPrefix = flatPrefix(n.backend.Name)
 		}
-		keys = relaycfg.Keys(config)
+		defaults, _, _ := farEnd(n.backend, n.row.Direction)
+		keys = relaycfg.Keys(defaults)
 	}
 	n.own = newSection(keys, ownPrefix)
 	n.common = newSection(Keys(n.row.Direction), commonPrefix)
@@ -234,11 +223,8 @@ func (n *normaliser) types(top, far, near map[string]json.RawMessage) error {
 		return nil
 	}
 	n.backend, n.linked = b, true
-	if n.row.Direction == relay.Forward && b.NewSink == nil {
-		return relaycfg.Errorf(farPath, "backend %q has no sink", b.Name)
-	}
-	if n.row.Direction == relay.Reverse && b.NewSource == nil {
-		return relaycfg.Errorf(farPath, "backend %q has no source", b.Name)
+	if _, _, ok := farEnd(b, n.row.Direction); !ok {
+		return relaycfg.Errorf(farPath, "backend %q has no %s", b.Name, n.far)
 	}
 	return nil
 }
@@ -383,15 +369,26 @@ func text(raw json.RawMessage, path string) (string, error) {
 	return s, nil
 }
 
-func cmpIf[T any](cond bool, yes, no T) T {
-	if cond {
-		return yes
+// farEnd returns the defaults and the decoder of the backend's end.
+func farEnd(b relay.Backend, d relay.Direction) (defaults any, decode func(json.RawMessage) (any, error), ok bool) {
+	if d == relay.Reverse {
+		return b.Source.Defaults, b.Source.Decode, !b.Source.IsZero()
 	}
-	return no
+	return b.Sink.Defaults, b.Sink.Decode, !b.Sink.IsZero()
 }
 
-// decodeInto decodes raw into a copy of the struct with defaults, to validate it.
-func decodeInto(defaults any, raw json.RawMessage) error {
+// decode returns the configuration of the backend's end, for its Open.
+func decode(b relay.Backend, d relay.Direction, own json.RawMessage) (any, error) {
+	defaults, decode, _ := farEnd(b, d)
+	config, err := decode(own)
+	if _, undecoded := config.(json.RawMessage); undecoded && err == nil {
+		err = validate(defaults, own) // a backend without a factory decodes when it opens
+	}
+	return config, err
+}
+
+// validate decodes raw into a copy of the struct with defaults.
+func validate(defaults any, raw json.RawMessage) error {
 	v := reflect.Indirect(reflect.ValueOf(defaults))
 	if !v.IsValid() || v.Kind() != reflect.Struct {
 		return nil

@@ -72,7 +72,7 @@ func newEncoder(s catalog.Settings, keyColumns []string, version string) (*codec
 }
 
 func (e *ends) openSink(ctx context.Context) error {
-	sink, err := e.resolved.Backend.NewSink(ctx, e.env(), e.resolved.Config)
+	sink, err := e.resolved.Backend.Sink.Open(ctx, e.env(), e.resolved.Config)
 	if err != nil {
 		return fmt.Errorf("open %s sink: %w", e.resolved.Backend.Name, err)
 	}
@@ -100,7 +100,7 @@ func (e *ends) openReverse(ctx context.Context, from relay.Checkpoint) error {
 	}
 	env := e.env()
 	env.Subject, env.Checkpoint = relay.Template{}, from
-	source, err := e.resolved.Backend.NewSource(ctx, env, e.resolved.Config)
+	source, err := e.resolved.Backend.Source.Open(ctx, env, e.resolved.Config)
 	if err != nil {
 		return fmt.Errorf("open %s source: %w", e.resolved.Backend.Name, err)
 	}
