@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"sync"
 	"time"
@@ -80,25 +81,34 @@ const (
 )
 
 // awaitDatabase waits until the database answers and has what a relay needs. It
-// logs a problem once, and again when it changes. It returns false if stop ends.
+// returns false if stop ends.
 func (d *daemon) awaitDatabase(stop context.Context) bool {
+	if !d.phase.await(stop, d.checkDatabase, d.log) {
+		return false
+	}
+	d.warnOfDenied(stop)
+	return true
+}
+
+// await calls check until it succeeds. It logs an error once, and again when it
+// changes. It returns false if stop ends.
+func (p *phase) await(stop context.Context, check func(context.Context) error, log *slog.Logger) bool {
 	logged := ""
 	for stop.Err() == nil {
-		err := d.checkDatabase(stop)
+		err := check(stop)
 		switch {
 		case stop.Err() != nil:
 			return false
 		case err == nil:
 			if logged != "" {
-				d.log.Info("database ready")
+				log.Info("database ready")
 			}
-			d.warnOfDenied(stop)
 			return true
 		}
 
-		d.phase.wait(err)
+		p.wait(err)
 		if text := oneLine(err); text != logged {
-			d.log.Error("database not ready, retrying", "err", text)
+			log.Error("database not ready, retrying", "err", text)
 			logged = text
 		}
 
