@@ -3,6 +3,7 @@ package outbox
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/progress"
@@ -204,7 +205,11 @@ func (s *Source) reopen(ctx context.Context, why *reopenError) error {
 	}
 	defer conn.Release()
 
-	s.cfg.Logger.Warn("outbox is opened again", "table", s.reader.table.Qualified(), "reason", why.reason)
+	level := slog.LevelWarn
+	if why.from != nil {
+		level = slog.LevelInfo // the reader knows where to go on: nothing went wrong
+	}
+	s.cfg.Logger.Log(ctx, level, "outbox is opened again", "table", s.reader.table.Qualified(), "reason", why.reason)
 	tracker := s.reader.tracker
 	c := why.from
 	if c == nil {
