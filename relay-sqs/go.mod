@@ -10,6 +10,7 @@ require (
 	github.com/aws/aws-sdk-go-v2/service/sts v1.51.8
 	github.com/aws/smithy-go v1.28.8
 	github.com/grove/pgtrickle-relay/relaycore v0.0.0
+	go.uber.org/goleak v1.3.0
 )
 
 require (

@@ -1,15 +1,16 @@
 package sqsrelay
 
-import "github.com/grove/pgtrickle-relay/relaycore/relay"
+import (
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
+)
 
 // Backend returns the SQS backend.
 func Backend() relay.Backend {
 	return relay.Backend{
-		Name:         "sqs",
-		NewSink:      newSink,
-		NewSource:    newSource,
-		SinkConfig:   defaultSinkConfig(),
-		SourceConfig: defaultSourceConfig(),
+		Name:   "sqs",
+		Sink:   relaycfg.Sink(sinkDefaults(), newSink),
+		Source: relaycfg.Source(sourceDefaults(), newSource),
 		SinkGuarantee: relay.Guarantee{
 			Delivery: "FIFO: effectively once; standard: at least once",
 			Dedup:    "FIFO: MessageDeduplicationId, for 5 minutes; standard: none, attribute dedup_key tells the receiver",

@@ -10,8 +10,8 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
 )
 
-// connection holds the keys that sink and source share.
-type connection struct {
+// connConfig is how either direction reaches the queue.
+type connConfig struct {
 	QueueURL        string            `json:"queue_url" relay:"required" doc:"The queue's URL; a name that ends in .fifo makes it a FIFO queue."`
 	Region          string            `json:"region" doc:"AWS region; that of queue_url when empty."`
 	Endpoint        string            `json:"endpoint" doc:"Server to talk to instead of AWS; that of queue_url when its host is not at amazonaws.com."`
@@ -19,11 +19,11 @@ type connection struct {
 	SecretAccessKey relaycfg.Secret   `json:"secret_access_key" doc:"The secret of access_key_id."`
 	SessionToken    relaycfg.Secret   `json:"session_token" doc:"The session token, when access_key_id is a temporary one."`
 	RoleARN         string            `json:"role_arn" doc:"Role to assume with the credentials."`
-	RequestTimeout  relaycfg.Duration `json:"request_timeout" relay:"min=1000000" doc:"How long a request may take, the wait of a long poll not counted."`
+	ConfirmTimeout  relaycfg.Duration `json:"confirm_timeout" relay:"alias=request_timeout,min=1000000" doc:"How long a request may take, the wait of a long poll not counted."`
 	Concurrency     int               `json:"concurrency" relay:"min=1" doc:"Requests at a time."`
 }
 
-func (c *connection) validate() error {
+func (c *connConfig) validate() error {
 	u, err := url.Parse(c.QueueURL)
 	if err != nil || u.Host == "" || path.Base(u.Path) == "/" || path.Base(u.Path) == "." {
 		return relaycfg.Errorf("queue_url", "%q is not the URL of a queue, such as https://sqs.eu-west-1.amazonaws.com/123456789012/orders", c.QueueURL)
@@ -47,36 +47,26 @@ func (c *connection) validate() error {
 		}
 	}
 	if c.Region == "" && c.Endpoint != "" {
-		c.Region = "us-east-1" // signed, and looked at by nobody
+		c.Region = "us-east-1" // part of the signature; the server ignores it
 	}
 	return nil
 }
 
-func (c *connection) queueName() string {
-	_, name, _ := cutLast(c.QueueURL, "/")
-	return name
-}
+func (c *connConfig) queueName() string { return c.QueueURL[strings.LastIndexByte(c.QueueURL, '/')+1:] }
 
-func cutLast(s, sep string) (before, after string, found bool) {
-	if i := strings.LastIndex(s, sep); i >= 0 {
-		return s[:i], s[i+len(sep):], true
-	}
-	return "", s, false
-}
-
-func (c *connection) fifo() bool { return strings.HasSuffix(c.queueName(), ".fifo") }
+func (c *connConfig) fifo() bool { return strings.HasSuffix(c.queueName(), ".fifo") }
 
 type sinkConfig struct {
-	connection
+	connConfig
 	MessageGroupID relay.Template `json:"message_group_id" doc:"FIFO: the message group; the message's key when empty, and a group of its own for a message without key."`
 	BatchSameGroup bool           `json:"batch_same_group" doc:"FIFO: let one request hold several messages of a group, which is faster with few keys; should SQS then take a later one and not an earlier, the two change places."`
 }
 
-func defaultSinkConfig() sinkConfig {
-	return sinkConfig{connection: connection{Concurrency: 4, RequestTimeout: relaycfg.Duration(10 * time.Second)}}
+func sinkDefaults() sinkConfig {
+	return sinkConfig{connConfig: connConfig{Concurrency: 4, ConfirmTimeout: relaycfg.Duration(10 * time.Second)}}
 }
 
-// Validate is called by relaycfg.Decode.
+// Validate checks the keys against each other.
 func (c *sinkConfig) Validate() error {
 	if err := c.validate(); err != nil {
 		return err
@@ -88,22 +78,22 @@ func (c *sinkConfig) Validate() error {
 }
 
 type sourceConfig struct {
-	connection
+	connConfig
 	MaxMessages       int               `json:"max_messages" relay:"min=1" doc:"Messages to ask for in one request, at most 10."`
 	WaitTime          relaycfg.Duration `json:"wait_time_seconds" doc:"How long a request waits for a message while there is none, at most 20s, and a stop for such a request."`
 	VisibilityTimeout relaycfg.Duration `json:"visibility_timeout" relay:"unit=s,min=1000000000" doc:"How long a received message stays hidden from others; extended for as long as the relay has it."`
 }
 
-func defaultSourceConfig() sourceConfig {
+func sourceDefaults() sourceConfig {
 	return sourceConfig{
-		connection:        connection{Concurrency: 2, RequestTimeout: relaycfg.Duration(10 * time.Second)},
+		connConfig:        connConfig{Concurrency: 2, ConfirmTimeout: relaycfg.Duration(10 * time.Second)},
 		MaxMessages:       10,
 		WaitTime:          relaycfg.Duration(2 * time.Second),
 		VisibilityTimeout: relaycfg.Duration(30 * time.Second),
 	}
 }
 
-// Validate is called by relaycfg.Decode.
+// Validate checks the keys against each other.
 func (c *sourceConfig) Validate() error {
 	switch {
 	case c.MaxMessages > 10:

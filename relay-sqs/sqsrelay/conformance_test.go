@@ -112,7 +112,7 @@ func queueConfig(url string, more map[string]any) json.RawMessage {
 
 func openSink(t testing.TB, url string, more map[string]any) relay.Sink {
 	t.Helper()
-	s, err := newSink(t.Context(), testEnv(), queueConfig(url, more))
+	s, err := Backend().Sink.New(t.Context(), testEnv(), queueConfig(url, more))
 	if err != nil {
 		t.Fatalf("open sink: %v", err)
 	}
@@ -122,7 +122,7 @@ func openSink(t testing.TB, url string, more map[string]any) relay.Sink {
 
 func openSource(t testing.TB, url string, more map[string]any) relay.Source {
 	t.Helper()
-	s, err := newSource(t.Context(), testEnv(), queueConfig(url, more))
+	s, err := Backend().Source.New(t.Context(), testEnv(), queueConfig(url, more))
 	if err != nil {
 		t.Fatalf("open source: %v", err)
 	}

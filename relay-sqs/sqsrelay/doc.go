@@ -1,36 +1,7 @@
 // Package sqsrelay connects the relay to Amazon SQS, and to servers that speak
 // its JSON protocol.
 //
-// # Keys of the sink
-//
-//	queue_url           required; a name that ends in .fifo makes it a FIFO queue
-//	message_group_id    FIFO: template of the message group; the message's key when empty,
-//	                    and a group of its own for a message without key
-//	batch_same_group    FIFO: false (default); true lets one request hold several messages of a group
-//	concurrency         4 (default): requests at a time
-//
-// # Keys of the source
-//
-//	queue_url           as above
-//	max_messages        10 (default): messages to ask for in one request
-//	wait_time_seconds   2 (default): how long a request waits when there is none; more makes
-//	                    fewer requests, and as many seconds of a stop while the queue is empty
-//	visibility_timeout  30 (default): seconds for which a received message stays hidden;
-//	                    extended for as long as the relay has it
-//	concurrency         2 (default): requests at a time; a standard queue read by one keeps
-//	                    what order it has
-//
-// # Keys of both
-//
-//	region              AWS region; that of queue_url when empty
-//	endpoint            server instead of AWS; that of queue_url when its host is not at amazonaws.com
-//	access_key_id       static credentials; the SDK's chain when empty
-//	secret_access_key   with access_key_id
-//	session_token       when access_key_id is a temporary one
-//	role_arn            role to assume with the credentials
-//	request_timeout     10s (default): how long a request may take, a long poll's wait not counted
-//
-// # A message on the wire
+// # What travels
 //
 //	MessageBody              the body
 //	MessageGroupId           FIFO: the group, see message_group_id
@@ -38,50 +9,54 @@
 //	attributes               dedup_key (the id), Pgtrickle-Subject, Pgtrickle-Op, Pgtrickle-Outbox-Id,
 //	                         Pgtrickle-Full-Refresh, Pgtrickle-Key, Content-Type, and the message's headers
 //
-// A group or an id of more than 128 characters, or with others than printable
-// ASCII without space, is written as its SHA-256 in hexadecimal. The attributes
-// hold the originals.
+// A group or an id of more than 128 characters, or with characters other than
+// printable ASCII without space, is written as its SHA-256 in hexadecimal. The
+// attributes hold the originals.
 //
-// SQS allows ten attributes. What does not fit, and what SQS would not take for an
-// attribute (an empty value, a name with other characters than a-z A-Z 0-9 _ - .,
-// a control character) goes into the tenth, Pgtrickle-Headers, as a JSON list of
-// [name, value].
+// SQS allows ten attributes. The tenth, Pgtrickle-Headers, is a JSON list of
+// [name, value]. It holds what does not fit, and what SQS refuses as an attribute:
+// an empty value, a name with characters other than a-z A-Z 0-9 _ - ., a control
+// character.
 //
-// The source reads all of this back. A stranger's message gets its
-// MessageGroupId, a space and its MessageDeduplicationId for an id, unless the
-// latter is the body's hash (a queue with content-based deduplication; the same
-// body may come again), else its MessageId; its MessageGroupId for a key, the queue's name for a subject, and
-// the operation "event". The origin is sqs:<queue>.
+// The source reads all of this back. A message of another publisher gets:
+//
+//	id        its MessageGroupId, a space and its MessageDeduplicationId; or its
+//	          MessageId if the latter is missing or is the body's hash (a queue with
+//	          content-based deduplication: the same body may come again)
+//	key       its MessageGroupId
+//	subject   the queue's name
+//	op        event
+//
+// The origin is sqs:QUEUE.
 //
 // # Delivery
 //
-// SQS may refuse any entry of a request and take the others. A group therefore
-// has one message in flight, and a request takes messages of up to ten groups:
-// full speed with many keys, a round trip for each message with a single one.
-// batch_same_group puts up to ten messages of a group into a request. Should SQS
-// then refuse one for a passing reason and take the next, the two change places.
+// SQS may refuse any entry of a request and accept the others. A group therefore
+// has one message in flight, and a request holds messages of up to ten groups: full
+// speed with many keys, a round trip for each message with a single one.
+// batch_same_group puts up to ten messages of a group into a request. If SQS then
+// refuses one for a passing reason and accepts the next, the two change places.
 //
-// A FIFO queue drops a second message with the same id within five minutes, so
-// a retry writes nothing twice unless it comes later than that. A standard queue
+// A FIFO queue drops a second message with the same id within five minutes, so a
+// retry writes nothing twice unless it comes later than that. A standard queue
 // neither orders nor deduplicates; the attribute dedup_key lets receivers do so.
 //
 // The limit of a message with its attributes is the queue's MaximumMessageSize:
 // 1 MiB since August 2025, 256 KiB on queues that kept the old default. A request
 // holds ten messages and 1 MiB.
 //
-// The source deletes messages after Ack, and keeps them hidden until then. A
-// FIFO queue gives nothing of a group while a message of it is out, so a group's
-// order holds with any concurrency. When the source stops it lets its last requests
-// end, as SQS would give messages to those that nobody waits for, too, and then
-// makes visible what it has not settled. After a crash that happens when visibility_timeout is over.
-// SQS lets nobody hide a message for more than 12 hours.
+// The source deletes messages after Ack, and keeps them hidden until then. A FIFO
+// queue delivers nothing of a group while a message of it is hidden, so a group's
+// order holds with any concurrency. When the source stops, it waits for its last
+// requests and makes visible what it has not settled. After a crash that happens
+// when visibility_timeout is over. SQS hides a message for at most 12 hours.
 //
 // # Errors
 //
-//	the message can never be delivered   a body that is empty, is not UTF-8, or has characters that XML has not (SQS:
+//	the message can never be delivered   a body that is empty, is not UTF-8, or has characters that XML forbids (SQS:
 //	                                     InvalidMessageContents); a message above the limit (MessageTooLong,
 //	                                     BatchRequestTooLong); InvalidParameterValue, InvalidAttributeValue,
-//	                                     MissingParameter, and any other entry for which SQS blames the sender;
+//	                                     MissingParameter, and any other entry with SenderFault;
 //	                                     a row without the template's field
 //	the pipeline stops                   QueueDoesNotExist; AccessDenied, InvalidClientTokenId, UnrecognizedClientException,
 //	                                     SignatureDoesNotMatch, InvalidSecurity, MissingAuthenticationToken, ExpiredToken of a

@@ -5,34 +5,41 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/sqs/types"
 	"github.com/aws/smithy-go"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
-// classify marks err by the table in the package's documentation. What is not in
-// it is transient.
+var (
+	errClosed     = errors.New("the sink is closed")
+	errFull       = errors.New("the request is full")
+	errUnanswered = errors.New("the answer of SQS leaves the message out")
+)
+
+// classify marks err by the table in the package's documentation. Every
+// other error is transient.
 func (q *queue) classify(err error) error {
 	var api smithy.APIError
 	if !errors.As(err, &api) {
 		return err
 	}
-	return q.mark(err, api.ErrorCode())
+	return q.classifyCode(err, api.ErrorCode())
 }
 
 // entryError is the error of one entry of a batch.
 func (q *queue) entryError(e *types.BatchResultErrorEntry) error {
-	code := text(e.Code)
-	err := fmt.Errorf("%s: %s", code, text(e.Message))
-	marked := q.mark(err, code)
-	if e.SenderFault && !relay.IsFatal(marked) {
+	code := aws.ToString(e.Code)
+	err := fmt.Errorf("%s: %s", code, aws.ToString(e.Message))
+	classified := q.classifyCode(err, code)
+	if e.SenderFault && !relay.IsFatal(classified) {
 		return relay.Permanent(err)
 	}
-	return marked
+	return classified
 }
 
-func (q *queue) mark(err error, code string) error {
+func (q *queue) classifyCode(err error, code string) error {
 	// Old and new protocols spell some codes with and without a prefix.
 	code = strings.TrimPrefix(code, "AWS.SimpleQueueService.")
 	switch code {
@@ -48,15 +55,8 @@ func (q *queue) mark(err error, code string) error {
 		return relay.Fatal(err)
 	case "ExpiredToken", "ExpiredTokenException":
 		if q.cfg.SessionToken != "" && q.cfg.RoleARN == "" {
-			return relay.Fatal(err) // nobody will renew it
+			return relay.Fatal(err) // nothing renews it
 		}
 	}
 	return err
-}
-
-func text(s *string) string {
-	if s == nil {
-		return ""
-	}
-	return *s
 }

@@ -214,7 +214,7 @@ func TestForeignIDs(t *testing.T) {
 	client := rawClient(endpoint)
 	body := `{"a":1}`
 	var sent []*sqs.SendMessageOutput
-	for _, id := range []string{"given", bodyHash([]byte(body))} {
+	for _, id := range []string{"given", hash([]byte(body))} {
 		out, err := client.SendMessage(t.Context(), &sqs.SendMessageInput{QueueUrl: &url, MessageBody: &body, MessageGroupId: aws.String("g" + id[:1]), MessageDeduplicationId: aws.String(id)})
 		if err != nil {
 			t.Fatal(err)
@@ -278,14 +278,14 @@ func TestMessageGroup(t *testing.T) {
 func TestMissingQueue(t *testing.T) {
 	endpoint := relaytest.Endpoint(t, endpointEnv)
 	raw := queueConfig(endpoint+"/000000000000/no-such-queue", nil)
-	if _, err := newSink(t.Context(), testEnv(), raw); !relay.IsFatal(err) {
+	if _, err := Backend().Sink.New(t.Context(), testEnv(), raw); !relay.IsFatal(err) {
 		t.Errorf("open a sink onto a missing queue = %v, want a fatal error", err)
 	}
-	if _, err := newSource(t.Context(), testEnv(), raw); !relay.IsFatal(err) {
+	if _, err := Backend().Source.New(t.Context(), testEnv(), raw); !relay.IsFatal(err) {
 		t.Errorf("open a source at a missing queue = %v, want a fatal error", err)
 	}
 	raw = queueConfig("http://127.0.0.1:1/000000000000/q", nil)
-	if _, err := newSink(t.Context(), testEnv(), raw); err == nil || relay.IsFatal(err) {
+	if _, err := Backend().Sink.New(t.Context(), testEnv(), raw); err == nil || relay.IsFatal(err) {
 		t.Errorf("open a sink onto a server that is away = %v, want a transient error", err)
 	}
 }
@@ -304,7 +304,7 @@ func TestTooLarge(t *testing.T) {
 
 func TestErrorClasses(t *testing.T) {
 	t.Parallel()
-	q := &queue{cfg: &connection{SessionToken: "static"}}
+	q := &queue{cfg: &connConfig{SessionToken: "static"}}
 	for name, tc := range map[string]struct {
 		code   string
 		sender bool

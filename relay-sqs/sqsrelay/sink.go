@@ -2,34 +2,31 @@ package sqsrelay
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 
 	"github.com/aws/aws-sdk-go-v2/service/sqs"
 	"github.com/aws/aws-sdk-go-v2/service/sqs/types"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
-	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
 )
 
-var errClosed = errors.New("sink is closed")
-
+// sink sends batches with several requests at a time. SQS may refuse any entry of a
+// request and accept the rest, so a message group is a lane: the next message of a
+// lane is ready only when the one before is settled.
 type sink struct {
 	cfg    sinkConfig
 	queue  *queue
-	fifo   bool
 	closed bool
 	free   []*request // requests whose memory can be used again
 
-	// Of one Publish, kept for the next.
-	groups  map[string]int32 // the last message of a group
-	next    []int32          // the message of the same group that follows, or -1
-	ready   []int32          // messages that may be sent now
-	held    map[string]struct{}
+	// Of one Publish, reused by the next.
+	batch   []relay.Message
+	outcome relay.Outcome
+	lanes   relay.Lanes
+	ready   []int // messages that may be sent now
 	scratch []byte
 }
 
@@ -37,39 +34,41 @@ type sink struct {
 type request struct {
 	writer  entries
 	entries [maxEntries]types.SendMessageBatchRequestEntry
-	indexes []int32
+	indexes []int // of its messages in the batch
 	size    int
 	failed  [maxEntries]error
 	stop    error // the request itself failed: nothing more may be sent
 }
 
-func newSink(ctx context.Context, env relay.Env, raw json.RawMessage) (relay.Sink, error) {
-	cfg := defaultSinkConfig()
-	if err := relaycfg.Decode(raw, &cfg); err != nil {
-		return nil, err
-	}
-	s := &sink{cfg: cfg, fifo: cfg.fifo(), groups: make(map[string]int32), held: make(map[string]struct{})}
+var (
+	_ relay.Limiter   = (*sink)(nil)
+	_ relay.Pinger    = (*sink)(nil)
+	_ relay.Router    = (*sink)(nil)
+	_ relay.Guarantor = (*sink)(nil)
+)
+
+func newSink(ctx context.Context, env relay.Env, cfg sinkConfig) (*sink, error) {
+	s := &sink{cfg: cfg}
 	var err error
-	s.queue, err = openQueue(ctx, &s.cfg.connection)
-	if err != nil {
+	if s.queue, err = openQueue(ctx, &s.cfg.connConfig); err != nil {
 		return nil, err
 	}
 	env.Logger.DebugContext(ctx, "queue found", "queue", cfg.QueueURL, "message_limit_bytes", s.queue.limit)
 	return s, nil
 }
 
-// Limits asks for batches that keep all requests full.
+// Limits implements [relay.Limiter], with batches that keep all requests full.
 func (s *sink) Limits() (messages, bytes int) { return 0, 8 << 20 }
 
-// Ping looks the queue up.
-func (s *sink) Ping(ctx context.Context) error { return s.queue.look(ctx) }
+// Ping implements [relay.Pinger].
+func (s *sink) Ping(ctx context.Context) error { return s.queue.check(ctx) }
 
-// Destination returns the queue.
+// Destination implements [relay.Router].
 func (s *sink) Destination(*relay.Message) (string, error) { return s.cfg.QueueURL, nil }
 
-// Guarantee depends on the kind of queue.
+// Guarantee implements [relay.Guarantor]. It depends on the kind of queue.
 func (s *sink) Guarantee() relay.Guarantee {
-	if s.fifo {
+	if s.cfg.fifo() {
 		return relay.Guarantee{
 			Delivery: "effectively once", Dedup: "MessageDeduplicationId, for 5 minutes", Order: "per message group",
 			Weakest: "a retry more than 5 minutes after the first attempt",
@@ -81,14 +80,13 @@ func (s *sink) Guarantee() relay.Guarantee {
 	}
 }
 
-// Close ends the sink. Its idle connections close by themselves.
+// Close implements [relay.Sink]. Idle connections close by themselves.
 func (s *sink) Close() error {
 	s.closed = true
 	return nil
 }
 
-// Publish keeps concurrency requests in flight. A group has a message in one of
-// them at most, because SQS may refuse any entry of a request and take the rest.
+// Publish implements [relay.Sink]. It keeps concurrency requests in flight.
 func (s *sink) Publish(ctx context.Context, batch []relay.Message) error {
 	if s.closed {
 		return errClosed
@@ -96,23 +94,23 @@ func (s *sink) Publish(ctx context.Context, batch []relay.Message) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	var failed relay.BatchError
-	s.line(batch, &failed)
+	s.begin(batch)
 	loaded, results := make(chan *request, s.cfg.Concurrency), make(chan *request, s.cfg.Concurrency)
 	var workers sync.WaitGroup
-	started, flying := 0, 0
+	started, inFlight := 0, 0
 	var stop error
-	for flying > 0 || len(s.ready) > 0 {
-		for stop == nil && flying < s.cfg.Concurrency && len(s.ready) > 0 {
-			r := s.load(batch, &failed)
+	for inFlight > 0 || len(s.ready) > 0 && stop == nil {
+		for stop == nil && inFlight < s.cfg.Concurrency && len(s.ready) > 0 {
+			r := s.load()
 			if len(r.indexes) == 0 {
 				s.free = append(s.free, r)
 				continue
 			}
 			loaded <- r
-			if flying++; flying > started {
+			if inFlight++; inFlight > started {
 				started++
-				// One for many requests: the client needs a deep stack, which is costly to grow.
+				// One goroutine for many requests: the client needs a deep stack, which is
+				// costly to grow.
 				workers.Go(func() {
 					for r := range loaded {
 						s.send(ctx, r)
@@ -121,118 +119,101 @@ func (s *sink) Publish(ctx context.Context, batch []relay.Message) error {
 				})
 			}
 		}
-		if flying == 0 {
-			break
+		if inFlight > 0 {
+			r := <-results
+			inFlight--
+			if stop == nil {
+				stop = r.stop
+			}
+			s.settle(r)
 		}
-		r := <-results
-		flying--
-		if r.stop != nil && stop == nil {
-			stop = r.stop
-		}
-		s.take(r, batch, &failed)
 	}
 	close(loaded)
 	workers.Wait()
 	if stop != nil {
-		return s.unsent(batch, &failed, stop)
+		s.outcome.FailRest(stop)
 	}
-	return failed.Err()
+	err := s.outcome.Err()
+	s.outcome.Reset(nil)
+	s.lanes.Reset(0)
+	s.batch = nil
+	return err
 }
 
-// line chains the messages of each group and makes the first of each ready.
-func (s *sink) line(batch []relay.Message, failed *relay.BatchError) {
-	clear(s.groups)
-	clear(s.held)
-	s.next, s.ready = s.next[:0], s.ready[:0]
+// begin splits the batch into lanes and makes the first message of each ready.
+func (s *sink) begin(batch []relay.Message) {
+	s.batch, s.ready = batch, s.ready[:0]
+	s.outcome.Reset(batch)
+	s.lanes.Reset(len(batch))
 	for i := range batch {
-		s.next = append(s.next, -1)
 		group, err := s.group(&batch[i])
 		if err != nil {
-			s.fail(failed, batch, int32(i), err) //nolint:gosec // a batch is far smaller
+			s.outcome.Fail(i, err)
 			continue
 		}
-		if last, ok := s.groups[string(group)]; ok && len(group) > 0 {
-			s.next[last] = int32(i) //nolint:gosec // see above
-		} else {
-			s.ready = append(s.ready, int32(i)) //nolint:gosec // see above
-		}
-		if len(group) > 0 {
-			s.groups[string(group)] = int32(i) //nolint:gosec // see above
-		}
+		s.lanes.AddBytes(i, group)
+	}
+	for lane := range s.lanes.Len() {
+		s.ready = append(s.ready, s.lanes.First(lane))
 	}
 }
 
-// group returns what orders m: "" is a group of its own. A standard queue keeps
-// no order, so there nothing waits for anything.
-func (s *sink) group(m *relay.Message) ([]byte, error) {
-	if !s.fifo {
+// group returns what orders m; a message without group is a lane of its own. A
+// standard queue keeps no order, so none of its messages has one.
+func (s *sink) group(m *relay.Message) (group []byte, err error) {
+	switch {
+	case !s.cfg.fifo():
 		return nil, nil
-	}
-	if s.cfg.MessageGroupID.IsZero() {
+	case s.cfg.MessageGroupID.IsZero():
 		s.scratch = append(s.scratch[:0], m.Key...)
-		return s.scratch, nil
+	default:
+		s.scratch, err = s.cfg.MessageGroupID.Append(s.scratch[:0], m)
 	}
-	var err error
-	s.scratch, err = s.cfg.MessageGroupID.Append(s.scratch[:0], m)
 	return s.scratch, err
 }
 
-func (s *sink) fail(failed *relay.BatchError, batch []relay.Message, i int32, err error) {
-	failed.Fail(int(i), err)
-	if key := batch[i].Key; key != "" {
-		s.held[strings.Clone(key)] = struct{}{}
-	}
-}
-
 // load fills a request with what is ready.
-func (s *sink) load(batch []relay.Message, failed *relay.BatchError) *request {
+func (s *sink) load() *request {
 	var r *request
 	if n := len(s.free); n > 0 {
 		r, s.free = s.free[n-1], s.free[:n-1]
 	} else {
-		r = &request{writer: entries{fifo: s.fifo}}
+		r = &request{writer: entries{fifo: s.cfg.fifo()}}
 	}
 	r.indexes, r.size, r.stop = r.indexes[:0], 0, nil
 	clear(r.failed[:])
 	taken := 0
 	for taken < len(s.ready) && len(r.indexes) < maxEntries {
 		i := s.ready[taken]
-		added, err := s.add(r, batch, i)
-		if !added && err == nil {
-			break // no room
+		err := s.add(r, i)
+		if errors.Is(err, errFull) {
+			break
 		}
 		taken++
 		if err != nil {
-			s.refuse(batch, failed, i, err)
+			s.outcome.Fail(i, err)
+			s.advance(r, i)
 			continue
 		}
-		for s.cfg.BatchSameGroup && s.next[i] >= 0 && len(r.indexes) < maxEntries {
-			following := s.next[i]
-			if added, err = s.add(r, batch, following); !added {
-				if err != nil {
-					s.refuse(batch, failed, following, err)
-					s.next[i] = -1
-				}
-				break
+		for j := s.lanes.Next(i); s.cfg.BatchSameGroup && j >= 0 && len(r.indexes) < maxEntries; j = s.lanes.Next(j) {
+			if s.add(r, j) != nil {
+				break // it is ready again when the messages before it are settled
 			}
-			i = following
 		}
 	}
 	s.ready = append(s.ready[:0], s.ready[taken:]...)
 	return r
 }
 
-// add puts message i into r. It returns false and no error when r is full.
-func (s *sink) add(r *request, batch []relay.Message, i int32) (bool, error) {
-	m := &batch[i]
-	if m.Key != "" && len(s.held) > 0 {
-		if _, held := s.held[m.Key]; held {
-			return false, relay.ErrHeldBack
-		}
+// add puts message i into r. It returns errFull if r has no room for it.
+func (s *sink) add(r *request, i int) error {
+	if s.outcome.Held(i) {
+		return relay.ErrHeldBack
 	}
+	m := &s.batch[i]
 	group, err := s.group(m)
 	if err != nil {
-		return false, err
+		return err
 	}
 	name := string(group)
 	if name == "" {
@@ -240,135 +221,85 @@ func (s *sink) add(r *request, batch []relay.Message, i int32) (bool, error) {
 	}
 	n := len(r.indexes)
 	size, err := r.writer.fill(&r.entries[n], m, name)
-	if err == nil && size > s.queue.limit {
-		err = relay.Permanent(fmt.Errorf("message of %d bytes with its attributes; the queue takes %d", size, s.queue.limit))
-	}
-	if err != nil {
-		return false, err
-	}
-	if n > 0 && r.size+size > maxRequest {
-		return false, nil
+	switch {
+	case err != nil:
+		return err
+	case size > s.queue.limit:
+		return relay.Permanent(fmt.Errorf("message of %d bytes with its attributes; the queue's limit is %d", size, s.queue.limit))
+	case n > 0 && r.size+size > maxRequest:
+		return errFull
 	}
 	r.entries[n].Id = &entryIDs[n]
 	r.indexes = append(r.indexes, i)
 	r.size += size
-	return true, nil
-}
-
-// refuse fails message i and what follows it in its group, unless that is of
-// another key, which then moves up.
-func (s *sink) refuse(batch []relay.Message, failed *relay.BatchError, i int32, err error) {
-	s.fail(failed, batch, i, err)
-	for j := s.next[i]; j >= 0; j = s.next[j] {
-		if _, held := s.held[batch[j].Key]; !held || batch[j].Key == "" {
-			s.ready = append(s.ready, j)
-			return
-		}
-		failed.Fail(int(j), relay.ErrHeldBack)
-	}
-}
-
-// send sends r and notes what became of its entries.
-func (s *sink) send(ctx context.Context, r *request) {
-	err := s.sendEntries(ctx, r, 0, len(r.indexes))
-	if relay.IsPermanent(err) && len(r.indexes) > 1 {
-		// SQS refused the request for one of its entries. One by one they tell.
-		for i := range r.indexes {
-			if i > 0 && r.stop != nil {
-				r.failed[i] = r.stop
-				continue
-			}
-			if err := s.sendEntries(ctx, r, i, i+1); err != nil {
-				r.failed[i] = err
-				if !relay.IsPermanent(err) {
-					r.stop = err
-				}
-			}
-		}
-		return
-	}
-	if err == nil {
-		return
-	}
-	for i := range r.indexes {
-		r.failed[i] = err
-	}
-	if !relay.IsPermanent(err) {
-		r.stop = err
-	}
-}
-
-func (s *sink) sendEntries(ctx context.Context, r *request, from, to int) error {
-	ctx, cancel := context.WithTimeout(ctx, s.cfg.RequestTimeout.D())
-	defer cancel()
-	res, err := s.queue.client.SendMessageBatch(ctx, &sqs.SendMessageBatchInput{QueueUrl: &s.cfg.QueueURL, Entries: r.entries[from:to]})
-	if err != nil {
-		return s.queue.classify(fmt.Errorf("send %d messages to %s: %w", to-from, s.cfg.QueueURL, err))
-	}
-	// An entry that the answer leaves out is not confirmed.
-	for i := from; i < to; i++ {
-		r.failed[i] = errUnanswered
-	}
-	for i := range res.Successful {
-		if at := entryIndex(res.Successful[i].Id); at >= from && at < to {
-			r.failed[at] = nil
-		}
-	}
-	for i := range res.Failed {
-		if at := entryIndex(res.Failed[i].Id); at >= from && at < to {
-			r.failed[at] = s.queue.entryError(&res.Failed[i])
-		}
-	}
 	return nil
 }
 
-var errUnanswered = errors.New("the answer of SQS leaves the message out")
+// advance makes the message after message i in its lane ready, unless r has it too.
+func (s *sink) advance(r *request, i int) {
+	if j := s.lanes.Next(i); j >= 0 && !slices.Contains(r.indexes, j) {
+		s.ready = append(s.ready, j)
+	}
+}
 
-// take notes r's results and makes ready what waited for them.
-func (s *sink) take(r *request, batch []relay.Message, failed *relay.BatchError) {
+// settle takes over the results of r.
+func (s *sink) settle(r *request) {
 	for n, i := range r.indexes {
-		if r.failed[n] != nil {
-			s.refuseSent(r, n, batch, failed)
-			continue
+		if err := r.failed[n]; err != nil {
+			s.outcome.Fail(i, err)
+		} else {
+			s.outcome.Confirm(i)
 		}
-		if j := s.next[i]; j >= 0 && !r.has(j) {
-			s.ready = append(s.ready, j)
-		}
+		s.advance(r, i)
 	}
 	s.free = append(s.free, r)
 }
 
-func (r *request) has(i int32) bool {
-	return slices.Contains(r.indexes, i)
-}
-
-// refuseSent fails entry n of r. What follows it in its group was sent with it
-// where batch_same_group is on, and has an answer of its own.
-func (s *sink) refuseSent(r *request, n int, batch []relay.Message, failed *relay.BatchError) {
-	i := r.indexes[n]
-	if j := s.next[i]; j >= 0 && r.has(j) {
-		s.fail(failed, batch, i, r.failed[n])
+// send sends r. If SQS refuses the whole request for one of its entries, it sends
+// the entries one by one.
+func (s *sink) send(ctx context.Context, r *request) {
+	err := s.sendEntries(ctx, r, 0, len(r.indexes))
+	if !relay.IsPermanent(err) || len(r.indexes) == 1 {
 		return
 	}
-	s.refuse(batch, failed, i, r.failed[n])
+	for i := range r.indexes {
+		if r.stop != nil {
+			r.failed[i] = r.stop
+			continue
+		}
+		_ = s.sendEntries(ctx, r, i, i+1) // the entry has the error
+	}
 }
 
-// unsent fails everything that has no answer with stop.
-func (s *sink) unsent(batch []relay.Message, failed *relay.BatchError, stop error) error {
-	for _, i := range s.ready {
-		for j := i; j >= 0; j = s.next[j] {
-			if _, ok := failed.Failed[int(j)]; !ok {
-				failed.Fail(int(j), stop)
-			}
+// sendEntries sends a part of r and records the results. It returns the error of
+// the request, which it records too.
+func (s *sink) sendEntries(ctx context.Context, r *request, from, to int) error {
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.ConfirmTimeout.D())
+	defer cancel()
+	res, err := s.queue.client.SendMessageBatch(ctx, &sqs.SendMessageBatchInput{QueueUrl: &s.cfg.QueueURL, Entries: r.entries[from:to]})
+	answer := errUnanswered // of an entry that the answer leaves out
+	if err != nil {
+		err = s.queue.classify(fmt.Errorf("send %d messages to %s: %w", to-from, s.cfg.QueueURL, err))
+		answer = err
+		if !relay.IsPermanent(err) {
+			r.stop = err
 		}
 	}
-	if len(failed.Failed) < len(batch) {
-		return failed
+	for i := from; i < to; i++ {
+		r.failed[i] = answer
 	}
-	for _, err := range failed.Failed {
-		if relay.IsPermanent(err) {
-			return failed
+	if err != nil {
+		return err
+	}
+	for i := range res.Successful {
+		if at := entryIndex(res.Successful[i].Id, to); at >= from {
+			r.failed[at] = nil
 		}
 	}
-	return stop
+	for i := range res.Failed {
+		if at := entryIndex(res.Failed[i].Id, to); at >= from {
+			r.failed[at] = s.queue.entryError(&res.Failed[i])
+		}
+	}
+	return nil
 }

@@ -2,21 +2,21 @@ package sqsrelay
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/sqs"
 	"github.com/aws/aws-sdk-go-v2/service/sqs/types"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
-	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
 )
 
 type source struct {
@@ -29,8 +29,8 @@ type source struct {
 	errs   chan error
 	rest   []relay.Message
 
-	stop    context.CancelFunc // of asking for more
-	abandon context.CancelFunc // of what was asked
+	stop    context.CancelFunc // ends the polls after their present request
+	abandon context.CancelFunc // ends all requests
 	polls   sync.WaitGroup
 	keeper  sync.WaitGroup
 
@@ -45,17 +45,18 @@ type receipt struct {
 	deleted bool
 }
 
-func newSource(ctx context.Context, env relay.Env, raw json.RawMessage) (relay.Source, error) {
-	cfg := defaultSourceConfig()
-	if err := relaycfg.Decode(raw, &cfg); err != nil {
-		return nil, err
-	}
+var (
+	_ relay.Pinger    = (*source)(nil)
+	_ relay.Guarantor = (*source)(nil)
+)
+
+func newSource(ctx context.Context, env relay.Env, cfg sourceConfig) (*source, error) {
 	s := &source{
 		cfg: cfg, env: env, origin: "sqs:" + cfg.queueName(),
 		chunks: make(chan []relay.Message), errs: make(chan error), held: make(map[*receipt]struct{}),
 	}
 	var err error
-	if s.queue, err = openQueue(ctx, &s.cfg.connection); err != nil {
+	if s.queue, err = openQueue(ctx, &s.cfg.connConfig); err != nil {
 		return nil, err
 	}
 	ctx, s.abandon = context.WithCancel(context.WithoutCancel(ctx))
@@ -68,22 +69,20 @@ func newSource(ctx context.Context, env relay.Env, raw json.RawMessage) (relay.S
 	return s, nil
 }
 
-// Ping looks the queue up.
-func (s *source) Ping(ctx context.Context) error { return s.queue.look(ctx) }
+// Ping implements [relay.Pinger].
+func (s *source) Ping(ctx context.Context) error { return s.queue.check(ctx) }
 
-// Guarantee depends on the kind of queue.
+// Guarantee implements [relay.Guarantor]. It depends on the kind of queue.
 func (s *source) Guarantee() relay.Guarantee {
-	g := relay.Guarantee{
-		Delivery: "at least once; effectively once into an inbox", Dedup: "attribute dedup_key, else MessageId", Order: "none",
-		Weakest: "the queue's retention, or a redrive policy that counts receives",
-	}
+	g := Backend().SourceGuarantee
+	g.Dedup, g.Order = "attribute dedup_key, else MessageId", "none"
 	if s.cfg.fifo() {
 		g.Dedup, g.Order = "attribute dedup_key, else message group and MessageDeduplicationId", "per message group"
 	}
 	return g
 }
 
-// Receive hands out what was received, by as many requests as have an answer.
+// Receive implements [relay.Source], with what all answered requests have brought.
 func (s *source) Receive(ctx context.Context, limit int) ([]relay.Message, error) {
 	if len(s.rest) == 0 {
 		select {
@@ -94,14 +93,13 @@ func (s *source) Receive(ctx context.Context, limit int) ([]relay.Message, error
 		case s.rest = <-s.chunks:
 		}
 	}
-	for len(s.rest) < limit {
+	for more := true; more && len(s.rest) < limit; {
 		select {
-		case more := <-s.chunks:
-			s.rest = append(s.rest, more...)
-			continue
+		case chunk := <-s.chunks:
+			s.rest = append(s.rest, chunk...)
 		default:
+			more = false
 		}
-		break
 	}
 	n := min(limit, len(s.rest))
 	out := s.rest[:n:n]
@@ -109,14 +107,14 @@ func (s *source) Receive(ctx context.Context, limit int) ([]relay.Message, error
 	return out, nil
 }
 
-// poll receives until polling ends, and lets its last request come to its end. A
-// FIFO queue gives nothing of a group while messages of it are out, so that
-// several polls do not mix up a group.
+// poll receives until polling ends, and then waits for its last answer. A FIFO queue
+// delivers nothing of a group while messages of it are hidden, so several polls
+// keep the order of a group.
 func (s *source) poll(ctx, polling context.Context) {
 	for polling.Err() == nil {
 		chunk, err := s.receive(ctx)
 		switch {
-		case polling.Err() != nil: // what came is held, and Close gives it back
+		case polling.Err() != nil: // Close makes what came visible again
 			return
 		case err != nil:
 			select {
@@ -134,7 +132,7 @@ func (s *source) poll(ctx, polling context.Context) {
 
 func (s *source) receive(ctx context.Context) ([]relay.Message, error) {
 	asked := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, s.cfg.WaitTime.D()+s.cfg.RequestTimeout.D())
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.WaitTime.D()+s.cfg.ConfirmTimeout.D())
 	defer cancel()
 	res, err := s.queue.client.ReceiveMessage(ctx, &sqs.ReceiveMessageInput{
 		QueueUrl:                    &s.cfg.QueueURL,
@@ -147,8 +145,8 @@ func (s *source) receive(ctx context.Context) ([]relay.Message, error) {
 	if err != nil {
 		return nil, s.queue.classify(fmt.Errorf("receive from %s: %w", s.cfg.QueueURL, err))
 	}
-	// The queue has hidden them some time after it was asked; that it was later
-	// can only be known up to the wait.
+	// The queue hid them some time between the request and its answer. The earlier
+	// time is safe, but a long poll may have waited for most of it.
 	until := time.Now().Add(s.cfg.VisibilityTimeout.D())
 	if len(res.Messages) > 0 && time.Since(asked) < s.cfg.VisibilityTimeout.D()/4 {
 		until = asked.Add(s.cfg.VisibilityTimeout.D())
@@ -157,7 +155,7 @@ func (s *source) receive(ctx context.Context) ([]relay.Message, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i := range res.Messages {
-		r := &receipt{handle: text(res.Messages[i].ReceiptHandle), until: until}
+		r := &receipt{handle: aws.ToString(res.Messages[i].ReceiptHandle), until: until}
 		s.held[r] = struct{}{}
 		chunk[i] = s.message(&res.Messages[i])
 		chunk[i].Token = r
@@ -170,9 +168,9 @@ func (s *source) visibility() int32 {
 }
 
 func (s *source) message(in *types.Message) relay.Message {
-	m := relay.Message{Subject: s.cfg.queueName(), Op: relay.OpEvent, Body: []byte(text(in.Body)), Origin: s.origin}
+	m := relay.Message{Subject: s.cfg.queueName(), Op: relay.OpEvent, Body: []byte(aws.ToString(in.Body)), Origin: s.origin}
 	for name, a := range in.MessageAttributes {
-		value := text(a.StringValue)
+		value := aws.ToString(a.StringValue)
 		if a.StringValue == nil {
 			value = string(a.BinaryValue)
 		}
@@ -188,8 +186,8 @@ func (s *source) message(in *types.Message) relay.Message {
 	if millis, err := strconv.ParseInt(in.Attributes["SentTimestamp"], 10, 64); err == nil {
 		m.Time = time.UnixMilli(millis)
 	}
-	if m.ID == "" { // not one of ours
-		m.ID = strangersID(in, m.Body)
+	if m.ID == "" { // from another publisher
+		m.ID = foreignID(in, m.Body)
 		if m.Key == "" {
 			m.Key = in.Attributes["MessageGroupId"]
 		}
@@ -197,14 +195,14 @@ func (s *source) message(in *types.Message) relay.Message {
 	return m
 }
 
-// strangersID identifies a message that the relay has not sent. Where the queue
-// deduplicates by group, two groups may use the same id; neither holds a space.
-func strangersID(in *types.Message, body []byte) string {
+// foreignID identifies a message of another publisher. If the queue deduplicates by
+// group, two groups may use the same id; neither contains a space.
+func foreignID(in *types.Message, body []byte) string {
 	id := in.Attributes["MessageDeduplicationId"]
-	// A queue with content-based deduplication uses the body's hash, and a body
-	// may come again when the five minutes of deduplication are over.
-	if id == "" || id == bodyHash(body) {
-		return text(in.MessageId)
+	// A queue with content-based deduplication uses the body's hash, and the same
+	// body may come again after the five minutes of deduplication.
+	if id == "" || id == hash(body) {
+		return aws.ToString(in.MessageId)
 	}
 	return in.Attributes["MessageGroupId"] + " " + id
 }
@@ -212,7 +210,7 @@ func strangersID(in *types.Message, body []byte) string {
 func addPacked(m *relay.Message, packed string) {
 	var pairs [][2]string
 	if json.Unmarshal([]byte(packed), &pairs) != nil {
-		m.AddWireHeader(attrHeaders, packed) // somebody else's
+		m.AddWireHeader(attrHeaders, packed) // of another publisher
 		return
 	}
 	for _, p := range pairs {
@@ -224,12 +222,7 @@ func addPacked(m *relay.Message, packed string) {
 	}
 }
 
-func bodyHash(body []byte) string {
-	sum := sha256.Sum256(body)
-	return hex.EncodeToString(sum[:])
-}
-
-// Ack deletes the messages, several requests at a time.
+// Ack implements [relay.Source]. It deletes the messages, several requests at a time.
 func (s *source) Ack(ctx context.Context, batch []relay.Message) error {
 	open := make([]*receipt, 0, len(batch))
 	s.mu.Lock()
@@ -241,31 +234,26 @@ func (s *source) Ack(ctx context.Context, batch []relay.Message) error {
 		}
 		if !r.deleted { // by an Ack that failed for others
 			open = append(open, r)
-			// It is stored. Should it never be deleted, because nobody tries again, it has to
-			// come again, or it would stay hidden and hold up its group for ever.
+			// It is settled. If no Ack ever deletes it, it must become visible again, or
+			// it would block its group without end.
 			delete(s.held, r)
 		}
 	}
 	s.mu.Unlock()
-	parts := make(chan []*receipt)
-	errs := make([]error, min(s.cfg.Concurrency, (len(open)+maxEntries-1)/maxEntries))
-	var wait sync.WaitGroup
-	for w := range errs {
-		wait.Go(func() {
-			for part := range parts {
-				if errs[w] == nil {
-					errs[w] = s.delete(ctx, part)
+	parts := slices.Collect(slices.Chunk(open, maxEntries))
+	errs := make([]error, len(parts))
+	var next atomic.Int32
+	var workers sync.WaitGroup
+	for range min(s.cfg.Concurrency, len(parts)) {
+		workers.Go(func() {
+			for i := int(next.Add(1)) - 1; i < len(parts); i = int(next.Add(1)) - 1 {
+				if errs[i] = s.delete(ctx, parts[i]); errs[i] != nil {
+					return
 				}
 			}
 		})
 	}
-	for len(open) > 0 {
-		n := min(maxEntries, len(open))
-		parts <- open[:n]
-		open = open[n:]
-	}
-	close(parts)
-	wait.Wait()
+	workers.Wait()
 	return errors.Join(errs...)
 }
 
@@ -274,7 +262,7 @@ func (s *source) delete(ctx context.Context, part []*receipt) error {
 	for i, r := range part {
 		entries[i] = types.DeleteMessageBatchRequestEntry{Id: &entryIDs[i], ReceiptHandle: &r.handle}
 	}
-	ctx, cancel := context.WithTimeout(ctx, s.cfg.RequestTimeout.D())
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.ConfirmTimeout.D())
 	defer cancel()
 	res, err := s.queue.client.DeleteMessageBatch(ctx, &sqs.DeleteMessageBatchInput{QueueUrl: &s.cfg.QueueURL, Entries: entries})
 	if err != nil {
@@ -283,25 +271,22 @@ func (s *source) delete(ctx context.Context, part []*receipt) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i := range res.Successful {
-		if at := entryIndex(res.Successful[i].Id); at >= 0 && at < len(part) {
+		if at := entryIndex(res.Successful[i].Id, len(part)); at >= 0 {
 			part[at].deleted = true
 		}
 	}
 	var failure error
 	for i := range res.Failed {
 		f := &res.Failed[i]
-		at := entryIndex(f.Id)
-		if at < 0 || at >= len(part) {
-			continue
-		}
-		if stale(text(f.Code)) {
-			// The message was out for too long and comes again; its id tells that it
-			// has been here. No second try will delete it by this receipt.
-			s.env.Logger.InfoContext(ctx, "a message could not be deleted as its visibility timeout had passed; it comes again", "code", text(f.Code))
+		at := entryIndex(f.Id, len(part))
+		if at >= 0 && stale(aws.ToString(f.Code)) {
+			// The message is visible again and its receipt is of no more use. It will be
+			// delivered again, and known by its id.
+			s.env.Logger.InfoContext(ctx, "settled message will come again", "code", aws.ToString(f.Code))
 			part[at].deleted = true
-			continue
+		} else if at >= 0 {
+			failure = fmt.Errorf("delete a message from %s: %s: %s", s.cfg.QueueURL, aws.ToString(f.Code), aws.ToString(f.Message))
 		}
-		failure = fmt.Errorf("delete a message from %s: %s: %s", s.cfg.QueueURL, text(f.Code), text(f.Message))
 	}
 	return failure
 }
@@ -316,7 +301,7 @@ func (s *source) keepHidden(ctx context.Context) {
 	half := s.cfg.VisibilityTimeout.D() / 2
 	tick := time.NewTicker(max(half/4, 100*time.Millisecond))
 	defer tick.Stop()
-	failing := false // said once
+	failing := false // logged once
 	for {
 		select {
 		case <-ctx.Done():
@@ -324,7 +309,7 @@ func (s *source) keepHidden(ctx context.Context) {
 		case now := <-tick.C:
 			err := s.setVisibility(ctx, s.hiddenUntil(now.Add(half)), s.visibility())
 			if err != nil && ctx.Err() == nil && !failing {
-				s.env.Logger.WarnContext(ctx, "could not extend the visibility timeout of received messages; they may come again", "err", err)
+				s.env.Logger.WarnContext(ctx, "visibility timeout not extended", "err", err)
 			}
 			failing = err != nil
 		}
@@ -345,15 +330,13 @@ func (s *source) hiddenUntil(t time.Time) []*receipt {
 
 func (s *source) setVisibility(ctx context.Context, receipts []*receipt, seconds int32) error {
 	var failure error
-	for len(receipts) > 0 {
-		part := receipts[:min(maxEntries, len(receipts))]
-		receipts = receipts[len(part):]
+	for part := range slices.Chunk(receipts, maxEntries) {
 		entries := make([]types.ChangeMessageVisibilityBatchRequestEntry, len(part))
 		for i, r := range part {
 			entries[i] = types.ChangeMessageVisibilityBatchRequestEntry{Id: &entryIDs[i], ReceiptHandle: &r.handle, VisibilityTimeout: seconds}
 		}
 		until := time.Now().Add(time.Duration(seconds) * time.Second)
-		attempt, cancel := context.WithTimeout(ctx, s.cfg.RequestTimeout.D())
+		attempt, cancel := context.WithTimeout(ctx, s.cfg.ConfirmTimeout.D())
 		res, err := s.queue.client.ChangeMessageVisibilityBatch(attempt, &sqs.ChangeMessageVisibilityBatchInput{QueueUrl: &s.cfg.QueueURL, Entries: entries})
 		cancel()
 		if err != nil {
@@ -362,13 +345,13 @@ func (s *source) setVisibility(ctx context.Context, receipts []*receipt, seconds
 		}
 		s.mu.Lock()
 		for i := range res.Successful {
-			if at := entryIndex(res.Successful[i].Id); at >= 0 && at < len(part) {
+			if at := entryIndex(res.Successful[i].Id, len(part)); at >= 0 {
 				part[at].until = until
 			}
 		}
 		for i := range res.Failed {
-			// It is visible again, or was deleted just now: nothing left to extend.
-			if at := entryIndex(res.Failed[i].Id); at >= 0 && at < len(part) && res.Failed[i].SenderFault {
+			// It is visible again or deleted.
+			if at := entryIndex(res.Failed[i].Id, len(part)); at >= 0 && res.Failed[i].SenderFault {
 				delete(s.held, part[at])
 			}
 		}
@@ -377,14 +360,14 @@ func (s *source) setVisibility(ctx context.Context, receipts []*receipt, seconds
 	return failure
 }
 
-// closeGrace is how long Close allows an answer that is due, and what it gives
-// back, to take.
+// closeGrace is how long Close waits for an answer that is due, and again for what
+// it sends itself.
 const closeGrace = 2 * time.Second
 
-// Close gives back what is not settled, so that the next owner need not wait for
-// the visibility timeout. It waits for requests that are out, wait_time_seconds
-// at most while the queue is empty: SQS goes on with one that nobody waits for
-// any more, and what it gives to that stays hidden for a visibility timeout.
+// Close implements [relay.Source]. It makes what is not settled visible again, so
+// that the next owner need not wait for the visibility timeout. It waits for
+// requests in flight, for wait_time_seconds at most: SQS does not notice that a
+// request was abandoned, and would hide the messages that it delivers to it.
 func (s *source) Close() error {
 	s.stop()
 	late := time.AfterFunc(s.cfg.WaitTime.D()+closeGrace, s.abandon)
@@ -392,8 +375,8 @@ func (s *source) Close() error {
 	late.Stop()
 	s.abandon()
 	s.keeper.Wait()
-	ctx, cancel := context.WithTimeout(context.Background(), closeGrace) // outlives what was abandoned
+	ctx, cancel := context.WithTimeout(context.Background(), closeGrace) // ctx of the requests has ended
 	defer cancel()
-	_ = s.setVisibility(ctx, s.hiddenUntil(time.Now().Add(24*time.Hour)), 0) // else they come when the timeout has passed
+	_ = s.setVisibility(ctx, s.hiddenUntil(time.Now().Add(24*time.Hour)), 0) // else they come after the timeout
 	return nil
 }

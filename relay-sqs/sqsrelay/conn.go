@@ -20,21 +20,20 @@ import (
 
 // queue is one queue and the client for it.
 type queue struct {
-	cfg    *connection
+	cfg    *connConfig
 	client *sqs.Client
-	limit  int // bytes that a message may have
+	limit  int // of a message, in bytes
 }
 
-// maxRequest is what a message and what a request may have at most, in bytes.
-// It was 256 KiB until August 2025; queues from before keep a lower limit of
-// their own in MaximumMessageSize.
+// maxRequest bounds a message and a request, in bytes. It was 256 KiB until August
+// 2025; older queues keep a lower limit of their own in MaximumMessageSize.
 const maxRequest = 1 << 20
 
-// maxEntries is what a batch request may have at most.
+// maxEntries bounds a batch request.
 const maxEntries = 10
 
-func openQueue(ctx context.Context, cfg *connection) (*queue, error) {
-	// The engine retries, and knows what may be sent again.
+func openQueue(ctx context.Context, cfg *connConfig) (*queue, error) {
+	// The client must not retry: the engine does, and knows what may be sent again.
 	client := awshttp.NewBuildableClient().WithTransportOptions(func(t *http.Transport) {
 		t.MaxIdleConnsPerHost = 2*cfg.Concurrency + 2
 		t.WriteBufferSize = 64 << 10         // a request of ten small messages goes out in one piece
@@ -65,13 +64,13 @@ func openQueue(ctx context.Context, cfg *connection) (*queue, error) {
 		o.BaseEndpoint = endpoint(cfg)
 		o.HTTPClient = plainBodies{o.HTTPClient}
 	})
-	return q, q.look(ctx)
+	return q, q.check(ctx)
 }
 
 // plainBodies hides the WriteTo method of request bodies. The SDK closes a body
-// once the answer has begun, and WriteTo of a closed one returns io.EOF as an
-// error; net/http, which looks for more of the body in that moment, then gives up
-// the connection in the middle of the answer, and with it what was received.
+// when the answer begins, and WriteTo of a closed body returns io.EOF as an error.
+// If net/http looks for more of the body in that moment, it closes the connection
+// in the middle of the answer, and the received messages are lost.
 type plainBodies struct{ sqs.HTTPClient }
 
 func (c plainBodies) Do(r *http.Request) (*http.Response, error) {
@@ -81,16 +80,16 @@ func (c plainBodies) Do(r *http.Request) (*http.Response, error) {
 	return c.HTTPClient.Do(r)
 }
 
-func endpoint(cfg *connection) *string {
+func endpoint(cfg *connConfig) *string {
 	if cfg.Endpoint == "" {
 		return nil
 	}
 	return &cfg.Endpoint
 }
 
-// look asks for the queue's limit, and so finds out whether the queue is there.
-func (q *queue) look(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, q.cfg.RequestTimeout.D())
+// check reads the queue's limit, which shows that the queue exists.
+func (q *queue) check(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, q.cfg.ConfirmTimeout.D())
 	defer cancel()
 	res, err := q.client.GetQueueAttributes(ctx, &sqs.GetQueueAttributesInput{
 		QueueUrl:       &q.cfg.QueueURL,

@@ -6,10 +6,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strconv"
+	"regexp"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
+	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/sqs/types"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
@@ -21,18 +23,17 @@ const (
 	attrHeaders  = "Pgtrickle-Headers" // what has no attribute of its own, as a JSON list of pairs
 )
 
-// maxAttributes is what SQS allows a message.
+// maxAttributes is how many attributes SQS allows a message.
 const maxAttributes = 10
 
-// entries makes the messages of a batch into entries of requests, and uses its
-// memory again for the next batch.
+// entries makes entries of requests from messages, in memory that it uses again.
 type entries struct {
 	fifo    bool
 	headers []relay.Header
 	extra   [][2]string
 }
 
-var stringType = "String" //nolint:gochecknoglobals // a constant that needs an address
+var stringType = "String" // a constant that needs an address
 
 // fill makes e the entry for m and returns its size as SQS counts it.
 func (w *entries) fill(e *types.SendMessageBatchRequestEntry, m *relay.Message, group string) (int, error) {
@@ -41,10 +42,8 @@ func (w *entries) fill(e *types.SendMessageBatchRequestEntry, m *relay.Message, 
 		return 0, relay.Permanent(fmt.Errorf("body: %w", err))
 	}
 	e.MessageBody = &body
-	if e.MessageAttributes == nil {
+	if clear(e.MessageAttributes); e.MessageAttributes == nil {
 		e.MessageAttributes = make(map[string]types.MessageAttributeValue, maxAttributes)
-	} else {
-		clear(e.MessageAttributes)
 	}
 	if w.fifo {
 		id, g := token(m.ID), token(group)
@@ -59,8 +58,8 @@ func (w *entries) fill(e *types.SendMessageBatchRequestEntry, m *relay.Message, 
 	return size, nil
 }
 
-// choose returns the attributes of m: its own, and as many of its headers as
-// there may be; one more holds the rest.
+// choose returns the attributes of m: its own, and as many of its headers as SQS
+// allows. One more attribute holds the rest.
 func (w *entries) choose(m *relay.Message) []relay.Header {
 	all := append(w.headers[:0], relay.Header{Name: attrDedupKey, Value: m.ID}, relay.Header{Name: relay.HeaderSubject, Value: m.Subject})
 	all = m.WireHeaders(all)
@@ -68,7 +67,7 @@ func (w *entries) choose(m *relay.Message) []relay.Header {
 	kept := all[:0]
 	for i, h := range all {
 		room := len(kept) < maxAttributes-1 || len(kept) == maxAttributes-1 && i == len(all)-1 && len(w.extra) == 0
-		if room && validAttribute(h) && !named(kept, h.Name) {
+		if room && validAttribute(h) && !slices.ContainsFunc(kept, func(k relay.Header) bool { return strings.EqualFold(k.Name, h.Name) }) {
 			kept = append(kept, h)
 		} else if h.Value != "" || i > 1 {
 			w.extra = append(w.extra, [2]string{h.Name, h.Value})
@@ -84,82 +83,51 @@ func (w *entries) choose(m *relay.Message) []relay.Header {
 	return kept
 }
 
-func named(headers []relay.Header, name string) bool {
-	for i := range headers {
-		if strings.EqualFold(headers[i].Name, name) {
-			return true
-		}
-	}
-	return false
-}
+var attributeName = regexp.MustCompile(`^[\w-]+(\.[\w-]+)*$`)
 
-// validAttribute reports whether SQS takes h for an attribute.
+// validAttribute reports whether SQS accepts h as an attribute.
 func validAttribute(h relay.Header) bool {
-	if h.Name == "" || len(h.Name) > 256 || h.Name[0] == '.' || strings.HasSuffix(h.Name, ".") || strings.Contains(h.Name, "..") {
-		return false
-	}
 	lower := strings.ToLower(h.Name)
-	if strings.HasPrefix(lower, "aws.") || strings.HasPrefix(lower, "amazon.") {
-		return false
-	}
-	for i := range len(h.Name) {
-		c := h.Name[i]
-		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '_' && c != '-' && c != '.' {
-			return false
-		}
-	}
-	return checkText(h.Value) == nil
+	return len(h.Name) <= 256 && attributeName.MatchString(h.Name) && !strings.HasPrefix(lower, "aws.") && !strings.HasPrefix(lower, "amazon.") &&
+		checkText(h.Value) == nil
 }
 
-var errEmpty = errors.New("is empty, and SQS takes no empty text")
+var errEmpty = errors.New("is empty, and SQS refuses empty text")
 
-// checkText returns an error that names the first character that SQS refuses:
-// it takes those that XML has.
+// checkText returns an error that names the first character that SQS refuses: one
+// that XML forbids.
 func checkText(s string) error {
 	if s == "" {
 		return errEmpty
 	}
-	for i := 0; i < len(s); {
-		c := s[i]
-		if c >= 0x20 && c < utf8.RuneSelf || c == '\n' || c == '\t' || c == '\r' {
-			i++
-			continue
-		}
-		if c < 0x20 {
-			return fmt.Errorf("has the control character 0x%02x at byte %d, which SQS refuses", c, i)
-		}
-		r, n := utf8.DecodeRuneInString(s[i:])
-		if r == utf8.RuneError && n == 1 {
+	for i, r := range s {
+		switch {
+		case r == utf8.RuneError && !strings.HasPrefix(s[i:], string(utf8.RuneError)):
 			return fmt.Errorf("is not UTF-8 at byte %d, which SQS refuses", i)
-		}
-		if r == 0xFFFE || r == 0xFFFF {
+		case r < ' ' && r != '\n' && r != '\t' && r != '\r':
+			return fmt.Errorf("has the control character 0x%02x at byte %d, which SQS refuses", r, i)
+		case r == 0xFFFE || r == 0xFFFF:
 			return fmt.Errorf("has the character %U at byte %d, which SQS refuses", r, i)
 		}
-		i += n
 	}
 	return nil
 }
 
-// token returns s where it may be a group or deduplication id, else its SHA-256:
-// SQS allows up to 128 of the printable ASCII characters other than the space.
+// token returns s if it may be a group or deduplication id, else its SHA-256: SQS
+// allows up to 128 of the printable ASCII characters other than the space.
 func token(s string) string {
-	ok := s != "" && len(s) <= 128
-	for i := 0; ok && i < len(s); i++ {
-		ok = s[i] > ' ' && s[i] < 0x7f
-	}
-	if ok {
+	if s != "" && len(s) <= 128 && !strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r >= 0x7f }) {
 		return s
 	}
-	sum := sha256.Sum256([]byte(s))
+	return hash([]byte(s))
+}
+
+func hash(b []byte) string {
+	sum := sha256.Sum256(b)
 	return hex.EncodeToString(sum[:])
 }
 
-var entryIDs = [maxEntries]string{"0", "1", "2", "3", "4", "5", "6", "7", "8", "9"} //nolint:gochecknoglobals // constants that need addresses
+var entryIDs = [maxEntries]string{"0", "1", "2", "3", "4", "5", "6", "7", "8", "9"} // constants that need addresses
 
-func entryIndex(id *string) int {
-	i, err := strconv.Atoi(text(id))
-	if err != nil || i < 0 || i >= maxEntries {
-		return -1
-	}
-	return i
-}
+// entryIndex returns the index of the entry with id among n, or -1.
+func entryIndex(id *string, n int) int { return slices.Index(entryIDs[:n], aws.ToString(id)) }
