@@ -13,38 +13,36 @@
 //	received_at    clock_timestamp() of the database                no
 //	trace_id       the trace id of a W3C traceparent header         no
 //
-// A column that is not needed and does not exist is passed over, so that a table
-// of the user's own will do. Names come from [Columns], then from the row that
-// pgtrickle.pgt_inbox_config has for the table, then from the list above. The
-// name "-" turns a column off. What is empty becomes NULL.
+// A column that is not needed and does not exist is left out, so any table with an
+// id and a payload will do. Names come from [Columns], then from the table's row in
+// pgtrickle.pgt_inbox_config, then from the list above. The name "-" turns a column
+// off. An empty value becomes NULL.
 //
-// received_at takes clock_timestamp() and not now(), so that the rows of one
-// batch sort in the order in which they came.
+// received_at is clock_timestamp() and not now(), so that the rows of one batch sort
+// in the order in which they came.
 //
 // # Delivery
 //
-// A batch is one INSERT … ON CONFLICT (event_id) DO NOTHING: one round trip, and
-// it is there whole or not at all. A message that is already there counts as
+// A batch is one INSERT … ON CONFLICT (event_id) DO NOTHING: one round trip, which
+// inserts the whole batch or nothing. A message that the table has counts as
 // confirmed, so delivery is effectively once for as long as the row is kept.
 // Messages are inserted in the order of the batch.
 //
-// After sixteen batches without a duplicate the ON CONFLICT is left out, for as
-// long as there is none. The unique key then refuses a batch with a duplicate,
-// which the server's log shows as one error, and the batch is inserted again, with
-// ON CONFLICT, in the same call.
+// After sixteen batches without a duplicate the sink leaves ON CONFLICT out, until
+// there is one. The unique key then refuses that batch, which the server's log shows
+// as an error, and the same call inserts it again with ON CONFLICT.
 //
-// A partitioned table whose partition key is not the event id cannot have a
-// unique key on the event id alone. There the sink takes an advisory lock of the
-// transaction and inserts what a lookup by event id does not find, in one round
-// trip as well.
+// A partitioned table whose partition key is not the event id cannot have a unique
+// key on the event id alone. For such a table the sink takes an advisory lock of the
+// transaction and inserts what a lookup by event id does not find, in one round trip
+// as well.
 //
 // # Privileges
 //
-// USAGE on the schema and INSERT on the columns, and SELECT on the event id,
-// which PostgreSQL asks of ON CONFLICT (event_id). Without that SELECT the sink
-// says ON CONFLICT DO NOTHING; it refuses to do so where the table has a further
-// unique key, because then PostgreSQL would also pass over, without a word, a
-// message that violates that one.
+// USAGE on the schema, INSERT on the columns, and SELECT on the event id, which
+// ON CONFLICT (event_id) requires. Without that SELECT the sink uses ON CONFLICT DO
+// NOTHING. It refuses to do so if the table has another unique key, because
+// PostgreSQL would then silently drop a message that violates that one.
 //
 // # Errors
 //

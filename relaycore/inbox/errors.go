@@ -9,7 +9,9 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
-// SQLSTATEs that need a look of their own.
+var errClosed = errors.New("the sink is closed")
+
+// SQLSTATEs that are told apart from others of their class.
 const (
 	checkViolation        = "23514"
 	invalidStatementName  = "26000"

@@ -8,21 +8,22 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
-// Config says which table to write to.
+// Config names the table to write to.
 type Config struct {
 	Schema  string // empty means pgtrickle
-	Table   string // as it is in the catalog; "schema.table" will do
-	Source  string // what the source column holds for messages without Origin
+	Table   string // as in the catalog, or schema.table
+	Source  string // value of the source column for messages without Origin
 	Columns Columns
 }
 
-// Columns names the columns to write. An empty name means the one in
-// pgtrickle.pgt_inbox_config, else the usual one; "-" means none.
+// Columns names the columns to write. An empty name means the name in
+// pgtrickle.pgt_inbox_config, or else the default; "-" means none.
 type Columns struct {
 	ID          string // event_id
 	EventType   string // event_type
@@ -33,8 +34,8 @@ type Columns struct {
 	TraceID     string // trace_id
 }
 
-// maxBatchBytes keeps the copies of a batch that lie in our buffers and in
-// pgx's small; larger batches are not faster.
+// maxBatchBytes bounds the copies of a batch in the buffers of the sink and of pgx.
+// Larger batches are not faster.
 const maxBatchBytes = 4 << 20
 
 // Sink writes to one inbox table. It is a [relay.Sink].
@@ -46,23 +47,45 @@ type Sink struct {
 	fresh      int // batches in a row without a duplicate
 	closed     bool
 
-	arrays  []array
-	values  [][]byte
+	// Of one Publish, reused by the next.
+	types   *pgtype.Map
+	columns []values // by column of the table
+	params  [][]byte // encoded, in pgx's binary formats
 	formats []int16
-	inBatch map[string]struct{} // only where the table cannot tell duplicates in a batch
+	inBatch map[string]struct{} // ids; only for a table that cannot find duplicates in a batch
 }
 
-// Open checks the table, its columns, its unique key and the role's privileges.
-// What only an operator can mend is an error of class fatal that says how. The
-// pool stays the caller's.
+// values are one column of a batch. A nil element is NULL.
+type values struct {
+	texts []*string
+	rows  [][]byte // of the payload
+	buf   []byte
+}
+
+// keepBuffer is the largest buffer that is kept for the next batch.
+const keepBuffer = 2 << 20
+
+var (
+	_ relay.Sink       = (*Sink)(nil)
+	_ relay.Limiter    = (*Sink)(nil)
+	_ relay.Duplicates = (*Sink)(nil)
+	_ relay.Pinger     = (*Sink)(nil)
+	_ relay.Router     = (*Sink)(nil)
+	_ relay.Guarantor  = (*Sink)(nil)
+)
+
+// Open checks the table, its columns, its unique key and the role's privileges. An
+// error that only an operator can cure is fatal and names the cure. The pool stays
+// the caller's.
 func Open(ctx context.Context, pool *pgxpool.Pool, cfg Config) (*Sink, error) {
 	t, err := inspect(ctx, pool, cfg)
 	if err != nil {
 		return nil, classify(err)
 	}
 	s := &Sink{pool: pool, table: t, source: cfg.Source}
-	s.arrays = make([]array, len(t.columns))
-	s.values = make([][]byte, len(t.paramOIDs))
+	s.types = pgtype.NewMap()
+	s.columns = make([]values, len(t.columns))
+	s.params = make([][]byte, len(t.paramOIDs))
 	s.formats = make([]int16, len(t.paramOIDs))
 	for i := range s.formats {
 		s.formats[i] = pgx.BinaryFormatCode
@@ -76,9 +99,11 @@ func Open(ctx context.Context, pool *pgxpool.Pool, cfg Config) (*Sink, error) {
 // Publish inserts batch in one transaction.
 func (s *Sink) Publish(ctx context.Context, batch []relay.Message) error {
 	if s.closed {
-		return fmt.Errorf("insert into %s: sink is closed", s.table.name)
+		return errClosed
 	}
-	s.encode(batch)
+	if err := s.encode(batch); err != nil {
+		return s.fail(err)
+	}
 	conn, err := s.pool.Acquire(ctx)
 	if err != nil {
 		return s.fail(err)
@@ -88,7 +113,7 @@ func (s *Sink) Publish(ctx context.Context, batch []relay.Message) error {
 	if err != nil {
 		s.fresh = 0
 		if statementLost(err) {
-			_ = conn.Conn().Close(ctx) // pgx believes the statement is there: only a new connection has it
+			_ = conn.Conn().Close(ctx) // only a new connection makes pgx prepare the statement again
 		}
 		return s.fail(err)
 	}
@@ -104,16 +129,16 @@ func (s *Sink) fail(err error) error {
 	return classify(fmt.Errorf("insert into %s: %w", s.table.name, err))
 }
 
-// trusting is how many batches in a row must have been new before the next one
-// is taken to be new too.
+// trusting is how many batches in a row must have been new before the sink expects
+// the next one to be new too.
 const trusting = 16
 
 // insert sends the encoded batch and returns the number of new rows.
 //
-// ON CONFLICT costs the server a fifth more: each row is looked up first, and
-// written in two steps. Duplicates come after a start or a failure, and seldom
-// between. So a batch behind many new ones is inserted without it, and once more
-// with it when the unique key says no: the first attempt has then left nothing.
+// ON CONFLICT costs the server a fifth more: it looks up each row first, and writes
+// it in two steps. Duplicates come after a start or a failure, and seldom between.
+// So a batch after many new ones is inserted without it. If that violates the unique
+// key, nothing was inserted, and the batch is inserted again with ON CONFLICT.
 func (s *Sink) insert(ctx context.Context, conn *pgx.Conn) (inserted int, err error) {
 	if s.table.lookup {
 		return s.insertLocked(ctx, conn)
@@ -134,16 +159,16 @@ func (s *Sink) run(ctx context.Context, conn *pgx.Conn, st statement) (int, erro
 	}
 	var result *pgconn.ResultReader
 	if prepared {
-		result = conn.PgConn().ExecPrepared(ctx, st.name, s.values, s.formats, nil)
+		result = conn.PgConn().ExecPrepared(ctx, st.name, s.params, s.formats, nil)
 	} else {
-		result = conn.PgConn().ExecParams(ctx, st.sql, s.values, s.table.paramOIDs, s.formats, nil)
+		result = conn.PgConn().ExecParams(ctx, st.sql, s.params, s.table.paramOIDs, s.formats, nil)
 	}
 	tag, err := result.Close()
 	return int(tag.RowsAffected()), err
 }
 
-// prepare reports whether st is prepared on conn. A pool that has been told not
-// to prepare runs behind a pooler that would mix up prepared statements.
+// prepare prepares st on conn and reports whether it did. A pool that is configured
+// not to prepare runs behind a pooler that would mix up prepared statements.
 func prepare(ctx context.Context, conn *pgx.Conn, st statement) (bool, error) {
 	if conn.Config().DefaultQueryExecMode != pgx.QueryExecModeCacheStatement {
 		return false, nil
@@ -163,42 +188,60 @@ func (s *Sink) insertLocked(ctx context.Context, conn *pgx.Conn) (int, error) {
 	p := conn.PgConn().StartPipeline(ctx)
 	p.SendQueryParams(s.table.lock, nil, nil, nil, nil)
 	if prepared {
-		p.SendQueryPrepared(s.table.insert.name, s.values, s.formats, nil)
+		p.SendQueryPrepared(s.table.insert.name, s.params, s.formats, nil)
 	} else {
-		p.SendQueryParams(s.table.insert.sql, s.values, s.table.paramOIDs, s.formats, nil)
-	}
-	if err := p.Sync(); err != nil {
-		return 0, errors.Join(err, p.Close())
+		p.SendQueryParams(s.table.insert.sql, s.params, s.table.paramOIDs, s.formats, nil)
 	}
 	inserted := 0
-	for {
-		results, err := p.GetResults()
-		if err != nil {
-			return 0, errors.Join(err, p.Close())
-		}
+	for err = p.Sync(); err == nil; {
+		var results any
+		results, err = p.GetResults()
 		switch r := results.(type) {
 		case *pgconn.ResultReader:
-			tag, err := r.Close()
-			if err != nil {
-				return 0, errors.Join(err, p.Close())
-			}
-			if tag.Insert() {
+			var tag pgconn.CommandTag
+			if tag, err = r.Close(); tag.Insert() {
 				inserted = int(tag.RowsAffected())
 			}
 		case *pgconn.PipelineSync:
 			return inserted, p.Close()
 		}
 	}
+	return 0, errors.Join(err, p.Close())
 }
 
-// encode fills s.values with one array per column, or with one value for a
-// column in which all messages have the same.
-func (s *Sink) encode(batch []relay.Message) {
-	for i := range s.arrays {
-		c := &s.table.columns[i]
-		s.arrays[i].reset(c.elem, c.constant > 0)
+// encode makes the parameters: an array per column, or one value for a column in
+// which all messages have the same.
+func (s *Sink) encode(batch []relay.Message) (err error) {
+	s.collect(batch)
+	for i := range s.columns {
+		v, c := &s.columns[i], &s.table.columns[i]
+		if cap(v.buf) > keepBuffer {
+			v.buf = nil
+		}
+		if c.constant > 0 {
+			s.params[c.constant-1] = v.takeConstant()
+		}
+		array := any(v.texts)
+		if c.field == fieldPayload {
+			array = v.rows
+		}
+		if v.buf, err = s.types.Encode(c.array, pgx.BinaryFormatCode, array, v.buf[:0]); err != nil {
+			return fmt.Errorf("encode column %s: %w", c.name, err)
+		}
+		s.params[i] = v.buf
+		clear(v.texts[:cap(v.texts)]) // the batch is not retained
+		clear(v.rows)
 	}
 	clear(s.inBatch)
+	return nil
+}
+
+// collect gathers the columns of batch, without a second message of the same id if
+// the table cannot find it.
+func (s *Sink) collect(batch []relay.Message) {
+	for i := range s.columns {
+		s.columns[i].texts, s.columns[i].rows = s.columns[i].texts[:0], s.columns[i].rows[:0]
+	}
 	for i := range batch {
 		m := &batch[i]
 		if s.inBatch != nil {
@@ -207,35 +250,55 @@ func (s *Sink) encode(batch []relay.Message) {
 			}
 			s.inBatch[m.ID] = struct{}{}
 		}
-		for c := range s.arrays {
-			a := &s.arrays[c]
+		for c := range s.columns {
+			v := &s.columns[c]
 			switch s.table.columns[c].field {
 			case fieldID:
-				a.appendString(m.ID)
+				v.texts = append(v.texts, &m.ID)
 			case fieldPayload:
-				a.appendBytes(m.Row)
+				v.rows = append(v.rows, m.Row)
 			case fieldEventType:
-				a.append(m.Subject)
+				v.add(&m.Subject)
 			case fieldSource:
-				a.append(cmp.Or(m.Origin, s.source))
+				v.add(cmp.Or(orNil(&m.Origin), &s.source))
 			case fieldAggregateID:
-				a.append(m.Key)
+				v.add(&m.Key)
 			case fieldTraceID:
-				a.append(traceID(m))
-			case fieldReceivedAt: // now(), in the statement
+				id := traceID(m)
+				v.add(&id)
+			case fieldReceivedAt: // filled by the statement
 			}
-		}
-	}
-	for i := range s.arrays {
-		elements, constant := s.arrays[i].finish()
-		s.values[i] = elements
-		if n := s.table.columns[i].constant; n > 0 {
-			s.values[n-1] = constant
 		}
 	}
 }
 
-// traceID cuts the trace id out of a traceparent of the form
+// add appends text, or NULL if it is empty.
+func (v *values) add(text *string) { v.texts = append(v.texts, orNil(text)) }
+
+func orNil(text *string) *string {
+	if *text == "" {
+		return nil
+	}
+	return text
+}
+
+// takeConstant returns the text that all elements have, nil for NULL, and removes
+// the elements. It returns nil and removes nothing if they differ.
+func (v *values) takeConstant() []byte {
+	first := v.texts[0]
+	for _, text := range v.texts[1:] {
+		if (text == nil) != (first == nil) || text != nil && *text != *first {
+			return nil
+		}
+	}
+	v.texts = v.texts[:0]
+	if first == nil {
+		return nil
+	}
+	return []byte(*first)
+}
+
+// traceID returns the trace id of a traceparent of the form
 // 00-<32 hex digits>-<16 hex digits>-<2 hex digits>.
 func traceID(m *relay.Message) string {
 	parent, ok := m.Header(relay.HeaderTraceparent)
@@ -257,17 +320,17 @@ func traceID(m *relay.Message) string {
 	return id
 }
 
-// Limits asks for batches that fit the buffers.
+// Limits implements [relay.Limiter], with batches that fit the buffers.
 func (s *Sink) Limits() (messages, bytes int) { return 0, maxBatchBytes }
 
-// TakeDuplicates returns how many messages were already in the table.
+// TakeDuplicates implements [relay.Duplicates].
 func (s *Sink) TakeDuplicates() int {
 	n := s.duplicates
 	s.duplicates = 0
 	return n
 }
 
-// Ping asks the database for an answer.
+// Ping implements [relay.Pinger].
 func (s *Sink) Ping(ctx context.Context) error {
 	if err := s.pool.Ping(ctx); err != nil {
 		return classify(fmt.Errorf("reach the database of inbox %s: %w", s.table.name, err))
@@ -275,10 +338,10 @@ func (s *Sink) Ping(ctx context.Context) error {
 	return nil
 }
 
-// Destination returns the table's name.
+// Destination implements [relay.Router] with the table's name.
 func (s *Sink) Destination(*relay.Message) (string, error) { return s.table.name, nil }
 
-// Guarantee says what the table gives.
+// Guarantee implements [relay.Guarantor]. It depends on the table.
 func (s *Sink) Guarantee() relay.Guarantee {
 	g := relay.Guarantee{
 		Delivery: "effectively once",
@@ -297,9 +360,9 @@ func (s *Sink) Guarantee() relay.Guarantee {
 	return g
 }
 
-// Close gives the buffers back. The pool is the caller's.
+// Close releases the buffers. The pool stays the caller's.
 func (s *Sink) Close() error {
 	s.closed = true
-	s.arrays, s.values, s.inBatch = nil, nil, nil
+	s.columns, s.params, s.inBatch = nil, nil, nil
 	return nil
 }

@@ -9,21 +9,12 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
-)
-
-// OIDs of types, and of the arrays of them, that PostgreSQL has fixed.
-const (
-	byteaOID, byteaArrayOID = 17, 1001
-	textOID, textArrayOID   = 25, 1009
-	jsonOID, jsonArrayOID   = 114, 199
-	timestampOID            = 1114
-	timestamptzOID          = 1184
-	jsonbOID                = 3802
 )
 
 // field is a part of a message that can go to a column.
@@ -43,13 +34,12 @@ const (
 type column struct {
 	field field
 	name  string // quoted
-	elem  uint32 // type of the elements in which it is sent
-	array uint32
+	array uint32 // type of the array in which it is sent
 	cast  string // type to cast to, where an assignment would not do
 
-	// constant is the number of the parameter that holds the value of the whole
-	// batch where there is but one; the array is then empty, which unnest pads
-	// with nulls. An array costs the server several times as much. 0 for none.
+	// constant is the number of the parameter for a column in which the whole batch
+	// has one value. The array is then empty, and unnest pads it with nulls. An array
+	// costs the server several times as much. 0 if the column has no such parameter.
 	constant int
 }
 
@@ -243,14 +233,17 @@ func registeredColumns(ctx context.Context, db pg.Querier, schema, name string) 
 	return c, err
 }
 
+// wanted is a field with the possible names of its column; the first one counts.
+type wanted struct {
+	field                         field
+	configured, registered, usual string
+	needed                        bool
+}
+
 // mapColumns decides which columns are filled, and returns that of the event id.
 func (t *table) mapColumns(configured, registered Columns, attrs []attribute) (id attribute, err error) {
 	filled := make(map[string]bool)
-	for _, want := range []struct {
-		field                         field
-		configured, registered, usual string
-		needed                        bool
-	}{
+	for _, w := range []wanted{
 		{fieldID, configured.ID, registered.ID, "event_id", true},
 		{fieldPayload, configured.Payload, registered.Payload, "payload", true},
 		{fieldEventType, configured.EventType, registered.EventType, "event_type", false},
@@ -259,56 +252,74 @@ func (t *table) mapColumns(configured, registered Columns, attrs []attribute) (i
 		{fieldTraceID, configured.TraceID, registered.TraceID, "trace_id", false},
 		{fieldReceivedAt, configured.ReceivedAt, registered.ReceivedAt, "received_at", false},
 	} {
-		name := cmp.Or(want.configured, want.registered, want.usual)
-		if name == "-" && !want.needed {
-			continue
+		attr, ok, err := t.columnOf(&w, attrs)
+		if err != nil {
+			return id, relay.Fatal(err)
 		}
-		attr, ok := find(attrs, name)
 		if !ok {
-			if want.needed || want.configured != "" {
-				return id, relay.Fatal(t.noColumn(name, want.usual, attrs))
-			}
 			continue
 		}
-		if filled[name] {
-			return id, relay.Fatal(fmt.Errorf("column %q of inbox %s is given two meanings, one of them %s: map each to a column of its own", name, t.name, want.usual))
+		if filled[attr.name] {
+			return id, relay.Fatal(fmt.Errorf("column %q of inbox %s is given two meanings, one of them %s: map each to a column of its own", attr.name, t.name, w.usual))
 		}
-		if attr.generated {
-			return id, relay.Fatal(fmt.Errorf("column %q of inbox %s is generated, so nothing can be written to it: map %s to another column", name, t.name, want.usual))
+		filled[attr.name] = true
+		if w.field == fieldReceivedAt {
+			t.receivedAt = pgx.Identifier{attr.name}.Sanitize()
+			continue
 		}
-		if !attr.insert {
-			return id, relay.Fatal(fmt.Errorf("no INSERT privilege on column %q of inbox %s: GRANT INSERT ON %s to the relay's role, or map %s to \"-\"", name, t.name, t.name, want.usual))
-		}
-		if want.field == fieldReceivedAt {
-			if attr.base != timestamptzOID && attr.base != timestampOID {
-				continue // the user's own idea of it; its default will do
-			}
-			t.receivedAt = pgx.Identifier{name}.Sanitize()
-		} else {
-			t.columns = append(t.columns, newColumn(want.field, attr))
-		}
-		filled[name] = true
-		if want.field == fieldID {
-			id = attr
-			t.idColumn = name
+		t.columns = append(t.columns, newColumn(w.field, attr))
+		if w.field == fieldID {
+			id, t.idColumn = attr, attr.name
 		}
 	}
+	t.numberParams()
+	return id, t.checkRequired(filled, attrs)
+}
+
+// columnOf returns the column for w, and whether there is one that can be filled.
+func (t *table) columnOf(w *wanted, attrs []attribute) (attr attribute, ok bool, err error) {
+	name := cmp.Or(w.configured, w.registered, w.usual)
+	if name == "-" && !w.needed {
+		return attr, false, nil
+	}
+	attr, ok = find(attrs, name)
+	switch {
+	case !ok && (w.needed || w.configured != ""):
+		return attr, false, t.noColumn(name, w.usual, attrs)
+	case !ok:
+		return attr, false, nil
+	case attr.generated:
+		return attr, false, fmt.Errorf("column %q of inbox %s is generated, so nothing can be written to it: map %s to another column", name, t.name, w.usual)
+	case !attr.insert:
+		return attr, false, fmt.Errorf("no INSERT privilege on column %q of inbox %s: GRANT INSERT ON %s to the relay's role, or map %s to \"-\"", name, t.name, t.name, w.usual)
+	case w.field == fieldReceivedAt && attr.base != pgtype.TimestamptzOID && attr.base != pgtype.TimestampOID:
+		return attr, false, nil // a column of the user's own; its default fills it
+	}
+	return attr, true, nil
+}
+
+// checkRequired makes sure that every column that must have a value gets one.
+func (t *table) checkRequired(filled map[string]bool, attrs []attribute) error {
 	for _, a := range attrs {
 		if a.required && !a.generated && !filled[a.name] {
-			return id, relay.Fatal(fmt.Errorf("column %q of inbox %s is NOT NULL without a default, and the relay has nothing to put there: ALTER TABLE %s ALTER COLUMN %s SET DEFAULT … or DROP NOT NULL",
+			return relay.Fatal(fmt.Errorf("column %q of inbox %s is NOT NULL without a default, and the relay has nothing to put there: ALTER TABLE %s ALTER COLUMN %s SET DEFAULT … or DROP NOT NULL",
 				a.name, t.name, t.name, pgx.Identifier{a.name}.Sanitize()))
 		}
 	}
+	return nil
+}
+
+// numberParams numbers the parameters: first the arrays, then the constants.
+func (t *table) numberParams() {
 	for _, c := range t.columns {
 		t.paramOIDs = append(t.paramOIDs, c.array)
 	}
 	for i := range t.columns {
 		if c := &t.columns[i]; c.field != fieldID && c.field != fieldPayload {
-			t.paramOIDs = append(t.paramOIDs, textOID)
+			t.paramOIDs = append(t.paramOIDs, pgtype.TextOID)
 			c.constant = len(t.paramOIDs)
 		}
 	}
-	return id, nil
 }
 
 func find(attrs []attribute, name string) (attribute, bool) {
@@ -336,19 +347,19 @@ func (t *table) noColumn(name, usual string, attrs []attribute) error {
 // Strings are not cast, because a cast to varchar(n) would cut them silently
 // where an assignment is an error.
 func newColumn(f field, a attribute) column {
-	c := column{field: f, name: pgx.Identifier{a.name}.Sanitize(), elem: textOID, array: textArrayOID}
+	c := column{field: f, name: pgx.Identifier{a.name}.Sanitize(), array: pgtype.TextArrayOID}
 	if f == fieldPayload {
 		switch a.base {
-		case jsonbOID:
-			// Text, because an array of jsonb is larger than the text it is made
-			// from, and is built whole before the first row of it is used.
+		case pgtype.JSONBOID:
+			// Text, because an array of jsonb is larger than its text, and the server
+			// builds the whole array before it uses the first row.
 			c.cast = "pg_catalog.jsonb"
 			return c
-		case jsonOID:
-			c.elem, c.array = jsonOID, jsonArrayOID
+		case pgtype.JSONOID:
+			c.array = pgtype.JSONArrayOID
 			return c
-		case byteaOID:
-			c.elem, c.array = byteaOID, byteaArrayOID
+		case pgtype.ByteaOID:
+			c.array = pgtype.ByteaArrayOID
 			return c
 		}
 	}
@@ -456,9 +467,9 @@ func (c column) value(n string) string {
 
 func arrayType(oid uint32) string {
 	switch oid {
-	case jsonArrayOID:
+	case pgtype.JSONArrayOID:
 		return "pg_catalog.json[]"
-	case byteaArrayOID:
+	case pgtype.ByteaArrayOID:
 		return "pg_catalog.bytea[]"
 	}
 	return "pg_catalog.text[]"
