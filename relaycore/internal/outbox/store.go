@@ -15,6 +15,9 @@ type Store interface {
 	// Offset returns the id behind which a pipeline starts if it has no checkpoint.
 	// found is false if there is none or if the role may not read it.
 	Offset(ctx context.Context, pipeline string) (id int64, found bool, err error)
+	// DeadRows returns the ids of the rows of a pipeline's dead letters, and whether
+	// each is dead, rather than parked or waiting for a redrive.
+	DeadRows(ctx context.Context, pipeline string) (ids []int64, dead []bool, err error)
 }
 
 // stored returns the store of a group in the relay's own tables.

@@ -80,8 +80,12 @@ func verify(ctx context.Context, tx pgx.Tx, cfg *Config) (Accounting, error) {
 			return acc, err
 		}
 	}
+	ids, dead, err := cfg.Store(tx).DeadRows(ctx, cfg.Pipeline)
+	if err != nil {
+		return acc, err
+	}
 	sql := strings.NewReplacer("{id}", t.ID(), "{table}", t.Qualified(), "{pending}", pending).Replace(accountSQL)
-	err = tx.QueryRow(ctx, sql, cfg.Group, cfg.Pipeline).Scan(&acc.Committed, &acc.Pending, &acc.Dead, &acc.Parked)
+	err = tx.QueryRow(ctx, sql, ids, dead).Scan(&acc.Committed, &acc.Pending, &acc.Dead, &acc.Parked)
 	if err != nil {
 		return acc, fmt.Errorf("count rows of %s: %w", t.Qualified(), err)
 	}

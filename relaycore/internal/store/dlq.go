@@ -46,27 +46,26 @@ func (s Store) CountDeadLetters(ctx context.Context) (map[Key]DeadLetterCounts, 
 	return counts, nil
 }
 
-// DeadRows returns the outbox ids of the pipeline's dead letters, each with whether
-// it is dead, and not parked or waiting for a redrive.
-func (s Store) DeadRows(ctx context.Context, pipeline string) (map[int64]bool, error) {
+// DeadRows returns the outbox ids of a forward pipeline's dead letters, and whether
+// each is dead, rather than parked or waiting for a redrive.
+func (s Store) DeadRows(ctx context.Context, pipeline string) (ids []int64, dead []bool, err error) {
 	rows, err := s.db.Query(ctx, `
 		SELECT outbox_id, bool_or(status = 'dead') FROM pgtrickle.relay_dead_letters
 		WHERE relay_group_id = @group AND direction = @direction AND pipeline = @pipeline AND outbox_id IS NOT NULL
-		GROUP BY outbox_id`, s.args(Key{relay.Forward, pipeline}, nil))
+		GROUP BY outbox_id ORDER BY outbox_id`, s.args(Key{relay.Forward, pipeline}, nil))
 	if err != nil {
-		return nil, fmt.Errorf("read dead letters: %w", err)
+		return nil, nil, fmt.Errorf("read dead letters: %w", err)
 	}
-	found := make(map[int64]bool)
 	var id int64
-	var dead bool
-	_, err = pgx.ForEachRow(rows, []any{&id, &dead}, func() error {
-		found[id] = dead
+	var isDead bool
+	_, err = pgx.ForEachRow(rows, []any{&id, &isDead}, func() error {
+		ids, dead = append(ids, id), append(dead, isDead)
 		return nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("read dead letters: %w", err)
+		return nil, nil, fmt.Errorf("read dead letters: %w", err)
 	}
-	return found, nil
+	return ids, dead, nil
 }
 
 // DeadLetterFilter selects dead letters of the group. A zero field selects all.
