@@ -78,7 +78,7 @@ log.message.timestamp.after.max.ms=3600000
 }
 
 func (b *broker) java(class string, args ...string) *exec.Cmd {
-	return exec.Command("java", append([]string{"-Xmx400m", "-XX:TieredStopAtLevel=1", "-Xshare:auto", "-cp", filepath.Join(b.jars, "*"), class}, args...)...) //nolint:gosec // a test's own
+	return exec.Command("java", append([]string{"-Xmx400m", "-XX:TieredStopAtLevel=1", "-Xshare:auto", "-cp", filepath.Join(b.jars, "*"), class}, args...)...)
 }
 
 func (b *broker) start(t testing.TB) {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
+	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
 )
 
 func TestSinkConfig(t *testing.T) {
@@ -112,5 +113,22 @@ func TestOldKeys(t *testing.T) {
 		if err := relaycfg.Decode([]byte(raw), &cfg); err != nil || cfg.ConfirmTimeout.D() != 3*time.Second || !cfg.CreateIfMissing {
 			t.Errorf("Decode(%s) = %v, %+v; want 3s, and that topics are created", raw, err, cfg)
 		}
+	}
+}
+
+// The keys of TLS have the names that they had before they were shared.
+func TestTLSKeys(t *testing.T) {
+	t.Parallel()
+	const keys = `{"brokers":"a:1","topic":"t","tls":true,"tls_ca":"ca","tls_cert":"cert","tls_key":"key","tls_server_name":"name"}`
+	want := connection{
+		Brokers: relaycfg.List{"a:1"}, ClientID: defaultClientID, UseTLS: true,
+		TLS: relaynet.TLS{CA: "ca", Cert: "cert", Key: "key", ServerName: "name"},
+	}
+	sink, source := sinkDefaults(), sourceDefaults()
+	if err := relaycfg.Decode([]byte(keys), &sink); err != nil || !reflect.DeepEqual(sink.connection, want) {
+		t.Errorf("Decode of a sink = %v, %+v; want %+v", err, sink.connection, want)
+	}
+	if err := relaycfg.Decode([]byte(keys), &source); err != nil || !reflect.DeepEqual(source.connection, want) {
+		t.Errorf("Decode of a source = %v, %+v; want %+v", err, source.connection, want)
 	}
 }

@@ -108,7 +108,7 @@ func openSource(t testing.TB, config map[string]any) relay.Source {
 	return s
 }
 
-var topicNumber atomic.Int64 //nolint:gochecknoglobals // names of one test run
+var topicNumber atomic.Int64
 
 func newTopicName() string {
 	return fmt.Sprintf("relaytest-%d-%d", time.Now().UnixNano(), topicNumber.Add(1))

@@ -55,7 +55,7 @@ func TestTLSNamesTheBroker(t *testing.T) {
 	server.ClientAuth = tls.NoClientCert
 	server.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		names <- hello.ServerName
-		return nil, nil //nolint:nilnil // server it is
+		return nil, nil
 	}
 	ln, err := tls.Listen("tcp", "127.0.0.1:0", server)
 	if err != nil {

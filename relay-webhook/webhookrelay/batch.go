@@ -45,8 +45,8 @@ func (s *sink) publishArrays(ctx context.Context, batch []relay.Message) error {
 		case i == 0:
 			return err // nothing is confirmed; the engine bisects after a permanent error
 		case relay.IsPermanent(err):
-			// The array is the first of the next attempt, and the engine can bisect.
-			err = fmt.Errorf("array of %d events was refused: %s", end-i, err) //nolint:errorlint // must not be permanent
+			// Not permanent: the array is the first of the next attempt, and the engine can bisect.
+			err = fmt.Errorf("array of %d events was refused: %s", end-i, err.Error())
 		}
 		s.outcome.FailRest(err)
 		break

@@ -7,6 +7,7 @@ import (
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
+	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
 )
 
 func TestSinkConfig(t *testing.T) {
@@ -135,5 +136,19 @@ func TestOldKeys(t *testing.T) {
 		if err := relaycfg.Decode([]byte(raw), &cfg); err != nil || cfg.ConfirmTimeout.D() != 3*time.Second {
 			t.Errorf("Decode(%s) = %v, confirm_timeout %s; want 3s", raw, err, cfg.ConfirmTimeout)
 		}
+	}
+}
+
+// The keys of TLS have the names that they had before they were shared.
+func TestTLSKeys(t *testing.T) {
+	t.Parallel()
+	sink, source := sinkDefaults(), sourceDefaults()
+	err := relaycfg.Decode([]byte(`{"url":"https://h","tls_ca":"ca","tls_cert":"cert","tls_key":"key"}`), &sink)
+	if want := (relaynet.TLS{CA: "ca", Cert: "cert", Key: "key"}); err != nil || sink.TLS != want {
+		t.Errorf("Decode of a sink = %v, %+v; want %+v", err, sink.TLS, want)
+	}
+	err = relaycfg.Decode([]byte(`{"tls_cert":"cert","tls_key":"key","client_ca":"ca"}`), &source)
+	if want := (relaynet.ServerTLS{Cert: "cert", Key: "key", ClientCA: "ca"}); err != nil || source.ServerTLS != want {
+		t.Errorf("Decode of a source = %v, %+v; want %+v", err, source.ServerTLS, want)
 	}
 }
