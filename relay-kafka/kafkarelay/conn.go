@@ -36,7 +36,7 @@ func newCluster(cfg *connection, topics []string) (*cluster, error) {
 	if err != nil {
 		return nil, fmt.Errorf("set up %s: %w", cfg.SASLMechanism, err)
 	}
-	c := &cluster{net: relaynet.Dialer{Timeout: dialTimeout, TLS: tlsConfig}}
+	c := &cluster{net: relaynet.Dialer{Timeout: dialTimeout, TLS: tlsConfig, Wrap: newGuard}}
 	c.transport = &kafka.Transport{
 		Dial: c.net.DialContext, DialTimeout: dialTimeout, IdleTimeout: time.Minute,
 		MetadataTTL: time.Minute, MetadataTopics: topics, ClientID: cfg.ClientID, SASL: mechanism,

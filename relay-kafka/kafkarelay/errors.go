@@ -33,7 +33,10 @@ var (
 // classify gives err the class of the table in the package's documentation.
 func classify(err error) error {
 	var code kafka.Error
+	var wrong *wrongPeerError
 	switch {
+	case errors.As(err, &wrong):
+		return relay.Fatal(err)
 	case !errors.As(err, &code):
 		if untrusted := relaynet.Untrusted(err); untrusted != nil {
 			return untrusted
