@@ -185,6 +185,29 @@ tidy: ## go mod tidy in every module
 generate: ## what SQL and docs know of the backends, from their Go structs
 	scripts/generate.sh
 
+GORELEASER := $(CURDIR)/.cache/bin/goreleaser
+GORELEASER_VERSION := v2.16.0
+SYFT := $(CURDIR)/.cache/bin/syft
+SYFT_VERSION := v1.57.1
+$(GORELEASER):
+	@echo "building goreleaser $(GORELEASER_VERSION) (a few minutes, once)"
+	GOFLAGS= GOWORK=off GOBIN=$(dir $@) go install github.com/goreleaser/goreleaser/v2@$(GORELEASER_VERSION)
+$(SYFT):
+	@echo "building syft $(SYFT_VERSION) (a few minutes, once)"
+	GOFLAGS= GOWORK=off GOBIN=$(dir $@) go install github.com/anchore/syft/cmd/syft@$(SYFT_VERSION)
+
+.PHONY: release-dry
+release-dry: ## release into a bare repository, and go install from an empty directory
+	scripts/release-dry.sh
+
+# A heavy build: the release workflow runs it, .ci/run does not.
+.PHONY: artifacts artifacts-dry
+artifacts: $(GORELEASER) $(SYFT) ## archives, checksums and SBOMs of the tag at HEAD, published; then images for two platforms
+	PATH=$(dir $(SYFT)):$$PATH $(GORELEASER) release --clean
+	PUSH=1 VERSION=$$(git describe --tags --exact-match --match 'v*') deploy/images.sh
+artifacts-dry: $(GORELEASER) $(SYFT) ## the same, nothing published
+	PATH=$(dir $(SYFT)):$$PATH $(GORELEASER) release --snapshot --clean
+
 .PHONY: release
 release: ## tags for vX.Y.Z: make release V=v1.2.3
 	scripts/release.sh $(V)

@@ -6,7 +6,8 @@
 # Where a golang image can be had, the Dockerfile's own build stage compiles the
 # binary. Where not, the image is made of the binary in bin/ (built first, by
 # make) and this machine's CA certificates. RELAY_IMAGES=docker or bin overrides
-# the choice. VERSION names a tag besides dev, PREFIX the repository.
+# the choice. VERSION names a tag besides dev, PREFIX the repository. PUSH=1 builds
+# for amd64 and arm64 and pushes, which needs buildx and a login.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -53,6 +54,11 @@ from_bin() { # from_bin BINARY IMAGE: the second stage of the Dockerfile over a 
 for binary in "$@"; do
 	folder=$(folder_of "$binary") image=$PREFIX/$binary:$VERSION
 	args=(--build-arg "BINARY=$folder" --build-arg "VERSION=$VERSION" --build-arg "REVISION=$REVISION")
+	if [ -n "${PUSH:-}" ]; then
+		docker buildx build -q --push --platform linux/amd64,linux/arm64 "${args[@]}" -t "$image" . >/dev/null
+		say "pushed $image"
+		continue
+	fi
 	case $mode in
 	docker) docker buildx build -q --load "${args[@]}" -t "$image" . >/dev/null ;;
 	bin) from_bin "$binary" "$image" ;;

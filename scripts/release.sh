@@ -5,7 +5,10 @@
 # alone, offline and in Docker. `go install` refuses a replace. So a release is
 # made of commits beside main: relaycore is tagged on main's own commit, then each
 # module that needs it gets a commit without replaces, and its tag there. Main
-# stays as it is.
+# stays as it is. The tag vX.Y.Z on the last commit starts the release workflow.
+#
+# Tags that are there already are kept, so that a release that was interrupted can
+# be run again. REMOTE names the repository that gets the tags.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 version=${1:?usage: scripts/release.sh vX.Y.Z}
@@ -16,9 +19,9 @@ main=$(git rev-parse HEAD)
 remote=${REMOTE:-origin}
 trap 'git checkout -q -' EXIT
 
-publish() { # publish MODULE...: tag what is committed, and push the tags
-	for m in "$@"; do git tag "$m/$version"; done
-	git push "$remote" $(printf "refs/tags/%s/$version " "$@")
+publish() { # publish MODULE...: tag the commit, and push the tags
+	for m in "$@"; do git rev-parse -q --verify "refs/tags/$m/$version" >/dev/null || git tag "$m/$version"; done
+	git push -q "$remote" $(printf "refs/tags/%s/$version " "$@")
 }
 
 unreplace() { # unreplace MODULE: depend on released siblings
@@ -29,7 +32,7 @@ unreplace() { # unreplace MODULE: depend on released siblings
 			go mod edit -dropreplace "$prefix/$sibling" -require "$prefix/$sibling@$version"
 		done
 		GOWORK=off GOFLAGS=-mod=mod go mod tidy
-		GOWORK=off go build ./... && GOWORK=off go vet ./...
+		GOWORK=off go build ./...
 	)
 }
 
@@ -42,8 +45,12 @@ publish "${backends[@]}"
 unreplace relay-all
 git commit -qam "release $version: relay-all on the released backends"
 publish relay-all
+git rev-parse -q --verify "refs/tags/$version" >/dev/null || git tag "$version"
+git push -q "$remote" "refs/tags/$version"
 
 # The proof: from an empty directory, as a user would.
 bin=$(mktemp -d)
-(cd "$bin" && GOBIN=$bin GOWORK=off go install "$prefix/relay-nats@$version" "$prefix/relay-all@$version")
+(cd "$bin" && GOBIN=$bin GOWORK=off go install "$prefix/relay-nats@$version" && GOBIN=$bin GOWORK=off go install "$prefix/relay-all@$version")
 "$bin/relay-nats" version
+"$bin/relay-all" version
+rm -r "$bin"
