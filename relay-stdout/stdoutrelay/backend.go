@@ -2,7 +2,6 @@ package stdoutrelay
 
 import (
 	"context"
-	"encoding/json"
 	"os"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
@@ -15,22 +14,12 @@ func Backend() relay.Backend {
 	return relay.Backend{
 		Name:    "stdout",
 		Aliases: []string{"file", "stdin"},
-		NewSink: func(_ context.Context, _ relay.Env, raw json.RawMessage) (relay.Sink, error) {
-			cfg := sinkDefaults()
-			if err := relaycfg.Decode(raw, &cfg); err != nil {
-				return nil, err
-			}
+		Sink: relaycfg.Sink(sinkDefaults(), func(_ context.Context, _ relay.Env, cfg sinkConfig) (relay.Sink, error) {
 			return newSink(cfg, outs)
-		},
-		NewSource: func(_ context.Context, env relay.Env, raw json.RawMessage) (relay.Source, error) {
-			cfg := sourceDefaults()
-			if err := relaycfg.Decode(raw, &cfg); err != nil {
-				return nil, err
-			}
+		}),
+		Source: relaycfg.Source(sourceDefaults(), func(_ context.Context, env relay.Env, cfg sourceConfig) (relay.Source, error) {
 			return newSource(cfg, env, input)
-		},
-		SinkConfig:   sinkDefaults(),
-		SourceConfig: sourceDefaults(),
+		}),
 		SinkGuarantee: relay.Guarantee{
 			Delivery: "effectively once into a file, with format envelope or cloudevents; at least once otherwise",
 			Dedup:    "the file's tail is read back after a crash",

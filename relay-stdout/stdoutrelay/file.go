@@ -91,17 +91,18 @@ func (s *file) Publish(ctx context.Context, batch []relay.Message) error {
 	if err := s.ready(); err != nil {
 		return err
 	}
-	bad := s.render(batch, 0, s.size == 0)
+	s.render(batch, s.size == 0)
 	if s.cfg.RotateBytes > 0 && s.size > 0 && s.size+int64(len(s.buf)) > int64(s.cfg.RotateBytes) {
 		if err := s.rotate(); err != nil {
 			return classify(fmt.Errorf("rotate %s: %w", s.cfg.Path, err))
 		}
-		bad = s.render(batch, 0, true)
+		s.render(batch, true)
 	}
 	if err := s.write(); err != nil {
 		return classify(fmt.Errorf("write to %s: %w", s.cfg.Path, err))
 	}
-	return bad.Err()
+	s.outcome.ConfirmRest()
+	return s.outcome.Err()
 }
 
 // ready makes sure that the file is open, is still the one at path, and ends

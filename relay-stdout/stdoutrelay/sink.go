@@ -10,16 +10,18 @@ import (
 const maxKeptBuffer = 16 << 20
 
 func newSink(cfg sinkConfig, outs *outputs) (relay.Sink, error) {
-	w := writer{format: cfg.Format, layout: layouts[cfg.Format]}
 	info, err := os.Stat(cfg.Path)
 	if cfg.Path == "" || err == nil && !info.Mode().IsRegular() { // a pipe, a device
 		out, err := outs.acquire(cfg.Path)
 		if err != nil {
 			return nil, err
 		}
-		return &stream{writer: w, outs: outs, out: out}, nil
+		s := &stream{outs: outs, out: out}
+		s.format = cfg.Format
+		return s, nil
 	}
-	f := &file{writer: w, cfg: cfg}
+	f := &file{cfg: cfg}
+	f.format = cfg.Format
 	if err := f.open(); err != nil {
 		return nil, err
 	}
@@ -28,16 +30,14 @@ func newSink(cfg sinkConfig, outs *outputs) (relay.Sink, error) {
 
 // writer lays a batch out in one buffer, so that one call writes it.
 type writer struct {
-	format string
-	layout layout
-	buf    []byte
-	ends   []int // in buf, of each message; 0 for one that is not in it
+	format  string
+	buf     []byte
+	ends    []int // in buf, of each message that fits the format
+	outcome relay.Outcome
 }
 
-// render fills buf with batch from message skip on, and returns the messages
-// that do not fit the format.
-func (w *writer) render(batch []relay.Message, skip int, header bool) *relay.BatchError {
-	bad := &relay.BatchError{}
+// render fills buf with batch, and fails the messages that do not fit the format.
+func (w *writer) render(batch []relay.Message, header bool) {
 	if cap(w.buf) > maxKeptBuffer {
 		w.buf = nil
 	}
@@ -45,19 +45,15 @@ func (w *writer) render(batch []relay.Message, skip int, header bool) *relay.Bat
 	if header && w.format == "csv" {
 		w.buf = append(w.buf, csvHeader...)
 	}
-	failed := map[string]bool{}
-	for i := skip; i < len(batch); i++ {
-		m := &batch[i]
-		err := error(relay.ErrHeldBack)
-		if m.Key == "" || !failed[m.Key] {
-			w.buf, err = w.layout(w.buf, m)
-		}
-		if err != nil {
-			bad.Fail(i, err)
-			failed[m.Key] = true
+	w.outcome.Reset(batch)
+	for i := range batch {
+		if w.outcome.Held(i) {
 			continue
+		}
+		var err error
+		if w.buf, err = layouts[w.format](w.buf, &batch[i]); err != nil {
+			w.outcome.Fail(i, err)
 		}
 		w.ends[i] = len(w.buf)
 	}
-	return bad
 }

@@ -49,10 +49,9 @@ type fileSource struct {
 	atEnd   bool       // without follow: everything is read
 
 	mu      sync.Mutex // guards the fields below: Receive and Checkpoint overlap
-	pending []line     // received and not settled, in order
-	first   int        // the number of pending[0]
+	acks    relay.Acks[checkpoint]
 	settled checkpoint // everything before it is settled
-	count   int64
+	count   int64      // lines settled
 }
 
 // checkpoint is the next byte to read. Tail is the CRC-32 of the TailLength bytes
@@ -65,11 +64,6 @@ type checkpoint struct {
 	Generation int    `json:"generation,omitempty"`
 	Tail       uint32 `json:"tail,omitempty"`
 	TailLength int64  `json:"tail_length,omitempty"`
-}
-
-type line struct {
-	end     checkpoint
-	settled bool
 }
 
 var (
@@ -240,8 +234,9 @@ func (s *fileSource) read(limit int) ([]relay.Message, error) {
 
 		m := s.lines.message(s.id(start), "file:"+s.name, text, length)
 		empty := len(text) == 0 && m.Err == nil
-		m.Token = s.received(line{end: s.at, settled: empty})
+		ticket := s.received(empty)
 		if !empty {
+			m.Token = ticket
 			batch = append(batch, m)
 		}
 	}
@@ -279,12 +274,15 @@ func (s *fileSource) stopped(err error) error {
 	return fmt.Errorf("read %s: %w", s.cfg.Path, err)
 }
 
-// received records a line and returns its number.
-func (s *fileSource) received(l line) int {
+// received takes up the line before s.at. An empty one is settled at once.
+func (s *fileSource) received(empty bool) (ticket uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.pending = append(s.pending, l)
-	return s.first + len(s.pending) - 1
+	ticket = s.acks.Add(s.at)
+	if empty {
+		s.settle(ticket)
+	}
+	return ticket
 }
 
 func (s *fileSource) id(at checkpoint) string {
@@ -299,21 +297,19 @@ func (s *fileSource) Checkpoint(batch []relay.Message) (relay.Checkpoint, error)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i := range batch {
-		number, ok := batch[i].Token.(int)
-		if at := number - s.first; ok && at >= 0 && at < len(s.pending) {
-			s.pending[at].settled = true
-		}
+		ticket, _ := batch[i].Token.(uint64)
+		s.settle(ticket)
 	}
-	n := 0
-	for n < len(s.pending) && s.pending[n].settled {
-		s.settled = s.pending[n].end
-		n++
-	}
-	s.pending = s.pending[n:]
-	s.first += n
-	s.count += int64(n)
 	state, err := json.Marshal(s.settled)
 	return relay.Checkpoint{State: state, LastID: s.count}, err
+}
+
+// settle needs mu to be held.
+func (s *fileSource) settle(ticket uint64) {
+	open := s.acks.Open()
+	if at, moved := s.acks.Done(ticket); moved {
+		s.settled, s.count = at, s.count+int64(open-s.acks.Open())
+	}
 }
 
 // Committed implements [relay.Checkpointer]; nothing waits for it.

@@ -36,31 +36,39 @@ func (s *stream) Publish(ctx context.Context, batch []relay.Message) error {
 	}
 	defer s.out.end()
 
-	skip := 0
-	if s.cut != "" && batch[0].ID == s.cut {
-		skip = 1
+	s.render(batch, !s.began)
+	from := 0
+	if s.cut != "" && batch[0].ID == s.cut { // begin has completed it
+		from = s.ends[0]
+		s.outcome.Confirm(0)
 	}
 	s.cut = ""
-	bad := s.render(batch, skip, !s.began)
-	n, err := s.out.write(ctx, s.buf)
+	n, err := s.out.write(ctx, s.buf[from:])
 	s.began = s.began || n > 0
-	if err == nil {
-		return bad.Err()
-	}
-
-	begin, cut := 0, false
+	n += from
+	cut := false
 	for i, end := range s.ends {
-		if end <= n {
-			begin = max(begin, end)
-			continue
-		}
-		bad.Fail(i, err)
-		if begin < n && !cut {
-			s.out.rest = append(s.out.rest[:0], s.buf[n:end]...)
-			s.cut, cut = strings.Clone(batch[i].ID), true
+		switch begin := s.begin(i); {
+		case s.outcome.Failed(i):
+		case end <= n:
+			s.outcome.Confirm(i)
+		default:
+			s.outcome.Fail(i, err)
+			if begin < n && !cut {
+				s.out.rest = append(s.out.rest[:0], s.buf[n:end]...)
+				s.cut, cut = strings.Clone(batch[i].ID), true
+			}
 		}
 	}
-	return bad.Err()
+	return s.outcome.Err()
+}
+
+// begin returns where message i begins in buf; the header belongs to the first.
+func (w *writer) begin(i int) int {
+	if i == 0 {
+		return 0
+	}
+	return w.ends[i-1]
 }
 
 // Close implements [relay.Sink].
