@@ -2,24 +2,7 @@
 // inbox table of another PostgreSQL database. It has no source; an outbox of
 // that database is read by a relay whose --postgres-url names it.
 //
-// # Keys
-//
-// Written flat with the prefix pg_inbox_, or nested inside "sink".
-//
-//	key                   default       meaning
-//	url                   required      connection URL or keyword/value string of the database; TLS by sslmode,
-//	                                    sslrootcert, sslcert, sslkey; several hosts with target_session_attrs
-//	table                 required      inbox table, or schema.table (also: inbox_table, inbox)
-//	schema                pgtrickle     schema of the table (also: inbox_schema)
-//	id_column             event_id      column of the event's id; it needs a unique key
-//	payload_column        payload       column of the row: jsonb, json, text or bytea
-//	event_type_column     event_type    column of the rendered subject
-//	source_column         source        column of the pipeline's name
-//	aggregate_id_column   aggregate_id  column of the key
-//	received_at_column    received_at   column of the database's clock
-//	trace_id_column       trace_id      column of the trace id
-//	max_connections       2             connections of the pipeline's own pool
-//	confirm_timeout       30s           a batch that is not confirmed by then is tried again (also: timeout)
+// # Columns
 //
 // A column that a key names must exist. The names of the other columns come from the
 // database's pgtrickle.pgt_inbox_config if the table is registered there, and from
