@@ -19,9 +19,9 @@ var deltasSQL string
 
 // readClaim reads the next deltas of a claim check, as many as the memory of one read
 // allows. A read that fails is repeated from where it started.
-func (r *reader) readClaim(ctx context.Context, db scan.Session) error {
+func (r *reader) readClaim(ctx context.Context, q pg.Querier, db scan.DB) error {
 	claim := *r.claim
-	last, err := r.readDeltas(ctx, db, &claim)
+	last, err := r.readDeltas(ctx, q, db, &claim)
 	if err != nil {
 		return fmt.Errorf("row %d: %w", claim.ID, err)
 	}
@@ -33,9 +33,9 @@ func (r *reader) readClaim(ctx context.Context, db scan.Session) error {
 	return nil
 }
 
-func (r *reader) readDeltas(ctx context.Context, db scan.Session, c *rows.Claim) (last bool, err error) {
+func (r *reader) readDeltas(ctx context.Context, q pg.Querier, db scan.DB, c *rows.Claim) (last bool, err error) {
 	if r.delta.Name == "" {
-		if r.delta, err = table.FindDelta(ctx, db.Conn, r.table); err != nil {
+		if r.delta, err = table.FindDelta(ctx, q, r.table); err != nil {
 			return false, err
 		}
 	}
@@ -71,7 +71,7 @@ func (r *reader) readDeltas(ctx context.Context, db scan.Session, c *rows.Claim)
 		return false, nil
 	}
 	if fresh && n == 0 {
-		if err := r.checkMissing(ctx, db.Conn, c.ID, deltas); err != nil {
+		if err := r.checkMissing(ctx, q, c.ID, deltas); err != nil {
 			return false, err
 		}
 	}

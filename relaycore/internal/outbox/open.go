@@ -179,7 +179,7 @@ func (s *Source) use(o *opening) {
 	scanner := start.Position.Scan(t, layout, start.Safe)
 
 	s.reader = &reader{
-		cfg: &s.cfg, pool: s.pool, shared: &s.shared, pace: &s.pace,
+		cfg: &s.cfg, conns: pool{s.pool}, shared: &s.shared, pace: &s.pace,
 		table: t, tracker: tracker, scanner: scanner, delta: t.Delta,
 		builder: rows.NewBuilder(t, layout, settled, s.spare),
 		watch:   watch{origin: start.Origin, checked: time.Now()},

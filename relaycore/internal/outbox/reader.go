@@ -6,7 +6,6 @@ import (
 	"fmt"
 
 	"github.com/jackc/pgerrcode"
-	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/progress"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/rows"
@@ -20,7 +19,7 @@ import (
 // table changes, the reader returns a [*reopenError] and is of no use any longer.
 type reader struct {
 	cfg    *Config
-	pool   *pgxpool.Pool
+	conns  connector
 	shared *shared
 	pace   *pace
 
@@ -71,7 +70,7 @@ func (r *reader) receive(ctx context.Context, limit int, wait bool) ([]relay.Mes
 // poll reads once, on a connection that it has to itself. It reports whether there may
 // be more rows at once.
 func (r *reader) poll(ctx context.Context, limit int) (more bool, err error) {
-	c, err := r.pool.Acquire(ctx)
+	c, db, err := r.conns.connect(ctx)
 	if err != nil {
 		return false, fmt.Errorf("read outbox %s: connect: %w", r.table.Qualified(), err)
 	}
@@ -93,9 +92,8 @@ func (r *reader) poll(ctx context.Context, limit int) (more bool, err error) {
 		r.pace.heldUp = false
 	}
 
-	db := scan.Session{Conn: c.Conn()}
 	if r.claim != nil {
-		more, err = true, r.readClaim(ctx, db)
+		more, err = true, r.readClaim(ctx, c, db)
 	} else {
 		more, err = r.readRows(ctx, db, limit)
 	}
@@ -108,7 +106,7 @@ func (r *reader) poll(ctx context.Context, limit int) (more bool, err error) {
 	r.builder.Discard()
 	if pg.Is(err, pgerrcode.FeatureNotSupported, pgerrcode.InvalidSQLStatementName) && ctx.Err() == nil {
 		// The table has changed under a prepared statement, or a pooler has lost it.
-		err = errors.Join(err, c.Conn().DeallocateAll(ctx))
+		err = errors.Join(err, c.forget(ctx))
 	}
 	return false, r.explain(err)
 }

@@ -32,8 +32,8 @@ func TestWayToTheFirstRow(t *testing.T) {
 	t.Parallel()
 	src := load(t)
 	for strategy, impl := range map[string]map[string]string{
-		"window": {"Scanner": "windows", "DB": "Session"},
-		"fence":  {"Scanner": "fence", "DB": "Session"},
+		"window": {"Scanner": "windows", "DB": "Session", "connector": "pool"},
+		"fence":  {"Scanner": "fence", "DB": "Session", "connector": "pool"},
 	} {
 		w := &walk{source: src, impl: impl, bound: make(map[types.Object]target), goal: "Builder.Row"}
 		if !w.function(src.named["Source.Receive"], nil) {
