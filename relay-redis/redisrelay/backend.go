@@ -1,9 +1,6 @@
 package redisrelay
 
 import (
-	"context"
-	"encoding/json"
-
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
 )
@@ -11,17 +8,10 @@ import (
 // Backend returns the Redis Streams backend.
 func Backend() relay.Backend {
 	return relay.Backend{
-		Name:         "redis",
-		NewSink:      newSink,
-		NewSource:    newSource,
-		SinkConfig:   sinkDefaults(),
-		SourceConfig: sourceDefaults(),
-		SinkGuarantee: relay.Guarantee{
-			Delivery: "effectively once",
-			Dedup:    "the tail of the streams is read back after a crash or a lost reply",
-			Order:    "per stream",
-			Weakest:  "a failover to a replica that lacks the tail loses what Redis had confirmed",
-		},
+		Name:          "redis",
+		Sink:          relaycfg.Sink(sinkDefaults(), newSink),
+		Source:        relaycfg.Source(sourceDefaults(), newSource),
+		SinkGuarantee: sinkGuarantee(),
 		SourceGuarantee: relay.Guarantee{
 			Delivery: "at least once",
 			Dedup:    "the inbox, by field dedup_key, else by stream and entry id",
@@ -31,18 +21,24 @@ func Backend() relay.Backend {
 	}
 }
 
-func newSink(ctx context.Context, env relay.Env, raw json.RawMessage) (relay.Sink, error) {
-	cfg := sinkDefaults()
-	if err := relaycfg.Decode(raw, &cfg); err != nil {
-		return nil, err
+func sinkGuarantee() relay.Guarantee {
+	return relay.Guarantee{
+		Delivery: "effectively once",
+		Dedup:    "the tail of the streams is read back after a crash or a lost reply",
+		Order:    "per stream",
+		Weakest:  "a failover to a replica that lacks the tail loses what Redis had confirmed",
 	}
-	return openSink(ctx, env, cfg)
 }
 
-func newSource(ctx context.Context, env relay.Env, raw json.RawMessage) (relay.Source, error) {
-	cfg := sourceDefaults()
-	if err := relaycfg.Decode(raw, &cfg); err != nil {
-		return nil, err
-	}
-	return openSource(ctx, env, cfg)
-}
+var (
+	_ relay.Sink      = (*sink)(nil)
+	_ relay.Resumer   = (*sink)(nil)
+	_ relay.Limiter   = (*sink)(nil)
+	_ relay.Router    = (*sink)(nil)
+	_ relay.Pinger    = (*sink)(nil)
+	_ relay.Guarantor = (*sink)(nil)
+
+	_ relay.Source = (*source)(nil)
+	_ relay.Pinger = (*source)(nil)
+	_ relay.Lagger = (*source)(nil)
+)

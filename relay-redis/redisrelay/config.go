@@ -8,18 +8,18 @@ import (
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
+	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
 )
 
-// connConfig is how either direction reaches the server.
+// connConfig is the part of a configuration that sink and source share: how to reach
+// the server.
 type connConfig struct {
-	URL      relaycfg.Secret   `json:"url" relay:"required" doc:"Server: redis://, rediss:// (TLS), unix://, redis+cluster:// or redis+sentinel:// (also with rediss), with several hosts separated by commas for the last two."`
-	Username string            `json:"username" doc:"ACL user; goes before the one in the URL."`
-	Password relaycfg.Secret   `json:"password" doc:"Password; goes before the one in the URL."`
-	TLS      bool              `json:"tls" doc:"Use TLS whatever the URL's scheme says."`
-	TLSCA    string            `json:"tls_ca" doc:"File with the certificates of the authorities to trust in place of the system's; implies TLS."`
-	TLSCert  string            `json:"tls_cert" doc:"File with the client's certificate; implies TLS."`
-	TLSKey   string            `json:"tls_key" doc:"File with the client certificate's key."`
-	Timeout  relaycfg.Duration `json:"timeout" relay:"min=1" doc:"How long to wait for a connection, and for an answer."`
+	URL      relaycfg.Secret `json:"url" relay:"required" doc:"Server: redis://, rediss:// (TLS), unix://, redis+cluster:// or redis+sentinel:// (also with rediss), with several hosts separated by commas for the last two."`
+	Username string          `json:"username" doc:"ACL user; goes before the one in the URL."`
+	Password relaycfg.Secret `json:"password" doc:"Password; goes before the one in the URL."`
+	UseTLS   bool            `json:"tls" doc:"Use TLS whatever the URL's scheme says; so does any other key of TLS."`
+	relaynet.TLS
+	ConfirmTimeout relaycfg.Duration `json:"confirm_timeout" relay:"alias=timeout,min=1" doc:"How long to wait for a connection, and for an answer."`
 }
 
 type sinkConfig struct {
@@ -43,7 +43,7 @@ type sourceConfig struct {
 }
 
 func connDefaults() connConfig {
-	return connConfig{Timeout: relaycfg.Duration(10 * time.Second)}
+	return connConfig{ConfirmTimeout: relaycfg.Duration(10 * time.Second)}
 }
 
 func sinkDefaults() sinkConfig {
@@ -62,14 +62,14 @@ func sourceDefaults() sourceConfig {
 }
 
 func (c *connConfig) validate() error {
-	if (c.TLSCert == "") != (c.TLSKey == "") {
-		return relaycfg.Errorf("tls_cert", "and tls_key go together; set both or neither")
+	if err := c.TLS.Validate(); err != nil {
+		return err
 	}
 	_, err := parseURL(c.URL.Reveal())
 	return err
 }
 
-// Validate is called by relaycfg.Decode.
+// Validate checks keys that depend on each other.
 func (c *sinkConfig) Validate() error {
 	if c.Stream.IsZero() {
 		return relaycfg.Errorf("stream", "is empty")
@@ -82,7 +82,7 @@ func (c *sinkConfig) Validate() error {
 
 var entryID = regexp.MustCompile(`^\d+(-\d+)?$`)
 
-// Validate is called by relaycfg.Decode.
+// Validate checks keys that depend on each other.
 func (c *sourceConfig) Validate() error {
 	if c.StartID != "$" && !entryID.MatchString(c.StartID) {
 		return relaycfg.Errorf("start_id", "is %q; must be 0, $ or an entry id such as 1526569495631-0", c.StartID)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
+	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
 )
 
 func TestSinkConfig(t *testing.T) {
@@ -30,9 +31,9 @@ func TestSinkConfig(t *testing.T) {
 		"alias":         {raw: `{"url":"redis://h","stream_key":"x:{op}"}`, want: with(func(c *sinkConfig) { c.Stream = stream })},
 		"minid id":      {raw: `{"url":"redis://h","minid":"5-0"}`, want: with(func(c *sinkConfig) { c.MinID = minID{id: "5-0"} })},
 		"minid age":     {raw: `{"url":"redis://h","minid":"72h"}`, want: with(func(c *sinkConfig) { c.MinID = minID{age: 72 * time.Hour} })},
-		"all of the rest": {raw: `{"url":"redis://h","username":"u","password":"p","tls":true,"tls_ca":"a","tls_cert":"b","tls_key":"c","timeout":"1s","maxlen":5,"resume":false,"wait_replicas":1,"wait_timeout":"2s"}`, want: with(func(c *sinkConfig) {
-			c.Username, c.Password, c.TLS, c.TLSCA, c.TLSCert, c.TLSKey = "u", "p", true, "a", "b", "c"
-			c.Timeout, c.MaxLen, c.Resume, c.WaitReplicas, c.WaitTimeout = relaycfg.Duration(time.Second), 5, false, 1, relaycfg.Duration(2*time.Second)
+		"all of the rest": {raw: `{"url":"redis://h","username":"u","password":"p","tls":true,"tls_ca":"a","tls_cert":"b","tls_key":"c","confirm_timeout":"1s","maxlen":5,"resume":false,"wait_replicas":1,"wait_timeout":"2s"}`, want: with(func(c *sinkConfig) {
+			c.Username, c.Password, c.UseTLS, c.TLS = "u", "p", true, relaynet.TLS{CA: "a", Cert: "b", Key: "c"}
+			c.ConfirmTimeout, c.MaxLen, c.Resume, c.WaitReplicas, c.WaitTimeout = relaycfg.Duration(time.Second), 5, false, 1, relaycfg.Duration(2*time.Second)
 		})},
 		"no url":      {raw: `{}`, wantErr: `key "url": is required`},
 		"no stream":   {raw: `{"url":"redis://h","stream":""}`, wantErr: `key "stream": is empty`},
@@ -44,7 +45,7 @@ func TestSinkConfig(t *testing.T) {
 		"no master":   {raw: `{"url":"redis+sentinel://u:hunter2@h"}`, wantErr: `names no master`},
 		"both trims":  {raw: `{"url":"redis://h","maxlen":1,"minid":"1h"}`, wantErr: `exclude each other`},
 		"bad minid":   {raw: `{"url":"redis://h","minid":"yesterday"}`, wantErr: `wants an entry id`},
-		"half a cert": {raw: `{"url":"redis://h","tls_key":"k"}`, wantErr: `go together`},
+		"half a cert": {raw: `{"url":"redis://h","tls_key":"k"}`, wantErr: `goes together`},
 		"unknown key": {raw: `{"url":"redis://h","max_len":1}`, wantErr: `did you mean "maxlen"?`},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -101,38 +102,54 @@ func checkDecode(t *testing.T, raw string, err error, wantErr string, got, want 
 func TestParseURL(t *testing.T) {
 	t.Parallel()
 	for raw, want := range map[string]struct {
-		kind  topology
+		kind  string
 		addrs string
 	}{
-		"redis://h":                                      {single, "h:6379"},
-		"rediss://u:p@h:1/3":                             {single, "h:1"},
-		"unix:///run/redis.sock":                         {single, "/run/redis.sock"},
-		"redis+cluster://a:1,b:2,c:3":                    {cluster, "a:1 b:2 c:3"},
-		"rediss+cluster://u:p@a:1":                       {cluster, "a:1"},
-		"redis://a:1?addr=b:2":                           {cluster, "a:1 b:2"},
-		"redis+sentinel://a:1,b:2/mymaster":              {sentinel, "mymaster a:1 b:2"},
-		"redis+sentinel://u:p@a:1,b:2/mymaster/4":        {sentinel, "mymaster a:1 b:2"},
-		"redis://a:1?master_name=mymaster&addr=b:2":      {sentinel, "mymaster a:1 b:2"},
-		"redis+sentinel://a:1/?master_name=other":        {sentinel, "other a:1"},
-		"redis+sentinel://a:1?master_name=m&password=pw": {sentinel, "m a:1"},
+		"redis://h":                                      {"single", "h:6379"},
+		"rediss://u:p@h:1/3":                             {"single", "h:1"},
+		"unix:///run/redis.sock":                         {"single", "/run/redis.sock"},
+		"redis+cluster://a:1,b:2,c:3":                    {"cluster", "a:1 b:2 c:3"},
+		"rediss+cluster://u:p@a:1":                       {"cluster", "a:1"},
+		"redis://a:1?addr=b:2":                           {"cluster", "a:1 b:2"},
+		"redis+sentinel://a:1,b:2/mymaster":              {"sentinel", "mymaster a:1 b:2"},
+		"redis+sentinel://u:p@a:1,b:2/mymaster/4":        {"sentinel", "mymaster a:1 b:2"},
+		"redis://a:1?master_name=mymaster&addr=b:2":      {"sentinel", "mymaster a:1 b:2"},
+		"redis+sentinel://a:1/?master_name=other":        {"sentinel", "other a:1"},
+		"redis+sentinel://a:1?master_name=m&password=pw": {"sentinel", "m a:1"},
 	} {
-		a, err := parseURL(raw)
+		opts, err := parseURL(raw)
 		if err != nil {
 			t.Errorf("parseURL(%q) = %v", raw, err)
 			continue
 		}
-		opts, _ := a.options()
-		addrs := ""
+		kind, addrs := "", ""
 		switch o := opts.(type) {
 		case *redis.Options:
-			addrs = o.Addr
+			kind, addrs = "single", o.Addr
 		case *redis.ClusterOptions:
-			addrs = strings.Join(o.Addrs, " ")
+			kind, addrs = "cluster", strings.Join(o.Addrs, " ")
 		case *redis.FailoverOptions:
-			addrs = o.MasterName + " " + strings.Join(o.SentinelAddrs, " ")
+			kind, addrs = "sentinel", o.MasterName+" "+strings.Join(o.SentinelAddrs, " ")
 		}
-		if a.kind != want.kind || addrs != want.addrs {
-			t.Errorf("parseURL(%q) = kind %d, %q; want %d, %q", raw, a.kind, addrs, want.kind, want.addrs)
+		if kind != want.kind || addrs != want.addrs {
+			t.Errorf("parseURL(%q) = %s, %q; want %s, %q", raw, kind, addrs, want.kind, want.addrs)
+		}
+	}
+}
+
+// Every key that configurations had before is still one.
+func TestOldKeys(t *testing.T) {
+	t.Parallel()
+	const conn = `"url":"redis://h","username":"u","password":"p","tls":true,"tls_ca":"a","tls_cert":"b","tls_key":"c"`
+	for _, timeout := range []string{`"timeout":"7s"`, `"timeout_ms":7000`, `"timeout_seconds":7`} {
+		sink, source := sinkDefaults(), sourceDefaults()
+		raw := `{` + conn + `,` + timeout + `,"stream_key":"x:{op}","maxlen":1,"minid":"","resume":false,"wait_replicas":2,"wait_timeout":"3s"}`
+		if err := relaycfg.Decode([]byte(raw), &sink); err != nil || sink.ConfirmTimeout.D() != 7*time.Second || sink.Stream.String() != "x:{op}" || sink.Key.Reveal() != "c" {
+			t.Errorf("Decode(%s) = %v, %+v", raw, err, sink)
+		}
+		raw = `{` + conn + `,` + timeout + `,"stream_key":"s","group_name":"g","consumer_name":"c","start_id":"0","block":"1s","claim_idle":"1m"}`
+		if err := relaycfg.Decode([]byte(raw), &source); err != nil || source.ConfirmTimeout.D() != 7*time.Second || source.Group != "g" || source.Consumer != "c" {
+			t.Errorf("Decode(%s) = %v, %+v", raw, err, source)
 		}
 	}
 }

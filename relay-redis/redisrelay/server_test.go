@@ -2,12 +2,14 @@ package redisrelay
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -136,7 +138,7 @@ func uniqueName(t testing.TB) string {
 
 func mustSink(t testing.TB, env relay.Env, config string) relay.Sink {
 	t.Helper()
-	s, err := Backend().NewSink(t.Context(), env, []byte(config))
+	s, err := Backend().Sink.New(t.Context(), env, []byte(config))
 	if err != nil {
 		t.Fatalf("NewSink(%s) = %v", config, err)
 	}
@@ -144,9 +146,46 @@ func mustSink(t testing.TB, env relay.Env, config string) relay.Sink {
 	return s
 }
 
+// failedAll returns the error of each message of a batch of n if all have failed.
+func failedAll(t testing.TB, err error, n int) (failed []error) {
+	t.Helper()
+	partial, ok := errors.AsType[*relay.BatchError](err)
+	if err == nil || ok && len(partial.Failed) != n {
+		t.Fatalf("Publish = %v, want all %d messages failed", err, n)
+	}
+	for i := range n {
+		if ok {
+			failed = append(failed, partial.Failed[i])
+		} else {
+			failed = append(failed, err)
+		}
+	}
+	return failed
+}
+
+// republish does as the engine: when it is unknown what arrived, it reads back the
+// streams from the last position before it publishes the rest.
+func republish(t testing.TB, s relay.Sink, err error, batch []relay.Message) {
+	t.Helper()
+	position, posErr := s.(relay.Resumer).Position(t.Context())
+	if posErr != nil {
+		t.Fatal(posErr)
+	}
+	if relay.IsUnknown(err) && position != "" {
+		there := make(map[string]bool)
+		if err := s.(relay.Resumer).Resume(t.Context(), position, func(id string) { there[id] = true }); err != nil {
+			t.Fatal(err)
+		}
+		batch = slices.DeleteFunc(slices.Clone(batch), func(m relay.Message) bool { return there[m.ID] })
+	}
+	if err := s.Publish(t.Context(), batch); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func mustSource(t testing.TB, env relay.Env, config string) relay.Source {
 	t.Helper()
-	s, err := Backend().NewSource(t.Context(), env, []byte(config))
+	s, err := Backend().Source.New(t.Context(), env, []byte(config))
 	if err != nil {
 		t.Fatalf("NewSource(%s) = %v", config, err)
 	}

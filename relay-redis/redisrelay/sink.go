@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -12,56 +13,48 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
 )
 
 const (
-	// transactionMessages and transactionBytes bound one MULTI, during which the
-	// server serves nobody else.
+	// transactionMessages and transactionBytes bound one MULTI, during which the server
+	// serves no other client.
 	transactionMessages = 1000
 	transactionBytes    = 4 << 20
-	// cancelGrace is what a cancelled Publish leaves a batch in flight to be
-	// confirmed.
+	// cancelGrace is the time for the answer to what a cancelled Publish has sent.
 	cancelGrace = time.Second
-	// maxBulkDefault is Redis's proto-max-bulk-len where it does not tell.
+	// maxBulkDefault is Redis's default of proto-max-bulk-len.
 	maxBulkDefault = 512 << 20
 )
 
 // sink adds messages to streams, a transaction for each run of up to
-// transactionMessages. MULTI and not a bare pipeline, because a pipeline goes on
-// behind a command that failed: when memory runs out for one XADD and is there
-// again for the next, a key would be out of order. A transaction that meets OOM,
-// READONLY, NOREPLICAS or a moved slot is refused as a whole. It is also faster,
-// as the server parses first and executes in one go.
+// transactionMessages. A bare pipeline would go on behind a command that failed: when
+// memory is short for one XADD and free again for the next, a key would be out of
+// order. A transaction that meets OOM, READONLY, NOREPLICAS or a moved slot is refused
+// as a whole. It is also faster: the server parses first and executes in one go.
 type sink struct {
 	cfg     sinkConfig
 	env     relay.Env
 	open    func() redis.UniversalClient
 	client  redis.UniversalClient
-	conns   connSet
+	dialer  relaynet.Dialer
 	cluster bool
 	maxBulk int
 
-	tails tails
-	// doubt holds the IDs of a transaction whose reply was lost, and the streams
-	// in which the next Publish looks for them.
-	doubt        map[string]bool
-	doubtStreams map[*stream]bool
-	// present holds IDs that are in a stream though they were not reported as
-	// confirmed.
-	present map[string]bool
-
-	waiter *redis.Conn // for WAIT, which speaks of its own connection only
+	tails  tails
+	waiter *redis.Conn // for WAIT, which is about its own connection only
 	waits  *stream     // the stream whose node waiter is connected to
 
-	chunk   []*entry // reused
-	used    int
+	out     relay.Outcome
+	chunk   []*entry // reused, as what follows
+	used    int      // entries of the transaction at hand
 	headers []relay.Header
 	cmds    []redis.Cmder
 	name    []byte
 }
 
-// entry is one XADD. Its arguments point into it, so that filling it anew
-// allocates nothing.
+// entry is one XADD. Its arguments point into it, so that filling it again allocates
+// nothing.
 type entry struct {
 	index  int // in the batch
 	stream *stream
@@ -74,20 +67,20 @@ type entry struct {
 	reply [48]byte
 }
 
-// rawBody makes go-redis write bytes through a pointer: a []byte in an any costs
+// rawBody makes go-redis write bytes through a pointer: a []byte in an any would cost
 // an allocation.
 type rawBody []byte
 
 // MarshalBinary returns b itself.
 func (b *rawBody) MarshalBinary() ([]byte, error) { return *b, nil }
 
-func openSink(ctx context.Context, env relay.Env, cfg sinkConfig) (*sink, error) {
-	s := &sink{cfg: cfg, env: env, maxBulk: maxBulkDefault, present: make(map[string]bool)}
-	open, err := newClients(cfg.connConfig, &s.conns, 2)
-	if err != nil {
+func newSink(ctx context.Context, env relay.Env, cfg sinkConfig) (*sink, error) {
+	s := &sink{cfg: cfg, env: env, maxBulk: maxBulkDefault}
+	var err error
+	if s.open, err = newClients(&s.cfg.connConfig, &s.dialer, 2); err != nil {
 		return nil, err
 	}
-	s.open, s.client = open, open()
+	s.client = s.open()
 	_, s.cluster = s.client.(*redis.ClusterClient)
 	if err := s.Ping(ctx); err != nil {
 		_ = s.client.Close()
@@ -102,19 +95,19 @@ func openSink(ctx context.Context, env relay.Env, cfg sinkConfig) (*sink, error)
 	return s, nil
 }
 
-// Publish implements relay.Sink.
+// Publish implements [relay.Sink].
 func (s *sink) Publish(ctx context.Context, batch []relay.Message) error {
-	caller := ctx
-	if err := caller.Err(); err != nil {
+	if err := ctx.Err(); err != nil {
 		return err
 	}
-	// What was sent is to be answered, even though nobody wants more.
-	ctx, stop := s.conns.breakOff(caller, cancelGrace)
-	defer stop()
+	caller := ctx
+	ctx, cancel := relaynet.Outlive(caller, cancelGrace)
+	defer cancel()
+	defer s.dialer.CutAfter(caller, cancelGrace)()
 	defer s.release()
 
-	var failed relay.BatchError
-	pending, err := s.route(ctx, batch, &failed)
+	s.out.Reset(batch)
+	pending, err := s.route(ctx, batch)
 	if err != nil {
 		return err
 	}
@@ -122,21 +115,15 @@ func (s *sink) Publish(ctx context.Context, batch []relay.Message) error {
 		n := s.cut(batch, pending)
 		err := caller.Err()
 		if err == nil {
-			err = s.transact(ctx, batch, pending[:n], &failed)
+			err = s.transact(ctx, batch, pending[:n])
 		}
 		if err != nil {
-			// Nothing more of the batch is sent.
-			for _, r := range pending {
-				if failed.Failed[r.index] == nil && !s.done(batch[r.index].ID) {
-					failed.Fail(r.index, err)
-				}
-			}
+			s.out.FailRest(err) // nothing more of the batch is sent
 			break
 		}
 		pending = pending[n:]
 	}
-	s.holdBack(batch, &failed)
-	return failed.Err()
+	return s.out.Err()
 }
 
 // routed is a message and the stream to which it goes.
@@ -145,67 +132,46 @@ type routed struct {
 	stream *stream
 }
 
-// route finds the stream of each message and leaves out those that cannot be
-// sent, or are there already. In a cluster the messages come grouped by stream,
-// since a transaction lives on one node.
-func (s *sink) route(ctx context.Context, batch []relay.Message, failed *relay.BatchError) ([]routed, error) {
-	pending := make([]routed, 0, len(batch))
+// route finds the stream of each message and fails those that cannot be sent. In a
+// cluster the messages are grouped by stream, because a transaction runs on one node.
+func (s *sink) route(ctx context.Context, batch []relay.Message) (pending []routed, err error) {
+	pending = make([]routed, 0, len(batch))
 	fresh := false
-	var held map[string]bool
 	for i := range batch {
-		m := &batch[i]
-		err := error(nil)
-		s.name, err = s.cfg.Stream.Append(s.name[:0], m)
-		switch {
-		case err != nil:
-		case len(s.name) == 0:
-			err = relay.Permanent(fmt.Errorf("the stream's name is empty: template %q of %s", s.cfg.Stream, m.ID))
-		case len(m.Body) > s.maxBulk:
-			err = relay.Permanent(fmt.Errorf("body of %s has %d bytes, the server's proto-max-bulk-len is %d", m.ID, len(m.Body), s.maxBulk))
-		case m.Key != "" && held[m.Key]:
-			err = relay.ErrHeldBack
-		}
-		if err != nil {
-			failed.Fail(i, err)
-			if m.Key != "" {
-				if held == nil {
-					held = make(map[string]bool)
-				}
-				held[m.Key] = true
-			}
+		if s.out.Held(i) {
 			continue
 		}
-		st := s.tails.get(s.name)
+		st, err := s.streamOf(&batch[i])
+		if err != nil {
+			s.out.Fail(i, err)
+			continue
+		}
 		fresh = fresh || !st.known
-		s.tails.table = cmp.Or(s.tails.table, m.StreamTable)
 		pending = append(pending, routed{i, st})
 	}
 	if fresh && s.cfg.Resume {
-		if err := s.tails.load(ctx, s.client); err != nil {
-			return nil, err
-		}
-	}
-	if s.doubt != nil {
-		if err := s.settleDoubt(ctx); err != nil {
-			return nil, err
-		}
-	}
-	if len(s.present) > 0 {
-		kept := pending[:0]
-		for _, r := range pending {
-			if !s.done(batch[r.index].ID) {
-				kept = append(kept, r)
-			}
-		}
-		pending = kept
+		err = s.tails.load(ctx, s.client)
 	}
 	if s.cluster {
 		pending = groupByStream(pending)
 	}
-	return pending, nil
+	return pending, err
 }
 
-func (s *sink) done(id string) bool { return len(s.present) > 0 && s.present[id] }
+func (s *sink) streamOf(m *relay.Message) (*stream, error) {
+	var err error
+	s.name, err = s.cfg.Stream.Append(s.name[:0], m)
+	switch {
+	case err != nil:
+		return nil, err
+	case len(s.name) == 0:
+		return nil, relay.Permanent(fmt.Errorf("the stream's name is empty: template %q of %s", s.cfg.Stream, m.ID))
+	case len(m.Body) > s.maxBulk:
+		return nil, relay.Permanent(fmt.Errorf("body of %s has %d bytes, the server's proto-max-bulk-len is %d", m.ID, len(m.Body), s.maxBulk))
+	}
+	s.tails.table = cmp.Or(s.tails.table, m.StreamTable)
+	return s.tails.get(s.name), nil
+}
 
 // cut returns how many of pending make the next transaction.
 func (s *sink) cut(batch []relay.Message, pending []routed) int {
@@ -219,29 +185,22 @@ func (s *sink) cut(batch []relay.Message, pending []routed) int {
 	return len(pending)
 }
 
+// groupByStream sorts pending by stream, in the order of each stream's first message.
 func groupByStream(pending []routed) []routed {
-	groups := make(map[*stream][]routed)
-	var order []*stream
+	rank := make(map[*stream]int)
 	for _, r := range pending {
-		if groups[r.stream] == nil {
-			order = append(order, r.stream)
+		if _, ok := rank[r.stream]; !ok {
+			rank[r.stream] = len(rank)
 		}
-		groups[r.stream] = append(groups[r.stream], r)
 	}
-	if len(order) < 2 {
-		return pending
-	}
-	out := make([]routed, 0, len(pending))
-	for _, st := range order {
-		out = append(out, groups[st]...)
-	}
-	return out
+	slices.SortStableFunc(pending, func(a, b routed) int { return rank[a.stream] - rank[b.stream] })
+	return pending
 }
 
-// transact adds run in one transaction. An error means that none of run counts;
-// failures of single messages, which a permission withdrawn between MULTI and
-// EXEC can cause, go into failed.
-func (s *sink) transact(ctx context.Context, batch []relay.Message, run []routed, failed *relay.BatchError) error {
+// transact adds run in one transaction. It confirms what was added, and fails single
+// messages that were refused, as when a permission is withdrawn between MULTI and
+// EXEC. With an error nothing more may be sent.
+func (s *sink) transact(ctx context.Context, batch []relay.Message, run []routed) error {
 	s.used, s.headers, s.cmds = 0, s.headers[:0], s.cmds[:0]
 	for _, r := range run {
 		s.cmds = append(s.cmds, s.fill(&batch[r.index], r).cmd)
@@ -252,90 +211,74 @@ func (s *sink) transact(ctx context.Context, batch []relay.Message, run []routed
 		return classify(err)
 	}
 	_ = pipe.BatchProcess(ctx, s.cmds...) // queues only
-	if _, err = pipe.Exec(ctx); err != nil {
-		if err := s.abort(batch, failed, err); err != nil {
+	if _, err := pipe.Exec(ctx); err != nil {
+		if err := s.explain(batch, err); err != nil {
+			s.reconnect()
 			return err
 		}
 	}
+
 	var refused error
 	for _, e := range s.chunk[:s.used] {
 		if err := e.cmd.Err(); err != nil {
-			refused = classify(fmt.Errorf("add %s to stream %q: %w", batch[e.index].ID, e.stream.name, err))
-			failed.Fail(e.index, refused)
+			refused = s.addError(batch, e, err)
+			s.out.Fail(e.index, refused)
 			continue
 		}
 		e.stream.last = e
 	}
 	s.tails.settle()
-	if refused != nil {
-		for _, e := range s.chunk[:s.used] {
-			if e.cmd.Err() == nil {
-				s.present[batch[e.index].ID] = true
-			}
-		}
-		return refused
-	}
-	return s.awaitReplicas(ctx)
-}
-
-// unanswered returns what has kept the server's answer from coming, or its rest:
-// EXEC is all or nothing, so that one entry without an answer leaves them all
-// open. It returns nil when the server has answered.
-func (s *sink) unanswered(err error) error {
-	if !isReply(err) {
-		return err
-	}
-	for _, e := range s.chunk[:s.used] {
-		if err := e.cmd.Err(); err != nil && !isReply(err) {
+	if refused == nil {
+		if err := s.awaitReplicas(ctx); err != nil {
 			return err
 		}
 	}
-	return nil
+	for _, r := range run {
+		s.out.Confirm(r.index)
+	}
+	return refused
 }
 
-// executed reports whether EXEC was answered with results: then at least one
-// command has an entry id.
-func (s *sink) executed() bool {
+// explain returns the error of a transaction that does not count, because it was
+// refused as a whole or its answer was lost. It returns nil for one that was executed:
+// then at least one entry has an id.
+func (s *sink) explain(batch []relay.Message, execErr error) error {
+	lost, cause, executed := error(nil), execErr, false
+	if !isReply(execErr) {
+		lost = execErr
+	}
+	var blamed *entry
 	for _, e := range s.chunk[:s.used] {
-		if e.cmd.Err() == nil && e.cmd.Val() > 0 {
-			return true
+		switch err := e.cmd.Err(); {
+		case err == nil:
+			executed = executed || e.cmd.Val() > 0
+		case !isReply(err):
+			lost = err // EXEC is all or nothing: one entry without an answer leaves all open
+		case blamed == nil && !strings.HasPrefix(err.Error(), "EXECABORT"):
+			blamed, cause = e, err
 		}
 	}
-	return false
-}
 
-// abort returns the error of a transaction that does not count: its answer was
-// lost, or it was refused as a whole. It returns nil for one that was carried out
-// and has refused single messages only.
-func (s *sink) abort(batch []relay.Message, failed *relay.BatchError, err error) error {
-	if lost := s.unanswered(err); lost != nil {
-		s.remember()
-		s.reconnect()
-		return classify(fmt.Errorf("add %d messages to stream %q: %w", s.used, s.chunk[0].stream.name, lost))
-	}
-	if s.executed() {
+	what := fmt.Sprintf("add %d messages to stream %q", s.used, s.chunk[0].stream.name)
+	switch {
+	case lost != nil && s.cfg.WaitReplicas > 0:
+		return classify(fmt.Errorf("%s: %w", what, lost)) // to be added again: replicas may lack them
+	case lost != nil:
+		return relay.Unknown(classify(fmt.Errorf("%s: %w", what, lost)))
+	case executed:
 		return nil
+	case blamed == nil:
+		return classify(fmt.Errorf("%s: %w", what, cause))
 	}
-	s.reconnect()
-	return s.blame(batch, failed, err)
+	if cause = s.addError(batch, blamed, cause); !relay.IsPermanent(cause) {
+		return cause
+	}
+	s.out.Fail(blamed.index, cause)
+	return fmt.Errorf("not added: the transaction was refused for %s", batch[blamed.index].ID)
 }
 
-// blame returns the error of a transaction that was refused, and fails the
-// message for which it was, where the server has said so.
-func (s *sink) blame(batch []relay.Message, failed *relay.BatchError, err error) error {
-	for _, e := range s.chunk[:s.used] {
-		cause := e.cmd.Err()
-		if cause == nil || strings.HasPrefix(cause.Error(), "EXECABORT") || !isReply(cause) {
-			continue
-		}
-		cause = classify(fmt.Errorf("add %s to stream %q: %w", batch[e.index].ID, e.stream.name, cause))
-		if !relay.IsPermanent(cause) {
-			return cause
-		}
-		failed.Fail(e.index, cause)
-		return fmt.Errorf("not added: the transaction was refused for %s", batch[e.index].ID)
-	}
-	return classify(fmt.Errorf("add %d messages to stream %q: %w", s.used, s.chunk[0].stream.name, err))
+func (s *sink) addError(batch []relay.Message, e *entry, err error) error {
+	return classify(fmt.Errorf("add %s to stream %q: %w", batch[e.index].ID, e.stream.name, err))
 }
 
 // fill makes the next entry of the chunk out of m.
@@ -362,8 +305,8 @@ func (s *sink) fill(m *relay.Message, r routed) *entry {
 	return e
 }
 
-// shape makes the entry an XADD to stream with room for so many arguments behind
-// the body. Most often it already is.
+// shape makes the entry an XADD to st with room for that many arguments behind the
+// body. Usually it already is.
 func (e *entry) shape(st *stream, fields int) {
 	if e.cmd != nil && e.stream == st && len(e.args) == 11+fields {
 		e.cmd.SetErr(nil)
@@ -379,9 +322,8 @@ func (e *entry) shape(st *stream, fields int) {
 	e.cmd = redis.NewZeroCopyStringCmd(context.Background(), e.reply[:], e.args...) // the pipeline's context counts
 }
 
-// trim makes the last entry of each stream in the chunk trim it: once a
-// transaction is as good as once an entry. The three arguments more change the
-// entry's shape, which is even otherwise, so it is made anew when used again.
+// trim makes the last entry of each stream in the transaction trim the stream. Three
+// more arguments change the entry's shape, so it is made again when it is reused.
 func (s *sink) trim(ctx context.Context) {
 	how, what := "", ""
 	switch {
@@ -408,8 +350,9 @@ func (s *sink) trim(ctx context.Context) {
 	}
 }
 
-// release lets go of what belongs to the caller.
+// release drops what belongs to the caller.
 func (s *sink) release() {
+	s.out.Reset(nil)
 	for _, e := range s.chunk {
 		if e.id == "" {
 			break
@@ -417,65 +360,6 @@ func (s *sink) release() {
 		e.id, e.subject, e.op, e.body = "", "", "", nil
 	}
 	clear(s.headers)
-}
-
-// holdBack fails what stands behind a failure of its key. Where such a message
-// is in its stream already, which happens when a key's messages go to several
-// streams of a cluster, it is remembered and not added again.
-func (s *sink) holdBack(batch []relay.Message, failed *relay.BatchError) {
-	if len(failed.Failed) == 0 {
-		if len(s.present) > 0 {
-			for i := range batch {
-				delete(s.present, batch[i].ID)
-			}
-		}
-		return
-	}
-	before := make(map[int]bool, len(failed.Failed))
-	for i := range failed.Failed {
-		before[i] = true
-	}
-	failed.HoldBack(batch)
-	for i := range batch {
-		switch {
-		case before[i]:
-		case failed.Failed[i] != nil:
-			s.present[batch[i].ID] = true
-		default:
-			delete(s.present, batch[i].ID)
-		}
-	}
-}
-
-// remember notes what the transaction at hand may have added.
-func (s *sink) remember() {
-	if s.doubt == nil {
-		s.doubt, s.doubtStreams = make(map[string]bool), make(map[*stream]bool)
-	}
-	for _, e := range s.chunk[:s.used] {
-		s.doubt[e.id] = true
-		s.doubtStreams[e.stream] = true
-	}
-}
-
-// settleDoubt looks which messages of a transaction whose reply was lost are in
-// the streams. Where replicas must have them too, it is no use to know.
-func (s *sink) settleDoubt(ctx context.Context) error {
-	if s.cfg.Resume && s.cfg.WaitReplicas == 0 {
-		for st := range s.doubtStreams {
-			err := scan(ctx, s.client, st.name, st.tail, "+", func(id, dedup string) {
-				st.tail, s.tails.text = id, ""
-				if s.doubt[dedup] {
-					s.present[dedup] = true
-				}
-			})
-			if err != nil {
-				return err
-			}
-		}
-	}
-	s.doubt, s.doubtStreams = nil, nil
-	return nil
 }
 
 // pipeline opens a transaction on the node of st.
@@ -501,9 +385,9 @@ func (s *sink) pipeline(ctx context.Context, st *stream) (redis.Pipeliner, error
 	return s.waiter.TxPipeline(), nil
 }
 
-// awaitReplicas waits until the replicas have what this connection wrote. When
-// too few do, the messages are in the stream and are not confirmed: they are
-// added a second time rather than lost.
+// awaitReplicas waits until the replicas have what this connection wrote. When too few
+// have, the messages are in the stream and not confirmed: they are added again rather
+// than lost.
 func (s *sink) awaitReplicas(ctx context.Context) error {
 	if s.cfg.WaitReplicas == 0 {
 		return nil
@@ -519,14 +403,13 @@ func (s *sink) awaitReplicas(ctx context.Context) error {
 	return nil
 }
 
-// reconnect has the next try dial, and find the master, anew. go-redis gives up
-// a connection that broke, but not a waiter whose connection it was, nor one to a
-// master that has become a replica and is still there: in a transaction READONLY
-// hides behind EXECABORT. An old master that was cut off may have other reasons
-// to refuse, as NOREPLICAS, so it is done after every refusal.
+// reconnect makes the next try connect, and find the master, again. go-redis drops a
+// connection that broke, but not a waiter on it, nor a connection to a master that has
+// become a replica: in a transaction READONLY hides behind EXECABORT. A master that
+// was cut off may refuse for other reasons, as NOREPLICAS, so every refusal leads here.
 func (s *sink) reconnect() {
 	s.closeWaiter()
-	_ = s.client.Close() // nothing is under way
+	_ = s.client.Close() // no call is running
 	s.client = s.open()
 }
 
@@ -537,13 +420,13 @@ func (s *sink) closeWaiter() {
 	}
 }
 
-// Limits implements relay.Limiter.
+// Limits implements [relay.Limiter].
 func (s *sink) Limits() (messages, bytes int) { return transactionMessages, transactionBytes }
 
-// Destination implements relay.Router.
+// Destination implements [relay.Router].
 func (s *sink) Destination(m *relay.Message) (string, error) { return s.cfg.Stream.Render(m) }
 
-// Ping implements relay.Pinger.
+// Ping implements [relay.Pinger].
 func (s *sink) Ping(ctx context.Context) error {
 	if err := s.client.Ping(ctx).Err(); err != nil {
 		return classify(fmt.Errorf("connect to Redis: %w", err))
@@ -551,9 +434,9 @@ func (s *sink) Ping(ctx context.Context) error {
 	return nil
 }
 
-// Guarantee implements relay.Guarantor.
+// Guarantee implements [relay.Guarantor].
 func (s *sink) Guarantee() relay.Guarantee {
-	g := Backend().SinkGuarantee
+	g := sinkGuarantee()
 	if !s.cfg.Resume {
 		g.Delivery, g.Dedup = "at least once", "receivers, by field dedup_key: resume is off"
 	}
@@ -563,7 +446,7 @@ func (s *sink) Guarantee() relay.Guarantee {
 	return g
 }
 
-// Close implements relay.Sink.
+// Close implements [relay.Sink].
 func (s *sink) Close() error {
 	s.closeWaiter()
 	if err := s.client.Close(); err != nil && !errors.Is(err, redis.ErrClosed) {

@@ -14,6 +14,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
 )
 
 // trimCheck is how often the source looks for entries that were trimmed before
@@ -27,7 +28,7 @@ type source struct {
 	cfg    sourceConfig
 	env    relay.Env
 	reader redis.UniversalClient
-	conns  connSet
+	dialer relaynet.Dialer // of reader
 	acker  redis.UniversalClient
 
 	// pending says that the consumer's own unacknowledged entries are to be read
@@ -49,17 +50,18 @@ type source struct {
 // token is what Ack needs of a message.
 type token struct{ id string }
 
-func openSource(ctx context.Context, env relay.Env, cfg sourceConfig) (*source, error) {
+func newSource(ctx context.Context, env relay.Env, cfg sourceConfig) (*source, error) {
 	cfg.Group = cmp.Or(cfg.Group, "pgtrickle:"+env.Group+":"+env.Pipeline)
 	s := &source{cfg: cfg, env: env, claimFrom: "0-0", lost: -1, inFlight: make(map[string]struct{})}
-	var err error
-	if s.acker, err = connect(cfg.connConfig, new(connSet), 2); err != nil {
+	acker, err := newClients(&cfg.connConfig, new(relaynet.Dialer), 2)
+	if err != nil {
 		return nil, err
 	}
-	if s.reader, err = connect(cfg.connConfig, &s.conns, 1); err != nil {
-		_ = s.acker.Close()
+	reader, err := newClients(&cfg.connConfig, &s.dialer, 1)
+	if err != nil {
 		return nil, err
 	}
+	s.acker, s.reader = acker(), reader()
 	if err = s.Ping(ctx); err == nil {
 		err = s.prepare(ctx)
 	}
@@ -85,7 +87,7 @@ func (s *source) prepare(ctx context.Context) error {
 	return nil
 }
 
-// Receive implements relay.Source.
+// Receive implements [relay.Source].
 func (s *source) Receive(ctx context.Context, limit int) ([]relay.Message, error) {
 	for {
 		if err := ctx.Err(); err != nil {
@@ -109,8 +111,7 @@ func (s *source) Receive(ctx context.Context, limit int) ([]relay.Message, error
 // pending ones, others' abandoned ones, new ones. own is what was in flight
 // before, if any of it can be among the entries.
 func (s *source) read(ctx context.Context, limit int) (entries []redis.XMessage, own map[string]struct{}, err error) {
-	_, stop := s.conns.breakOff(ctx, 0)
-	defer stop()
+	defer s.dialer.CutAfter(ctx, 0)()
 	if !s.ready {
 		if err := s.prepare(ctx); err != nil {
 			return nil, nil, err
@@ -275,7 +276,7 @@ func (s *source) snapshot() map[string]struct{} {
 	return own
 }
 
-// Ack implements relay.Source.
+// Ack implements [relay.Source].
 func (s *source) Ack(ctx context.Context, batch []relay.Message) error {
 	ids := make([]string, len(batch))
 	for i := range batch {
@@ -347,7 +348,7 @@ func (s *source) info(ctx context.Context) (*redis.XInfoStream, *redis.XInfoGrou
 	return nil, nil, fmt.Errorf("stream %q has no group %q", s.cfg.Stream, s.cfg.Group)
 }
 
-// Lag implements relay.Lagger.
+// Lag implements [relay.Lagger].
 func (s *source) Lag(ctx context.Context) (rows int64, seconds float64, err error) {
 	info, group, err := s.info(ctx)
 	if err != nil {
@@ -370,7 +371,7 @@ func (s *source) Lag(ctx context.Context) (rows int64, seconds float64, err erro
 	return rows, max(0, time.Since(entryTime(next[0].ID)).Seconds()), nil
 }
 
-// Ping implements relay.Pinger.
+// Ping implements [relay.Pinger].
 func (s *source) Ping(ctx context.Context) error {
 	if err := s.acker.Ping(ctx).Err(); err != nil {
 		return classify(fmt.Errorf("connect to Redis: %w", err))
@@ -378,7 +379,7 @@ func (s *source) Ping(ctx context.Context) error {
 	return nil
 }
 
-// Close implements relay.Source.
+// Close implements [relay.Source].
 func (s *source) Close() error {
 	err := errors.Join(s.reader.Close(), s.acker.Close())
 	if errors.Is(err, redis.ErrClosed) {

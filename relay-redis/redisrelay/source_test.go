@@ -240,7 +240,7 @@ func TestSourceErrorClasses(t *testing.T) {
 	raw, key := rawClient(t, url), uniqueName(t)
 	t.Cleanup(func() { raw.Del(context.Background(), key) })
 	raw.Set(t.Context(), key, "a string", 0)
-	if _, err := Backend().NewSource(t.Context(), testEnv(t), fmt.Appendf(nil, `{"url":%q,"stream":%q}`, url, key)); !relay.IsFatal(err) {
+	if _, err := Backend().Source.New(t.Context(), testEnv(t), fmt.Appendf(nil, `{"url":%q,"stream":%q}`, url, key)); !relay.IsFatal(err) {
 		t.Errorf("NewSource of a key that is no stream = %v, want a fatal error", err)
 	}
 }

@@ -35,7 +35,7 @@ func TestTLSAndACL(t *testing.T) {
 		t.Errorf("Publish to a stream that is forbidden = %v, want a fatal error", err)
 	}
 	// So is a server whose authority is not trusted.
-	if _, err := Backend().NewSink(t.Context(), testEnv(t), fmt.Appendf(nil, `{"url":"redis://%s","tls":true}`, addr)); !relay.IsFatal(err) {
+	if _, err := Backend().Sink.New(t.Context(), testEnv(t), fmt.Appendf(nil, `{"url":"redis://%s","tls":true}`, addr)); !relay.IsFatal(err) {
 		t.Errorf("NewSink without tls_ca = %v, want a fatal error", err)
 	}
 }

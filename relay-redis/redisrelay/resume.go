@@ -119,7 +119,7 @@ func (t *tails) now() time.Time {
 	return time.UnixMilli(t.since)
 }
 
-// Position implements relay.Resumer.
+// Position implements [relay.Resumer].
 func (s *sink) Position(ctx context.Context) (string, error) {
 	if !s.cfg.Resume {
 		return "", nil
@@ -155,7 +155,7 @@ func (s *sink) Position(ctx context.Context) (string, error) {
 	return s.tails.text, nil
 }
 
-// Resume implements relay.Resumer.
+// Resume implements [relay.Resumer].
 func (s *sink) Resume(ctx context.Context, from string, seen func(id string)) error {
 	var p position
 	if err := json.Unmarshal([]byte(from), &p); err != nil {
