@@ -59,12 +59,12 @@ type committer struct {
 func (c *committer) add(s settlement) {
 	c.sum.Delivered += s.Delivered
 	c.sum.Skipped += s.Skipped
-	c.sum.Letters = append(c.sum.Letters, s.Letters...)
+	c.sum.DeadLetters = append(c.sum.DeadLetters, s.DeadLetters...)
 	c.sum.Redriven = append(c.sum.Redriven, s.Redriven...)
 	if s.Position != "" {
 		c.sum.Position = s.Position
 	}
-	if c.checkpointer != nil && len(s.Letters) == 0 {
+	if c.checkpointer != nil && len(s.DeadLetters) == 0 {
 		defer c.free(s)
 	} else {
 		c.sum.bytes += s.bytes
@@ -81,7 +81,7 @@ func (c *committer) add(s settlement) {
 		c.checkpoint(s.messages)
 	}
 	if c.checkpointer != nil {
-		c.recycle(s.spent) // letters are copies
+		c.recycle(s.spent) // dead letters are copies
 	}
 	if s.joined != nil {
 		c.giveBack(s.joined)
@@ -137,7 +137,7 @@ func (c *committer) addUntil(deadline time.Time) bool {
 // due reports whether the commit should wait no longer for company. A broker's
 // acknowledgements do not wait at all: somebody may be waiting for them.
 func (c *committer) due(last time.Time) bool {
-	return c.checkpointer == nil || c.err != nil || len(c.waiting) > 0 || len(c.sum.Letters) > 0 ||
+	return c.checkpointer == nil || c.err != nil || len(c.waiting) > 0 || len(c.sum.DeadLetters) > 0 ||
 		c.sum.Delivered > maxUncommitted/2 || time.Since(last) >= c.CommitEvery
 }
 
@@ -192,7 +192,7 @@ const countEvery = time.Second
 
 // essential reports whether the sum holds more than counts.
 func (c *committer) essential() bool {
-	return c.sum.Checkpoint != nil || c.sum.Position != "" || len(c.sum.Letters) > 0 || len(c.sum.Redriven) > 0
+	return c.sum.Checkpoint != nil || c.sum.Position != "" || len(c.sum.DeadLetters) > 0 || len(c.sum.Redriven) > 0
 }
 
 const commitGrace = 2 * time.Second

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/grove/pgtrickle-relay/relaycore/backoff"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
@@ -145,7 +146,7 @@ func (p *publisher) partSize(todo []relay.Message) int {
 // A redrive is settled as a whole. There is no position: see confirm.
 func (d *delivery) settleBefore(ctx context.Context, next string) error {
 	at := slices.IndexFunc(d.out.messages, func(m relay.Message) bool { return m.ID == next })
-	if at <= 0 || len(d.out.Letters) > 0 {
+	if at <= 0 || len(d.out.DeadLetters) > 0 {
 		return nil
 	}
 	part := settlement{Commit: d.out.Commit, messages: d.out.messages[:at]}
@@ -344,7 +345,7 @@ func (d *delivery) skip() {
 
 // deadLetter makes m a dead letter and, in park mode, adds its key to parked.
 func (d *delivery) deadLetter(m *relay.Message, class string, why error, parked map[string]bool) {
-	d.out.Letters = append(d.out.Letters, Letter{Message: *m, Class: class, Reason: why.Error(), Attempts: 1})
+	d.out.DeadLetters = append(d.out.DeadLetters, DeadLetter{Message: *m, Class: class, Reason: why.Error(), Attempts: 1})
 	d.Meter.DeadLettered(1)
 	d.Logger.Error("message is dead-lettered", "message", m.ID, "key", m.Key, "class", class, "err", why)
 	if m.Key != "" && d.OnError == OnErrorPark {
@@ -354,7 +355,7 @@ func (d *delivery) deadLetter(m *relay.Message, class string, why error, parked 
 
 // park stores m behind the dead letters of its key.
 func (d *delivery) park(m *relay.Message) {
-	d.out.Letters = append(d.out.Letters, Letter{Message: *m, Class: ClassParked, Reason: "waits behind a dead letter of its key"})
+	d.out.DeadLetters = append(d.out.DeadLetters, DeadLetter{Message: *m, Class: ClassParked, Reason: "waits behind a dead letter of its key"})
 	d.Meter.Parked(1)
 }
 
@@ -382,16 +383,13 @@ func (d *delivery) parkBlocked(todo []relay.Message) []relay.Message {
 
 // wait sleeps until d has passed, or returns [errStopped] when the engine stops.
 func (r *run) wait(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-r.stopping.Done():
-		return errStopped
-	case <-timer.C:
-		return nil
+	if err := backoff.Wait(ctx, d, r.stopping.Done()); err != nil {
+		return err
 	}
+	if r.stopping.Err() != nil {
+		return errStopped
+	}
+	return nil
 }
 
 func halted(m *relay.Message, why error) error {
@@ -414,7 +412,7 @@ func bodies(batch []relay.Message) (bytes int) {
 }
 
 // inOrder sorts dead letters of batch into its order, in which they are redriven.
-func inOrder(letters []Letter, batch []relay.Message) {
+func inOrder(letters []DeadLetter, batch []relay.Message) {
 	if len(letters) < 2 {
 		return
 	}
@@ -422,7 +420,7 @@ func inOrder(letters []Letter, batch []relay.Message) {
 	for i := range batch {
 		at[batch[i].ID] = i
 	}
-	slices.SortStableFunc(letters, func(a, b Letter) int { return at[a.Message.ID] - at[b.Message.ID] })
+	slices.SortStableFunc(letters, func(a, b DeadLetter) int { return at[a.Message.ID] - at[b.Message.ID] })
 }
 
 // without returns the messages of all that are not in some.

@@ -92,7 +92,7 @@ func (s *table) Committed(context.Context, relay.Checkpoint) error { return nil 
 type memory struct {
 	mu      sync.Mutex
 	state   engine.State
-	letters []engine.Letter
+	letters []engine.DeadLetter
 	dead    map[string]bool
 	commits int
 	total   engine.Commit
@@ -120,20 +120,20 @@ func (l *memory) Commit(_ context.Context, c engine.Commit) error {
 	}
 	l.total.Delivered += c.Delivered
 	l.total.Skipped += c.Skipped
-	for _, letter := range c.Letters {
+	for _, letter := range c.DeadLetters {
 		letter.Message.Key = l.Key(letter.Message.Key)
-		at := slices.IndexFunc(l.letters, func(o engine.Letter) bool { return o.Message.ID == letter.Message.ID })
+		at := slices.IndexFunc(l.letters, func(o engine.DeadLetter) bool { return o.Message.ID == letter.Message.ID })
 		if at < 0 {
 			letter.ID = int64(len(l.letters) + 1)
 			l.letters = append(l.letters, letter)
 		}
 		l.dead[letter.Message.ID] = !letter.Parked()
 	}
-	l.letters = slices.DeleteFunc(l.letters, func(o engine.Letter) bool { return slices.Contains(c.Redriven, o.ID) })
+	l.letters = slices.DeleteFunc(l.letters, func(o engine.DeadLetter) bool { return slices.Contains(c.Redriven, o.ID) })
 	return nil
 }
 
-func (l *memory) Deliverable(_ context.Context, limit int) (out []engine.Letter, err error) {
+func (l *memory) Deliverable(_ context.Context, limit int) (out []engine.DeadLetter, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	blocked := make(map[string]bool)
@@ -159,7 +159,7 @@ func (l *memory) ParkedKeys(context.Context) (keys []string, err error) {
 // Key changes those that are not text.
 func (l *memory) Key(key string) string { return strings.ToValidUTF8(key, "?") }
 
-func (l *memory) held() []engine.Letter {
+func (l *memory) held() []engine.DeadLetter {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return slices.Clone(l.letters)

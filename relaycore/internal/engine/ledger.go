@@ -16,10 +16,10 @@ var ErrFenced = errors.New("another owner has taken the pipeline over, or a stan
 type Ledger interface {
 	// Commit makes c durable, all of it or nothing.
 	Commit(ctx context.Context, c Commit) error
-	// Deliverable returns at most limit stored letters that may be delivered now,
+	// Deliverable returns at most limit stored dead letters that may be delivered now,
 	// in the order in which they must be.
-	Deliverable(ctx context.Context, limit int) ([]Letter, error)
-	// ParkedKeys returns the keys that have letters, whose later messages wait, in
+	Deliverable(ctx context.Context, limit int) ([]DeadLetter, error)
+	// ParkedKeys returns the keys that have dead letters, whose later messages wait, in
 	// the form that Key gives them.
 	ParkedKeys(ctx context.Context) ([]string, error)
 	// Key returns the form in which key is stored, for most keys the key itself.
@@ -29,12 +29,12 @@ type Ledger interface {
 
 // Commit is one atomic change of a ledger.
 type Commit struct {
-	Checkpoint *relay.Checkpoint // nil: as it was
-	Position   string            // of the sink; "": as it was
-	Delivered  int64             // messages confirmed by the sink
-	Skipped    int64             // messages found to be at the sink already
-	Letters    []Letter          // messages that are dead or parked
-	Redriven   []int64           // ids of stored letters that are delivered now
+	Checkpoint  *relay.Checkpoint // nil: as it was
+	Position    string            // of the sink; "": as it was
+	Delivered   int64             // messages confirmed by the sink
+	Skipped     int64             // messages found to be at the sink already
+	DeadLetters []DeadLetter      // messages that are dead or parked
+	Redriven    []int64           // ids of stored dead letters that are delivered now
 }
 
 // State is what a pipeline's last owner left.
@@ -50,11 +50,11 @@ const (
 	ClassDecode  = "decode"  // the source could not make sense of it
 	ClassEncode  = "encode"  // it could not be put into the wanted form
 	ClassRefused = "refused" // the sink refused it for good
-	ClassParked  = "parked"  // it waits behind an earlier letter of its key
+	ClassParked  = "parked"  // it waits behind an earlier dead letter of its key
 )
 
-// Letter is a message that could not be delivered, or that waits behind one.
-type Letter struct {
+// DeadLetter is a message that could not be delivered, or that waits behind one.
+type DeadLetter struct {
 	ID       int64 // 0 for one that is not stored yet
 	Message  relay.Message
 	Class    string
@@ -62,8 +62,8 @@ type Letter struct {
 	Attempts int
 }
 
-// Parked reports whether the letter only waits behind another.
-func (l *Letter) Parked() bool { return l.Class == ClassParked }
+// Parked reports whether the dead letter only waits behind another.
+func (l *DeadLetter) Parked() bool { return l.Class == ClassParked }
 
 // Mover is a [relay.Checkpointer] whose checkpoint can move although no message was
 // settled, for example over rows without messages.

@@ -178,7 +178,7 @@ func (p *publisher) publishBatch(ctx context.Context, c chunk) error {
 	todo, behind, err := d.partition()
 	unresolved, deliverErr := d.deliver(ctx, todo)
 	maps.Copy(p.parked, behind)
-	inOrder(d.out.Letters, batch)
+	inOrder(d.out.DeadLetters, batch)
 	if deliverErr != nil {
 		err = deliverErr
 	}

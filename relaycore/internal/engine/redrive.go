@@ -20,7 +20,7 @@ func (p *publisher) redriveAll(ctx context.Context) error {
 		}
 	}
 	for p.stopping.Err() == nil {
-		var letters []Letter
+		var letters []DeadLetter
 		err := p.retry(ctx, "read dead letters", func() (err error) {
 			letters, err = p.Ledger.Deliverable(ctx, redriveBatch)
 			return err
@@ -48,7 +48,7 @@ func (p *publisher) hasDeliverable(ctx context.Context) bool {
 
 // redriveSome delivers dead letters. One that fails again stays, and so do those
 // behind it.
-func (p *publisher) redriveSome(ctx context.Context, letters []Letter) error {
+func (p *publisher) redriveSome(ctx context.Context, letters []DeadLetter) error {
 	batch := make([]relay.Message, len(letters))
 	for i := range letters {
 		batch[i] = letters[i].Message
@@ -60,8 +60,8 @@ func (p *publisher) redriveSome(ctx context.Context, letters []Letter) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	d.out.Redriven = p.redriven(letters, batch, left, d.out.Letters)
-	p.Logger.Info("redrove dead letters", "delivered", len(d.out.Redriven), "still_dead", len(d.out.Letters))
+	d.out.Redriven = p.redriven(letters, batch, left, d.out.DeadLetters)
+	p.Logger.Info("redrove dead letters", "delivered", len(d.out.Redriven), "still_dead", len(d.out.DeadLetters))
 	// What was delivered is settled, even if a stop left some.
 	return errors.Join(err, p.flush(ctx, d.out))
 }
@@ -90,7 +90,7 @@ func (d *delivery) partitionRedrive(batch []relay.Message) (todo []relay.Message
 // redriven returns the ids of the dead letters that are not left and not dead again.
 // One that is dead under another id, which its configuration may give it now, was
 // replaced.
-func (p *publisher) redriven(letters []Letter, batch, left []relay.Message, dead []Letter) (ids []int64) {
+func (p *publisher) redriven(letters []DeadLetter, batch, left []relay.Message, dead []DeadLetter) (ids []int64) {
 	stays := make(map[string]bool, len(left))
 	for i := range left {
 		stays[left[i].ID] = true

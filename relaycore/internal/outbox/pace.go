@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/grove/pgtrickle-relay/relaycore/backoff"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/scan"
 )
 
@@ -33,15 +34,8 @@ func (p *pace) leave() { p.returned = time.Now() }
 // wait pauses for a small part of the time since the last row. So a busy outbox is read
 // every millisecond, and a quiet one rarely.
 func (p *pace) wait(ctx context.Context, cfg *Config) error {
-	timer := time.NewTimer(min(max(time.Since(p.lastRow)/8, time.Millisecond), cfg.PollInterval))
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-cfg.Wake:
-	case <-timer.C:
-	}
-	return nil
+	_ = backoff.Wait(ctx, min(max(time.Since(p.lastRow)/8, time.Millisecond), cfg.PollInterval), cfg.Wake)
+	return ctx.Err()
 }
 
 // sawRows adapts the next read to the size of the rows of the last one.

@@ -47,7 +47,7 @@ type deadLetter struct {
 // deadLetters encodes one row for each message id, because a statement can change a
 // row only once. The later of two with one id counts, unless only the first was
 // tried.
-func (l *Ledger) deadLetters(dead []engine.Letter) ([]byte, error) {
+func (l *Ledger) deadLetters(dead []engine.DeadLetter) ([]byte, error) {
 	rows := make([]deadLetter, 0, len(dead))
 	places := make(map[string]int, len(dead))
 	for i := range dead {
@@ -69,7 +69,7 @@ func (l *Ledger) deadLetters(dead []engine.Letter) ([]byte, error) {
 	return encoded, nil
 }
 
-func (l *Ledger) deadLetter(d *engine.Letter) deadLetter {
+func (l *Ledger) deadLetter(d *engine.DeadLetter) deadLetter {
 	m := &d.Message
 	row := deadLetter{
 		MessageID: indexed(m.ID), Key: indexed(m.Key), Subject: text(m.Subject), Op: text(m.Op),
@@ -102,7 +102,7 @@ func headerPairs(headers []relay.Header) [][2]string {
 
 // Deliverable returns at most limit dead letters that may be delivered now, in the
 // order in which they must be.
-func (l *Ledger) Deliverable(ctx context.Context, limit int) ([]engine.Letter, error) {
+func (l *Ledger) Deliverable(ctx context.Context, limit int) ([]engine.DeadLetter, error) {
 	rows, err := l.store.db.Query(ctx, deliverableSQL, l.store.args(l.key, pgx.StrictNamedArgs{"limit": limit}))
 	if err != nil {
 		return nil, fmt.Errorf("read dead letters: %w", err)
@@ -114,15 +114,15 @@ func (l *Ledger) Deliverable(ctx context.Context, limit int) ([]engine.Letter, e
 	return found, nil
 }
 
-func (l *Ledger) scanDeliverable(row pgx.CollectableRow) (engine.Letter, error) {
-	var d engine.Letter
+func (l *Ledger) scanDeliverable(row pgx.CollectableRow) (engine.DeadLetter, error) {
+	var d engine.DeadLetter
 	m := &d.Message
 	var body, headers []byte
 	var sent *time.Time
 	err := row.Scan(&d.ID, &m.ID, &m.Key, &m.Subject, &m.Op, &body, &m.Before, &m.ContentType, &headers,
 		&m.StreamTable, &m.OutboxID, &m.RefreshID, &m.FullRefresh, &m.Origin, &sent, &d.Class, &d.Attempts)
 	if err != nil {
-		return engine.Letter{}, err
+		return engine.DeadLetter{}, err
 	}
 	if sent != nil {
 		m.Time = *sent
@@ -142,7 +142,7 @@ func (l *Ledger) scanDeliverable(row pgx.CollectableRow) (engine.Letter, error) 
 
 	var pairs [][2]string
 	if err := json.Unmarshal(headers, &pairs); err != nil {
-		return engine.Letter{}, fmt.Errorf("headers of dead letter %d: %w", d.ID, err)
+		return engine.DeadLetter{}, fmt.Errorf("headers of dead letter %d: %w", d.ID, err)
 	}
 	for _, p := range pairs {
 		m.Headers = append(m.Headers, relay.Header{Name: p[0], Value: p[1]})

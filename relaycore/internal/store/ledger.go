@@ -97,8 +97,8 @@ func (l *Ledger) SetSource(table string) { l.source = table }
 // Commit makes c durable, all of it or nothing.
 func (l *Ledger) Commit(ctx context.Context, c engine.Commit) error {
 	sql, args, what := l.plainSQL, l.progress(c), "commit checkpoint"
-	if len(c.Letters) > 0 || len(c.Redriven) > 0 {
-		rows, err := l.deadLetters(c.Letters)
+	if len(c.DeadLetters) > 0 || len(c.Redriven) > 0 {
+		rows, err := l.deadLetters(c.DeadLetters)
 		if err != nil {
 			return err
 		}
@@ -124,8 +124,8 @@ func (l *Ledger) progress(c engine.Commit) pgx.StrictNamedArgs {
 		state, lastID, source = c.Checkpoint.State, c.Checkpoint.LastID, l.source
 	}
 	dead := 0
-	for i := range c.Letters {
-		if !c.Letters[i].Parked() && c.Letters[i].ID == 0 {
+	for i := range c.DeadLetters {
+		if !c.DeadLetters[i].Parked() && c.DeadLetters[i].ID == 0 {
 			dead++
 		}
 	}

@@ -101,7 +101,7 @@ func TestAnOldOwnerMovesNothing(t *testing.T) {
 	setEpoch(t, pool, orders, 2)
 	for name, err := range map[string]error{
 		"checkpoint": old.Commit(t.Context(), engine.Commit{Checkpoint: &relay.Checkpoint{State: json.RawMessage(`{}`), LastID: 99}}),
-		"letters":    old.Commit(t.Context(), engine.Commit{Letters: []engine.Letter{refused(1, "k")}}),
+		"letters":    old.Commit(t.Context(), engine.Commit{DeadLetters: []engine.DeadLetter{refused(1, "k")}}),
 		"status":     old.SetStatus(t.Context(), store.StatusRunning, ""),
 	} {
 		if !errors.Is(err, engine.ErrFenced) {
@@ -128,7 +128,7 @@ func TestAnOwnerMovesNothingOnAPromotedStandby(t *testing.T) {
 	commit(t, old, engine.Commit{Checkpoint: &relay.Checkpoint{State: json.RawMessage(`{"at":7}`), LastID: 7}})
 	redefine(t, pool, `RETURN overlay(pg_catalog.pg_walfile_name($1) PLACING '00000FFF' FROM 1)`)
 	ahead := relay.Checkpoint{State: json.RawMessage(`{"at":9}`), LastID: 9}
-	for name, c := range map[string]engine.Commit{"checkpoint": {Checkpoint: &ahead}, "letters": {Checkpoint: &ahead, Letters: []engine.Letter{refused(8, "k")}}} {
+	for name, c := range map[string]engine.Commit{"checkpoint": {Checkpoint: &ahead}, "letters": {Checkpoint: &ahead, DeadLetters: []engine.DeadLetter{refused(8, "k")}}} {
 		if err := old.Commit(t.Context(), c); !errors.Is(err, engine.ErrFenced) {
 			t.Errorf("commit of %s = %v, want ErrFenced", name, err)
 		}
@@ -160,15 +160,15 @@ func redefine(t *testing.T, pool *pgxpool.Pool, what string) {
 	pool.Reset() // sessions have the old path
 }
 
-func refused(n int, key string) engine.Letter {
+func refused(n int, key string) engine.DeadLetter {
 	m := relaytest.Message(n, key)
 	m.Before = []byte(`{"n":0}`)
 	m.Headers = []relay.Header{{Name: "traceparent", Value: "00-1"}, {Name: "odd", Value: "a\"b\x00c"}}
-	return engine.Letter{Message: m, Class: engine.ClassRefused, Reason: "too large \x00", Attempts: 1}
+	return engine.DeadLetter{Message: m, Class: engine.ClassRefused, Reason: "too large \x00", Attempts: 1}
 }
 
-func parked(n int, key string) engine.Letter {
-	return engine.Letter{Message: relaytest.Message(n, key), Class: engine.ClassParked, Reason: "waits"}
+func parked(n int, key string) engine.DeadLetter {
+	return engine.DeadLetter{Message: relaytest.Message(n, key), Class: engine.ClassParked, Reason: "waits"}
 }
 
 func commit(t *testing.T, l *store.Ledger, c engine.Commit) {
@@ -178,7 +178,7 @@ func commit(t *testing.T, l *store.Ledger, c engine.Commit) {
 	}
 }
 
-func deliverable(t *testing.T, l *store.Ledger) (ids []string, found []engine.Letter) {
+func deliverable(t *testing.T, l *store.Ledger) (ids []string, found []engine.DeadLetter) {
 	t.Helper()
 	found, err := l.Deliverable(t.Context(), 100)
 	if err != nil {
@@ -201,8 +201,8 @@ func TestDeadLettersOfAKeyKeepTheirOrder(t *testing.T) {
 	t.Parallel()
 	pool := newDatabase(t)
 	l, _ := open(t, pool, 1)
-	commit(t, l, engine.Commit{Letters: []engine.Letter{refused(1, "a"), refused(2, "b"), parked(3, "a"), parked(4, "b"), refused(5, "")}})
-	commit(t, l, engine.Commit{Letters: []engine.Letter{parked(6, "a"), refused(7, "")}})
+	commit(t, l, engine.Commit{DeadLetters: []engine.DeadLetter{refused(1, "a"), refused(2, "b"), parked(3, "a"), parked(4, "b"), refused(5, "")}})
+	commit(t, l, engine.Commit{DeadLetters: []engine.DeadLetter{parked(6, "a"), refused(7, "")}})
 	if ids, _ := deliverable(t, l); len(ids) > 0 {
 		t.Errorf("deliverable before any retry: %v", ids)
 	}
@@ -225,7 +225,7 @@ func TestDeadLettersOfAKeyKeepTheirOrder(t *testing.T) {
 	// 1 is delivered; 3 is refused in turn and blocks 6.
 	dead := parked(3, "a")
 	dead.Class, dead.Reason, dead.Attempts = engine.ClassRefused, "too large", 1
-	commit(t, l, engine.Commit{Redriven: []int64{letters[0].ID}, Letters: []engine.Letter{dead, parked(6, "a")}})
+	commit(t, l, engine.Commit{Redriven: []int64{letters[0].ID}, DeadLetters: []engine.DeadLetter{dead, parked(6, "a")}})
 	if ids, _ := deliverable(t, l); len(ids) > 0 {
 		t.Errorf("deliverable behind a dead letter: %v", ids)
 	}
@@ -247,7 +247,7 @@ func TestADeadLetterIsStoredOnce(t *testing.T) {
 	pool := newDatabase(t)
 	l, _ := open(t, pool, 1)
 	for range 3 {
-		commit(t, l, engine.Commit{Letters: []engine.Letter{refused(1, "a")}})
+		commit(t, l, engine.Commit{DeadLetters: []engine.DeadLetter{refused(1, "a")}})
 	}
 	var rows, attempts int
 	err := pool.QueryRow(t.Context(), `SELECT count(*), max(attempts) FROM pgtrickle.relay_dead_letters`).Scan(&rows, &attempts)
@@ -262,7 +262,7 @@ func TestAnotherMessageWithTheSameID(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
 		stored string
-		next   engine.Letter
+		next   engine.DeadLetter
 		want   string
 	}{
 		"refused after dead":    {"dead", refused(1, "b"), "dead refused 1"},
@@ -275,7 +275,7 @@ func TestAnotherMessageWithTheSameID(t *testing.T) {
 			t.Parallel()
 			pool := newDatabase(t)
 			l, _ := open(t, pool, 1)
-			commit(t, l, engine.Commit{Letters: []engine.Letter{refused(1, "a"), refused(2, "b")}})
+			commit(t, l, engine.Commit{DeadLetters: []engine.DeadLetter{refused(1, "a"), refused(2, "b")}})
 			if _, err := pool.Exec(t.Context(), `UPDATE pgtrickle.relay_dead_letters SET status = $1, attempts = 7, created_at = 'epoch'`, tc.stored); err != nil {
 				t.Fatal(err)
 			}
@@ -283,7 +283,7 @@ func TestAnotherMessageWithTheSameID(t *testing.T) {
 			m.Row, m.Before, m.Op, m.Subject, m.OutboxID = []byte(`{"new":1}`), []byte(`{"new":0}`), relay.OpDelete, "elsewhere", 9
 			m.Headers, m.ContentType, m.StreamTable, m.RefreshID = []relay.Header{{Name: "new", Value: "1"}}, "text/new", "fresh", "r9"
 			m.FullRefresh, m.Origin, m.Time = true, "new", time.Unix(9, 0)
-			commit(t, l, engine.Commit{Letters: []engine.Letter{tc.next}})
+			commit(t, l, engine.Commit{DeadLetters: []engine.DeadLetter{tc.next}})
 			var got, fresh string
 			err := pool.QueryRow(t.Context(), `
 				SELECT concat_ws(' ', status, class, attempts), concat_ws(' ', key, convert_from(body, 'UTF8'), convert_from(before, 'UTF8'), op, subject,
@@ -307,8 +307,8 @@ func TestADeadLetterStaysDead(t *testing.T) {
 	l, _ := open(t, pool, 1)
 	again := refused(1, "a")
 	again.Class = engine.ClassParked
-	commit(t, l, engine.Commit{Letters: []engine.Letter{refused(1, "a"), again}}) // in one commit
-	commit(t, l, engine.Commit{Letters: []engine.Letter{again}})                  // and in another
+	commit(t, l, engine.Commit{DeadLetters: []engine.DeadLetter{refused(1, "a"), again}}) // in one commit
+	commit(t, l, engine.Commit{DeadLetters: []engine.DeadLetter{again}})                  // and in another
 	if ids, _ := deliverable(t, l); len(ids) > 0 {
 		t.Errorf("deliverable = %v, want nothing", ids)
 	}
@@ -323,7 +323,7 @@ func TestADeadLetterTwiceInACommit(t *testing.T) {
 	t.Parallel()
 	pool := newDatabase(t)
 	l, _ := open(t, pool, 1)
-	commit(t, l, engine.Commit{Letters: []engine.Letter{parked(1, "a"), refused(2, "a"), refused(1, "a"), refused(1, "a")}})
+	commit(t, l, engine.Commit{DeadLetters: []engine.DeadLetter{parked(1, "a"), refused(2, "a"), refused(1, "a"), refused(1, "a")}})
 	dlq(t, pool, `relay_dlq_retry('orders')`)
 	ids, letters := deliverable(t, l)
 	if fmt.Sprint(ids) != "[outbox_orders:1:0 outbox_orders:2:0]" || letters[0].Attempts != 2 {
@@ -337,12 +337,12 @@ func TestADeadLetterReplacesADeliveredOne(t *testing.T) {
 	t.Parallel()
 	pool := newDatabase(t)
 	l, _ := open(t, pool, 1)
-	commit(t, l, engine.Commit{Letters: []engine.Letter{refused(1, "a"), refused(2, "b")}})
+	commit(t, l, engine.Commit{DeadLetters: []engine.DeadLetter{refused(1, "a"), refused(2, "b")}})
 	dlq(t, pool, `relay_dlq_retry('orders')`)
 	_, letters := deliverable(t, l)
 	next := refused(1, "a")
 	next.Message.Row = []byte(`{"new":1}`)
-	commit(t, l, engine.Commit{Redriven: []int64{letters[0].ID, letters[1].ID}, Letters: []engine.Letter{next}})
+	commit(t, l, engine.Commit{Redriven: []int64{letters[0].ID, letters[1].ID}, DeadLetters: []engine.DeadLetter{next}})
 	dlq(t, pool, `relay_dlq_retry('orders')`)
 	if _, letters := deliverable(t, l); len(letters) != 1 || string(letters[0].Message.Row) != `{"new":1}` {
 		t.Errorf("letters = %+v, want the new one", letters)
@@ -357,7 +357,7 @@ func TestAnUnencodedLetterKeepsItsRow(t *testing.T) {
 	letter := refused(1, "a")
 	m := &letter.Message
 	letter.Class, m.Err, m.Body = engine.ClassEncode, relay.Permanent(errors.New("the row has no field")), nil
-	commit(t, l, engine.Commit{Letters: []engine.Letter{letter}})
+	commit(t, l, engine.Commit{DeadLetters: []engine.DeadLetter{letter}})
 	dlq(t, pool, `relay_dlq_retry('orders')`)
 	if _, letters := deliverable(t, l); len(letters) != 1 || string(letters[0].Message.Row) != string(m.Row) || letters[0].Message.Err != nil {
 		t.Errorf("letters = %+v, want one with the row %s", letters, m.Row)
@@ -379,8 +379,8 @@ func TestAnOwnerLeavesNoLockBehind(t *testing.T) {
 	defer own.Close()
 	l, _ := open(t, own, 1)
 	for name, c := range map[string]engine.Commit{
-		"letters":  {Letters: []engine.Letter{refused(1, "a"), parked(2, "a")}},
-		"redriven": {Redriven: []int64{1}, Letters: []engine.Letter{refused(2, "a")}},
+		"letters":  {DeadLetters: []engine.DeadLetter{refused(1, "a"), parked(2, "a")}},
+		"redriven": {Redriven: []int64{1}, DeadLetters: []engine.DeadLetter{refused(2, "a")}},
 		"none":     {Checkpoint: &relay.Checkpoint{State: json.RawMessage(`{}`), LastID: 2}},
 	} {
 		watch.step, watch.looks = name, 0
@@ -420,7 +420,7 @@ func TestReverseKeepsTheBrokersBytes(t *testing.T) {
 		t.Fatal(err)
 	}
 	bytes := []byte{0, 255, '<'}
-	commit(t, l, engine.Commit{Letters: []engine.Letter{{
+	commit(t, l, engine.Commit{DeadLetters: []engine.DeadLetter{{
 		Message: relay.Message{ID: "nats:S:1", Body: bytes, Row: bytes, Origin: "nats:S"}, Class: engine.ClassDecode, Reason: "not JSON",
 	}}})
 	dlq(t, pool, `relay_dlq_retry('in')`)
@@ -431,7 +431,7 @@ func TestReverseKeepsTheBrokersBytes(t *testing.T) {
 	// With another format it can be decoded, and has a key; it is the same dead letter.
 	m := letters[0].Message
 	m.Row, m.Op, m.Key = []byte("{}"), relay.OpEvent, "k"
-	commit(t, l, engine.Commit{Letters: []engine.Letter{{Message: m, Class: engine.ClassRefused, Reason: "too large", Attempts: 1}}})
+	commit(t, l, engine.Commit{DeadLetters: []engine.DeadLetter{{Message: m, Class: engine.ClassRefused, Reason: "too large", Attempts: 1}}})
 	dlq(t, pool, `relay_dlq_retry('in')`)
 	if _, letters := deliverable(t, l); len(letters) != 1 || string(letters[0].Message.Body) != string(bytes) || letters[0].Attempts != 2 || letters[0].Message.Key != "k" {
 		t.Errorf("letters = %+v, want the same, tried twice", letters)
@@ -446,7 +446,7 @@ func TestADeadLetterIsAddressedAgain(t *testing.T) {
 	l, _ := open(t, pool, 1)
 	unaddressed := relaytest.Message(2, "b")
 	unaddressed.Subject, unaddressed.Body, unaddressed.Err = "", nil, errors.New("no field region")
-	commit(t, l, engine.Commit{Letters: []engine.Letter{
+	commit(t, l, engine.Commit{DeadLetters: []engine.DeadLetter{
 		refused(1, "a"),
 		{Message: unaddressed, Class: engine.ClassEncode, Reason: "no field region"},
 	}})
@@ -467,7 +467,7 @@ func TestAnUndecodedRowIsNoMessage(t *testing.T) {
 	t.Parallel()
 	pool := newDatabase(t)
 	l, _ := open(t, pool, 1)
-	commit(t, l, engine.Commit{Letters: []engine.Letter{{
+	commit(t, l, engine.Commit{DeadLetters: []engine.DeadLetter{{
 		Message: relay.Message{ID: "outbox_orders:7:0", OutboxID: 7, Body: []byte(`{"v":2}`), Err: errors.New("version 2")}, Class: engine.ClassDecode, Reason: "version 2",
 	}}})
 	_, err := pool.Exec(t.Context(), `SELECT pgtrickle.relay_dlq_retry('orders')`)

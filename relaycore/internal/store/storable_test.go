@@ -47,11 +47,11 @@ func TestAnyDeadLetterCanBeStored(t *testing.T) {
 		"far past":              func(m *relay.Message) { m.Time = time.Date(-100_000, 1, 1, 0, 0, 0, 0, time.UTC) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			letter := engine.Letter{Message: relay.Message{ID: name, Key: name, Body: []byte("x")}, Class: engine.ClassRefused, Reason: "a\x00\xff"}
+			letter := engine.DeadLetter{Message: relay.Message{ID: name, Key: name, Body: []byte("x")}, Class: engine.ClassRefused, Reason: "a\x00\xff"}
 			change(&letter.Message)
 			raw := letter.Message.Key
 			for range 2 { // a redelivery is the same dead letter
-				commit(t, l, engine.Commit{Letters: []engine.Letter{letter}})
+				commit(t, l, engine.Commit{DeadLetters: []engine.DeadLetter{letter}})
 			}
 			keys, err := l.ParkedKeys(t.Context())
 			if err != nil || len(keys) != 1 || keys[0] != l.Key(raw) || l.Key(keys[0]) != keys[0] {
@@ -64,7 +64,7 @@ func TestAnyDeadLetterCanBeStored(t *testing.T) {
 			}
 			again := letters[0] // in its stored form it is the same dead letter, too
 			again.Attempts = 1
-			commit(t, l, engine.Commit{Letters: []engine.Letter{again}})
+			commit(t, l, engine.Commit{DeadLetters: []engine.DeadLetter{again}})
 			dlq(t, pool, `relay_dlq_retry('orders')`)
 			_, letters = deliverable(t, l)
 			if len(letters) != 1 || letters[0].ID != again.ID || letters[0].Attempts != 3 {

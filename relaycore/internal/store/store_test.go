@@ -126,7 +126,7 @@ func TestDeadLettersAsOperatorsSeeThem(t *testing.T) {
 	l, _ := open(t, pool, 1)
 	parked := refused(2, "k")
 	parked.Class = engine.ClassParked
-	commit(t, l, engine.Commit{Letters: []engine.Letter{refused(1, "k"), parked, refused(3, "other")}})
+	commit(t, l, engine.Commit{DeadLetters: []engine.DeadLetter{refused(1, "k"), parked, refused(3, "other")}})
 
 	counts, err := s.CountDeadLetters(ctx)
 	if diff := cmp.Diff(map[store.Key]store.DeadLetterCounts{orders: {Dead: 2, Parked: 1}}, counts); err != nil || diff != "" {

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/grove/pgtrickle-relay/relaycore/backoff"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/rows"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/table"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
@@ -154,7 +155,7 @@ func (w *windows) Read(ctx context.Context, db DB, want int, take Take) (Read, e
 		}
 		if w.horizon.worthRetry(tries) {
 			w.pos = start
-			if err := pause(ctx, retryPause); err != nil {
+			if err := backoff.Sleep(ctx, retryPause); err != nil {
 				return Read{}, err
 			}
 		}
