@@ -103,11 +103,14 @@ func (m *Message) WireHeaders(dst []Header) []Header {
 }
 
 // outboxIDText cuts the id out of "<table>:<id>:<row>" where it can, because a
-// substring costs no allocation.
+// substring costs no allocation. An application can give any id.
 func (m *Message) outboxIDText() string {
 	if end := strings.LastIndexByte(m.ID, ':'); end > 0 {
 		if start := strings.LastIndexByte(m.ID[:end], ':'); start >= 0 {
-			return m.ID[start+1 : end]
+			text := m.ID[start+1 : end]
+			if id, err := strconv.ParseInt(text, 10, 64); err == nil && id == m.OutboxID {
+				return text
+			}
 		}
 	}
 	return strconv.FormatInt(m.OutboxID, 10)

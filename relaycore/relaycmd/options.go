@@ -58,12 +58,15 @@ func (o *commonOptions) validate() error {
 		return errors.New("--relay-group-id must not be empty")
 	}
 
-	for name, url := range map[string]*string{"postgres-url": &o.postgresURL, "data-postgres-url": &o.dataURL} {
-		expanded, err := relaycfg.ExpandString(*url)
+	for _, f := range []struct {
+		name string
+		url  *string
+	}{{"postgres-url", &o.postgresURL}, {"data-postgres-url", &o.dataURL}} {
+		expanded, err := relaycfg.ExpandString(*f.url)
 		if err != nil {
-			return fmt.Errorf("--%s: %w", name, err)
+			return fmt.Errorf("--%s: %w", f.name, err)
 		}
-		*url = expanded
+		*f.url = expanded
 	}
 	return nil
 }

@@ -89,15 +89,19 @@ func (s *Source) Unaccounted(ctx context.Context) (int64, error) {
 // deleted by retention or rolled back, over the checkpoint's life.
 func (s *Source) Overtaken() int64 { return s.shared.view().tracker.Overtaken() }
 
-// Expects implements engine.Expecter. An id has its row and its index. Expects may
-// return true for a message that is settled, if one in front of it is not.
+// Expects implements engine.Expecter. An id has its row and its index, unless the
+// application gave it. Expects may return true for a message that is settled, if one in
+// front of it is not.
 func (s *Source) Expects(id string) bool {
 	v := s.shared.view()
 	rest, ours := strings.CutPrefix(id, v.table.Name+":")
 	first, second, both := strings.Cut(rest, ":")
 	row, err := strconv.ParseInt(first, 10, 64)
 	index, err2 := strconv.ParseInt(second, 10, 64)
-	return ours && both && err == nil && err2 == nil && v.tracker.Unsettled(row, index)
+	if !ours || !both || err != nil || err2 != nil {
+		return v.table.Columns.EventID != ""
+	}
+	return v.tracker.Unsettled(row, index)
 }
 
 // SetPollInterval bounds the wait of an idle source between polls. It must not be called

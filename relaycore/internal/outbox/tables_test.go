@@ -622,3 +622,34 @@ func TestLag(t *testing.T) {
 		}
 	})
 }
+
+// TestHeadersKeyAndEventID: what a writer sets beside a row arrives with its message.
+func TestHeadersKeyAndEventID(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	pool := pgtest.Pool(t)
+	if err := migrate.Up(ctx, pool, nil); err != nil {
+		t.Fatal(err)
+	}
+	exec(t, pool, `CREATE TABLE public.orders (id int PRIMARY KEY); SELECT pgtrickle.enable_outbox('public.orders')`)
+	exec(t, pool, `SELECT set_config('pgtrickle.headers', '{"traceparent": "00-1"}', true), set_config('pgtrickle.key', 'customer-7', true); INSERT INTO public.orders VALUES (1)`)
+	exec(t, pool, `INSERT INTO public.orders VALUES (2)`)
+	exec(t, pool, `SELECT pgtrickle.outbox_publish('outbox_orders', '{"id": 3}', p_headers => '{"a": "b"}', p_key => 'k', p_event_id => 'e:1:2')`)
+	src, err := outbox.Open(ctx, pool, outbox.Config{Outbox: "public.orders"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, m := range receive(t, src, 3) {
+		got = append(got, fmt.Sprintf("%s %q %v %s", m.ID, m.Key, m.Headers, m.WireHeaders(nil)[1].Value))
+		if !src.Expects(m.ID) {
+			t.Errorf("message %s is not expected before it is settled", m.ID)
+		}
+	}
+	want := `outbox_orders:1:0 "customer-7" [{traceparent 00-1}] 1
+outbox_orders:2:0 "" [] 2
+e:1:2 "k" [{a b}] 3`
+	if s := strings.Join(got, "\n"); s != want {
+		t.Errorf("messages\n%s\nwant\n%s", s, want)
+	}
+}

@@ -132,6 +132,7 @@ type event struct {
 	created             time.Time
 	refresh, refreshEnd int // in text
 	key, keyEnd         int
+	given               []byte // the message's id as the application gave it; nil if it did not
 	index               int
 }
 
@@ -148,7 +149,15 @@ func (b *Builder) Row(v [][]byte, id int64) bool {
 		b.chunk.text = append(b.chunk.text, v[l.refresh]...)
 		e.refreshEnd = len(b.chunk.text)
 	}
-	first := len(b.chunk.slots)
+	if l.key >= 0 && v[l.key] != nil {
+		e.key = len(b.chunk.text)
+		b.chunk.text = append(b.chunk.text, v[l.key]...)
+		e.keyEnd = len(b.chunk.text)
+	}
+	if l.eventID >= 0 {
+		e.given = v[l.eventID]
+	}
+	first, firstMessage := len(b.chunk.slots), len(b.chunk.msgs)
 	switch {
 	case b.source.plain:
 		b.plainRow(v, &e)
@@ -158,6 +167,9 @@ func (b *Builder) Row(v [][]byte, id int64) bool {
 		}
 	default:
 		b.containerRow(v[l.payload], &e)
+	}
+	if l.headers >= 0 && v[l.headers] != nil {
+		b.headers(b.chunk.msgs[firstMessage:], v[l.headers], &e)
 	}
 	b.end(id, first)
 	return true
@@ -182,11 +194,15 @@ func (b *Builder) message(e *event, op string, row, before []byte, full bool, er
 	}
 	ch := &b.chunk
 	c := cut{id: len(ch.text), key: e.key, keyEnd: e.keyEnd, refresh: e.refresh, refreshEnd: e.refreshEnd}
-	ch.text = append(ch.text, b.source.table...)
-	ch.text = append(ch.text, ':')
-	ch.text = append(ch.text, e.idText...)
-	ch.text = append(ch.text, ':')
-	ch.text = strconv.AppendInt(ch.text, int64(index), 10)
+	if e.given != nil && index == 0 {
+		ch.text = append(ch.text, e.given...)
+	} else {
+		ch.text = append(ch.text, b.source.table...)
+		ch.text = append(ch.text, ':')
+		ch.text = append(ch.text, e.idText...)
+		ch.text = append(ch.text, ':')
+		ch.text = strconv.AppendInt(ch.text, int64(index), 10)
+	}
 	c.idEnd = len(ch.text)
 
 	ch.cuts = append(ch.cuts, c)
@@ -217,13 +233,7 @@ func (b *Builder) plainRow(v [][]byte, e *event) {
 	if l.op >= 0 && v[l.op] != nil {
 		op = opOf(v[l.op])
 	}
-	if l.key >= 0 && v[l.key] != nil {
-		e.key = len(b.chunk.text)
-		b.chunk.text = append(b.chunk.text, v[l.key]...)
-		e.keyEnd = len(b.chunk.text)
-	}
 	payload := b.keep(v[l.payload])
-	n := len(b.chunk.msgs)
 	switch {
 	case op == "":
 		b.undecodable(e, payload, fmt.Errorf("operation %q is none of insert, update, delete", v[l.op]))
@@ -234,25 +244,30 @@ func (b *Builder) plainRow(v [][]byte, e *event) {
 	default:
 		b.message(e, op, payload, nil, false, nil)
 	}
-	if l.headers >= 0 && v[l.headers] != nil && len(b.chunk.msgs) > n {
-		b.headers(&b.chunk.msgs[n], v[l.headers], e)
-	}
 }
 
-func (b *Builder) headers(m *relay.Message, object []byte, e *event) {
+// headers gives the messages of a row its headers. The messages share them: nobody
+// changes a header in place.
+func (b *Builder) headers(msgs []relay.Message, object []byte, e *event) {
 	var err error
 	if b.inner, err = jsonscan.Members(b.inner[:0], object); err != nil {
-		if !jsonscan.IsNull(object) && m.Err == nil {
-			m.Err = relay.Permanent(fmt.Errorf("row %d of %s: headers: %w", e.id, b.source.qualified, err))
-			m.Body, m.Row = m.Row, nil
+		for i := range msgs {
+			if m := &msgs[i]; !jsonscan.IsNull(object) && m.Err == nil {
+				m.Err = relay.Permanent(fmt.Errorf("row %d of %s: headers: %w", e.id, b.source.qualified, err))
+				m.Body, m.Row = m.Row, nil
+			}
 		}
 		return
 	}
+	headers := make([]relay.Header, 0, len(b.inner))
 	for _, h := range b.inner {
-		m.Headers = append(m.Headers, relay.Header{
+		headers = append(headers, relay.Header{
 			Name:  string(jsonscan.AppendText(nil, h.Name)),
 			Value: string(jsonscan.AppendText(nil, h.Value)),
 		})
+	}
+	for i := range msgs {
+		msgs[i].Headers = headers[:len(headers):len(headers)]
 	}
 }
 

@@ -9,7 +9,7 @@ import (
 )
 
 func testBuilder() *Builder {
-	l := &Layout{id: 0, payload: 1, created: 2, refresh: 3, claim: 4, op: -1, key: -1, headers: -1}
+	l := &Layout{id: 0, payload: 1, created: 2, refresh: 3, claim: 4, op: -1, key: -1, headers: -1, eventID: -1}
 	return &Builder{source: source{table: "outbox_orders", stream: "orders", qualified: "pgtrickle.outbox_orders"}, layout: l}
 }
 
@@ -159,5 +159,61 @@ func BenchmarkDecode(b *testing.B) {
 			build.Discard()
 		}
 		build.Row(row, 1234567)
+	}
+}
+
+// TestGivenByTheRow: headers, key and event id of an outbox of ours go to the messages of
+// the row, and a row without them pays no allocation.
+func TestGivenByTheRow(t *testing.T) { // counts allocations, so not in parallel
+	l := &Layout{id: 0, payload: 1, created: 2, refresh: 3, claim: 4, op: -1, key: 5, headers: 6, eventID: 7}
+	b := &Builder{source: source{table: "outbox_orders", stream: "orders", qualified: "pgtrickle.outbox_orders"}, layout: l}
+	row := func(payload, key, headers, eventID string) [][]byte {
+		v := append(testRow("7", payload), nil, nil, nil)
+		for i, s := range []string{key, headers, eventID} {
+			if s != "" {
+				v[5+i] = []byte(s)
+			}
+		}
+		return v
+	}
+	for name, tc := range map[string]struct {
+		row  [][]byte
+		want string
+	}{
+		"all": {
+			row(`{"v":1,"inserted":[{"a":1}]}`, "k", `{"traceparent": "00-1", "tenant": "ä"}`, "e-1"), "e-1 key=k [{traceparent 00-1} {tenant ä}]",
+		},
+		"none":           {row(`{"v":1,"inserted":[{"a":1}]}`, "", "", ""), "outbox_orders:7:0 key= []"},
+		"several events": {row(`{"v":1,"inserted":[{"a":1},{"a":2}]}`, "k", `{"x": "y"}`, ""), "outbox_orders:7:0 key=k [{x y}]|outbox_orders:7:1 key=k [{x y}]"},
+		"bad headers":    {row(`{"v":1,"inserted":[{"a":1}]}`, "", `[1]`, ""), "outbox_orders:7:0 key= [] row 7 of pgtrickle.outbox_orders: headers: not a JSON object"},
+	} {
+		b.Discard()
+		b.Row(tc.row, 7)
+		msgs, _ := b.Finish()
+		var got []string
+		for _, m := range msgs {
+			s := fmt.Sprintf("%s key=%s %v", m.ID, m.Key, m.Headers)
+			if m.Err != nil {
+				s += " " + m.Err.Error()
+			}
+			got = append(got, s)
+		}
+		if strings.Join(got, "|") != tc.want {
+			t.Errorf("%s: %s\nwant %s", name, strings.Join(got, "|"), tc.want)
+		}
+	}
+
+	plain, bare := row(`{"v":1,"inserted":[{"a":1}]}`, "", "", ""), testBuilder()
+	allocs := func(b *Builder, v [][]byte) float64 {
+		return testing.AllocsPerRun(100, func() {
+			b.Discard()
+			for range 100 {
+				b.Row(v, 7)
+			}
+			b.Finish()
+		})
+	}
+	if with, without := allocs(b, plain), allocs(bare, testRow("7", `{"v":1,"inserted":[{"a":1}]}`)); with > without {
+		t.Errorf("a row that uses none of the columns costs %v allocations, one of a table without them %v", with, without)
 	}
 }

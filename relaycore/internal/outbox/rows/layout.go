@@ -13,8 +13,9 @@ import (
 
 // Layout is the list of columns that a read selects, and the index of each.
 type Layout struct {
-	names, types                                           []string // expressions, and their types
-	id, payload, created, refresh, claim, op, key, headers int      // -1 = not selected
+	names, types []string // expressions, and their types
+
+	id, payload, created, refresh, claim, op, key, headers, eventID int // -1 = not selected
 }
 
 // NewLayout selects the columns of t that play a part.
@@ -41,6 +42,7 @@ func NewLayout(t *table.Table) *Layout {
 	l.op = add(c.Op, "text")
 	l.key = add(c.Key, "text")
 	l.headers = add(c.Headers, t.Type(c.Headers))
+	l.eventID = add(c.EventID, "text")
 	return l
 }
 

@@ -105,6 +105,8 @@ func (t *Table) assign(set Settings) error {
 	t.Plain = own || t.ifThere("is_claim_check") == ""
 	if !t.Plain {
 		t.Columns.Claim, t.Columns.Refresh = "is_claim_check", t.ifThere("refresh_id")
+		// The relay's outboxes have these columns, the extension's have not.
+		t.Columns.Headers, t.Columns.Key, t.Columns.EventID = t.ifTyped("headers", "jsonb"), t.ifTyped("key", "text"), t.ifTyped("event_id", "text")
 	}
 	return t.checkTypes()
 }
@@ -114,6 +116,13 @@ func (t *Table) ifThere(name string) string {
 		return name
 	}
 	return ""
+}
+
+func (t *Table) ifTyped(name, typ string) string {
+	if t.types[name].typ != typ {
+		return ""
+	}
+	return name
 }
 
 // xidColumn returns the last column, by name, that records the writing transaction.

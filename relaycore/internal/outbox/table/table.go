@@ -40,7 +40,7 @@ type Table struct {
 
 // Columns names the column that plays each part; "" = none does.
 type Columns struct {
-	ID, Payload, Created, Refresh, Claim, Op, Key, Headers, Xid string
+	ID, Payload, Created, Refresh, Claim, Op, Key, Headers, EventID, Xid string
 }
 
 type column struct {
