@@ -46,8 +46,8 @@ func (r *Runner) Probe(
 	return e.guarantee(), append(e.notes(), problems...), err
 }
 
-// captureProblems tells why changes of the outbox's table are not recorded as they
-// should be.
+// captureProblems returns the reasons why changes of the outbox's table are not
+// recorded as they should be.
 func (e *ends) captureProblems(ctx context.Context) (notes []string, err error) {
 	src, ok := e.source.(*outbox.Source)
 	if !ok {

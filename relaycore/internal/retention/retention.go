@@ -10,8 +10,8 @@
 // Rows are deleted from the lowest id on, in ranges of ids and in one transaction
 // each. The freed pages are contiguous, so that VACUUM can reuse or return them. No
 // transaction is long. An outbox that is partitioned by ranges of id or created_at
-// loses whole partitions instead: those whose rows may all be deleted, and to which no
-// row can be added.
+// loses whole partitions instead. All rows of such a partition may be deleted, and no
+// row can be added to it.
 package retention
 
 import (

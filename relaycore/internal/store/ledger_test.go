@@ -4,11 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -82,9 +82,12 @@ func TestCommitIsWhatTheNextOwnerFinds(t *testing.T) {
 	}
 	setEpoch(t, pool, orders, 2)
 	_, state = open(t, pool, 2)
-	got := fmt.Sprintf("%s %d %s %s %v", state.Checkpoint.State, state.Checkpoint.LastID, state.Source, state.Position, state.Clean)
-	if want := `{"at": 9} 7 pgtrickle.outbox_orders p1 true`; got != want {
-		t.Errorf("state = %s, want %s (the id never falls)", got, want)
+	want := engine.State{
+		Checkpoint: relay.Checkpoint{State: json.RawMessage(`{"at": 9}`), LastID: 7}, // the id never falls
+		Source:     "pgtrickle.outbox_orders", Position: "p1", Clean: true,
+	}
+	if diff := cmp.Diff(want, state); diff != "" {
+		t.Errorf("state, -want +got\n%s", diff)
 	}
 	var last, delivered, skipped int64
 	err := pool.QueryRow(t.Context(), `SELECT o.last_change_id, c.delivered, c.skipped FROM pgtrickle.relay_consumer_offsets o, pgtrickle.relay_cursors c
@@ -213,12 +216,12 @@ func TestDeadLettersOfAKeyKeepTheirOrder(t *testing.T) {
 
 	dlq(t, pool, `relay_dlq_retry('orders', p_key => 'a')`)
 	ids, letters := deliverable(t, l)
-	if want := "[outbox_orders:1:0 outbox_orders:3:0 outbox_orders:6:0]"; fmt.Sprint(ids) != want {
-		t.Fatalf("deliverable after the retry of a = %v, want %s", ids, want)
+	if diff := cmp.Diff([]string{"outbox_orders:1:0", "outbox_orders:3:0", "outbox_orders:6:0"}, ids); diff != "" {
+		t.Fatalf("deliverable after the retry of a, -want +got\n%s", diff)
 	}
 	m, sent := letters[0].Message, refused(1, "a").Message
 	if string(m.Row) != string(sent.Row) || string(m.Before) != string(sent.Before) || m.Op != sent.Op || m.OutboxID != 1 ||
-		m.StreamTable != "orders" || m.Time.IsZero() || fmt.Sprint(m.Headers) != "[{traceparent 00-1} {odd a\"b\uFFFDc}]" {
+		m.StreamTable != "orders" || m.Time.IsZero() || !cmp.Equal(m.Headers, []relay.Header{{Name: "traceparent", Value: "00-1"}, {Name: "odd", Value: "a\"b\uFFFDc"}}) {
 		t.Errorf("letter came back as %+v, was %+v", m, sent)
 	}
 
@@ -232,12 +235,12 @@ func TestDeadLettersOfAKeyKeepTheirOrder(t *testing.T) {
 
 	// Discarding the head sets the rest free.
 	dlq(t, pool, `relay_dlq_discard('orders', p_ids => ARRAY(SELECT id FROM pgtrickle.relay_dead_letters WHERE message_id = 'outbox_orders:3:0'))`)
-	if ids, _ := deliverable(t, l); fmt.Sprint(ids) != "[outbox_orders:6:0]" {
+	if ids, _ := deliverable(t, l); !cmp.Equal(ids, []string{"outbox_orders:6:0"}) {
 		t.Errorf("deliverable after the discard of the head = %v, want the parked one behind it", ids)
 	}
 	// Dead letters without a key do not wait for each other.
 	dlq(t, pool, `relay_dlq_retry('orders', p_ids => ARRAY(SELECT id FROM pgtrickle.relay_dead_letters WHERE message_id = 'outbox_orders:7:0'))`)
-	if ids, _ := deliverable(t, l); fmt.Sprint(ids) != "[outbox_orders:6:0 outbox_orders:7:0]" {
+	if ids, _ := deliverable(t, l); !cmp.Equal(ids, []string{"outbox_orders:6:0", "outbox_orders:7:0"}) {
 		t.Errorf("deliverable = %v, want 6 and 7", ids)
 	}
 }
@@ -326,7 +329,7 @@ func TestADeadLetterTwiceInACommit(t *testing.T) {
 	commit(t, l, engine.Commit{DeadLetters: []engine.DeadLetter{parked(1, "a"), refused(2, "a"), refused(1, "a"), refused(1, "a")}})
 	dlq(t, pool, `relay_dlq_retry('orders')`)
 	ids, letters := deliverable(t, l)
-	if fmt.Sprint(ids) != "[outbox_orders:1:0 outbox_orders:2:0]" || letters[0].Attempts != 2 {
+	if !cmp.Equal(ids, []string{"outbox_orders:1:0", "outbox_orders:2:0"}) || letters[0].Attempts != 2 {
 		t.Errorf("deliverable = %+v, want 1, tried twice, and 2", letters)
 	}
 }

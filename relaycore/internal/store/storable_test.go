@@ -2,7 +2,6 @@ package store_test
 
 import (
 	"encoding/hex"
-	"fmt"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -91,7 +90,7 @@ func TestKeysThatCannotBeStoredStayApart(t *testing.T) {
 		}
 		got = append(got, stored)
 	}
-	if want := raw[:4]; fmt.Sprint(got[:4]) != fmt.Sprint(want) || got[11] != raw[11] {
+	if want := raw[:4]; !slices.Equal(got[:4], want) || got[11] != raw[11] {
 		t.Errorf("Key = %q, want %q as they are", got[:4], want)
 	}
 	if want := "a\uFFFD#sha256:"; !strings.HasPrefix(got[4], want) || len(got[4]) != len(want)+64 {
