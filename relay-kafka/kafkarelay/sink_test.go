@@ -339,7 +339,7 @@ func TestMessageLimits(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := openSink(t, with(tc.config, map[string]any{"brokers": brokers, "topic": topic}))
-			batch := []relay.Message{relaytest.Message(1, "a"), relaytest.Message(2, "b"), relaytest.Message(3, "b"), relaytest.Message(4, "c")}
+			batch := []relay.Message{relaytest.Message(1, "b"), relaytest.Message(2, "b"), relaytest.Message(3, "b"), relaytest.Message(4, "c")}
 			batch[1].Body = []byte(strings.Repeat("x", tc.body))
 			err := s.Publish(t.Context(), batch)
 			if !tc.refuse {

@@ -29,7 +29,7 @@ type Outcome struct {
 	failures atomic.Int64 // messages in failed; read before mu is taken
 	mu       sync.Mutex
 	failed   map[int]error
-	keys     map[string]struct{} // keys of failed messages
+	keys     map[string]int // by key: the first message that failed
 }
 
 // States of a message. An open one is zero, so that Reset can clear them all.
@@ -82,9 +82,11 @@ func (o *Outcome) Fail(i int, err error) {
 
 	if key := o.batch[i].Key; key != "" {
 		if o.keys == nil {
-			o.keys = make(map[string]struct{})
+			o.keys = make(map[string]int)
 		}
-		o.keys[key] = struct{}{}
+		if first, ok := o.keys[key]; !ok || i < first {
+			o.keys[key] = i
+		}
 	}
 	o.failures.Store(int64(len(o.failed)))
 }
@@ -100,12 +102,13 @@ func (o *Outcome) Held(i int) bool {
 		return false
 	}
 	o.mu.Lock()
-	_, held := o.keys[key]
+	first, failed := o.keys[key]
 	o.mu.Unlock()
-	if held {
-		o.Fail(i, ErrHeldBack)
+	if !failed || i <= first {
+		return false
 	}
-	return held
+	o.Fail(i, ErrHeldBack)
+	return true
 }
 
 // ConfirmRest confirms all messages that are open.

@@ -54,6 +54,18 @@ func TestOutcome(t *testing.T) {
 			},
 			want: map[int]string{0: "queue full", 1: relay.ErrHeldBack.Error()},
 		},
+		"sent before the one that failed": {
+			keys: []string{"a", "a", "a"},
+			record: func(o *relay.Outcome) {
+				o.Fail(1, full)
+				for _, i := range []int{0, 2} {
+					if !o.Held(i) {
+						o.Confirm(i)
+					}
+				}
+			},
+			want: map[int]string{1: "queue full", 2: relay.ErrHeldBack.Error()},
+		},
 		"confirmed behind a failed one": {
 			keys:   []string{"a", "a", "b"},
 			record: func(o *relay.Outcome) { o.Confirm(1); o.Fail(0, full); o.ConfirmRest() },
