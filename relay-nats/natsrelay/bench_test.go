@@ -96,7 +96,6 @@ func median(v []float64) float64 {
 	return v[len(v)/2]
 }
 
-//nolint:gochecknoglobals // what limits.md calls an event of shape A
 var benchBody = []byte(`{"id": 123456, "note": "a note of some length to fill the row as a real one would", "total": 1234.56, "status": "shipped", "customer": "Ærøskøbing Handel", "created_at": "2026-11-22T18:00:00.123456+00:00", "updated_at": "2026-11-22T18:00:00.123456+00:00", "quantity": 42}`)
 
 func publishOurs(t testing.TB, s *sink, subject string, base, n int) {

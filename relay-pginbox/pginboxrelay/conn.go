@@ -27,7 +27,7 @@ func (c *sinkConfig) pool(env relay.Env) (*pgxpool.Config, error) {
 		// pgx's error quotes the URL, and may not find every spelling of a password in it.
 		return nil, relaycfg.Errorf("url", "is not a PostgreSQL connection URL or keyword/value string")
 	}
-	pc.MaxConns = int32(min(c.MaxConnections, 1000)) //nolint:gosec // bounded here
+	pc.MaxConns = int32(min(c.MaxConnections, 1000))
 	if pc.ConnConfig.ConnectTimeout == 0 {
 		pc.ConnConfig.ConnectTimeout = connectTimeout
 	}

@@ -224,7 +224,7 @@ func (n *session) settle(ctx context.Context, batch []relay.Message, deadLetter 
 	tags := make([]uint64, 0, len(batch))
 	var end delivery // everything up to it is settled
 	for i := range batch {
-		t := batch[i].Token.(*token) //nolint:forcetypeassert // our own
+		t := batch[i].Token.(*token)
 		if !t.refused || !deadLetter {
 			tags = append(tags, t.tag)
 		} else if err := n.channel.Reject(t.tag, false); err != nil {

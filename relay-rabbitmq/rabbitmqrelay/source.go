@@ -202,9 +202,9 @@ func text(value any) string {
 // again, and known by their ids.
 func (s *source) Ack(ctx context.Context, batch []relay.Message) error {
 	for len(batch) > 0 {
-		n := batch[0].Token.(*token).session //nolint:forcetypeassert // our own
+		n := batch[0].Token.(*token).session
 		end := 1
-		for end < len(batch) && batch[end].Token.(*token).session == n { //nolint:forcetypeassert // our own
+		for end < len(batch) && batch[end].Token.(*token).session == n {
 			end++
 		}
 		if err := n.settle(ctx, batch[:end], s.cfg.OnReject == "dead-letter"); err != nil && !n.ended() {

@@ -231,7 +231,7 @@ func (s *source) message(x *redis.XMessage) relay.Message {
 		text, _ := value.(string)
 		switch field {
 		case fieldPayload:
-			m.Body = []byte(payload.(string)) //nolint:forcetypeassert // go-redis has nothing else
+			m.Body = []byte(payload.(string))
 		case fieldID:
 			m.ID = text
 		case fieldSubject:
@@ -263,7 +263,7 @@ func objectOf(x *redis.XMessage) ([]byte, error) {
 
 func entryTime(id string) time.Time {
 	ms, _ := splitID(id)
-	return time.UnixMilli(int64(ms)) //nolint:gosec // a clock's milliseconds
+	return time.UnixMilli(int64(ms))
 }
 
 func (s *source) snapshot() map[string]struct{} {
@@ -280,7 +280,7 @@ func (s *source) snapshot() map[string]struct{} {
 func (s *source) Ack(ctx context.Context, batch []relay.Message) error {
 	ids := make([]string, len(batch))
 	for i := range batch {
-		ids[i] = batch[i].Token.(*token).id //nolint:forcetypeassert // our own
+		ids[i] = batch[i].Token.(*token).id
 	}
 	if err := s.acker.XAck(ctx, s.cfg.Stream, s.cfg.Group, ids...).Err(); err != nil {
 		return classify(fmt.Errorf("acknowledge %d entries of stream %q: %w", len(ids), s.cfg.Stream, err))

@@ -137,7 +137,7 @@ func rawClient(endpoint string) *sqs.Client {
 	})
 }
 
-var queueNumber atomic.Int64 //nolint:gochecknoglobals // names of one test run
+var queueNumber atomic.Int64
 
 func newQueue(t testing.TB, endpoint, suffix string) string {
 	t.Helper()

@@ -136,8 +136,8 @@ func (s *source) receive(ctx context.Context) ([]relay.Message, error) {
 	defer cancel()
 	res, err := s.queue.client.ReceiveMessage(ctx, &sqs.ReceiveMessageInput{
 		QueueUrl:                    &s.cfg.QueueURL,
-		MaxNumberOfMessages:         int32(s.cfg.MaxMessages),                //nolint:gosec // at most 10
-		WaitTimeSeconds:             int32(s.cfg.WaitTime.D() / time.Second), //nolint:gosec // at most 20
+		MaxNumberOfMessages:         int32(s.cfg.MaxMessages),
+		WaitTimeSeconds:             int32(s.cfg.WaitTime.D() / time.Second),
 		VisibilityTimeout:           s.visibility(),
 		MessageAttributeNames:       []string{"All"},
 		MessageSystemAttributeNames: []types.MessageSystemAttributeName{types.MessageSystemAttributeNameAll},
@@ -164,7 +164,7 @@ func (s *source) receive(ctx context.Context) ([]relay.Message, error) {
 }
 
 func (s *source) visibility() int32 {
-	return int32(s.cfg.VisibilityTimeout.D() / time.Second) //nolint:gosec // at most 12 hours
+	return int32(s.cfg.VisibilityTimeout.D() / time.Second)
 }
 
 func (s *source) message(in *types.Message) relay.Message {

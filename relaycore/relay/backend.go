@@ -118,7 +118,7 @@ func bothForms[T any](f Factory[T], create constructor[T], defaults any) (Factor
 		Defaults: defaults,
 		Decode:   func(raw json.RawMessage) (any, error) { return raw, nil },
 		Open: func(ctx context.Context, env Env, config any) (T, error) {
-			v, err := create(ctx, env, config.(json.RawMessage)) //nolint:forcetypeassert // see Decode
+			v, err := create(ctx, env, config.(json.RawMessage))
 			if err != nil {
 				var none T
 				return none, err

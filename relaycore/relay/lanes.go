@@ -67,7 +67,7 @@ func (l *Lanes) add(i int, last int32, ok bool) {
 	}
 }
 
-func (*Lanes) at(i int) int32 { return int32(i) } //nolint:gosec // a batch has fewer messages
+func (*Lanes) at(i int) int32 { return int32(i) }
 
 // Len returns the number of lanes.
 func (l *Lanes) Len() int { return len(l.first) }

@@ -165,7 +165,7 @@ func TestOutcomeIsSharedByWorkers(t *testing.T) {
 		})
 	}
 	workers.Wait()
-	if got := len(o.Err().(*relay.BatchError).Failed); got != 10 { //nolint:errorlint,forcetypeassert // as it is documented
+	if got := len(o.Err().(*relay.BatchError).Failed); got != 10 { //nolint:errorlint // as it is documented
 		t.Errorf("%d messages failed, want the 10 of one key", got)
 	}
 }

@@ -14,7 +14,7 @@ func Sink[C any, S relay.Sink](defaults C, open func(ctx context.Context, env re
 		Defaults: defaults,
 		Decode:   decoder(defaults),
 		Open: func(ctx context.Context, env relay.Env, config any) (relay.Sink, error) {
-			s, err := open(ctx, env, config.(C)) //nolint:forcetypeassert // what decoder returned
+			s, err := open(ctx, env, config.(C))
 			if err != nil {
 				return nil, err // not s, which may be a nil pointer in a non-nil interface
 			}
@@ -30,7 +30,7 @@ func Source[C any, S relay.Source](defaults C, open func(ctx context.Context, en
 		Defaults: defaults,
 		Decode:   decoder(defaults),
 		Open: func(ctx context.Context, env relay.Env, config any) (relay.Source, error) {
-			s, err := open(ctx, env, config.(C)) //nolint:forcetypeassert // what decoder returned
+			s, err := open(ctx, env, config.(C))
 			if err != nil {
 				return nil, err // not s, which may be a nil pointer in a non-nil interface
 			}

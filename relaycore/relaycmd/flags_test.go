@@ -12,7 +12,7 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
-var update = flag.Bool("update", false, "rewrite the golden files") //nolint:gochecknoglobals // a test's flag
+var update = flag.Bool("update", false, "rewrite the golden files")
 
 // parseArgs returns the flags of the daemon.
 func parseArgs(t *testing.T, environ []string, args ...string) (func(flag string) string, error) {

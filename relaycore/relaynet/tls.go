@@ -73,7 +73,7 @@ func (t ServerTLS) Validate() error {
 // certificate and so speaks no TLS.
 func (t ServerTLS) Server() (*tls.Config, error) {
 	if t.Cert == "" {
-		return nil, nil //nolint:nilnil // no TLS is a valid answer
+		return nil, nil
 	}
 	cfg := &tls.Config{MinVersion: tls.VersionTLS12}
 	var err error

@@ -141,7 +141,7 @@ func wait(ctx context.Context, conn *pgx.Conn, until time.Time) (*notification, 
 	n, err := conn.WaitForNotification(waitCtx)
 	if err != nil {
 		if waitCtx.Err() != nil && !conn.IsClosed() {
-			return nil, nil //nolint:nilnil // documented
+			return nil, nil
 		}
 		return nil, err
 	}

@@ -314,8 +314,10 @@ func TestOutboxProblems(t *testing.T) {
 	run(t, pool, `GRANT CREATE ON SCHEMA public TO `+other)
 	for name, tc := range map[string]struct{ table, setup, change, write, want string }{
 		"drop and create": {"a", `CREATE TABLE a (id int)`, `DROP TABLE a; CREATE TABLE a (id int)`, `INSERT INTO a VALUES (1)`, "public.a has no trigger that records its changes"},
-		"triggers disabled": {"b", `CREATE TABLE b (id int)`, `ALTER TABLE b DISABLE TRIGGER USER`, `INSERT INTO b VALUES (1)`,
-			"the trigger that records the changes of public.b is disabled\na TRUNCATE of public.b is not recorded"},
+		"triggers disabled": {
+			"b", `CREATE TABLE b (id int)`, `ALTER TABLE b DISABLE TRIGGER USER`, `INSERT INTO b VALUES (1)`,
+			"the trigger that records the changes of public.b is disabled\na TRUNCATE of public.b is not recorded",
+		},
 		"another owner":                     {"c", `CREATE TABLE c (id int)`, `ALTER TABLE c OWNER TO ` + other, `INSERT INTO c VALUES (1)`, "public.c has another owner than the function that records its changes"},
 		"a column of a type with a setting": {"d", `CREATE TABLE d (id int)`, `ALTER TABLE d ADD at timestamptz`, `INSERT INTO d VALUES (1)`, "the columns of public.d have changed since its changes are recorded"},
 		"a partition that came later":       {"e", `CREATE TABLE e (id int) PARTITION BY LIST (id)`, `CREATE TABLE e1 PARTITION OF e FOR VALUES IN (1)`, `INSERT INTO e VALUES (1)`, "a TRUNCATE of public.e1 is not recorded"},

@@ -178,7 +178,7 @@ func (w *war) reader(ctx context.Context, life time.Duration) (killed bool, err 
 		}
 		command = []string{self}
 	}
-	cmd := exec.Command(command[0], command[1:]...) //nolint:gosec,noctx // it is killed below, and by nothing else
+	cmd := exec.Command(command[0], command[1:]...) //nolint:noctx // it is killed below, and by nothing else
 	cmd.Env = append(os.Environ(), envURL+"="+w.opts.URL, envStrategy+"="+w.opts.Strategy)
 	var complaint bytes.Buffer
 	cmd.Stderr = &complaint

@@ -38,7 +38,7 @@ type Checkpoint struct {
 // Parse returns the checkpoint that c has, nil if it has none.
 func Parse(c relay.Checkpoint) (*Checkpoint, error) {
 	if len(c.State) == 0 || string(c.State) == "null" {
-		return nil, nil //nolint:nilnil // there is no checkpoint yet
+		return nil, nil
 	}
 	var cp Checkpoint
 	if err := json.Unmarshal(c.State, &cp); err != nil {
