@@ -23,8 +23,8 @@ for commit in $(git rev-list --no-merges "$base..HEAD"); do
 	subject=$(git log -1 --format=%s "$commit")
 	body=$(git log -1 --format=%b "$commit")
 	[ ${#subject} -le 72 ] || complain "$commit" "the subject has ${#subject} characters; shorten it to 72"
-	[[ $subject =~ ^[a-zA-Z0-9_./,*-]+(,\ [a-zA-Z0-9_./*-]+)*:\ [^A-Z\ ] || $subject =~ ^(Revert|release)\  ]] ||
-		complain "$commit" "write the subject as 'package: imperative', in lower case after the colon"
+	[[ $subject =~ ^[a-zA-Z0-9_./,*-]+(,\ [a-zA-Z0-9_./*-]+)*:\ [^\ ] || $subject =~ ^(Revert|release)\  ]] ||
+		complain "$commit" "write the subject as 'package: imperative'"
 	if [ -z "$body" ]; then
 		changed=$(git show --format= --numstat "$commit" | awk '{n += $1 + $2} END {print n + 0}')
 		[ "$changed" -le $small ] || complain "$commit" "$changed changed lines and no body; say why, and how it was tested"

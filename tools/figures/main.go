@@ -1,5 +1,5 @@
 // Figures prints a Markdown table of the sizes of the backends and of relaycore's
-// packages: files, code lines, the largest type with methods, and how many
+// packages. It has files, code lines, the largest type with methods, and how many
 // functions of the package a message passes. With two trees it compares them.
 //
 //	figures BEFORE [AFTER]
