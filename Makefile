@@ -14,7 +14,7 @@ LDFLAGS  := -s -w -X github.com/grove/pgtrickle-relay/relaycore/relaycmd.version
 OWN      := RELAY_TEST_NATS_SERVER=$(CURDIR)/.cache/bin/nats-server RELAY_TEST_KAFKA_HOME=$(CURDIR)/.cache/kafka
 BROKERS  := cd e2e && $(OWN) go run ./cmd/with-brokers all --
 # The packages that talk to PostgreSQL are tested on old ones too: 15 and 13.
-POSTGRESQL := $(addprefix ../relaycore/,inbox relaycmd $(addprefix internal/,catalog exttest lease ledger migrate outbox retention supervisor))
+POSTGRESQL := $(addprefix ../relaycore/,inbox relaycmd $(addprefix internal/,capture catalog exttest lease migrate outbox outbox/scan pipeline retention store))
 GO_TEST  ?= go test
 LINT     := $(CURDIR)/.cache/bin/golangci-lint
 LINT_VERSION := v2.12.2
@@ -73,7 +73,7 @@ test-on: build servers ## all tests but the end to end ones, on PostgreSQL POSTG
 		esac; RELAY_TEST_DATABASE_URL=$$url $(GO_TEST) -count=1 -timeout=30m $(POSTGRESQL)'
 
 # Where goroutines meet. The rest of relaycore is SQL, or has one goroutine.
-RACE := $(addprefix ../relaycore/internal/,engine lease supervisor observe ledger catalog codec) ../relaycore/relay ../relaycore/relaytest ../relaycore/inbox
+RACE := $(addprefix ../relaycore/internal/,capture catalog codec daemon engine lease observe outbox/progress pipeline store supervisor) $(addprefix ../relaycore/,backoff inbox relay relaynet relaytest)
 
 .PHONY: race
 race: servers ## the concurrent packages once more, under the race detector

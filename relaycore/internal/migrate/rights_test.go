@@ -156,7 +156,7 @@ func TestOutboxesAreForTrustedOwners(t *testing.T) {
 	ctx := context.Background()
 	pool := migrated(t)
 	owner, _ := roles(t, pool)
-	run(t, pool, `CREATE TABLE mine (id int); ALTER TABLE mine OWNER TO `+owner)
+	run(t, pool, `REVOKE CREATE ON SCHEMA public FROM PUBLIC; CREATE TABLE mine (id int); ALTER TABLE mine OWNER TO `+owner)
 	const enable = `; SELECT pgtrickle.enable_outbox('public.mine')`
 	as := `SET LOCAL ROLE ` + owner
 	refused(t, pool, "42501", "enable_outbox", as+enable)
