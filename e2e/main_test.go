@@ -71,7 +71,7 @@ func run(m *testing.M) (code int, err error) {
 }
 
 // build makes the binaries and images of the sources as they are now.
-// RELAY_E2E_BUILT=1 says that they are made.
+// RELAY_E2E_BUILT=1 skips the build.
 func build(ctx context.Context) error {
 	if os.Getenv("RELAY_E2E_BUILT") == "1" {
 		return nil

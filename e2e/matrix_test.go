@@ -32,7 +32,7 @@ func (m *Matrix) Set(backend, column string, l rig.Ledger) {
 	m.cells[[2]string{backend, column}] = fmt.Sprintf("ok: %d rows, lost %d, reordered %d, dup %d", l.Written, l.Lost, l.Reordered, l.Duplicated)
 }
 
-// Table renders the matrix, and says whether every cell is filled.
+// Table renders the matrix, and reports whether every cell is filled.
 func (m *Matrix) Table() (text string, complete bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -124,7 +124,7 @@ func newPromotion(t *testing.T) *promotion {
 	return c
 }
 
-// write commits events of keys that nobody else writes, until stop is done. What
+// write commits events of keys that no other writer has, until stop is done. What
 // failed is not tried again.
 func (c *promotion) write(stop context.Context, o *outbox, writer int) {
 	seq := make(map[string]int64)

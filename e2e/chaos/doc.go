@@ -6,6 +6,6 @@
 //	CHAOS_MINUTES=30 CHAOS_KILLS=500 make chaos  the long form
 //
 // CHAOS_WRITE=1 writes the table into docs/guarantees.md. A seed fixes what is
-// done to whom, when, and what is written; how the processes interleave is the
+// done to which process, when, and what is written; how the processes interleave is the
 // machine's own doing.
 package chaos

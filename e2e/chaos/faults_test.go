@@ -36,7 +36,7 @@ func TestZombie(t *testing.T) {
 
 func zombies(t *testing.T, k ends.Kind) {
 	const rounds = 4
-	unique := []string{"nats", "sqs", "pg-inbox"} // drop a second copy themselves, whoever sends it
+	unique := []string{"nats", "sqs", "pg-inbox"} // drop a second copy themselves, from any sender
 	p, db, end := newCase(t, k, "zombie")
 	db.Forward(t, "out", k.Name, end.Sink(), nil)
 	stop, cancel := context.WithCancel(t.Context())
@@ -268,12 +268,12 @@ func TestBrokerDown(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
-	var letters int
-	if err := db.Pool.QueryRow(t.Context(), `SELECT count(*) FROM pgtrickle.relay_dead_letters`).Scan(&letters); err != nil || letters > 0 {
-		t.Errorf("%d dead letters, %v", letters, err)
+	var deadLetters int
+	if err := db.Pool.QueryRow(t.Context(), `SELECT count(*) FROM pgtrickle.relay_dead_letters`).Scan(&deadLetters); err != nil || deadLetters > 0 {
+		t.Errorf("%d dead letters, %v", deadLetters, err)
 	}
 	table.add(line{"broker down", k.Name, "forward", l, fmt.Sprintf("broker away for %v; %d dead letters; peak memory %d MiB; first checkpoint %.1f s after its return",
-		away, letters, peak>>20, first.Seconds()), err == nil && letters == 0})
+		away, deadLetters, peak>>20, first.Seconds()), err == nil && deadLetters == 0})
 }
 
 // memory reads a line of /proc/PID/status, in bytes.

@@ -16,7 +16,7 @@ import (
 const patience = 4 * time.Minute
 
 // TestStorm lets every backend work in both directions while its relays, its
-// server and PostgreSQL are killed, restarted, frozen and cut off at random.
+// server and PostgreSQL are killed, restarted, frozen and disconnected at random.
 func TestStorm(t *testing.T) {
 	var cases []*stormCase
 	for _, k := range set.backends {

@@ -81,7 +81,7 @@ func insert(ctx context.Context, db *rig.Database, events []rig.Event, hold time
 	if err != nil {
 		return err
 	}
-	defer func() { _ = tx.Rollback(ctx) }() // says no more than Commit did
+	defer func() { _ = tx.Rollback(ctx) }() // adds nothing to the error of Commit
 	if _, err := tx.Exec(ctx, `INSERT INTO events SELECT * FROM json_populate_recordset(NULL::events, $1::json)`, string(raw)); err != nil {
 		return err
 	}

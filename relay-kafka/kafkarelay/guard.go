@@ -381,8 +381,7 @@ func (w *walker) fields(typ reflect.Type) {
 		}
 		return
 	}
-	for i := range typ.NumField() {
-		f := typ.Field(i)
+	for f := range typ.Fields() {
 		if tag, ok := tagOf(f, w.version); ok && f.Name != "_" {
 			w.value(f.Type, tag)
 		}
@@ -402,14 +401,15 @@ func minSize(typ reflect.Type, version int16) (n int) {
 	case reflect.Int64, reflect.Float64:
 		return 8
 	case reflect.Struct:
-		for i := range typ.NumField() {
-			if _, ok := tagOf(typ.Field(i), version); ok && typ.Field(i).Name != "_" {
-				n += minSize(typ.Field(i).Type, version)
+		for f := range typ.Fields() {
+			if _, ok := tagOf(f, version); ok && f.Name != "_" {
+				n += minSize(f.Type, version)
 			}
 		}
 		return n
+	default:
+		return 1 // a string or a list can be a single byte
 	}
-	return 1 // a string or a list can be a single byte
 }
 
 // tagOf returns the part of a field's tag for a version, such as

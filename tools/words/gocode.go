@@ -124,7 +124,7 @@ func (c *goFile) call(call *ast.CallExpr) {
 		if err != nil {
 			continue
 		}
-		for _, hit := range neverWords(text) {
+		for _, hit := range neverWords(plain(text)) {
 			c.add(word, c.line(literal.Pos()), hit)
 		}
 		if n := countWords(text); n > limit {

@@ -14,7 +14,7 @@ type drain struct {
 	against string  // what the ratio is taken against
 	floor   float64 // the least ratio that is good enough
 	share   int     // of the rows: 1 = all, 10 = a tenth
-	most    int     // rows at the most; 0 = no bound
+	most    int     // upper bound of rows; 0 = no bound
 	reverse bool
 	// warm is how many runs precede those that count, for a server in a virtual
 	// machine that compiles what it runs often.

@@ -60,8 +60,8 @@ func quantiles(name string, took []time.Duration) latencyLine {
 	return latencyLine{Name: name, P50ms: at(0.5), P99ms: at(0.99), P999ms: at(0.999)}
 }
 
-// pulse calls do every millisecond, on time even after a slow call.
-func pulse(ctx context.Context, seconds int, do func(n int) error) error {
+// pace calls do every millisecond, on time even after a slow call.
+func pace(ctx context.Context, seconds int, do func(n int) error) error {
 	ticker := time.NewTicker(time.Millisecond)
 	defer ticker.Stop()
 	began := time.Now()
@@ -151,7 +151,7 @@ func (b *bench) rawLatency(ctx context.Context, seconds int) ([]time.Duration, e
 		return nil, err
 	}
 	defer writer.Release()
-	err = pulse(ctx, seconds, func(int) error {
+	err = pace(ctx, seconds, func(int) error {
 		_, err := writer.Exec(ctx, insertInto("outbox_raw")+`pg_notify('bench_raw', $1::text)`, w.start())
 		return err
 	})
@@ -211,7 +211,7 @@ func (b *bench) relayLatency(ctx context.Context, seconds int, notify bool) ([]t
 		return nil, err
 	}
 	defer writer.Release()
-	err = pulse(ctx, seconds, func(int) error {
+	err = pace(ctx, seconds, func(int) error {
 		_, err := writer.Exec(ctx, sql, w.start())
 		return err
 	})

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// scaleLine says what becomes of the rate when there is more of everything.
+// scaleLine reports the rate with more rows or more pipelines, beside the base.
 type scaleLine struct {
 	Name  string  `json:"name"`
 	Base  float64 `json:"base_per_second"`

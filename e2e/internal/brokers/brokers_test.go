@@ -69,7 +69,7 @@ func TestServersSurvive(t *testing.T) {
 }
 
 // TestCutSessionEnds cuts PostgreSQL off while it works on an answer: the session
-// ends soon although nobody is left to take the answer, and its transaction, which
+// ends soon although no client is left to receive the answer, and its transaction, which
 // would hold up every reader of the outbox, with it.
 func TestCutSessionEnds(t *testing.T) {
 	fleet := newFleet(t)
@@ -89,7 +89,7 @@ func TestCutSessionEnds(t *testing.T) {
 		answer <- err
 	}()
 	await(t, s.URL, `SELECT count(*) > 0 FROM pg_stat_activity WHERE application_name = 'cut' AND wait_event = 'PgSleep'`)
-	// Somebody else gets its address, so that it is not told that the client has gone.
+	// Another container gets its address, so the server does not learn that the client has gone.
 	for _, step := range []func(context.Context) error{s.Disconnect, other.Disconnect, other.Connect, s.Connect} {
 		if err := step(t.Context()); err != nil {
 			t.Fatal(err)

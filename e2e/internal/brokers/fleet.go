@@ -27,7 +27,7 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Options says how a fleet starts its servers. The zero value is a good choice.
+// Options controls how a fleet starts its servers. The zero value is a good choice.
 type Options struct {
 	Log io.Writer // what is being done, a line each; nil means standard error
 	// Large raises the servers' own message size limits, so that a message of
@@ -135,8 +135,8 @@ func (f *Fleet) run(ctx context.Context, name, image string, sp spec) error {
 	var c testcontainers.Container
 	var port int
 	var err error
-	// The host port is chosen here and not by Docker, because Docker chooses anew
-	// at every restart. Someone else may take it in between: then another one.
+	// The host port is chosen here and not by Docker, because Docker chooses again
+	// at every restart. Another process may take it in between: then another one.
 	for try := 0; ; try++ {
 		if port = f.opts.Ports[name]; port == 0 {
 			if port, err = freePort(); err != nil {

@@ -9,7 +9,7 @@ import (
 )
 
 // kafkaScript runs one node that is broker and controller. The address that it
-// tells its clients is the one on the host.
+// advertises to its clients is the one on the host.
 const kafkaScript = `cat >/tmp/server.properties <<END
 process.roles=broker,controller
 node.id=1

@@ -64,12 +64,12 @@ func (s *Server) Start(ctx context.Context) error {
 	return s.Ready(ctx)
 }
 
-// Forgetful says that the server does not come through a restart with all that a
+// Forgetful reports that the server does not come through a restart with all that a
 // real one would remember.
 func (s *Server) Forgetful() bool { return s.spec.forgetful }
 
 // Restart stops the server in an orderly way and starts it again. One that is
-// forgetful is cut off the network for a few seconds instead.
+// forgetful is disconnected from the network for a few seconds instead.
 func (s *Server) Restart(ctx context.Context) error {
 	if s.spec.forgetful {
 		if err := s.Disconnect(ctx); err != nil {

@@ -19,7 +19,7 @@ func (f *Fleet) Standby(ctx context.Context, primary string) (*Server, error) {
 	sp.env += "_STANDBY"
 	sp.request = func(opts Options, port int) testcontainers.ContainerRequest {
 		req := of.spec.request(opts, port)
-		// A folder of its own, where no image's entrypoint has a say.
+		// A folder of its own, which no image's entrypoint uses.
 		req.User, req.Entrypoint = "postgres", []string{"sh", "-ec", `
 			mkdir -p -m 700 /tmp/standby
 			until [ -e /tmp/standby/standby.signal ]; do sleep 0.05; done
@@ -33,7 +33,7 @@ func (f *Fleet) Standby(ctx context.Context, primary string) (*Server, error) {
 	return f.Server(name), nil
 }
 
-// copyTo makes a base backup in the standby's folder. It takes no tool but tar:
+// copyTo makes a base backup in the standby's folder. It needs only tar:
 // not every image has pg_basebackup.
 func (s *Server) copyTo(ctx context.Context, standby *Server) error {
 	// Trust in all databases does not include replication.

@@ -39,7 +39,7 @@ type Kind struct {
 	Source string // as in source_type, empty where there is none
 	Binary string
 	Server string // the server behind it in package brokers, empty where there is none
-	// Exact says that not one duplicate may arrive, whatever is killed.
+	// Exact is true where no duplicate may arrive, whichever process is killed.
 	Exact bool
 	// MaxNote is the largest text of a row that fits in one message.
 	MaxNote int
@@ -48,7 +48,7 @@ type Kind struct {
 
 // Env is where an end is to be made.
 type Env struct {
-	Name    string                                     // nobody else's
+	Name    string                                     // unique
 	Dir     string                                     // for files
 	Server  *brokers.Server                            // of Kind.Server
 	Migrate func(ctx context.Context, db string) error // installs the relay's schema in another database

@@ -55,7 +55,7 @@ func (e natsEnd) Arrived(ctx context.Context) (records []Record, err error) {
 		}
 		most := max(1, min(500, (32<<20)/(1+stream.CachedInfo().State.Bytes/max(1, stream.CachedInfo().State.Msgs))))
 		for seq := uint64(0); seq < last; {
-			// The server cuts off a client that is sent too much at once.
+			// The server disconnects a client that is sent too much at once.
 			batch, err := consumer.Fetch(int(min(most, last-seq)), jetstream.FetchMaxWait(5*time.Second))
 			if err != nil {
 				return err

@@ -85,7 +85,7 @@ func (e *sqsEnd) Arrived(ctx context.Context) ([]Record, error) {
 	}
 }
 
-// empty reports whether nothing is in the queue, be it visible or not: the SDK
+// empty reports whether nothing is in the queue, visible or not. The SDK
 // loses an answer now and then and asks again, and what was in it stays hidden
 // for its visibility timeout, with all that follows in its groups.
 func (e *sqsEnd) empty(ctx context.Context) (bool, error) {

@@ -134,4 +134,4 @@ func (e *webhookEnd) post(ctx context.Context, r Record) error {
 	return nil
 }
 
-func (e *webhookEnd) Close() { _ = e.server.Close() } // nobody reads it any more
+func (e *webhookEnd) Close() { _ = e.server.Close() } // it has no reader left

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// E2E runs the tests of a package where RELAY_E2E=1 and else says why it does
+// E2E runs the tests of a package where RELAY_E2E=1 and otherwise prints why it does
 // not. Use it as the body of TestMain.
 func E2E(m *testing.M) {
 	if os.Getenv("RELAY_E2E") != "1" {

@@ -118,7 +118,7 @@ func (d *Database) Insert(ctx context.Context, events []Event) error {
 	return err
 }
 
-// Events returns what was committed: the truth, whatever a writer was told.
+// Events returns what was committed, whichever answer a writer got.
 func (d *Database) Events(ctx context.Context) ([]Event, error) {
 	rows, _ := d.Pool.Query(ctx, `SELECT id, k, seq, note FROM events ORDER BY id`)
 	return pgx.CollectRows(rows, pgx.RowToStructByPos[Event])
@@ -130,7 +130,7 @@ func (d *Database) Inbox(ctx context.Context) ([]ends.Record, error) {
 	return pgx.CollectRows(rows, pgx.RowToStructByPos[ends.Record])
 }
 
-// Forwarded says whether every outbox row is confirmed by the far end: whether
+// Forwarded reports whether every outbox row is confirmed by the far end: whether
 // the public offset of the pipeline has come to the outbox's end.
 func (d *Database) Forwarded(ctx context.Context, pipeline string) (done bool, err error) {
 	err = d.Pool.QueryRow(ctx, `
@@ -145,7 +145,7 @@ func (d *Database) Returned(ctx context.Context) (n int, err error) {
 	return n, err
 }
 
-// Until polls until done says so, and fails the test when that takes too long or
+// Until polls until done is true, and fails the test when that takes too long or
 // ends in an error that lasts.
 func Until(t testing.TB, patience time.Duration, what string, done func(ctx context.Context) (bool, error)) {
 	t.Helper()
@@ -156,7 +156,7 @@ func Until(t testing.TB, patience time.Duration, what string, done func(ctx cont
 	}
 }
 
-// Poll returns nil once done says so, or an error when ctx ends.
+// Poll returns nil once done is true, or an error when ctx ends.
 func Poll(ctx context.Context, done func(ctx context.Context) (bool, error)) error {
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()

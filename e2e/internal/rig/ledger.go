@@ -43,7 +43,7 @@ func (l Ledger) Err(exact bool) error {
 	return nil
 }
 
-func (l *Ledger) say(format string, args ...any) {
+func (l *Ledger) report(format string, args ...any) {
 	if l.Example == "" {
 		l.Example = fmt.Sprintf(format, args...)
 	}
@@ -64,26 +64,26 @@ func Compare(written []Event, arrived []ends.Record) Ledger {
 		e, ok := want[got.ID]
 		if err != nil || !ok || e != got {
 			l.Wrong++
-			l.say("message %s holds %.100s, %v", r.ID, r.Body, err)
+			l.report("message %s holds %.100s, %v", r.ID, r.Body, err)
 			continue
 		}
 		if r.Key != "" && r.Key != e.K {
 			l.Wrong++
-			l.say("message %s of key %q has the key %q", r.ID, e.K, r.Key)
+			l.report("message %s of key %q has the key %q", r.ID, e.K, r.Key)
 		}
 		if other, ok := ids[r.ID]; ok && other != e.ID || r.ID == "" {
 			l.Wrong++
-			l.say("id %q stands for events %d and %d", r.ID, other, e.ID)
+			l.report("id %q stands for events %d and %d", r.ID, other, e.ID)
 		}
 		ids[r.ID] = e.ID
 		if times[e.ID]++; times[e.ID] > 1 {
 			l.Duplicated++
-			l.say("event %d arrived %d times, now as %s", e.ID, times[e.ID], r.ID)
+			l.report("event %d arrived %d times, now as %s", e.ID, times[e.ID], r.ID)
 			continue
 		}
 		if prev, ok := last[e.K]; ok && prev.Seq > e.Seq {
 			l.Reordered++
-			l.say("event %d of key %s arrived after event %d", e.ID, e.K, prev.ID)
+			l.report("event %d of key %s arrived after event %d", e.ID, e.K, prev.ID)
 		} else {
 			last[e.K] = e
 		}
@@ -91,7 +91,7 @@ func Compare(written []Event, arrived []ends.Record) Ledger {
 	for _, e := range written {
 		if times[e.ID] == 0 {
 			l.Lost++
-			l.say("event %d of key %s never arrived", e.ID, e.K)
+			l.report("event %d of key %s never arrived", e.ID, e.K)
 		}
 	}
 	return l

@@ -202,7 +202,7 @@ func (r *Relay) Stop(ctx context.Context) error {
 	}
 }
 
-// Exited says whether the relay has ended by itself, and how.
+// Exited reports whether the relay has ended by itself, and how.
 func (r *Relay) Exited() (bool, error) {
 	select {
 	case <-r.exited:
