@@ -107,21 +107,27 @@ func newClients(cfg *connConfig, d *relaynet.Dialer, pool int) (open func() redi
 	var set shared
 	switch o := opts.(type) {
 	case *redis.ClusterOptions:
-		set = shared{&o.Username, &o.Password, &o.DialTimeout, &o.ReadTimeout, &o.WriteTimeout,
-			&o.MaxRetries, &o.DialerRetries, &o.PoolSize, &o.WriteBufferSize, &o.TLSConfig, &o.Dialer}
+		set = shared{
+			&o.Username, &o.Password, &o.DialTimeout, &o.ReadTimeout, &o.WriteTimeout,
+			&o.MaxRetries, &o.DialerRetries, &o.PoolSize, &o.WriteBufferSize, &o.TLSConfig, &o.Dialer,
+		}
 		o.MaxRedirects = 3 // a redirected transaction was refused as a whole
 		o.MaintNotificationsConfig = quiet
 		open = func() redis.UniversalClient { return redis.NewClusterClient(o) }
 	case *redis.FailoverOptions:
-		set = shared{&o.Username, &o.Password, &o.DialTimeout, &o.ReadTimeout, &o.WriteTimeout,
-			&o.MaxRetries, &o.DialerRetries, &o.PoolSize, &o.WriteBufferSize, &o.TLSConfig, &o.Dialer}
+		set = shared{
+			&o.Username, &o.Password, &o.DialTimeout, &o.ReadTimeout, &o.WriteTimeout,
+			&o.MaxRetries, &o.DialerRetries, &o.PoolSize, &o.WriteBufferSize, &o.TLSConfig, &o.Dialer,
+		}
 		if o.Username == "" && o.Password == "" { // go-redis gives the URL's user to the sentinels alone
 			o.Username, o.Password = o.SentinelUsername, o.SentinelPassword
 		}
 		open = func() redis.UniversalClient { return redis.NewFailoverClient(o) }
 	case *redis.Options:
-		set = shared{&o.Username, &o.Password, &o.DialTimeout, &o.ReadTimeout, &o.WriteTimeout,
-			&o.MaxRetries, &o.DialerRetries, &o.PoolSize, &o.WriteBufferSize, &o.TLSConfig, &o.Dialer}
+		set = shared{
+			&o.Username, &o.Password, &o.DialTimeout, &o.ReadTimeout, &o.WriteTimeout,
+			&o.MaxRetries, &o.DialerRetries, &o.PoolSize, &o.WriteBufferSize, &o.TLSConfig, &o.Dialer,
+		}
 		o.MaintNotificationsConfig = quiet
 		open = func() redis.UniversalClient { return redis.NewClient(o) }
 	}

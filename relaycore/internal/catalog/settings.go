@@ -48,12 +48,12 @@ type Reverse struct {
 	EventTypeFrom     string `json:"event_type_from" doc:"Where the event type comes from: header:NAME, body:PATH, subject or key."`
 	AggregateIDFrom   string `json:"aggregate_id_from" doc:"Where the aggregate id comes from: header:NAME, body:PATH, subject or key."`
 	SourceFrom        string `json:"source_from" doc:"Where the source column comes from: header:NAME, body:PATH, subject or key."`
-	IDColumn          string `json:"id_column" doc:"Column of the event's id; event_id unless the inbox's registration says otherwise."`
+	IDColumn          string `json:"id_column" doc:"Column of the event's id; event_id unless the inbox's registration names another."`
 	PayloadColumn     string `json:"payload_column" doc:"Column of the event itself; payload by default."`
-	EventTypeColumn   string `json:"event_type_column" doc:"Column of the event's type; event_type unless the inbox's registration says otherwise."`
+	EventTypeColumn   string `json:"event_type_column" doc:"Column of the event's type; event_type unless the inbox's registration names another."`
 	SourceColumn      string `json:"source_column" doc:"Column of where the event came from; source by default."`
 	AggregateIDColumn string `json:"aggregate_id_column" doc:"Column of the key; aggregate_id by default."`
-	ReceivedAtColumn  string `json:"received_at_column" doc:"Column of the time of arrival; received_at unless the inbox's registration says otherwise."`
+	ReceivedAtColumn  string `json:"received_at_column" doc:"Column of the time of arrival; received_at unless the inbox's registration names another."`
 	TraceIDColumn     string `json:"trace_id_column" doc:"Column of the trace id; trace_id by default."`
 	MaxRetries        int64  `json:"max_retries" relay:"min=0" doc:"Accepted as pg_trickle stores it. It governs the inbox's processing, not the relay."`
 	Schedule          string `json:"schedule" doc:"Accepted as pg_trickle stores it. It governs the inbox's stream tables, not the relay."`
