@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/jackc/pgx/v5/pgxpool"
+
 	"github.com/grove/pgtrickle-relay/relaycore/internal/migrate"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
@@ -61,5 +63,24 @@ func TestStreamTableIsFound(t *testing.T) {
 				t.Errorf("%s is %s with key %s, want %s with %s", tc.stream, src.Table(), src.KeyColumns(), want, tc.keys)
 			}
 		})
+	}
+}
+
+// TestTableWithoutSchema: the sessions of a relay have no schema of users in their search
+// path, and find a table by its bare name all the same.
+func TestTableWithoutSchema(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	exec(t, pool, `CREATE TABLE public.events (id bigserial PRIMARY KEY, payload jsonb); CREATE SCHEMA pgtrickle; CREATE TABLE pgtrickle.events (LIKE public.events)`)
+	config := pool.Config().Copy()
+	config.ConnConfig.RuntimeParams["search_path"] = "pg_catalog, pg_temp"
+	pinned, err := pgxpool.NewWithConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pinned.Close()
+	src, err := outbox.Open(t.Context(), pinned, outbox.Config{Outbox: "events"})
+	if err != nil || src.Table() != "public.events" {
+		t.Fatalf("Open(events) = %v, %v; want public.events", src, err)
 	}
 }
