@@ -67,7 +67,7 @@ func TestStreamTableIsFound(t *testing.T) {
 }
 
 // TestTableWithoutSchema: the sessions of a relay have no schema of users in their search
-// path, and find a table by its bare name all the same.
+// path. They still find a table by its bare name.
 func TestTableWithoutSchema(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.Pool(t)

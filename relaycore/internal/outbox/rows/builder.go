@@ -246,8 +246,8 @@ func (b *Builder) plainRow(v [][]byte, e *event) {
 	}
 }
 
-// headers gives the messages of a row its headers. The messages share them: nobody
-// changes a header in place.
+// headers gives the messages of a row its headers. The messages share them, because
+// no header is changed in place.
 func (b *Builder) headers(msgs []relay.Message, object []byte, e *event) {
 	var err error
 	if b.inner, err = jsonscan.Members(b.inner[:0], object); err != nil {

@@ -162,8 +162,8 @@ func BenchmarkDecode(b *testing.B) {
 	}
 }
 
-// TestGivenByTheRow: headers, key and event id of an outbox of ours go to the messages of
-// the row, and a row without them pays no allocation.
+// TestGivenByTheRow: the messages of a row get its headers, key and event id. A row
+// without them costs no allocation.
 func TestGivenByTheRow(t *testing.T) { // counts allocations, so not in parallel
 	l := &Layout{id: 0, payload: 1, created: 2, refresh: 3, claim: 4, op: -1, key: 5, headers: 6, eventID: 7}
 	b := &Builder{source: source{table: "outbox_orders", stream: "orders", qualified: "pgtrickle.outbox_orders"}, layout: l}

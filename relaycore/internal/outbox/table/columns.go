@@ -106,7 +106,8 @@ func (t *Table) assign(set Settings) error {
 	if !t.Plain {
 		t.Columns.Claim, t.Columns.Refresh = "is_claim_check", t.ifThere("refresh_id")
 		// The relay's outboxes have these columns, the extension's have not.
-		t.Columns.Headers, t.Columns.Key, t.Columns.EventID = t.ifTyped("headers", "jsonb"), t.ifTyped("key", "text"), t.ifTyped("event_id", "text")
+		t.Columns.Headers = t.ifTyped("headers", "jsonb")
+		t.Columns.Key, t.Columns.EventID = t.ifTyped("key", "text"), t.ifTyped("event_id", "text")
 	}
 	return t.checkTypes()
 }
