@@ -9,6 +9,7 @@ dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 
 git init -q --bare "$dir/remote.git"
+git -C "$dir/remote.git" config receive.shallowUpdate true # a CI may have cloned one commit
 git clone -q --no-hardlinks . "$dir/clone"
 git -C "$dir/clone" push -q "$dir/remote.git" HEAD:refs/heads/main
 
