@@ -23,7 +23,7 @@ func newExtensionWorld(t *testing.T) *world {
 	w := &world{pool: pgtest.Open(t, url), dir: t.TempDir()}
 	exttest.Install(t, w.pool)
 	w.exec(t, `CREATE TABLE public.orders (__pgt_row_id bigint, id int, total numeric)`)
-	w.exec(t, `SELECT pgtrickle.enable_outbox('public.orders')`)
+	exttest.EnableOutbox(t, w.pool, "public.orders")
 	w.exec(t, `SELECT pgtrickle.create_inbox('orders_inbox')`)
 	if out, stderr, code := runBinary(t, nil, "migrate", "--postgres-url", url); code != 0 {
 		t.Fatalf("migrate = %d %s%s", code, out, stderr)

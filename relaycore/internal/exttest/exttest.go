@@ -19,10 +19,56 @@ import (
 //go:embed extension.sql
 var extensionSQL string
 
+//go:embed older.sql
+var olderSQL string
+
+//go:embed update.sql
+var updateSQL string
+
 // Install creates the extension's objects in an empty database.
 func Install(t testing.TB, pool *pgxpool.Pool) {
 	t.Helper()
-	exec(t, pool, extensionSQL)
+	if err := Create(pool); err != nil {
+		t.Fatalf("create the extension: %v", err)
+	}
+}
+
+// Create is CREATE EXTENSION pg_trickle, of version 0.45.
+func Create(pool *pgxpool.Pool) error {
+	_, err := pool.Exec(context.Background(), extensionSQL)
+	return err
+}
+
+// Install28 creates the extension as of version 0.28.
+func Install28(t testing.TB, pool *pgxpool.Pool) {
+	t.Helper()
+	Install(t, pool)
+	exec(t, pool, olderSQL)
+}
+
+// Update updates the extension to version 0.46. It fails if role pgtrickle_relay has
+// rights in one of the databases.
+func Update(pool *pgxpool.Pool, databases ...string) error {
+	return pgx.BeginFunc(context.Background(), pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(context.Background(), updateSQL); err != nil {
+			return err
+		}
+		_, err := tx.Exec(context.Background(), `SELECT pg_temp.fixture_update($1)`, strings.Join(databases, ","))
+		return err
+	})
+}
+
+// EnableOutbox makes existing tables stream tables, and enables their outboxes.
+func EnableOutbox(t testing.TB, pool *pgxpool.Pool, tables ...string) {
+	t.Helper()
+	for _, table := range tables {
+		if _, err := pool.Exec(context.Background(), `SELECT pgtrickle.fixture_stream_table($1::text::regclass)`, table); err != nil {
+			t.Fatalf("make %s a stream table: %v", table, err)
+		}
+		if _, err := pool.Exec(context.Background(), `SELECT pgtrickle.enable_outbox($1)`, table); err != nil {
+			t.Fatalf("enable the outbox of %s: %v", table, err)
+		}
+	}
 }
 
 // Refresh writes the outbox row of a refresh of table (schema.table) that inserted and
@@ -36,6 +82,21 @@ func Refresh(t testing.TB, pool *pgxpool.Pool, table string, inserted, deleted i
 	}
 	err := pool.QueryRow(context.Background(), `SELECT pgtrickle.fixture_refresh($1::text::regclass, $2, $3, $4)`,
 		table, inserted, deleted, threshold).Scan(&id)
+	if err != nil {
+		t.Fatalf("refresh %s: %v", table, err)
+	}
+	return id
+}
+
+// Truncate empties a stream table of rows rows, and writes the outbox row of its refresh.
+func Truncate(t testing.TB, pool *pgxpool.Pool, table string, rows int64, claimCheck bool) (id int64) {
+	t.Helper()
+	exec(t, pool, `TRUNCATE `+table)
+	threshold := int64(10000)
+	if claimCheck {
+		threshold = 0
+	}
+	err := pool.QueryRow(context.Background(), `SELECT pgtrickle.fixture_refresh($1::text::regclass, 0, $2, $3, true)`, table, rows, threshold).Scan(&id)
 	if err != nil {
 		t.Fatalf("refresh %s: %v", table, err)
 	}

@@ -2,6 +2,7 @@ package exttest_test
 
 import (
 	"context"
+	"strings"
 	"testing"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -17,7 +18,7 @@ func extension(t *testing.T) (pool *pgxpool.Pool, url string) {
 	pool = pgtest.Open(t, url)
 	exttest.Install(t, pool)
 	exec(t, pool, `CREATE TABLE public.orders (__pgt_row_id bigint, id int, total numeric)`)
-	exec(t, pool, `SELECT pgtrickle.enable_outbox('public.orders')`)
+	exttest.EnableOutbox(t, pool, "public.orders")
 	exec(t, pool, `SELECT pgtrickle.create_inbox('orders_inbox')`)
 	exec(t, pool, `INSERT INTO public.orders VALUES (1, 1, 9.50), (2, 2, 1)`)
 	return pool, url
@@ -116,7 +117,7 @@ func TestRelayRole(t *testing.T) {
 				`SELECT * FROM pgtrickle.outbox_orders`,
 				`SELECT last_value FROM pgtrickle.outbox_orders_id_seq`,
 				`SELECT * FROM pgtrickle.outbox_delta_rows_orders`,
-				`SELECT pgtrickle.outbox_rows_consumed('orders', 1)`,
+				`SELECT pgtrickle.outbox_rows_consumed('public.orders', 1)`,
 				`INSERT INTO pgtrickle.orders_inbox (event_id) VALUES ('a') ON CONFLICT (event_id) DO NOTHING RETURNING event_id`,
 				`INSERT INTO pgtrickle.relay_consumer_offsets AS o (relay_group_id, pipeline_id, last_change_id) VALUES ('g', 'p', 1)
 					ON CONFLICT (relay_group_id, pipeline_id) DO UPDATE SET last_change_id = greatest(o.last_change_id, excluded.last_change_id)`,
@@ -161,4 +162,68 @@ func TestRelayRole(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestExtensionBites: the imitation fails where the real extension fails.
+func TestExtensionBites(t *testing.T) {
+	t.Parallel()
+	pool, _ := extension(t)
+	one := func(sql string) (got string) {
+		t.Helper()
+		if err := pool.QueryRow(context.Background(), sql).Scan(&got); err != nil {
+			t.Fatalf("%s: %v", sql, err)
+		}
+		return got
+	}
+	fails := func(sql, want string) {
+		t.Helper()
+		if _, err := pool.Exec(context.Background(), sql); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v; want %q", sql, err, want)
+		}
+	}
+
+	// Members of the extension, and nothing for others to read.
+	if got := one(`SELECT count(*)::text FROM pg_depend WHERE deptype = 'e' AND refobjid = (SELECT oid FROM pg_extension WHERE extname = 'pg_trickle')
+		AND objid IN ('pgtrickle.relay_outbox_config'::regclass, to_regnamespace('pgtrickle'))`); got != "2" {
+		t.Errorf("%s of the schema and a table are members", got)
+	}
+	fails(`SET LOCAL ROLE pgtrickle_relay; SELECT FROM pgtrickle.pgt_stream_tables`, "permission denied")
+	fails(`SET LOCAL ROLE pg_monitor; CREATE TEMP TABLE t (id int)`, "permission denied for schema pgtrickle")
+	if err := exttest.Create(pool); err == nil || !strings.Contains(err.Error(), "is not a member of extension") {
+		t.Errorf("CREATE EXTENSION over an existing schema: %v", err)
+	}
+
+	// Two stream tables of one name share the delta table; a bare name is one of current_schema().
+	exec(t, pool, `CREATE SCHEMA app; CREATE TABLE app.orders (id int); INSERT INTO app.orders VALUES (1); CREATE TABLE app.lone (id int)`)
+	exttest.EnableOutbox(t, pool, "app.orders", "app.lone")
+	for range 2 {
+		exttest.Refresh(t, pool, "app.orders", 1, 0, false)
+	}
+	exttest.Refresh(t, pool, "app.orders", 0, 1, true) // 3
+	if got := one(`SELECT inserted_count || ' ' || deleted_count FROM pgtrickle.outbox_orders_` + one(`SELECT left(md5('app.orders'), 7)`) + ` WHERE is_claim_check`); got != "1 0" {
+		t.Errorf("a delete is counted as %s", got)
+	}
+	if got := one(`SELECT count(*)::text FROM pgtrickle.outbox_delta_rows_orders`); got != "1" {
+		t.Errorf("the shared delta table has %s rows", got)
+	}
+	exec(t, pool, `SELECT pgtrickle.outbox_rows_consumed('public.orders', 3), pgtrickle.outbox_rows_consumed(NULL, 3)`)
+	if got := one(`SELECT count(*)::text FROM pgtrickle.outbox_delta_rows_orders`); got != "0" {
+		t.Errorf("the shared delta table has %s rows", got)
+	}
+	fails(`SELECT pgtrickle.outbox_rows_consumed('lone', 3)`, "stream table not found: public.lone")
+	exttest.Truncate(t, pool, "public.orders", 2, true)
+	if got := one(`SELECT format('%s %s', deleted_count, (SELECT count(*) FROM pgtrickle.outbox_delta_rows_orders)) FROM pgtrickle.outbox_orders`); got != "2 0" {
+		t.Errorf("an emptied table's claim check is %s", got)
+	}
+
+	// What is left of a dropped stream table stands in the way of the next of its name.
+	for i := range 2 {
+		exec(t, pool, `SELECT pgtrickle.drop_stream_table('app.lone')`)
+		fails(`SELECT pgtrickle.disable_outbox('app.lone', true)`, "stream table not found")
+		exec(t, pool, `CREATE TABLE app.lone (id int); SELECT pgtrickle.fixture_stream_table('app.lone')`)
+		if i == 0 {
+			exec(t, pool, `SELECT pgtrickle.enable_outbox('app.lone')`)
+		}
+	}
+	fails(`SELECT pgtrickle.enable_outbox('app.lone')`, "uq_outbox_table_name")
 }

@@ -531,7 +531,8 @@ func TestGrantPublishWithExtension(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.Pool(t)
 	exttest.Install(t, pool)
-	run(t, pool, `CREATE TABLE orders (id int); SELECT pgtrickle.enable_outbox('public.orders')`)
+	run(t, pool, `CREATE TABLE orders (id int)`)
+	exttest.EnableOutbox(t, pool, "public.orders")
 	if err := migrate.Up(context.Background(), pool, nil); err != nil {
 		t.Fatalf("Up: %v", err)
 	}

@@ -128,9 +128,9 @@ func extension(t *testing.T) *pgxpool.Pool {
 	if err := migrate.Up(t.Context(), pool, nil); err != nil {
 		t.Fatal(err)
 	}
-	exec(t, pool, `CREATE TABLE public.orders (id int); INSERT INTO public.orders VALUES (1), (2);
-		SELECT pgtrickle.enable_outbox('public.orders');
-		SELECT pgtrickle.set_relay_outbox(n, config => '{"stream_table": "orders", "sink_type": "stdout"}') FROM unnest(ARRAY['fast', 'slow']) n;
+	exec(t, pool, `CREATE TABLE public.orders (id int); INSERT INTO public.orders VALUES (1), (2)`)
+	exttest.EnableOutbox(t, pool, "public.orders")
+	exec(t, pool, `SELECT pgtrickle.set_relay_outbox(n, config => '{"stream_table": "orders", "sink_type": "stdout"}') FROM unnest(ARRAY['fast', 'slow']) n;
 		CREATE TABLE consumed (up_to bigint, settled bigint);
 		ALTER FUNCTION pgtrickle.outbox_rows_consumed RENAME TO fixture_rows_consumed;
 		CREATE FUNCTION pgtrickle.outbox_rows_consumed(p_stream_table text, p_outbox_id bigint) RETURNS void LANGUAGE sql AS $$

@@ -1,5 +1,18 @@
 -- What the role pgtrickle_relay may do: what a relay does, and nothing more.
 
+-- +function pgtrickle._relay_may(text, text, oid): whether the relay's role has a privilege; on a column it is "UPDATE (column)"
+CREATE OR REPLACE FUNCTION pgtrickle._relay_may(p_privilege text, p_kind text, p_object oid) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT CASE
+        WHEN p_kind = 'FUNCTION' THEN has_function_privilege('pgtrickle_relay', p_object, p_privilege)
+        WHEN p_kind = 'SCHEMA' THEN has_schema_privilege('pgtrickle_relay', p_object, p_privilege)
+        WHEN p_kind = 'SEQUENCE' THEN has_sequence_privilege('pgtrickle_relay', p_object, p_privilege)
+        WHEN p_privilege LIKE '% (%)' THEN has_column_privilege('pgtrickle_relay', p_object,
+            substring(p_privilege FROM '\((.*)\)'), substring(p_privilege FROM '^\w+'))
+        ELSE has_table_privilege('pgtrickle_relay', p_object, p_privilege) END
+$fn$;
+-- +end
+
 -- +function pgtrickle._relay_grant(text, text, oid): grants privileges on a relation to the relay's role, as far as the caller may; returns what could not be granted
 CREATE OR REPLACE FUNCTION pgtrickle._relay_grant(p_privileges text, p_kind text, p_object oid) RETURNS text
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $fn$
@@ -12,11 +25,7 @@ DECLARE
     statement text;
 BEGIN
     SELECT array_agg(p) INTO missing FROM unnest(string_to_array(p_privileges, ', ')) p
-    WHERE NOT CASE p_kind
-        WHEN 'FUNCTION' THEN has_function_privilege('pgtrickle_relay', p_object, p)
-        WHEN 'SCHEMA' THEN has_schema_privilege('pgtrickle_relay', p_object, p)
-        WHEN 'SEQUENCE' THEN has_sequence_privilege('pgtrickle_relay', p_object, p)
-        ELSE has_table_privilege('pgtrickle_relay', p_object, p) END;
+    WHERE NOT pgtrickle._relay_may(p, p_kind, p_object);
     IF missing IS NULL THEN
         RETURN NULL;
     END IF;
@@ -26,11 +35,7 @@ BEGIN
     EXCEPTION WHEN insufficient_privilege THEN
         RETURN statement;
     END;
-    RETURN CASE WHEN CASE p_kind
-        WHEN 'FUNCTION' THEN has_function_privilege('pgtrickle_relay', p_object, missing[1])
-        WHEN 'SCHEMA' THEN has_schema_privilege('pgtrickle_relay', p_object, missing[1])
-        WHEN 'SEQUENCE' THEN has_sequence_privilege('pgtrickle_relay', p_object, missing[1])
-        ELSE has_table_privilege('pgtrickle_relay', p_object, missing[1]) END THEN NULL ELSE statement END;
+    RETURN CASE WHEN NOT pgtrickle._relay_may(missing[1], p_kind, p_object) THEN statement END;
 END $fn$;
 -- +end
 
@@ -76,6 +81,12 @@ BEGIN
             ('pgt_consumer_groups', 'SELECT'), ('pgt_consumer_offsets', 'SELECT')) g(name, privileges)
             WHERE to_regclass('pgtrickle.' || g.name) IS NOT NULL
         UNION ALL
+        -- The extension's outbox_rows_consumed has the caller's rights.
+        SELECT pgtrickle._relay_grant(g.privileges, 'TABLE', to_regclass('pgtrickle.' || g.name)) FROM (VALUES
+            ('pgt_stream_tables', 'SELECT'),
+            ('pgt_outbox_config', 'UPDATE (last_drained_at), UPDATE (last_drained_count)')) g(name, privileges)
+            WHERE to_regclass('pgtrickle.pgt_stream_tables') IS NOT NULL AND to_regclass('pgtrickle.' || g.name) IS NOT NULL
+        UNION ALL
         SELECT pgtrickle._relay_grant('EXECUTE', 'FUNCTION', p.oid) FROM pg_proc p
             WHERE p.pronamespace = to_regnamespace('pgtrickle')
               AND p.proname IN ('list_relay_configs', 'get_relay_config', 'outbox_rows_consumed', 'outbox_status', 'inbox_health', 'inbox_status',
@@ -96,7 +107,8 @@ BEGIN
                     AND d.refclassid = 'pg_class'::regclass AND d.classid = 'pg_class'::regclass AND d.deptype IN ('a', 'i')
                 JOIN pg_class s ON s.oid = d.objid AND s.relkind = 'S'
             UNION ALL
-            SELECT pgtrickle._relay_grant('SELECT', 'TABLE', c.oid) FROM pg_class c
+            SELECT pgtrickle._relay_grant(CASE WHEN to_regclass('pgtrickle.pgt_stream_tables') IS NULL THEN 'SELECT' ELSE 'SELECT, DELETE' END, 'TABLE', c.oid)
+                FROM pg_class c
                 WHERE c.relnamespace = to_regnamespace('pgtrickle') AND c.relkind IN ('r', 'p') AND c.relname LIKE 'outbox\_delta\_rows\_%'
         ) AS a(s) WHERE s IS NOT NULL;
     END IF;
