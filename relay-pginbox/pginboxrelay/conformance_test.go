@@ -182,7 +182,7 @@ func TestTimeout(t *testing.T) {
 	}
 }
 
-// max_connections bounds the pool, and its connections say whose they are.
+// max_connections bounds the pool, and its connections have the pipeline's name.
 func TestPoolIsBounded(t *testing.T) {
 	t.Parallel()
 	url := pgtest.URL(t)

@@ -32,7 +32,7 @@
 // with partitioned tables and for the privileges that the role needs.
 //
 // Only synchronous_commit=off and an unlogged table weaken this; the check
-// command says when it finds one.
+// command warns of both.
 //
 // # Errors
 //

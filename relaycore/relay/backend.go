@@ -32,10 +32,9 @@ type Env struct {
 }
 
 // Backend is one broker: a value that a binary's main passes on. It is a struct
-// of functions and not an interface: nil means not supported, and a new field
-// breaks nobody.
+// of functions and not an interface, so that a new field breaks no backend.
 type Backend struct {
-	// Name is what sink_type and source_type say, and the prefix of flat keys,
+	// Name is the value of sink_type and source_type, and the prefix of flat keys,
 	// with "-" written as "_".
 	Name string
 	// Aliases are other names by which configurations know the backend.
@@ -57,7 +56,7 @@ type Backend struct {
 	// subject_template because the backend's destinations are subjects.
 	SubjectKey string
 
-	// SinkGuarantee and SourceGuarantee say in a few words what an operator gets.
+	// SinkGuarantee and SourceGuarantee describe in a few words what an operator gets.
 	SinkGuarantee   Guarantee
 	SourceGuarantee Guarantee
 }
@@ -68,8 +67,8 @@ type SinkFactory = Factory[Sink]
 // SourceFactory makes the sources of a backend.
 type SourceFactory = Factory[Source]
 
-// Factory makes one end of a pipeline from its configuration, in two steps, so that
-// a configuration is decoded once and can be checked without a connection.
+// Factory makes one end of a pipeline from its configuration, in two steps. So a
+// configuration is decoded once, and can be checked without a connection.
 type Factory[T any] struct {
 	// Defaults is the configuration struct with its defaults. The list of keys, the
 	// validation in SQL and the docs are made from it; see package relaycfg for the
@@ -136,8 +135,8 @@ type Guarantee struct {
 	Weakest  string // the first thing that would break the above
 }
 
-// Guarantor is a Sink or Source whose guarantee depends on what it found at the
-// far end, for example on the length of a deduplication window.
+// Guarantor is a Sink or Source whose guarantee depends on the far end that it
+// found, for example on the length of a deduplication window.
 type Guarantor interface {
 	Guarantee() Guarantee
 }

@@ -8,27 +8,37 @@
 //
 //	Source.Receive -> decode or encode -> Sink.Publish -> Source.Ack
 //
-// The engine owns every arrow. It calls a [Source] from one goroutine at a time
-// for Receive and from one goroutine at a time for Ack, and the two may overlap.
-// It calls a [Sink] from one goroutine. It retries, backs off, bisects, parks,
-// dead-letters, limits rates, counts and logs. A backend does none of these: it
-// translates, and it reports errors of the right class (see [Permanent] and
-// [Fatal]).
+// The engine owns every arrow. It calls Receive of a [Source] from one goroutine at a
+// time, and Ack from another. It calls a [Sink] from one goroutine. It retries, backs
+// off, bisects, parks, dead-letters, limits rates, counts and logs. A backend does
+// none of these: it translates, and it reports errors of the right class (see
+// [Permanent], [Fatal] and [Unknown]).
 //
 // # Guarantee
 //
-// A message is acknowledged to its source only after its sink has confirmed that
-// it is durable, or after the message has been stored as a dead letter. So every
-// message is delivered at least once. Where a far end can tell a second copy from
-// the first, by [Message.ID] or by reading back its own tail ([Resumer]), it is
-// delivered effectively once.
+// A message is acknowledged to its source only after its sink has confirmed it, or
+// after it has been stored as a dead letter. So every message is delivered at least
+// once. It is delivered effectively once if the far end drops a second copy by
+// [Message.ID]. The same holds for a sink that can read back what it wrote ([Resumer]).
 //
 // # Order
 //
 // Messages with the same non-empty [Message.Key] arrive in the order in which
-// the source gave them, across retries, reloads, failovers and redrive. A sink
-// keeps this promise with one rule: when message i of a Key is not confirmed, no
-// later message of that Key may be confirmed by the same Publish.
+// the source gave them, across retries, reloads, failovers and redrive. This is one
+// rule for a sink. If a message of a Key is not confirmed, Publish confirms no later
+// message of that Key.
+//
+// # The kit
+//
+// Backends share these:
+//
+//	Outcome      the result of a batch by index
+//	Lanes        a batch split by key
+//	Acks         one position out of acknowledgements in any order
+//	Incarnation  the identity of a far end, beside a position in it
+//	relaycfg     configurations and factories
+//	relaynet     TLS and connections
+//	relaytest    the conformance suite
 //
 // # Slices
 //

@@ -15,8 +15,8 @@ var ErrHeldBack = errors.New("held back behind an earlier message of its key")
 // ErrUnknownBackend is wrapped by [Registry.Lookup].
 var ErrUnknownBackend = errors.New("unknown backend")
 
-// BatchError says which messages of a batch are not confirmed. Those that it
-// does not mention are durable at the destination.
+// BatchError has the messages of a batch that are not confirmed. All others are
+// durable at the destination. [Outcome] makes one.
 type BatchError struct {
 	Failed map[int]error // by index in the batch
 }
@@ -75,12 +75,12 @@ func (e *BatchError) Unwrap() []error {
 // Permanent marks err as one that no retry will cure: this message can never be
 // delivered as it is. The engine dead-letters it. As the error of a whole batch
 // it makes the engine look for the culprit by bisection.
-func Permanent(err error) error { return mark(err, classPermanent) }
+func Permanent(err error) error { return classify(err, classPermanent) }
 
 // Fatal marks err as one that stops the pipeline until an operator changes
 // something: a missing table, refused credentials, a topic that does not exist.
 // No message is to blame, so none is dead-lettered.
-func Fatal(err error) error { return mark(err, classFatal) }
+func Fatal(err error) error { return classify(err, classFatal) }
 
 // IsPermanent reports whether err was marked by [Permanent]. Errors that are
 // marked by neither function are transient.
@@ -104,14 +104,14 @@ type classified struct {
 
 func (c *classified) Unwrap() error { return c.error }
 
-func mark(err error, cl errorClass) error {
+func classify(err error, cl errorClass) error {
 	if err == nil {
 		return nil
 	}
 	return &classified{err, cl}
 }
 
-// class is that of the outermost mark. A BatchError has none of its own.
+// class returns the outermost class of err. A BatchError has none of its own.
 func class(err error) errorClass {
 	for err != nil {
 		switch e := err.(type) { //nolint:errorlint // walks the chain itself, and must stop at a BatchError
@@ -132,8 +132,7 @@ func class(err error) errorClass {
 	return classTransient
 }
 
-// RetryAfter marks err, a transient one, with the delay for which the far end
-// asked before it is tried again.
+// RetryAfter adds to err, a transient one, the delay that the far end asked for.
 func RetryAfter(err error, d time.Duration) error {
 	if err == nil {
 		return nil
@@ -142,7 +141,7 @@ func RetryAfter(err error, d time.Duration) error {
 }
 
 // RetryDelay returns the delay for which the far end asked, and whether it did.
-// Of several messages' delays it is that of the first.
+// If several messages have one, it is that of the first.
 func RetryDelay(err error) (d time.Duration, ok bool) {
 	if e, ok := errors.AsType[*delayed](err); ok {
 		return e.delay, true
@@ -157,13 +156,11 @@ type delayed struct {
 
 func (d *delayed) Unwrap() error { return d.error }
 
-// Unknown marks err as one after which it is not known what arrived: some or all of
-// what it failed may be durable at the destination, for example because the
-// connection was lost before the answer. Before the engine publishes again it reads
-// the destination back from the last position, as after a crash, if the sink is a
-// [Resumer]. So a sink keeps no record of its own of what it is in doubt about.
+// Unknown marks err as one after which some or all of its messages may be durable at
+// the destination, as when the answer was lost. If the sink is a [Resumer], the engine reads the destination back before it
+// publishes again, as after a crash. So a sink keeps no record of what is in doubt.
 //
-// Unknown goes together with the other classes of errors.
+// Unknown can be combined with the other classes of errors.
 func Unknown(err error) error {
 	if err == nil {
 		return nil

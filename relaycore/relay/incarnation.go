@@ -7,8 +7,8 @@ import (
 
 // Incarnation identifies one life of a far end: the time when a stream was created,
 // a topic's id, a server's run id. A stream that was deleted and created again has
-// the same name and another incarnation, and positions in the old one mean nothing
-// in the new one.
+// the same name and another incarnation. A position in one incarnation has no meaning
+// in another.
 //
 // An Incarnation travels with a position as one string, so that a checkpoint or
 // [Resumer] stores both.

@@ -1,8 +1,8 @@
 package relay
 
-// Lanes splits a batch into lanes, so that a sink can send the messages of one key
-// one after the other and those of different keys side by side. A message without a
-// key is a lane of its own.
+// Lanes splits a batch into lanes, one for each key. A sink sends the messages of one
+// lane one after the other, and different lanes side by side. A message without a key
+// is a lane of its own.
 //
 // Lanes can be used again for the next batch and then allocates nothing, unless
 // that batch has more lanes. After a split, First and Next may be called from

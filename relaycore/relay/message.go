@@ -45,20 +45,25 @@ type Message struct {
 	// Time is when the event was recorded at its origin.
 	Time time.Time
 
-	// StreamTable is the outbox's stream table, without schema and without the
-	// "outbox_" prefix. Forward only, as are the next three.
+	// The next four are pg_trickle's and set in forward messages only. A sink writes
+	// them by WireHeaders and its templates; it needs to know none of them.
+
+	// StreamTable is the stream table, without schema and "outbox_".
 	StreamTable string
-	OutboxID    int64
-	RefreshID   string // a UUID, empty where the outbox has none
-	FullRefresh bool   // the row is part of a snapshot: an upsert, not a change
+	// OutboxID is the id of the outbox row that the message comes from.
+	OutboxID int64
+	// RefreshID is the UUID of the refresh, empty if the outbox has none.
+	RefreshID string
+	// FullRefresh is set if the row is part of a snapshot: an upsert, not a change.
+	FullRefresh bool
 
 	// Origin is where a reverse message came from, for example
 	// "kafka:orders". It becomes the inbox's source column.
 	Origin string
-	// Err says that the source received the message but cannot make sense of it.
-	// The engine dead-letters it with Body as its bytes.
+	// Err is set by a source that cannot read the message that it received. The
+	// engine dead-letters the message with Body as its bytes.
 	Err error
-	// Token is the source's own; the engine gives it back with Ack.
+	// Token is for the source; the engine gives it back with Ack.
 	Token any
 }
 
@@ -79,10 +84,9 @@ const (
 	HeaderTraceparent = "traceparent"
 )
 
-// WireHeaders appends to dst the headers that every backend with headers writes:
-// op, outbox id, full refresh (only when true), key (only when there is one) and
-// content type, followed by the message's own Headers. It does not append the
-// message's ID and Subject: backends carry these in their own way.
+// WireHeaders appends to dst the headers that every backend with headers writes. These
+// are op, outbox id, full refresh, key and content type, if they are set. The message's
+// own Headers follow. Each backend writes ID and Subject in its own way.
 func (m *Message) WireHeaders(dst []Header) []Header {
 	if m.Op != "" {
 		dst = append(dst, Header{HeaderOp, m.Op})
@@ -116,9 +120,9 @@ func (m *Message) outboxIDText() string {
 	return strconv.FormatInt(m.OutboxID, 10)
 }
 
-// AddWireHeader is the inverse of [Message.WireHeaders] for a source: it puts a
-// header that arrived into the field where it belongs, and any other into
-// Headers with its name in lower case.
+// AddWireHeader is the inverse of [Message.WireHeaders] for a source. It sets the
+// field of a standard header, and adds any other to Headers with its name in lower
+// case.
 func (m *Message) AddWireHeader(name, value string) {
 	switch {
 	case sameHeader(name, HeaderDedupKey):
@@ -155,9 +159,9 @@ func (m *Message) Header(name string) (string, bool) {
 	return "", false
 }
 
-// MessageOverhead is about the bytes of memory that a message takes beside what its
-// fields point to: the struct in the batch that was received and in the one that is
-// published, and the source's own notes about it.
+// MessageOverhead estimates the bytes of memory of a message without the data that
+// its fields point to. The struct lies in the batch that was received and in the one
+// that is published, and a source has a record of its own.
 const MessageOverhead = 2*int(unsafe.Sizeof(Message{})) + 48
 
 // Size returns the bytes of memory that the message holds, for limits.

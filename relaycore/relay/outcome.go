@@ -127,9 +127,9 @@ func (o *Outcome) FailRest(err error) {
 	}
 }
 
-// Err returns the error for Publish to return: nil when all messages are
-// confirmed, the error itself when one error that is not permanent failed them all,
-// else a [*BatchError]. A message still open counts as failed.
+// Err returns the error for Publish to return. It is nil if all messages are
+// confirmed, and the error itself if one error failed them all and is not permanent.
+// Otherwise it is a [*BatchError]. A message that is still open counts as failed.
 //
 // Err also keeps the order of keys: it fails each message behind a failed one of
 // its key. Such a message that was confirmed is at the destination already, so its

@@ -8,17 +8,17 @@ import (
 // Source is where messages come from: an outbox table or a broker.
 type Source interface {
 	// Receive waits until there is at least one message and returns at most limit
-	// of them, in order. It returns what is there and does not wait for company.
-	// When ctx ends it returns ctx's error. It does not retry: on any other error
-	// the engine backs off and calls it again, so a source that lost its
-	// connection must connect anew inside the next call.
+	// of them, in order. It returns what is there and does not wait for more. When
+	// ctx ends it returns ctx's error. It does not retry: after any other error the
+	// engine backs off and calls it again. A source that lost its connection connects
+	// again in the next call.
 	//
 	// An error wrapped by [Fatal] stops the pipeline.
 	Receive(ctx context.Context, limit int) ([]Message, error)
 
-	// Ack says that every message of batch is settled: durable at the sink, or
-	// stored as a dead letter. Messages of one Key are acknowledged in order; two
-	// keys may overtake each other. What is never acknowledged must be delivered
+	// Ack acknowledges that every message of batch is settled: durable at the sink,
+	// or stored as a dead letter. Messages of one Key are acknowledged in order; two
+	// keys may overtake each other, for which there is [Acks]. What is never acknowledged must be delivered
 	// again, by this process or the next. Ack returns nil only when the
 	// acknowledgement is as durable as the broker makes it.
 	Ack(ctx context.Context, batch []Message) error
@@ -28,16 +28,16 @@ type Source interface {
 	Close() error
 }
 
-// Checkpointer is a [Source] that keeps no acknowledgements of its own. In place
-// of Ack the engine calls Checkpoint, stores what it returns in the pipeline's
-// cursor, fenced by the lease's epoch and together with any dead letters, and
-// hands it to the next owner's source.
+// Checkpointer is a [Source] whose broker keeps no acknowledgements. In place of Ack
+// the engine calls Checkpoint and stores the result in the pipeline's cursor. The
+// cursor is fenced by the lease's epoch, and is stored together with any dead
+// letters. The next owner's source gets it in [Env].
 type Checkpointer interface {
 	Source
 	// Checkpoint marks batch as settled and returns the state from which a new
 	// source would deliver exactly what is not settled. It does no I/O.
 	Checkpoint(batch []Message) (Checkpoint, error)
-	// Committed says that the checkpoint is now durable.
+	// Committed reports that the checkpoint is now durable.
 	Committed(ctx context.Context, c Checkpoint) error
 }
 
@@ -49,7 +49,7 @@ type Checkpoint struct {
 	LastID int64
 }
 
-// Lagger is a [Source] that can say how far it is behind.
+// Lagger is a [Source] that knows how far it is behind.
 type Lagger interface {
 	// Lag returns the rows not yet received and the age in seconds of the oldest
 	// of them; zero when there is none. rows is -1 when only the age is known.

@@ -25,8 +25,8 @@ type part struct {
 
 var templateVars = []string{"stream_table", "op", "outbox_id", "refresh_id"}
 
-// ParseTemplate returns an error that names the variable when text has one that
-// does not exist, and says where a brace is not closed. "{{" stands for "{" and
+// ParseTemplate returns an error for a variable that does not exist, with its name, and
+// for a brace that is not closed, with its place. "{{" stands for "{" and
 // "}}" for "}". No error quotes text itself: it may have a secret in it, such as
 // the token in a webhook's URL.
 func ParseTemplate(text string) (Template, error) {
@@ -121,9 +121,9 @@ func (t Template) Append(dst []byte, m *Message) ([]byte, error) {
 	return t.AppendEscaped(dst, m, nil)
 }
 
-// AppendEscaped is Append with what the variables stand for passed through
-// escape, so that a value cannot change the form of what is rendered, such as a
-// URL. The template's own text is left as it is.
+// AppendEscaped is Append with the value of each variable passed through escape. So a
+// value cannot change the form of the whole, such as a URL. The template's own text is
+// left as it is.
 func (t Template) AppendEscaped(dst []byte, m *Message, escape func(string) string) ([]byte, error) {
 	before := len(dst)
 	for _, p := range t.parts {

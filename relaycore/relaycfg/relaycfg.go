@@ -9,14 +9,20 @@
 //	Wait    relaycfg.Duration `json:"ack_wait" doc:"..."`
 //	Visible relaycfg.Duration `json:"visibility_timeout" relay:"unit=s" doc:"..."`
 //
-// json is the key. doc is one sentence, for the reference documentation. relay
-// is a comma-separated list: "required" (must be present and not empty),
-// "alias=A|B" (other keys understood), "enum=A|B" (the only values allowed),
-// "min=N" (the least number allowed), "unit=s" (a bare number counts seconds).
+// json is the key. doc is one sentence, for the reference documentation. relay is a
+// comma-separated list:
 //
-// Fields are of the types string, bool, int, int64, float64, [List], [Ints],
-// [Duration], [Size], [Secret], [Secrets], relay.Template, map[string]string and
-// map[string]relay.Template, or of any type with UnmarshalText.
+//	required   the key must be present and not empty
+//	alias=A|B  other names of the key
+//	enum=A|B   the only values allowed
+//	min=N      the smallest number allowed
+//	unit=s     a bare number counts seconds
+//
+// A field is a string, bool, int, int64, float64, map[string]string or
+// map[string]relay.Template. Or it has one of the types [List], [Ints], [Duration],
+// [Size], [Secret], [Secrets], relay.Template, or any type with UnmarshalText.
+//
+// [Sink] and [Source] make the factories of a backend from such a struct.
 package relaycfg
 
 import (
@@ -46,10 +52,10 @@ func Errorf(key, format string, args ...any) error {
 }
 
 // Decode fills the struct to which cfg points from the JSON object raw. Fields
-// that raw does not mention keep their values. A key that no field has, a value
-// of the wrong type, a missing required key and a value outside its enumeration
-// are errors; all problems are reported together, each as an [*Error]. At last
-// Decode calls cfg's Validate method, if it has one. raw may be empty.
+// that raw does not mention keep their values. It reports all problems together,
+// each as an [*Error]. These are unknown keys, values of a wrong type or outside their
+// enumeration, and missing required keys. If there is none, Decode calls cfg's Validate
+// method, if it has one. raw may be empty.
 func Decode(raw json.RawMessage, cfg any) error {
 	values := make(map[string]json.RawMessage)
 	if len(bytes.TrimSpace(raw)) > 0 {
@@ -68,7 +74,7 @@ func Decode(raw json.RawMessage, cfg any) error {
 			continue
 		}
 		if first, dup := seen[key.Name]; dup {
-			errs = append(errs, Errorf(spelled, "says the same as %q; keep one", first))
+			errs = append(errs, Errorf(spelled, "is the same key as %q; keep one", first))
 			continue
 		}
 		seen[key.Name] = spelled
@@ -97,8 +103,8 @@ func failed(errs []error, key string) bool {
 	})
 }
 
-// Find returns the key that a configuration spells as spelled: by its name, by an
-// alias, or, for a duration, by its name followed by its unit.
+// Find returns the key that a configuration spells as spelled: its name or an alias. The
+// name of a duration may be followed by its unit.
 func Find(keys []Key, spelled string) (Key, bool) {
 	key, _, ok := match(keys, spelled)
 	return key, ok

@@ -64,7 +64,7 @@ func TestDecode(t *testing.T) {
 		"no unit":              {raw: `{"url":"a","ack_wait":30}`, wantErr: `wants a duration with a unit, such as "30s"`},
 		"negative duration":    {raw: `{"url":"a","ack_wait":"-1s"}`, wantErr: `must not be negative`},
 		"too small":            {raw: `{"url":"a","max_in_flight":0}`, wantErr: `must be at least 1`},
-		"twice":                {raw: `{"url":"a","consumer":"x","durable_name":"y"}`, wantErr: `says the same as "consumer"`},
+		"twice":                {raw: `{"url":"a","consumer":"x","durable_name":"y"}`, wantErr: `is the same key as "consumer"`},
 		"template":             {raw: `{"url":"a","subject":"{stream}.x"}`, wantErr: `unknown variable {stream}`},
 		"secret of wrong type": {raw: `{"url":"a","token":5}`, wantErr: `key "token": wants a string`},
 		"not an object":        {raw: `[]`, wantErr: `not a JSON object`},

@@ -226,7 +226,7 @@ func (d *Dialer) Close() {
 	d.disconnect()
 }
 
-// disconnect closes the connections below TLS, which would wait to say goodbye. The
+// disconnect closes the connections below TLS, which would wait to send an alert. The
 // caller holds mu.
 func (d *Dialer) disconnect() {
 	for c := range d.open {

@@ -147,7 +147,7 @@ func isTimeout(err error) bool {
 	return errors.As(err, &e) && e.Timeout()
 }
 
-// A server that accepts and says nothing holds up a TLS handshake.
+// A server that accepts and sends nothing holds up a TLS handshake.
 func TestCutCancelsADialUnderWay(t *testing.T) {
 	t.Parallel()
 	ca := tlstest.New(t)

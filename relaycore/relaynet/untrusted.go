@@ -33,8 +33,8 @@ func cureOf(err error) string {
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
 		return "check the server's certificate, and tls_ca"
 	}
-	// The peer refused the handshake and told so by an alert. An internal error is
-	// the peer's own and may pass.
+	// The peer refused the handshake by an alert. An internal error is the peer's
+	// own and may pass.
 	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "remote error" && !strings.Contains(op.Err.Error(), "internal error") {
 		return "the server refused the handshake: check tls_cert and tls_key"
 	}

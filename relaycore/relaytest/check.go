@@ -9,9 +9,8 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
-// checkArrived compares what arrived with what was sent: the same messages, each
-// once (or at least once where the far end cannot tell), each with its body, and
-// the first arrivals of each key in the order in which they were sent.
+// checkArrived compares the messages that arrived with those that were sent. Each
+// arrives once, with its body, and the messages of a key arrive in order.
 func checkArrived(t testing.TB, h SinkHarness, got, want []relay.Message) {
 	t.Helper()
 	sent := make(map[string]int, len(want))

@@ -2,7 +2,8 @@
 // backend passes when [TestSink] and [TestSource] pass against its real server;
 // docs/backend.md shows how little a backend has to write for that.
 //
-// The suite reads what a sink wrote, and feeds what a source reads, with the
-// broker's own client, supplied by the harness: a mistake that a sink and a
-// source share cannot hide behind itself.
+// A harness reads what a sink wrote, and feeds a source, with the broker's own
+// client. So a mistake that a sink and a source share does not hide itself.
+//
+// [Queue] is a broker in memory, for tests of code around sinks and sources.
 package relaytest

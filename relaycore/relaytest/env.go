@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// Endpoint returns the value of the environment variable env, which says where a
-// server for tests is. Without one the test is skipped with a reason, or failed
+// Endpoint returns the value of the environment variable env, the address of a
+// server for tests. Without one the test is skipped with a reason, or failed
 // where RELAY_TEST_REQUIRE is set: a run that must prove something cannot pass
 // by skipping.
 func Endpoint(t testing.TB, env string) string {

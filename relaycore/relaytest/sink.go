@@ -14,8 +14,8 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
-// Patience bounds every wait of the suite, a minute unless RELAY_TEST_PATIENCE
-// says otherwise. Brokers that redeliver by timeout must be configured by the
+// Patience bounds every wait of the suite. It is RELAY_TEST_PATIENCE, or a minute.
+// Brokers that redeliver by timeout must be configured by the
 // harness to do so well within it.
 func Patience() time.Duration {
 	if d, err := time.ParseDuration(os.Getenv("RELAY_TEST_PATIENCE")); err == nil {
@@ -24,21 +24,21 @@ func Patience() time.Duration {
 	return time.Minute
 }
 
-// SinkHarness tells the suite how to reach a destination and what the sink
-// promises. Fields that are nil or zero leave out what they would prove.
+// SinkHarness has the way to a destination and the promises of a sink. A field that
+// is nil or zero leaves out its proof.
 type SinkHarness struct {
 	// New makes a destination of the test's own.
 	New func(t testing.TB) SinkCase
-	// Dedup says that the far end drops a second message with the same ID.
+	// Dedup is set if the far end drops a second message with the same ID.
 	Dedup bool
-	// Unordered says that the far end itself does not keep the order of a key.
+	// Unordered is set if the far end itself does not keep the order of a key.
 	Unordered bool
-	// JSONOnly says that the far end takes nothing but JSON, and may return it
-	// with other white space and order of members.
+	// JSONOnly is set if the far end takes JSON only, and may return it with other
+	// white space and order of members.
 	JSONOnly bool
-	// UTF8Only says that the far end takes nothing but text.
+	// UTF8Only is set if the far end takes text only.
 	UTF8Only bool
-	// NoHeaders says that the far end has no headers and drops op and key.
+	// NoHeaders is set if the far end has no headers and drops op and key.
 	NoHeaders bool
 	// MaxBody is the largest body in bytes that the destination takes; 0 means at
 	// least 1 MiB.
@@ -53,16 +53,17 @@ type SinkHarness struct {
 type SinkCase struct {
 	// Open returns a new sink onto the destination. The suite closes it.
 	Open func(t testing.TB) relay.Sink
-	// Read returns everything that is at the destination, in the order in which
-	// it arrived (for an Unordered far end: in any order), read with the broker's
-	// own client. It waits until there are at least n messages, and fails the
-	// test when there are not within [Patience]. It fills ID and Body, and what
-	// the far end carries of Key, Op and Headers.
+	// Read returns all messages at the destination, in the order in which they
+	// arrived, read with the broker's own client. The order of an Unordered far end
+	// is free. Read waits until there are at least n messages, and fails the test
+	// when there are not within [Patience]. It fills ID and Body, and Key, Op and
+	// Headers if the far end carries them.
 	Read func(t testing.TB, n int) []relay.Message
 	// Foreign writes a message that is not the relay's to the destination.
 	Foreign func(t testing.TB)
 	// LoseAnswer makes the next Publish of a sink that Open returned lose its answer:
-	// all messages arrive, and the sink is not told.
+	// all messages arrive, and the sink gets an error. A proxy in front of the server
+	// can do it.
 	LoseAnswer func(t testing.TB)
 	// Subject is what messages are addressed to; "" means "orders.insert".
 	Subject string
@@ -259,8 +260,8 @@ func testSinkNonASCII(t *testing.T, h SinkHarness) {
 	}
 }
 
-// A header's value must not be able to end the header: it arrives as it is, or
-// in some safe spelling, or is refused; it never becomes a second header.
+// A header's value cannot end the header. It arrives as it is or in a safe spelling,
+// or it is refused.
 func testSinkHeaderWithNewline(t *testing.T, h SinkHarness) {
 	if h.NoHeaders {
 		t.Skip("the far end has no headers")
@@ -346,7 +347,7 @@ func testSinkCancelled(t *testing.T, h SinkHarness) {
 	publish(t, sink, c.messages(101, 10, 10)) // the sink is still of use
 }
 
-// A sink that can be read back must tell what it does not know, so that nothing is
+// A sink that can be read back must mark an unknown outcome, so that nothing is
 // published twice.
 func testSinkCancelMidPublish(t *testing.T, h SinkHarness) {
 	c := h.New(t)
@@ -401,8 +402,8 @@ func testSinkLostAnswer(t *testing.T, h SinkHarness) {
 	}
 }
 
-// sender publishes as the engine does: what is not confirmed is published again, and
-// after an error of unknown outcome the far end is read back before.
+// sender publishes as the engine does. It publishes again what is not confirmed.
+// Before that, after an error of unknown outcome, it reads the far end back.
 type sender struct {
 	relay.Sink
 	position string // of the sink when it was opened; "" if it cannot be read back
@@ -519,8 +520,8 @@ func testSinkReopen(t *testing.T, h SinkHarness) {
 	checkArrived(t, h, c.Read(t, len(all)), all)
 }
 
-// What a crashed owner published after its last checkpoint is found again by its
-// successor; what lies before the checkpoint is not, nor are others' messages.
+// The next owner finds the messages that a crashed owner published after its last
+// checkpoint. It finds none that lie before, and none of other writers.
 func testSinkResume(t *testing.T, h SinkHarness) {
 	c := h.New(t)
 	sink := open(t, c)
@@ -561,7 +562,7 @@ func testSinkResume(t *testing.T, h SinkHarness) {
 		if found != want || len(seen) > want+2 {
 			t.Errorf("Resume(%s) found %d of ours among %d, want %d", from, found, len(seen), want)
 		}
-		// The successor goes on from there.
+		// The next owner continues from there.
 		if pos, err := successor.Position(ctx); err != nil || pos == "" {
 			t.Errorf("Position() after Resume = %q, %v", pos, err)
 		}

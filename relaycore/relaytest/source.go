@@ -11,19 +11,19 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
-// SourceHarness tells the suite how to feed a source and what it promises.
+// SourceHarness has the way to feed a source, and its promises.
 type SourceHarness struct {
 	// New makes an origin of the test's own: a queue, a topic, a table.
 	New func(t testing.TB) SourceCase
-	// Unordered says that the origin itself does not keep the order of a key.
+	// Unordered is set if the origin itself does not keep the order of a key.
 	Unordered bool
-	// UTF8Only says that the origin carries nothing but text.
+	// UTF8Only is set if the origin carries text only.
 	UTF8Only bool
-	// NoHeaders says that messages carry no key, op or headers.
+	// NoHeaders is set if messages carry no key, op or headers.
 	NoHeaders bool
 	// MaxBody is the largest body in bytes; 0 means at least 1 MiB.
 	MaxBody int
-	// NoRedelivery says that the origin cannot be read twice (standard input).
+	// NoRedelivery is set if the origin cannot be read twice (standard input).
 	NoRedelivery bool
 	// Restart restarts the server and returns when it answers again.
 	Restart func(t testing.TB)
@@ -32,7 +32,7 @@ type SourceHarness struct {
 // SourceCase is one origin.
 type SourceCase struct {
 	// Open returns a new source at the origin; at is zero except for a
-	// [relay.Checkpointer], which goes on from there. The suite closes it.
+	// [relay.Checkpointer], which resumes from there. The suite closes it.
 	Open func(t testing.TB, at relay.Checkpoint) relay.Source
 	// Feed writes messages with the broker's own client, as our sink for the same
 	// broker would: with ID, Key, Op, Headers and Body.

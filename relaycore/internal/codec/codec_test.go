@@ -125,8 +125,8 @@ func TestAddress(t *testing.T) {
 	}
 }
 
-// What cannot be rendered leaves nothing behind: half a subject would be taken for
-// the whole when the letter is redriven, half a key would park a stranger's.
+// A part that cannot be rendered stays empty. Half a subject would be used as a whole
+// one when the dead letter is redriven, and half a key would park another key.
 func TestNothingIsLeftOfAHalfRendering(t *testing.T) {
 	t.Parallel()
 	row := `{"id": 7}`

@@ -14,13 +14,13 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
-// DecoderConfig says where the columns of an inbox come from. Each of the From
-// fields is "header:NAME", "body:PATH" (member names joined by dots), "subject",
-// "key", or "" for what the message itself says.
+// DecoderConfig has the origins of an inbox's columns. Each of the From fields is
+// "header:NAME", "body:PATH" (member names joined by dots), "subject", "key", or ""
+// for the message's own field.
 type DecoderConfig struct {
-	// Format is that of the bodies. "" and envelope unwrap what has the shape of
-	// our envelope and take any other JSON as the row; payload takes every body
-	// as the row.
+	// Format is that of the bodies. "" and envelope unwrap a body in the shape of
+	// the relay's envelope, and take any other JSON as the row. payload takes every
+	// body as the row.
 	Format          string
 	EventIDFrom     string
 	EventTypeFrom   string
@@ -28,8 +28,8 @@ type DecoderConfig struct {
 	SourceFrom      string
 }
 
-// Decoder fills Row, and what else the body tells, of reverse messages. It holds
-// no state and may be used by several goroutines.
+// Decoder fills Row, and the other fields that are in the body, of reverse messages.
+// It holds no state and may be used by several goroutines.
 type Decoder struct {
 	unwrap                   func(m *relay.Message) error
 	id, subject, key, origin picker
@@ -160,7 +160,7 @@ func unwrapEnvelope(m *relay.Message) error {
 		return notJSON(m)
 	}
 	if slices.ContainsFunc(v[:], func(b []byte) bool { return b == nil }) {
-		return nil // somebody else's, after all
+		return nil // not the relay's envelope
 	}
 	id := same(m.ID, v[0])
 	if id == "" {
@@ -176,8 +176,8 @@ func unwrapEnvelope(m *relay.Message) error {
 
 func jsonText(value []byte) string { return string(jsonscan.AppendText(nil, value)) }
 
-// same returns the text of a JSON value, and known itself where it is the same,
-// which spares an allocation for what a header said already.
+// same returns the text of a JSON value. It returns known if that is the same, which
+// saves an allocation for a value that was in a header, too.
 func same(known string, value []byte) string {
 	if len(value) == len(known)+2 && string(value[1:len(value)-1]) == known {
 		return known

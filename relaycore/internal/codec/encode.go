@@ -1,6 +1,7 @@
 package codec
 
 import (
+	"cmp"
 	"fmt"
 	"strconv"
 	"time"
@@ -23,13 +24,13 @@ const (
 	typeCloudEvents = "application/cloudevents+json"
 )
 
-// EncoderConfig says how rows become messages.
+// EncoderConfig describes how rows become messages.
 type EncoderConfig struct {
 	Subject     relay.Template            // of every message
 	Format      string                    // "" means envelope
 	KeyField    string                    // a field of the row
 	KeyTemplate relay.Template            // goes before KeyField
-	KeyColumns  []string                  // the primary key, when nothing else is said
+	KeyColumns  []string                  // the primary key, if none of the other two is set
 	Headers     map[string]relay.Template // added to every message
 	Version     string                    // of the relay, for debezium's source
 }
@@ -57,7 +58,7 @@ type subjectKey struct{ table, op string }
 // rendering is a subject for all messages of a table and operation, and how it
 // stands in an envelope.
 type rendering struct {
-	of      subjectKey
+	key     subjectKey
 	subject string
 	middle  []byte
 }
@@ -125,8 +126,8 @@ func (e *Encoder) Encode(batch []relay.Message, buf []byte) []byte {
 	return buf
 }
 
-// estimate is how long the bodies of batch are at the most, if nothing in their
-// strings has to be escaped.
+// estimate returns the largest total length of the bodies of batch, if nothing in
+// their strings has to be escaped.
 func (e *Encoder) estimate(batch []relay.Message) int {
 	const frame = 256 // the longest of the formats' own text
 	n := len(e.text)
@@ -137,18 +138,19 @@ func (e *Encoder) estimate(batch []relay.Message) int {
 	return n
 }
 
-// address renders the message's subject, key and headers. What cannot be rendered
-// is left empty: a letter has to be rendered anew when its template is corrected.
-// A message without subject has its key all the same, for it parks it.
+// address renders the message's subject, key and headers. A part that cannot be
+// rendered is left empty, because a dead letter is rendered again when its template is
+// corrected. The key is rendered even if the subject fails, because a dead letter
+// parks its key.
 func (e *Encoder) address(m *relay.Message) (s span) {
-	known := m.Err == nil // else it stands for rows that nobody could read
+	known := m.Err == nil // otherwise it stands for rows that could not be read
 	s.subject = len(e.text)
 	if m.Subject == "" {
-		m.Err = first(m.Err, e.subject(m))
+		m.Err = cmp.Or(m.Err, e.subject(m))
 	}
 	s.key = len(e.text)
 	if m.Key == "" && known {
-		m.Err = first(m.Err, e.key(m))
+		m.Err = cmp.Or(m.Err, e.key(m))
 	}
 	s.end = len(e.text)
 	if m.Err != nil || len(e.headers) == 0 {
@@ -163,7 +165,7 @@ func (e *Encoder) address(m *relay.Message) (s span) {
 	for _, h := range e.headers {
 		value, err := h.value.Render(m)
 		if err != nil {
-			m.Err = first(m.Err, of("headers."+h.name, err))
+			m.Err = cmp.Or(m.Err, wrapKey(err, "headers."+h.name))
 			continue
 		}
 		own = append(own, relay.Header{Name: h.name, Value: value})
@@ -172,19 +174,12 @@ func (e *Encoder) address(m *relay.Message) (s span) {
 	return s
 }
 
-// of says because of which key of the configuration err is.
-func of(key string, err error) error {
+// wrapKey prefixes err with the configuration key that caused it.
+func wrapKey(err error, key string) error {
 	if err == nil {
 		return nil
 	}
 	return fmt.Errorf("%s: %w", key, err)
-}
-
-func first(a, b error) error {
-	if a != nil {
-		return a
-	}
-	return b
 }
 
 // maxSubjects bounds the memory of renderings: tables times operations.
@@ -193,9 +188,9 @@ const maxSubjects = 1000
 func (e *Encoder) subject(m *relay.Message) (err error) {
 	if e.cfg.Subject.PerMessage() {
 		e.text, err = e.cfg.Subject.Append(e.text, m)
-		return of("subject_template", err)
+		return wrapKey(err, "subject_template")
 	}
-	if m.StreamTable == e.recent.of.table && m.Op == e.recent.of.op && e.recent.subject != "" {
+	if m.StreamTable == e.recent.key.table && m.Op == e.recent.key.op && e.recent.subject != "" {
 		m.Subject = e.recent.subject
 		return nil
 	}
@@ -203,7 +198,7 @@ func (e *Encoder) subject(m *relay.Message) (err error) {
 	s, ok := e.subjects[k]
 	if !ok {
 		if s, err = e.cfg.Subject.Render(m); err != nil {
-			return of("subject_template", err)
+			return wrapKey(err, "subject_template")
 		}
 		if len(e.subjects) < maxSubjects {
 			e.subjects[k] = s
@@ -218,7 +213,7 @@ func (e *Encoder) key(m *relay.Message) (err error) {
 	switch {
 	case !e.cfg.KeyTemplate.IsZero():
 		e.text, err = e.cfg.KeyTemplate.Append(e.text, m)
-		return of("key_template", err)
+		return wrapKey(err, "key_template")
 	case e.cfg.KeyField != "":
 		value, ok := jsonscan.First(m.Row, e.cfg.KeyField)
 		if !ok {

@@ -12,7 +12,7 @@ type Budget struct {
 
 	mu    sync.Mutex
 	used  int64
-	freed chan struct{} // closed by the next release; nil while nobody waits
+	freed chan struct{} // closed by the next release; nil if no pipeline waits
 }
 
 // NewBudget returns a budget of so many bytes.
@@ -20,15 +20,15 @@ func NewBudget(bytes int64) *Budget { return &Budget{size: bytes} }
 
 // share is what one pipeline holds of a budget.
 type share struct {
-	of   *Budget // nil: there is no bound
-	held int64
+	budget *Budget // nil: there is no bound
+	held   int64
 }
 
-// acquire waits until n bytes are left. A pipeline that holds nothing does not wait:
-// others whose far end is away keep what they have read, maybe for hours, and it is
-// not to stand still for that.
+// acquire waits until n bytes are left. A pipeline that holds nothing does not wait.
+// Otherwise others whose far end is away could stop it, for as long as they keep what
+// they have read.
 func (s *share) acquire(ctx context.Context, n int64) error {
-	b := s.of
+	b := s.budget
 	if b == nil {
 		return nil
 	}
@@ -54,7 +54,7 @@ func (s *share) acquire(ctx context.Context, n int64) error {
 }
 
 func (s *share) release(n int64) {
-	b := s.of
+	b := s.budget
 	if b == nil {
 		return
 	}

@@ -10,8 +10,8 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
-// What a pipeline whose far end is away has read ahead fills the budget for as long
-// as it is away. Another one delivers all the same.
+// A pipeline whose far end is away fills the budget with what it read ahead. Another
+// pipeline still delivers.
 func TestStuckPipelineDoesNotStarveAnother(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		budget := engine.NewBudget(20_000)

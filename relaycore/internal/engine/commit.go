@@ -9,8 +9,8 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
-// commitAll makes settlements durable until there are no more, even when ctx
-// ends meanwhile: what is delivered should not be delivered again.
+// commitAll makes settlements durable until the last, even if ctx ends meanwhile:
+// delivered messages should not be delivered again.
 func (r *run) commitAll(ctx context.Context) error {
 	c := committer{run: r}
 	c.checkpointer, _ = r.Source.(relay.Checkpointer)
@@ -54,8 +54,8 @@ type committer struct {
 	err     error
 }
 
-// add takes s up. A checkpoint is computed at once, and then nothing needs the
-// messages any more, but for letters.
+// add adds s to the sum. A checkpoint is computed at once. After that only dead
+// letters need the memory of the messages.
 func (c *committer) add(s settlement) {
 	c.sum.Delivered += s.Delivered
 	c.sum.Skipped += s.Skipped
@@ -88,7 +88,7 @@ func (c *committer) add(s settlement) {
 	}
 }
 
-// free gives back the room that s took, and its buffers.
+// free releases the memory of s, and its buffers.
 func (c *committer) free(s settlement) {
 	c.release(s.bytes)
 	for _, buf := range s.bufs {
@@ -105,7 +105,7 @@ func (c *committer) checkpoint(batch []relay.Message) {
 	c.sum.Checkpoint = &at
 }
 
-// addReady takes up what is there, and reports whether more can come.
+// addReady adds the settlements that are there, and reports whether more can come.
 func (c *committer) addReady() bool {
 	for {
 		select {
@@ -134,8 +134,8 @@ func (c *committer) addUntil(deadline time.Time) bool {
 	}
 }
 
-// due reports whether the commit should wait no longer for company. A broker's
-// acknowledgements do not wait at all: somebody may be waiting for them.
+// due reports whether the commit should wait no longer for more settlements. A
+// broker's acknowledgements do not wait at all, as the broker may wait for them.
 func (c *committer) due(last time.Time) bool {
 	return c.checkpointer == nil || c.err != nil || len(c.waiting) > 0 || len(c.sum.DeadLetters) > 0 ||
 		c.sum.Delivered > maxUncommitted/2 || time.Since(last) >= c.CommitEvery
@@ -154,8 +154,8 @@ func (c *committer) commit(ctx context.Context, open bool) error {
 		return c.err
 	}
 	began := time.Now()
-	// A cancelled context must not keep back what is delivered already, but a
-	// database that is away must not hold up a shutdown either.
+	// A cancelled context does not stop the commit of delivered messages, and a
+	// database that is away does not hold up a shutdown for long.
 	writing, cancel := c.outliving(ctx)
 	defer cancel()
 	counts := Commit{Delivered: c.sum.Delivered, Skipped: c.sum.Skipped}
@@ -212,8 +212,7 @@ func (c *committer) outliving(ctx context.Context) (context.Context, context.Can
 	return out, func() { stop(); cancel(nil) }
 }
 
-// maxAckTries bounds the tries to acknowledge one batch. What cannot be
-// acknowledged the broker delivers again, and the inbox drops.
+// maxAckTries bounds the tries to acknowledge one batch.
 const maxAckTries = 5
 
 func (c *committer) ack(ctx context.Context, batch []relay.Message) error {
@@ -228,7 +227,8 @@ func (c *committer) ack(ctx context.Context, batch []relay.Message) error {
 		}
 		c.Meter.SourceFailed()
 		if try == maxAckTries || errors.Is(err, context.Canceled) {
-			c.Logger.Warn("messages are stored but not acknowledged; the broker will deliver them again", "messages", len(batch), "err", err)
+			// The broker delivers them again, and the inbox drops them.
+			c.Logger.Warn("delivered messages are not acknowledged", "messages", len(batch), "tries", try, "err", err)
 			return nil
 		}
 		if err := backoff.Sleep(ctx, nextDelay(&wait, err)); err != nil {

@@ -28,8 +28,8 @@ func (p *publisher) newDelivery(parked map[string]bool) *delivery {
 	return &delivery{publisher: p, parked: parked}
 }
 
-// join takes c and the chunks that are ready behind it as one batch, so that the
-// sink gets batches as large as the backlog is long.
+// join makes one batch of c and the chunks that are ready behind it. The longer the
+// backlog, the larger the batches of the sink.
 func (d *delivery) join(c chunk) {
 	d.out = settlement{messages: c.messages, spent: c.messages, bytes: c.bytes, bufs: []*[]byte{c.buf}}
 	chunks := append(d.chunks[:0], c)
@@ -68,10 +68,10 @@ func (r *run) nextReady() (chunk, bool) {
 	}
 }
 
-// partition takes out of the batch what is not to be published: what the far end
-// has already, and what could not be decoded or encoded. In halt mode it ends in
-// front of the latter, with an error. behind are the keys that it parked: what todo
-// has of them comes before.
+// partition returns the messages of the batch that are to be published. It leaves out
+// those that the far end has already, and those that could not be decoded or encoded.
+// In halt mode it ends in front of the latter, with an error. behind are the keys that
+// it parked: messages of theirs in todo lie before.
 func (d *delivery) partition() (todo []relay.Message, behind map[string]bool, err error) {
 	batch := d.out.messages
 	d.tail.passed(len(batch))
@@ -393,7 +393,7 @@ func (r *run) wait(ctx context.Context, d time.Duration) error {
 }
 
 func halted(m *relay.Message, why error) error {
-	return relay.Fatal(fmt.Errorf("halted in front of message %s, as on_error says: %w", m.ID, why))
+	return relay.Fatal(fmt.Errorf("halted in front of message %s (on_error is halt): %w", m.ID, why))
 }
 
 // unreadableClass returns the class of a message that could not be decoded or encoded.
@@ -412,15 +412,15 @@ func bodies(batch []relay.Message) (bytes int) {
 }
 
 // inOrder sorts dead letters of batch into its order, in which they are redriven.
-func inOrder(letters []DeadLetter, batch []relay.Message) {
-	if len(letters) < 2 {
+func inOrder(dead []DeadLetter, batch []relay.Message) {
+	if len(dead) < 2 {
 		return
 	}
 	at := make(map[string]int, len(batch))
 	for i := range batch {
 		at[batch[i].ID] = i
 	}
-	slices.SortStableFunc(letters, func(a, b DeadLetter) int { return at[a.Message.ID] - at[b.Message.ID] })
+	slices.SortStableFunc(dead, func(a, b DeadLetter) int { return at[a.Message.ID] - at[b.Message.ID] })
 }
 
 // without returns the messages of all that are not in some.

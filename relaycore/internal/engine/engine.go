@@ -47,8 +47,8 @@ type Config struct {
 
 	Meter  Meter // nil counts nothing
 	Logger *slog.Logger
-	// Changed is told when the pipeline starts to retry, with the reason, and
-	// with nil when it works again.
+	// Changed is called with the reason when the pipeline starts to retry, and with
+	// nil when it works again.
 	Changed func(err error)
 }
 
@@ -65,8 +65,8 @@ type Meter interface {
 	SourceFailed()
 	Committed(took time.Duration)
 	InFlight(bytes int64) // added to, or with a negative sign taken from, what is in flight
-	// Delivering tells how old the messages in the sink's hand are, by the first of
-	// them that says; zero when there are none.
+	// Delivering has the time of the oldest message that the sink is given, or zero
+	// when it returns.
 	Delivering(oldest time.Time)
 }
 
@@ -178,7 +178,7 @@ func newRun(stop context.Context, e *Engine) *run {
 		Config: e.cfg, memory: newMemory(e.cfg.Source), redrive: e.redrive, stopping: stop,
 		failures: &failures{log: e.cfg.Logger, report: e.cfg.Changed},
 		received: make(chan chunk, 2), ready: make(chan chunk, 16), settled: make(chan settlement, 4),
-		local: semaphore.NewWeighted(e.cfg.InFlightBytes), share: share{of: e.cfg.Budget},
+		local: semaphore.NewWeighted(e.cfg.InFlightBytes), share: share{budget: e.cfg.Budget},
 	}
 }
 

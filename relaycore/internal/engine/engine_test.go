@@ -13,6 +13,9 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
 	"github.com/grove/pgtrickle-relay/relaycore/internal/engine"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
@@ -92,7 +95,7 @@ func (s *table) Committed(context.Context, relay.Checkpoint) error { return nil 
 type memory struct {
 	mu      sync.Mutex
 	state   engine.State
-	letters []engine.DeadLetter
+	stored  []engine.DeadLetter
 	dead    map[string]bool
 	commits int
 	total   engine.Commit
@@ -122,14 +125,14 @@ func (l *memory) Commit(_ context.Context, c engine.Commit) error {
 	l.total.Skipped += c.Skipped
 	for _, letter := range c.DeadLetters {
 		letter.Message.Key = l.Key(letter.Message.Key)
-		at := slices.IndexFunc(l.letters, func(o engine.DeadLetter) bool { return o.Message.ID == letter.Message.ID })
+		at := slices.IndexFunc(l.stored, func(o engine.DeadLetter) bool { return o.Message.ID == letter.Message.ID })
 		if at < 0 {
-			letter.ID = int64(len(l.letters) + 1)
-			l.letters = append(l.letters, letter)
+			letter.ID = int64(len(l.stored) + 1)
+			l.stored = append(l.stored, letter)
 		}
 		l.dead[letter.Message.ID] = !letter.Parked()
 	}
-	l.letters = slices.DeleteFunc(l.letters, func(o engine.DeadLetter) bool { return slices.Contains(c.Redriven, o.ID) })
+	l.stored = slices.DeleteFunc(l.stored, func(o engine.DeadLetter) bool { return slices.Contains(c.Redriven, o.ID) })
 	return nil
 }
 
@@ -137,7 +140,7 @@ func (l *memory) Deliverable(_ context.Context, limit int) (out []engine.DeadLet
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	blocked := make(map[string]bool)
-	for _, letter := range l.letters {
+	for _, letter := range l.stored {
 		if key := letter.Message.Key; l.dead[letter.Message.ID] {
 			blocked[key] = true
 		} else if !blocked[key] && len(out) < limit {
@@ -150,7 +153,7 @@ func (l *memory) Deliverable(_ context.Context, limit int) (out []engine.DeadLet
 func (l *memory) ParkedKeys(context.Context) (keys []string, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, letter := range l.letters {
+	for _, letter := range l.stored {
 		keys = append(keys, letter.Message.Key)
 	}
 	return keys, nil
@@ -162,7 +165,7 @@ func (l *memory) Key(key string) string { return strings.ToValidUTF8(key, "?") }
 func (l *memory) held() []engine.DeadLetter {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return slices.Clone(l.letters)
+	return slices.Clone(l.stored)
 }
 
 func (l *memory) fence(yes bool) {
@@ -177,8 +180,8 @@ func (l *memory) retryAll() {
 	clear(l.dead)
 }
 
-// script is a sink that asks answer what to say to each Publish, and keeps what
-// it confirmed in a queue.
+// script is a sink that asks answer for the result of each Publish, and keeps the
+// confirmed messages in a queue.
 type script struct {
 	relay.Sink
 	mu     sync.Mutex
@@ -186,8 +189,8 @@ type script struct {
 	calls  int
 }
 
-// say changes the script while it runs.
-func (s *script) say(answer func(int, []relay.Message) error) {
+// script replaces the answers while the engine runs.
+func (s *script) script(answer func(int, []relay.Message) error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.answer = answer
@@ -262,10 +265,10 @@ func (b *bench) arrived() (ids []string) {
 	return ids
 }
 
-func want(t *testing.T, what string, got, want any) {
+func want[T any](t *testing.T, what string, got, want T) {
 	t.Helper()
-	if fmt.Sprint(got) != fmt.Sprint(want) {
-		t.Errorf("%s = %v, want %v", what, got, want)
+	if diff := cmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" {
+		t.Errorf("%s differs (-want +got):\n%s", what, diff)
 	}
 }
 
@@ -308,7 +311,7 @@ func TestRetriesForeverInOrder(t *testing.T) {
 		time.Sleep(time.Hour + time.Second) // back within a second
 		synctest.Wait()
 		want(t, "arrived", b.arrived(), numbers(1, 500))
-		want(t, "letters", len(b.ledger.held()), 0)
+		want(t, "dead letters", len(b.ledger.held()), 0)
 		want(t, "states", states, []string{"publish: broker is down", "<nil>"})
 		b.finish(t)
 	})
@@ -376,18 +379,18 @@ func TestPoisonParksItsKeyAlone(t *testing.T) {
 				time.Sleep(time.Second)
 				synctest.Wait()
 				want(t, "arrivals", len(b.arrived()), 10_000-99)
-				want(t, "letters", len(b.ledger.held()), 99)
-				want(t, "first letter", b.ledger.held()[0].Class+" "+b.ledger.held()[0].Message.ID, "refused outbox_orders:137:0")
+				want(t, "dead letters", len(b.ledger.held()), 99)
+				want(t, "first dead letter", b.ledger.held()[0].Class+" "+b.ledger.held()[0].Message.ID, "refused outbox_orders:137:0")
 
 				b.source.insert(relaytest.Message(10_001, "k36"), relaytest.Message(10_002, "k0"))
 				time.Sleep(time.Second)
-				want(t, "letters after one more of the key", len(b.ledger.held()), 100)
+				want(t, "dead letters after one more of the key", len(b.ledger.held()), 100)
 
-				b.sink.say(nil)
+				b.sink.script(nil)
 				b.ledger.retryAll()
 				b.engine.Redrive()
 				time.Sleep(time.Second)
-				want(t, "letters after redrive", len(b.ledger.held()), 0)
+				want(t, "dead letters after redrive", len(b.ledger.held()), 0)
 				b.source.insert(relaytest.Message(10_003, "k36"))
 				time.Sleep(time.Second)
 				b.finish(t)
@@ -417,7 +420,7 @@ func TestRedriveThatFailsAgainKeepsTheKey(t *testing.T) {
 		time.Sleep(time.Second)
 		b.finish(t)
 		want(t, "arrived", b.arrived(), numbers(1, 2))
-		want(t, "letters", len(b.ledger.held()), 8)
+		want(t, "dead letters", len(b.ledger.held()), 8)
 		want(t, "the head is dead", b.ledger.dead["outbox_orders:3:0"], true)
 	})
 }
@@ -431,7 +434,7 @@ func TestSkipGoesOn(t *testing.T) {
 		time.Sleep(time.Second)
 		b.finish(t)
 		want(t, "arrived", b.arrived(), append(numbers(1, 2), numbers(4, 10)...))
-		want(t, "letters", len(b.ledger.held()), 1)
+		want(t, "dead letters", len(b.ledger.held()), 1)
 	})
 }
 
@@ -453,7 +456,7 @@ func TestHaltStopsInFront(t *testing.T) {
 				}
 				want(t, "arrived", b.arrived(), numbers(1, 2))
 				want(t, "checkpoint", b.ledger.state.Checkpoint.LastID, 2)
-				want(t, "letters", len(b.ledger.held()), 0)
+				want(t, "dead letters", len(b.ledger.held()), 0)
 			})
 		})
 	}
@@ -468,7 +471,7 @@ func TestUndecodableIsDeadLettered(t *testing.T) {
 		time.Sleep(time.Second)
 		b.finish(t)
 		want(t, "arrivals", len(b.arrived()), 9)
-		want(t, "letter", b.ledger.held()[0].Reason, "payload version 2")
+		want(t, "dead letter", b.ledger.held()[0].Reason, "payload version 2")
 		want(t, "checkpoint", b.ledger.state.Checkpoint.LastID, 10)
 	})
 }
@@ -549,8 +552,8 @@ func TestResumeSurvivesAnotherCrash(t *testing.T) {
 	})
 }
 
-// A letter that was delivered by an owner that was killed before it could say so
-// is not delivered again.
+// A dead letter is not delivered again if the owner that delivered it was killed before
+// it stored that.
 func TestRedriveSurvivesACrash(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(10, 2)
@@ -559,7 +562,7 @@ func TestRedriveSurvivesACrash(t *testing.T) {
 		b.sink.answer = poison(false, 3)
 		b.start()
 		time.Sleep(time.Second)
-		b.sink.say(nil)
+		b.sink.script(nil)
 		b.ledger.retryAll()
 		b.ledger.fence(true)
 		b.engine.Redrive()
@@ -568,7 +571,7 @@ func TestRedriveSurvivesACrash(t *testing.T) {
 		<-b.result
 		b.ledger.fence(false)
 		want(t, "arrived", len(b.arrived()), 10)
-		want(t, "letters", len(b.ledger.held()), 4)
+		want(t, "dead letters", len(b.ledger.held()), 4)
 
 		second := &bench{source: b.source.reopen(b.ledger.state.Checkpoint), queue: b.queue, sink: b.sink, ledger: b.ledger, cfg: b.cfg}
 		second.cfg.Source, second.cfg.State = second.source, b.ledger.state
@@ -576,7 +579,7 @@ func TestRedriveSurvivesACrash(t *testing.T) {
 		time.Sleep(time.Second)
 		second.finish(t)
 		want(t, "arrived", len(second.arrived()), 10)
-		want(t, "letters", len(b.ledger.held()), 0)
+		want(t, "dead letters", len(b.ledger.held()), 0)
 	})
 }
 
@@ -652,7 +655,7 @@ func TestStopDoesNotWaitForASinkThatIsDown(t *testing.T) {
 		if took := time.Since(began); took > 2*time.Second {
 			t.Errorf("stopping took %s", took)
 		}
-		want(t, "letters", len(b.ledger.held()), 0)
+		want(t, "dead letters", len(b.ledger.held()), 0)
 	})
 }
 
@@ -686,7 +689,7 @@ func TestInFlightBytesAreBounded(t *testing.T) {
 		if read > 400 { // about 100 bytes each
 			t.Errorf("%d rows were read ahead of a sink that is down", read)
 		}
-		b.sink.say(nil)
+		b.sink.script(nil)
 		time.Sleep(10 * time.Second)
 		want(t, "arrivals", len(b.arrived()), 10_000)
 		b.finish(t)
@@ -725,7 +728,7 @@ func TestBrokerSourceIsAcked(t *testing.T) {
 		time.Sleep(time.Second)
 		b.finish(t)
 		want(t, "arrivals", len(b.arrived()), 49)
-		want(t, "letters", len(ledger.held()), 51)
+		want(t, "dead letters", len(ledger.held()), 51)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		if left, err := origin.Source().Receive(ctx, 10); err == nil {

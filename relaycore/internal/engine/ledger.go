@@ -7,20 +7,20 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
-// ErrFenced says that another owner has taken the pipeline over, or that the
-// ledger is on another server now: a standby was promoted.
+// ErrFenced means that another owner has the pipeline, or that the ledger is on
+// another server because a standby was promoted.
 var ErrFenced = errors.New("another owner has taken the pipeline over, or a standby was promoted")
 
 // Ledger is a pipeline's durable memory. Its methods return [ErrFenced] once
-// another owner has the pipeline; other errors are taken for passing ones.
+// another owner has the pipeline; other errors are retried.
 type Ledger interface {
-	// Commit makes c durable, all of it or nothing.
+	// Commit makes all of c durable, or nothing.
 	Commit(ctx context.Context, c Commit) error
 	// Deliverable returns at most limit stored dead letters that may be delivered now,
 	// in the order in which they must be.
 	Deliverable(ctx context.Context, limit int) ([]DeadLetter, error)
-	// ParkedKeys returns the keys that have dead letters, whose later messages wait, in
-	// the form that Key gives them.
+	// ParkedKeys returns the keys that have dead letters, in the form of Key. Later
+	// messages of these keys wait.
 	ParkedKeys(ctx context.Context) ([]string, error)
 	// Key returns the form in which key is stored, for most keys the key itself.
 	// Given a stored form it returns that.
@@ -53,7 +53,7 @@ const (
 	ClassParked  = "parked"  // it waits behind an earlier dead letter of its key
 )
 
-// DeadLetter is a message that could not be delivered, or that waits behind one.
+// DeadLetter is a message that could not be delivered, or that is parked behind one.
 type DeadLetter struct {
 	ID       int64 // 0 for one that is not stored yet
 	Message  relay.Message
@@ -62,8 +62,8 @@ type DeadLetter struct {
 	Attempts int
 }
 
-// Parked reports whether the dead letter only waits behind another.
-func (l *DeadLetter) Parked() bool { return l.Class == ClassParked }
+// Parked reports whether the message only waits behind a dead letter.
+func (d *DeadLetter) Parked() bool { return d.Class == ClassParked }
 
 // Mover is a [relay.Checkpointer] whose checkpoint can move although no message was
 // settled, for example over rows without messages.
@@ -80,7 +80,7 @@ type Recycler interface {
 	Recycle(batch []relay.Message)
 }
 
-// Expecter is a [relay.Checkpointer] that can tell which messages are still to come.
+// Expecter is a [relay.Checkpointer] that knows which messages are still to come.
 type Expecter interface {
 	// Expects reports whether a message with this ID may still be delivered, or be
 	// delivered again. It answers false only when that is certain, and does no I/O.

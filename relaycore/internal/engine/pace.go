@@ -8,8 +8,8 @@ import (
 )
 
 // pacer holds a pipeline to so many messages and bytes a second. It lets a batch
-// pass and makes the next one wait until the first is paid for, so no batch is
-// ever too large for it.
+// pass, and the next one waits for the time that the first one costs. So no batch is
+// too large.
 type pacer struct {
 	messages, bytes float64 // a second; 0 means no limit
 	free            time.Time

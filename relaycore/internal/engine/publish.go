@@ -124,9 +124,9 @@ func (p *publisher) storePosition(ctx context.Context) (err error) {
 // readBackPause is the time between two reads that have to agree.
 const readBackPause = 100 * time.Millisecond
 
-// readBack returns the IDs at the far end beyond the last position. What a lost
-// connection carried may still arrive after it was lost, so unless the connection
-// was closed in good order readBack reads until two reads agree.
+// readBack returns the IDs at the far end beyond the last position. Messages on a lost
+// connection may arrive after it was lost, so readBack reads until two reads agree. If
+// the connection was closed in good order, one read that finds nothing is enough.
 func (p *publisher) readBack(ctx context.Context, closed bool) (map[string]bool, error) {
 	found := make(map[string]bool)
 	for again := closed; ; again = true {
@@ -143,7 +143,7 @@ func (p *publisher) readBack(ctx context.Context, closed bool) (map[string]bool,
 	}
 }
 
-// publishAll delivers what is ready until there is no more.
+// publishAll delivers chunks until the last.
 func (p *publisher) publishAll(ctx context.Context) error {
 	if err := p.redriveAll(ctx); err != nil {
 		return err

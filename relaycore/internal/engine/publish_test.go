@@ -16,7 +16,7 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
 )
 
-// Rows that the source has given and the sink does not take are late, too.
+// Rows that the source delivered and the sink refuses are late, too.
 func TestLagHasWhatTheSinkHolds(t *testing.T) {
 	metrics, err := observe.NewMetrics(prometheus.NewRegistry(), "b", "v", "g")
 	if err != nil {
@@ -31,7 +31,7 @@ func TestLagHasWhatTheSinkHolds(t *testing.T) {
 		b.start()
 		time.Sleep(time.Minute)
 		want(t, "lag while the sink is down", *meter.Numbers().LagSeconds, 60.0)
-		b.sink.say(nil)
+		b.sink.script(nil)
 		time.Sleep(time.Minute)
 		want(t, "lag once all is delivered", *meter.Numbers().LagSeconds, 0.0)
 		b.finish(t)
@@ -70,7 +70,7 @@ func TestWhatComesBeforeAnUndecodableRow(t *testing.T) {
 	for name, tc := range map[string]struct {
 		poison  int64
 		arrived []string
-		letters []string
+		dead    []string
 	}{
 		"is delivered": {0, numbers(1, 2), []string{"3 decode", "4 parked"}},
 		"is refused":   {2, numbers(1, 1), []string{"2 refused", "3 decode", "4 parked"}},
@@ -85,11 +85,11 @@ func TestWhatComesBeforeAnUndecodableRow(t *testing.T) {
 				time.Sleep(time.Second)
 				b.finish(t)
 				want(t, "arrived", b.arrived(), tc.arrived)
-				var letters []string
+				var dead []string
 				for _, letter := range b.ledger.held() {
-					letters = append(letters, fmt.Sprintf("%d %s", letter.Message.OutboxID, letter.Class))
+					dead = append(dead, fmt.Sprintf("%d %s", letter.Message.OutboxID, letter.Class))
 				}
-				want(t, "letters", letters, tc.letters)
+				want(t, "dead letters", dead, tc.dead)
 			})
 		})
 	}

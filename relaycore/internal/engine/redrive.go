@@ -20,18 +20,18 @@ func (p *publisher) redriveAll(ctx context.Context) error {
 		}
 	}
 	for p.stopping.Err() == nil {
-		var letters []DeadLetter
+		var stored []DeadLetter
 		err := p.retry(ctx, "read dead letters", func() (err error) {
-			letters, err = p.Ledger.Deliverable(ctx, redriveBatch)
+			stored, err = p.Ledger.Deliverable(ctx, redriveBatch)
 			return err
 		})
 		if err != nil {
 			return err
 		}
-		if len(letters) == 0 {
+		if len(stored) == 0 {
 			break
 		}
-		if err := p.redriveSome(ctx, letters); err != nil {
+		if err := p.redriveSome(ctx, stored); err != nil {
 			return err
 		}
 	}
@@ -42,16 +42,16 @@ func (p *publisher) redriveAll(ctx context.Context) error {
 }
 
 func (p *publisher) hasDeliverable(ctx context.Context) bool {
-	letters, err := p.Ledger.Deliverable(ctx, 1)
-	return err != nil || len(letters) > 0
+	stored, err := p.Ledger.Deliverable(ctx, 1)
+	return err != nil || len(stored) > 0
 }
 
 // redriveSome delivers dead letters. One that fails again stays, and so do those
 // behind it.
-func (p *publisher) redriveSome(ctx context.Context, letters []DeadLetter) error {
-	batch := make([]relay.Message, len(letters))
-	for i := range letters {
-		batch[i] = letters[i].Message
+func (p *publisher) redriveSome(ctx context.Context, stored []DeadLetter) error {
+	batch := make([]relay.Message, len(stored))
+	for i := range stored {
+		batch[i] = stored[i].Message
 	}
 	p.transform(batch, nil)
 
@@ -60,15 +60,14 @@ func (p *publisher) redriveSome(ctx context.Context, letters []DeadLetter) error
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	d.out.Redriven = p.redriven(letters, batch, left, d.out.DeadLetters)
+	d.out.Redriven = p.redriven(stored, batch, left, d.out.DeadLetters)
 	p.Logger.Info("redrove dead letters", "delivered", len(d.out.Redriven), "still_dead", len(d.out.DeadLetters))
 	// What was delivered is settled, even if a stop left some.
 	return errors.Join(err, p.flush(ctx, d.out))
 }
 
-// partitionRedrive is partition for dead letters: each is delivered, parked behind
-// one that is dead again, or dead again because it cannot be encoded, even if it had
-// only been parked.
+// partitionRedrive is partition for dead letters. One that cannot be encoded is dead,
+// even if it was only parked before.
 func (d *delivery) partitionRedrive(batch []relay.Message) (todo []relay.Message) {
 	todo = make([]relay.Message, 0, len(batch))
 	behind := make(map[string]bool)
@@ -90,7 +89,7 @@ func (d *delivery) partitionRedrive(batch []relay.Message) (todo []relay.Message
 // redriven returns the ids of the dead letters that are not left and not dead again.
 // One that is dead under another id, which its configuration may give it now, was
 // replaced.
-func (p *publisher) redriven(letters []DeadLetter, batch, left []relay.Message, dead []DeadLetter) (ids []int64) {
+func (p *publisher) redriven(stored []DeadLetter, batch, left []relay.Message, dead []DeadLetter) (ids []int64) {
 	stays := make(map[string]bool, len(left))
 	for i := range left {
 		stays[left[i].ID] = true
@@ -99,9 +98,9 @@ func (p *publisher) redriven(letters []DeadLetter, batch, left []relay.Message, 
 	for i := range dead {
 		again[p.Ledger.Key(dead[i].Message.ID)] = true
 	}
-	for i := range letters {
-		if !stays[batch[i].ID] && !again[letters[i].Message.ID] {
-			ids = append(ids, letters[i].ID)
+	for i := range stored {
+		if !stays[batch[i].ID] && !again[stored[i].Message.ID] {
+			ids = append(ids, stored[i].ID)
 		}
 	}
 	return ids

@@ -38,8 +38,8 @@ func TestRedriveIsNotEncodedBesideNewRows(t *testing.T) {
 	}
 }
 
-// What cannot be encoded is dead when it is redriven, though it had only waited:
-// it must not come again at once.
+// A message that cannot be encoded is dead when it is redriven, even if it was parked:
+// it is not redriven again at once.
 func TestRedriveOfWhatCannotBeEncodedEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(1, 1)
@@ -62,20 +62,20 @@ func TestRedriveOfWhatCannotBeEncodedEnds(t *testing.T) {
 		time.Sleep(time.Second)
 		b.source.insert(relaytest.Message(2, "k0"))
 		time.Sleep(time.Second)
-		want(t, "class of the second letter", b.ledger.held()[1].Class, engine.ClassParked)
-		b.sink.say(nil)
+		want(t, "class of the second dead letter", b.ledger.held()[1].Class, engine.ClassParked)
+		b.sink.script(nil)
 		b.ledger.retryAll()
 		b.engine.Redrive()
 		time.Sleep(time.Second)
 		b.finish(t)
 		want(t, "arrived", b.arrived(), numbers(1, 1))
-		want(t, "letters", len(b.ledger.held()), 1)
-		want(t, "letter 2 is dead", b.ledger.dead["outbox_orders:2:0"], true)
+		want(t, "dead letters", len(b.ledger.held()), 1)
+		want(t, "message 2 is dead", b.ledger.dead["outbox_orders:2:0"], true)
 	})
 }
 
-// A letter that its configuration gives another id now, and that fails again, is
-// dead under that id.
+// A dead letter that has another id by its configuration now, and fails again, is dead
+// under that id.
 func TestRedriveUnderAnotherID(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(3, 1)
@@ -89,7 +89,7 @@ func TestRedriveUnderAnotherID(t *testing.T) {
 		second.cfg.Source = second.source
 		second.cfg.Transform = func(batch []relay.Message, buf []byte) []byte {
 			if calls++; calls > 10 {
-				t.Error("letters are redriven again and again")
+				t.Error("dead letters are redriven again and again")
 				return buf
 			}
 			for i := range batch {
@@ -105,7 +105,7 @@ func TestRedriveUnderAnotherID(t *testing.T) {
 		for _, letter := range b.ledger.held() {
 			ids = append(ids, letter.Message.ID)
 		}
-		want(t, "letters", ids, []string{"source#outbox_orders:2:0", "source#outbox_orders:3:0"})
+		want(t, "dead letters", ids, []string{"source#outbox_orders:2:0", "source#outbox_orders:3:0"})
 	})
 }
 
@@ -118,13 +118,13 @@ func TestStopInsideARedrive(t *testing.T) {
 		b.sink.answer = poison(false, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25)
 		b.start()
 		time.Sleep(time.Minute)
-		want(t, "letters", len(b.ledger.held()), 25)
-		b.sink.say(nil)
+		want(t, "dead letters", len(b.ledger.held()), 25)
+		b.sink.script(nil)
 		b.ledger.retryAll()
 		b.engine.Redrive()
 		time.Sleep(1500 * time.Millisecond)
 		b.finish(t)
 		want(t, "arrived", b.arrived(), append(numbers(26, 40), numbers(1, 20)...))
-		want(t, "letters that are left", len(b.ledger.held()), 5)
+		want(t, "dead letters that are left", len(b.ledger.held()), 5)
 	})
 }

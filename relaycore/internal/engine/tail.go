@@ -2,17 +2,16 @@ package engine
 
 import "github.com/grove/pgtrickle-relay/relaycore/relay"
 
-// tail is what a predecessor had published beyond its last checkpoint, and so
-// what is not to be published again.
+// tail has the messages that the last owner published beyond its last checkpoint. They
+// are not published again.
 //
-// Until the source has delivered all of it, the sink's position stays where it
-// was: should this owner be killed while some of it is in no checkpoint, the next
-// one has to find that again.
+// The sink's position stays in front of the tail until the source has delivered all of
+// it. If this owner is killed before that, the next one reads the tail again.
 type tail struct {
-	expects func(id string) bool // nil where nobody knows
+	expects func(id string) bool // nil if the source does not know
 	ids     map[string]bool      // whether the source is to deliver it still
 	open    int                  // how many of ids it is
-	every   int                  // messages between two looks at what will not come
+	every   int                  // messages between two checks of what is expected
 	left    int                  // of them
 }
 
@@ -25,7 +24,7 @@ func newTail(src relay.Source) tail {
 	return t
 }
 
-// found takes up an id that was read back.
+// add adds an id that was read back.
 func (t *tail) add(id string) {
 	if t.has(id) {
 		return
@@ -42,7 +41,7 @@ func (t *tail) has(id string) bool {
 	return ok
 }
 
-// take reports whether id was found, and lets go of it.
+// take reports whether id is in the tail, and removes it.
 func (t *tail) take(id string) bool {
 	expected, ok := t.ids[id]
 	if expected {
@@ -52,12 +51,12 @@ func (t *tail) take(id string) bool {
 	return ok
 }
 
-// takeExpected is take for what the source has given. An id that it was not to give any
-// more stands for another message now: the table's ids have begun again.
+// takeExpected is take for a message that the source delivers. An id that was no longer
+// expected stands for another message: the ids of the table began again.
 func (t *tail) takeExpected(id string) bool { return t.ids[id] && t.take(id) }
 
-// passed says that so many messages have come by. It forgets what will not come
-// any more; where nobody knows, all that has not come by then.
+// passed records that so many messages came from the source. Now and then it removes
+// the ids that are no longer expected; if the source does not know, all of them.
 func (t *tail) passed(messages int) {
 	if len(t.ids) == 0 {
 		return

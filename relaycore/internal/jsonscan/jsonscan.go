@@ -1,7 +1,9 @@
-// Package jsonscan finds values inside JSON text without decoding it. Every
-// function validates what it passes over, exactly as encoding/json would, and
-// returns slices of its input: nothing is copied and nothing is allocated beyond
-// the slices that callers pass in to be appended to.
+// Package jsonscan finds values inside JSON text without decoding it. Every function
+// validates the text that it passes over, exactly as encoding/json would. It returns
+// slices of its input, and allocates nothing but to append to the callers' slices.
+//
+// It is kept for its speed. A validating split of every row is a sixth of the time to
+// receive, and encoding/json takes ten times as long.
 //
 // A value is returned without the white space around it.
 package jsonscan
@@ -11,8 +13,8 @@ import (
 	"fmt"
 )
 
-// ErrNotArray and ErrNotObject say that the text is valid so far, but holds
-// another kind of value than was asked for.
+// ErrNotArray and ErrNotObject mean that the text is valid so far, but holds another
+// kind of value.
 var (
 	ErrNotArray  = errors.New("not a JSON array")
 	ErrNotObject = errors.New("not a JSON object")
@@ -103,9 +105,8 @@ func Field(text []byte, name string) (value []byte, ok bool) {
 	return value, ok
 }
 
-// First is [Field] that stops at the first member called name and looks no
-// further: for text that is known to be valid, and has no member twice or may be
-// taken at its first word.
+// First is [Field] that stops at the first member called name. It is for text that is
+// known to be valid and has no member twice.
 func First(text []byte, name string) (value []byte, ok bool) {
 	var it members
 	it.open(text)
@@ -134,9 +135,9 @@ func Fields(text []byte, names []string, values [][]byte) error {
 	return it.err
 }
 
-// Split is [Fields] that also takes arrays apart on its way, so that their text is
-// passed over once: where values[i] is an array and lists[i] is not nil, its
-// elements replace those that lists[i] had before. All three have the same length.
+// Split is [Fields] that also splits arrays on its way, so that their text is passed
+// over once. If values[i] is an array and lists[i] is not nil, its elements replace
+// those of lists[i]. All three have the same length.
 func Split(text []byte, names []string, values [][]byte, lists [][][]byte) error {
 	clear(values)
 	var it members
@@ -254,7 +255,7 @@ func (it *members) is(name string) bool {
 	return sameName(it.text[it.name:it.nameEnd], it.plain, name)
 }
 
-// notA tells a value of another kind from text that is no JSON at all.
+// notA returns kind for a valid value of another kind, and a syntax error for other text.
 func notA(text []byte, i int, kind error) error {
 	if end, err := skip(text, i, 0); err != nil {
 		return err

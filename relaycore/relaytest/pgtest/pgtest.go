@@ -26,7 +26,7 @@ const Env = "RELAY_TEST_DATABASE_URL"
 const patience = time.Minute
 
 // URL creates an empty database and returns its URL. The database is dropped
-// when the test ends, whoever is still connected to it.
+// when the test ends, even if it still has connections.
 func URL(t testing.TB) string {
 	t.Helper()
 	return URLFrom(t, Env)

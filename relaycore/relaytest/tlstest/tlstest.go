@@ -39,8 +39,8 @@ func New(t testing.TB) *Authority {
 	return a
 }
 
-// Issue makes a certificate for a client called name or a server on this
-// machine, and returns the PEM files of it and of its key.
+// Issue makes a certificate for a client called name, or for a server on this
+// machine. It returns the PEM files of the certificate and of its key.
 func (a *Authority) Issue(t testing.TB, name string) (certFile, keyFile string) {
 	t.Helper()
 	cert, key := sign(t, &x509.Certificate{
