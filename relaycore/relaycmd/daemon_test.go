@@ -582,3 +582,47 @@ func TestZombieWithADeadLetter(t *testing.T) {
 		return n == 2
 	})
 }
+
+// A second process with the id of a live one exits, and the first goes on. A process
+// that replaces a killed or a stopped one with the same id is not refused.
+func TestTwins(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.pipeline(t, "p", "")
+	first := startRelay(t, w.url, "--instance-id", "same")
+	eventually(t, "owned", patience, func() bool { return first.owned() == 1 })
+
+	twin := startRelay(t, w.url, "--instance-id", "same")
+	if code := twin.exit(t); code != 1 || !strings.Contains(twin.log.String(), `instance id \"same\" is in use by process`) {
+		t.Errorf("the twin exits with %d and logs %s", code, twin.log.String())
+	}
+	w.insert(t, 1, 10)
+	eventually(t, "delivery by the first", patience, count(w.spool("p"))(10))
+	if code, body := first.get("/health"); code != 200 {
+		t.Errorf("/health of the first = %d %s", code, body)
+	}
+
+	first.signal(t, syscall.SIGKILL)
+	second := startRelay(t, w.url, "--instance-id", "same")
+	took := eventually(t, "owned after kill -9", patience, func() bool { return second.owned() == 1 })
+	t.Logf("a restart after kill -9 takes over in %s", took.Round(time.Millisecond))
+
+	var version int
+	if err := w.pool.QueryRow(t.Context(), `SELECT current_setting('server_version_num')::int`).Scan(&version); err != nil {
+		t.Fatal(err)
+	}
+	if version < 140000 {
+		return // no idle_session_timeout: a stopped process keeps its lock
+	}
+	second.signal(t, syscall.SIGSTOP)
+	third := startRelay(t, w.url, "--instance-id", "same")
+	took = eventually(t, "owned after SIGSTOP", patience, func() bool { return third.owned() == 1 })
+	t.Logf("a restart beside a stopped process takes over in %s", took.Round(time.Millisecond))
+	second.signal(t, syscall.SIGCONT)
+	if code := second.exit(t); code != 1 {
+		t.Errorf("the continued process exits with %d, want 1", code)
+	}
+	if third.owned() != 1 {
+		t.Error("the third has lost its pipeline to the continued process")
+	}
+}

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	mathrand "math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -173,7 +172,7 @@ func newInstance(cfg *Config) lease.Instance {
 	}
 	self := lease.Instance{
 		ID: cfg.InstanceID, Group: cfg.Group, Binary: cfg.Name, Version: cfg.Version, Hostname: host, PID: os.Getpid(),
-		LockKey: mathrand.Int64(), Started: time.Now(),
+		Started: time.Now(),
 	}
 
 	if self.ID == "" {
@@ -181,6 +180,7 @@ func newInstance(cfg *Config) lease.Instance {
 		_, _ = rand.Read(random) // never fails
 		self.ID = fmt.Sprintf("%s-%d-%s", host, self.PID, hex.EncodeToString(random))
 	}
+	self.LockKey = store.LockKey(self.ID)
 	for _, b := range cfg.Registry.Backends() {
 		self.Backends = append(append(self.Backends, b.Name), b.Aliases...)
 	}
@@ -243,14 +243,14 @@ func (d *daemon) serve(ctx, stop context.Context, ln net.Listener) error {
 		served <- err
 	}()
 
-	d.runPipelines(ctx, stop)
+	runErr := d.runPipelines(ctx, stop)
 
 	shutdownErr := shutDown(context.WithoutCancel(ctx), srv)
 	err := <-served
 	if errors.Is(err, http.ErrServerClosed) {
-		return shutdownErr
+		return errors.Join(runErr, shutdownErr)
 	}
-	return errors.Join(fmt.Errorf("serve metrics: %w", err), shutdownErr)
+	return errors.Join(runErr, fmt.Errorf("serve metrics: %w", err), shutdownErr)
 }
 
 // shutDown waits a moment for requests, and then closes their connections.
@@ -270,10 +270,10 @@ func shutDown(ctx context.Context, srv *http.Server) error {
 const sweepInterval = time.Minute
 
 // runPipelines waits for the database, and then runs pipelines until stop ends
-// and they are drained, or ctx ends.
-func (d *daemon) runPipelines(ctx, stop context.Context) {
+// and they are drained, or ctx ends. It returns why the process cannot run any.
+func (d *daemon) runPipelines(ctx, stop context.Context) error {
 	if !d.awaitDatabase(stop) {
-		return
+		return nil
 	}
 
 	s := d.newSupervisor()
@@ -284,10 +284,11 @@ func (d *daemon) runPipelines(ctx, stop context.Context) {
 	sweeper.Go(func() { retention.Run(sweeping, d.pool, d.log, sweepInterval, retention.Options{}) })
 	sweeper.Go(func() { capture.Watch(sweeping, d.pool, d.log, sweepInterval, d.metrics.SetCaptureProblems) })
 
-	s.Run(ctx, stop)
+	err := s.Run(ctx, stop)
 
 	stopSweeping()
 	sweeper.Wait()
+	return err
 }
 
 // newSupervisor connects the parts. The catalog has the pipelines,

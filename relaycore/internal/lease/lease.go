@@ -91,31 +91,57 @@ func New(cfg Config) *Keeper {
 }
 
 // Run keeps a session until ctx ends, and then closes it. By then all holders of
-// leases must have returned.
-func (k *Keeper) Run(ctx context.Context) {
+// leases must have returned. Run ends with a [store.HeldError] if another process with
+// this instance's id does not go away.
+func (k *Keeper) Run(ctx context.Context) error {
 	retry := backoff.Backoff{Min: 100 * time.Millisecond, Max: 5 * time.Second}
-	failure := "" // the last one logged
+	failure := ""           // the last one logged
+	var heldSince time.Time // when the instance's lock was first found held
 	for ctx.Err() == nil {
 		s, err := k.open(ctx)
-		if err != nil && ctx.Err() == nil {
-			k.err.Store(&err)
+		if err == nil {
+			if failure != "" {
+				k.cfg.Logger.Info("lease session opened")
+			}
+			retry.Reset()
+			heldSince = time.Time{}
+			failure = k.serve(ctx, s)
+			continue
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		k.err.Store(&err)
+		delay := retry.Next()
+		held, twin := errors.AsType[*store.HeldError](err)
+		switch {
+		case !twin:
 			if err.Error() != failure { // once for each change of state
 				k.cfg.Logger.Error("cannot open lease session, will retry", "err", err)
 			}
 			failure = err.Error()
-			k.cfg.Changed()
-			_ = backoff.Sleep(ctx, retry.Next()) // the loop looks at ctx
+		case heldSince.IsZero():
+			heldSince, failure = time.Now(), err.Error()
+			k.cfg.Logger.Warn("instance id in use, waiting",
+				"instance", held.ID, "holder_pid", held.PID, "holder_address", held.Address, "holder_started", held.Started, "at_most", patience)
+		case time.Since(heldSince) >= patience:
+			return err
 		}
-		if err != nil {
-			continue
+		if twin {
+			delay = backoff.Jitter(heldRetry)
 		}
-		if failure != "" {
-			k.cfg.Logger.Info("lease session opened")
-		}
-		retry.Reset()
-		failure = k.serve(ctx, s)
+		k.cfg.Changed()
+		_ = backoff.Sleep(ctx, delay) // the loop looks at ctx
 	}
+	return nil
 }
+
+const (
+	// patience is how long a process waits for the lock of its instance id. The server
+	// releases that of a killed, suspended or disconnected process in half the time.
+	patience  = 2 * serverPatience
+	heldRetry = 250 * time.Millisecond
+)
 
 // serve publishes a session for as long as it can be trusted, and ends it. It returns
 // the reason of the end, or "" if ctx has ended.

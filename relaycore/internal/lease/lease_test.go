@@ -114,7 +114,7 @@ func startKeeper(t *testing.T, conns ...*fakeConn) *Keeper {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		k.Run(ctx)
+		_ = k.Run(ctx)
 	}()
 	t.Cleanup(func() {
 		cancel()
@@ -302,4 +302,50 @@ func TestOwnerMovesOnlyWhatMust(t *testing.T) {
 	if Owner(members, orders, "kafka") != "" || Served(members, "kafka") || !Served(members, "nats") {
 		t.Error("kafka must have no owner")
 	}
+}
+
+// A twin waits for twice the server's patience, and then ends. The lock may belong to
+// a session that the server has not given up yet.
+func TestTwinGivesUp(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		held := &store.HeldError{ID: "same", PID: 4711, Address: "192.0.2.7", Started: time.Now()}
+		k := New(Config{
+			Logger:  slog.New(slog.DiscardHandler),
+			Connect: func(context.Context) (Conn, error) { return nil, held },
+		})
+		began := time.Now()
+		err := k.Run(t.Context())
+		if took := time.Since(began); !errors.Is(err, held) || took < 2*serverPatience || took > 2*serverPatience+time.Second {
+			t.Errorf("Run = %v after %s, want the holder after %s", err, took, 2*serverPatience)
+		}
+	})
+}
+
+// A restarted process takes over from a session that ends within the server's patience.
+func TestRestartOutlivesItsFormerSession(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		k := New(Config{
+			Logger: slog.New(slog.DiscardHandler),
+			Connect: func(context.Context) (Conn, error) {
+				if time.Since(began) < serverPatience {
+					return nil, &store.HeldError{ID: "same"}
+				}
+				return newFakeConn(), nil
+			},
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), 3*serverPatience)
+		defer cancel()
+		go func() {
+			time.Sleep(serverPatience + time.Second)
+			if _, err := k.Members(); err != nil {
+				t.Errorf("no session: %v", err)
+			}
+		}()
+		if err := k.Run(ctx); err != nil {
+			t.Errorf("Run = %v", err)
+		}
+	})
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -121,8 +122,18 @@ func (c *pgConn) setTimeouts(ctx context.Context) error {
 	return nil
 }
 
-// Beat implements [Conn].
-func (c *pgConn) Beat(ctx context.Context) ([]Instance, error) { return c.store.Instances(ctx) }
+// Beat implements [Conn]. It puts the record of this instance back if it is gone:
+// without it, no instance assigns pipelines to this one.
+func (c *pgConn) Beat(ctx context.Context) ([]Instance, error) {
+	members, err := c.store.Instances(ctx)
+	if err != nil || slices.ContainsFunc(members, func(i Instance) bool { return i.ID == c.self.ID }) {
+		return members, err
+	}
+	if err := store.Record(ctx, c.conn, c.self); err != nil {
+		return nil, err
+	}
+	return c.store.Instances(ctx)
+}
 
 // Idle implements [Conn]. It waits for a notification that is never sent, because a
 // read sees the connection close. A deadline of the connection ends the read; one of
@@ -179,7 +190,10 @@ func (c *pgConn) TryLock(ctx context.Context, key store.Key) (epoch int64, ok bo
 func (c *pgConn) Unlock(ctx context.Context, key store.Key) error { return c.store.Unlock(ctx, key) }
 
 // Drain implements [Conn].
-func (c *pgConn) Drain(ctx context.Context) error { return store.SetDraining(ctx, c.conn, c.self.ID) }
+func (c *pgConn) Drain(ctx context.Context) error {
+	c.self.Draining = true
+	return store.SetDraining(ctx, c.conn, c.self.ID)
+}
 
 // Broken implements [Conn].
 func (c *pgConn) Broken() bool { return c.conn.IsClosed() }

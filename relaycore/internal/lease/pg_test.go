@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"net"
 	"net/url"
 	"os"
@@ -47,7 +46,7 @@ func database(t *testing.T) (*pgxpool.Pool, *pgx.ConnConfig) {
 }
 
 func instance(id string) Instance {
-	return Instance{ID: id, Group: "g", Backends: []string{"nats"}, LockKey: rand.Int64(), Started: time.Now()}
+	return Instance{ID: id, Group: "g", Backends: []string{"nats"}, LockKey: store.LockKey(id), PID: 1, Started: time.Now()}
 }
 
 func runKeeper(t *testing.T, config *pgx.ConnConfig, self Instance) (k *Keeper, stop func()) {
@@ -60,7 +59,7 @@ func runKeeper(t *testing.T, config *pgx.ConnConfig, self Instance) (k *Keeper, 
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		k.Run(ctx)
+		_ = k.Run(ctx)
 	}()
 	stop = func() {
 		cancel()
@@ -181,6 +180,56 @@ func TestSuccessorEndsItsFormerSession(t *testing.T) {
 	if epoch, ok, err := second.TryLock(t.Context(), orders); !ok || err != nil || epoch != 2 {
 		t.Errorf("TryLock = %d, %v, %v; want epoch 2", epoch, ok, err)
 	}
+}
+
+// Another process with the same id gets a description of the holder.
+func TestTwinIsRefused(t *testing.T) {
+	t.Parallel()
+	pool, config := database(t)
+	first, err := Connect(t.Context(), config, instance("a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	twin := instance("a")
+	twin.PID = 2
+	_, err = Connect(t.Context(), config, twin)
+	held, ok := errors.AsType[*store.HeldError](err)
+	if !ok || held.PID != 1 || held.Started.IsZero() || held.Address == "" {
+		t.Fatalf("Connect = %v, want the holder", err)
+	}
+	// The row may be gone; the lock is still held.
+	if _, err := pool.Exec(t.Context(), `DELETE FROM pgtrickle.relay_instances`); err != nil {
+		t.Fatal(err)
+	}
+	if _, err = Connect(t.Context(), config, twin); !errors.As(err, &held) {
+		t.Fatalf("Connect = %v, want the holder", err)
+	}
+	first.Close(t.Context())
+	eventually(t, "the twin takes over", func() bool {
+		second, err := Connect(t.Context(), config, twin)
+		if err == nil {
+			second.Close(t.Context())
+		}
+		return err == nil
+	})
+}
+
+// A record that another session deleted is written again, as it was.
+func TestMissingRowIsPutBack(t *testing.T) {
+	t.Parallel()
+	pool, config := database(t)
+	a, _ := runKeeper(t, config, instance("a"))
+	if err := a.Drain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := pool.Exec(t.Context(), `DELETE FROM pgtrickle.relay_instances`); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the row is back", func() bool {
+		var draining bool
+		err := pool.QueryRow(t.Context(), `SELECT draining FROM pgtrickle.relay_instances WHERE instance_id = 'a'`).Scan(&draining)
+		return err == nil && draining
+	})
 }
 
 // The server itself ends a session that has gone quiet, so a process that is

@@ -31,6 +31,7 @@ type Health struct {
 	Instance       string           `json:"instance"`
 	Group          string           `json:"group"`
 	Draining       bool             `json:"draining"`
+	CatalogAge     *float64         `json:"catalog_age_seconds"` // since the pipelines were last read; null before that
 	Postgres       Connection       `json:"postgres"`
 	Listener       Connection       `json:"listener"`
 	Instances      []InstanceStatus `json:"instances"`

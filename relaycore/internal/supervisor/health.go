@@ -36,8 +36,20 @@ func (s *Supervisor) Health() observe.Health {
 	} else if !s.loaded {
 		h.Reasons = append(h.Reasons, "the pipelines have not been read yet")
 	}
+	if s.loaded {
+		age := time.Since(s.loadedAt)
+		h.CatalogAge = new(age.Seconds())
+		if limit := catalogStale + 2*s.cfg.Interval; age > limit {
+			h.Reasons = append(h.Reasons, fmt.Sprintf("the pipelines were last read %s ago", age.Round(time.Second)))
+		}
+	}
+	registered := slices.ContainsFunc(members, func(m lease.Instance) bool { return m.ID == s.cfg.Self.ID })
+	if sessionErr == nil && !registered {
+		h.Reasons = append(h.Reasons, "this instance has no record in relay_instances, so it owns no pipeline")
+	}
+	idle := 0 // unserved pipelines that this instance could run
 	for i := range s.snapshot {
-		p := s.status(&s.snapshot[i], members)
+		p := s.status(&s.snapshot[i], members, sessionErr == nil)
 		h.Pipelines = append(h.Pipelines, p)
 		if p.Epoch != 0 {
 			h.PipelinesOwned++
@@ -52,16 +64,25 @@ func (s *Supervisor) Health() observe.Health {
 				h.Warnings = append(h.Warnings, what+" for its lock, which another process holds")
 			}
 		case observe.StateUnserved:
+			if s.snapshot[i].Linked && !s.draining {
+				idle++
+			}
 			h.Warnings = append(h.Warnings, fmt.Sprintf("%s pipeline %q: no live instance has backend %q", p.Direction, p.Name, p.Backend))
 		case observe.StateRetrying, observe.StateBackoff, observe.StateFailed, observe.StateInvalid:
 			h.Reasons = append(h.Reasons, what)
 		}
+	}
+	if h.PipelinesOwned == 0 && idle > 0 {
+		h.Reasons = append(h.Reasons, fmt.Sprintf("this instance runs no pipeline, although %d that it could run are unserved", idle))
 	}
 	if len(h.Reasons) > 0 {
 		h.Status = observe.Unhealthy
 	}
 	return h
 }
+
+// catalogStale is how old the pipelines may be, beside two polls.
+const catalogStale = 30 * time.Second
 
 func connection(up bool, err error) observe.Connection {
 	if up {
@@ -74,8 +95,8 @@ func connection(up bool, err error) observe.Connection {
 	return observe.Connection{Error: strings.Join(slices.Compact(lines), "; ")}
 }
 
-// status describes one pipeline.
-func (s *Supervisor) status(p *catalog.Pipeline, members []lease.Instance) observe.PipelineStatus {
+// status describes one pipeline. The members are known while there is a session.
+func (s *Supervisor) status(p *catalog.Pipeline, members []lease.Instance, known bool) observe.PipelineStatus {
 	st := observe.PipelineStatus{
 		Name: p.Name, Direction: string(p.Direction), Backend: p.Backend, State: observe.StateStandby, Since: s.started,
 	}
@@ -90,7 +111,7 @@ func (s *Supervisor) status(p *catalog.Pipeline, members []lease.Instance) obser
 	st.Owner = lease.Owner(members, p.Key, p.Backend)
 	if pr, ok := s.problems[p.Key]; ok {
 		st.State, st.Error, st.Since = observe.StateInvalid, pr.text, pr.since
-	} else if st.Owner == "" && !lease.Served(members, p.Backend) && len(members) > 0 {
+	} else if st.Owner == "" && !lease.Served(members, p.Backend) && known {
 		st.State = observe.StateUnserved
 	}
 	return st

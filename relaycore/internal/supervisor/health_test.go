@@ -5,9 +5,12 @@ import (
 	"errors"
 	"log/slog"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/observe"
 )
 
@@ -38,4 +41,39 @@ func TestLagIsKnownOrNotShown(t *testing.T) {
 			t.Errorf("step %d, with error %v: lag is shown = %v, want %v", i, step.err, n.LagRows != nil, step.want)
 		}
 	}
+}
+
+// A process without a record in relay_instances owns nothing, and must not look healthy.
+func TestProcessWithoutRecordIsUnhealthy(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		st := newStage(t, catalog.Snapshot{testPipeline("a", "1")})
+		defer st.end()
+		h := st.s.Health()
+		if h.Status != observe.Healthy || h.CatalogAge == nil || *h.CatalogAge > 10 {
+			t.Fatalf("health = %+v, want healthy with a recent catalog", h)
+		}
+		st.keeper.set()
+		time.Sleep(time.Second)
+		synctest.Wait()
+		h = st.s.Health()
+		if h.Status != observe.Unhealthy || h.PipelinesOwned != 0 || st.state("a").State != observe.StateUnserved || len(h.Reasons) != 2 {
+			t.Errorf("health without a record = %+v, want unhealthy with two reasons", h)
+		}
+	})
+}
+
+// A catalog that is not read any longer must be seen.
+func TestStaleCatalogIsUnhealthy(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		st := newStage(t, nil)
+		defer st.end()
+		st.s.mu.Lock()
+		st.s.loadedAt = time.Now().Add(-time.Hour)
+		st.s.mu.Unlock()
+		if h := st.s.Health(); h.Status != observe.Unhealthy {
+			t.Errorf("health with a catalog of an hour ago = %+v, want unhealthy", h)
+		}
+	})
 }

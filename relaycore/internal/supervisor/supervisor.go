@@ -25,7 +25,7 @@ import (
 
 // Keeper is the part of [lease.Keeper] that a supervisor uses.
 type Keeper interface {
-	Run(ctx context.Context)
+	Run(ctx context.Context) error
 	Members() ([]lease.Instance, error)
 	Hold(ctx context.Context, key catalog.Key, fn func(context.Context, *lease.Lease) error) error
 	Drain(ctx context.Context) error
@@ -62,6 +62,7 @@ type Supervisor struct {
 	mu        sync.Mutex // guards what Health reads
 	snapshot  catalog.Snapshot
 	loaded    bool
+	loadedAt  time.Time
 	loadErr   error
 	listenErr error
 	listening bool
@@ -102,12 +103,18 @@ func notify(ch chan struct{}) {
 }
 
 // Run runs pipelines until stop ends, then drains them and returns. When ctx
-// ends it abandons them.
-func (s *Supervisor) Run(ctx, stop context.Context) {
+// ends it abandons them. If the keeper fails for good, Run drains and returns its error.
+func (s *Supervisor) Run(ctx, stop context.Context) error {
+	stop, stopNow := context.WithCancel(stop)
+	defer stopNow()
 	keeperCtx, closeKeeper := context.WithCancel(ctx)
 	watchCtx, stopWatching := context.WithCancel(ctx)
 	var background sync.WaitGroup
-	background.Go(func() { s.keeper.Run(keeperCtx) })
+	var keeperErr error
+	background.Go(func() {
+		keeperErr = s.keeper.Run(keeperCtx)
+		stopNow()
+	})
 	background.Go(func() { s.watch(watchCtx) })
 	background.Go(func() { s.loadAll(watchCtx) })
 	background.Go(func() { s.monitor(watchCtx) })
@@ -120,6 +127,7 @@ func (s *Supervisor) Run(ctx, stop context.Context) {
 	stopWatching()
 	closeKeeper()
 	background.Wait()
+	return keeperErr
 }
 
 func (s *Supervisor) loop(ctx, stop context.Context) {
@@ -230,7 +238,7 @@ func (s *Supervisor) loadedAs(snapshot catalog.Snapshot, err error) {
 	first := !s.loaded
 	if err == nil {
 		changes = catalog.Diff(s.snapshot, snapshot)
-		s.snapshot, s.loaded = snapshot, true
+		s.snapshot, s.loaded, s.loadedAt = snapshot, true, time.Now()
 	}
 	s.mu.Unlock()
 	s.cfg.Metrics.CatalogUp.Store(err == nil)

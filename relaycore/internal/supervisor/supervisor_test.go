@@ -29,7 +29,10 @@ type fakeKeeper struct {
 	drained bool
 }
 
-func (k *fakeKeeper) Run(ctx context.Context) { <-ctx.Done() }
+func (k *fakeKeeper) Run(ctx context.Context) error {
+	<-ctx.Done()
+	return nil
+}
 
 func (k *fakeKeeper) Members() ([]lease.Instance, error) {
 	k.mu.Lock()
@@ -111,7 +114,7 @@ func newStage(t *testing.T, snapshot catalog.Snapshot) *stage {
 	st.stop = cancel
 	go func() {
 		defer close(st.done)
-		st.s.Run(context.WithoutCancel(t.Context()), stop)
+		_ = st.s.Run(context.WithoutCancel(t.Context()), stop)
 	}()
 	notify(st.s.reload)
 	time.Sleep(time.Second)

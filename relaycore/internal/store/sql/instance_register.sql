@@ -1,7 +1,7 @@
 INSERT INTO pgtrickle.relay_instances
     (instance_id, relay_group_id, binary_name, version, backends, hostname, pid, lock_key, draining, started_at)
-VALUES (@id, @group, @binary, @version, @backends, @hostname, @pid, @lock_key, false, @started)
+VALUES (@id, @group, @binary, @version, @backends, @hostname, @pid, @lock_key, @draining, @started)
 ON CONFLICT (instance_id) DO UPDATE SET
     relay_group_id = excluded.relay_group_id, binary_name = excluded.binary_name, version = excluded.version,
     backends = excluded.backends, hostname = excluded.hostname, pid = excluded.pid,
-    lock_key = excluded.lock_key, draining = false, started_at = excluded.started_at
+    lock_key = excluded.lock_key, draining = excluded.draining, started_at = excluded.started_at
