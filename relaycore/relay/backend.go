@@ -45,13 +45,6 @@ type Backend struct {
 	Sink   SinkFactory
 	Source SourceFactory
 
-	// NewSink, NewSource, SinkConfig and SourceConfig are the old form of Sink and
-	// Source. They go when the last backend has moved; see [NewRegistry].
-	NewSink      func(ctx context.Context, env Env, config json.RawMessage) (Sink, error)
-	NewSource    func(ctx context.Context, env Env, config json.RawMessage) (Source, error)
-	SinkConfig   any
-	SourceConfig any
-
 	// SubjectKey names the sink key, if any, that takes the place of
 	// subject_template because the backend's destinations are subjects.
 	SubjectKey string
@@ -97,36 +90,6 @@ func (f Factory[T]) New(ctx context.Context, env Env, raw json.RawMessage) (T, e
 	return f.Open(ctx, env, config)
 }
 
-// withFactories returns b in both forms, whichever it is written in.
-func (b Backend) withFactories() Backend {
-	b.Sink, b.NewSink, b.SinkConfig = bothForms(b.Sink, b.NewSink, b.SinkConfig)
-	b.Source, b.NewSource, b.SourceConfig = bothForms(b.Source, b.NewSource, b.SourceConfig)
-	return b
-}
-
-type constructor[T any] = func(ctx context.Context, env Env, config json.RawMessage) (T, error)
-
-func bothForms[T any](f Factory[T], create constructor[T], defaults any) (Factory[T], constructor[T], any) {
-	switch {
-	case !f.IsZero():
-		return f, f.New, f.Defaults
-	case create == nil:
-		return f, nil, defaults
-	}
-	return Factory[T]{
-		Defaults: defaults,
-		Decode:   func(raw json.RawMessage) (any, error) { return raw, nil },
-		Open: func(ctx context.Context, env Env, config any) (T, error) {
-			v, err := create(ctx, env, config.(json.RawMessage))
-			if err != nil {
-				var none T
-				return none, err
-			}
-			return v, nil
-		},
-	}, create, defaults
-}
-
 // Guarantee is what a pipeline's far end gives, for the check command and docs.
 type Guarantee struct {
 	Delivery string // "at least once" or "effectively once"
@@ -151,9 +114,7 @@ type Registry struct {
 // error, as is a backend that supports no direction.
 func NewRegistry(backends ...Backend) (*Registry, error) {
 	r := &Registry{backends: slices.Clone(backends), byName: make(map[string]Backend)}
-	for i, b := range backends {
-		b = b.withFactories()
-		r.backends[i] = b
+	for _, b := range backends {
 		if b.Name == "" {
 			return nil, fmt.Errorf("register backend: no name")
 		}

@@ -1,6 +1,7 @@
 package relay_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -180,15 +181,16 @@ func TestWireHeadersRoundTrip(t *testing.T) {
 
 func TestRegistry(t *testing.T) {
 	t.Parallel()
-	sink := relay.Backend{Name: "a", Aliases: []string{"alpha"}, NewSink: nopSink}
+	nopSink := relay.SinkFactory{Open: func(context.Context, relay.Env, any) (relay.Sink, error) { return nil, nil }}
+	sink := relay.Backend{Name: "a", Aliases: []string{"alpha"}, Sink: nopSink}
 	for name, tc := range map[string]struct {
 		backends []relay.Backend
 		wantErr  string
 	}{
 		"one":          {backends: []relay.Backend{sink}},
 		"twice":        {backends: []relay.Backend{sink, sink}, wantErr: `name "a" is taken`},
-		"alias taken":  {backends: []relay.Backend{sink, {Name: "alpha", NewSink: nopSink}}, wantErr: `name "alpha" is taken`},
-		"no name":      {backends: []relay.Backend{{NewSink: nopSink}}, wantErr: "no name"},
+		"alias taken":  {backends: []relay.Backend{sink, {Name: "alpha", Sink: nopSink}}, wantErr: `name "alpha" is taken`},
+		"no name":      {backends: []relay.Backend{{Sink: nopSink}}, wantErr: "no name"},
 		"no direction": {backends: []relay.Backend{{Name: "x"}}, wantErr: "neither sink nor source"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -62,30 +62,22 @@ type spoolConfig struct {
 
 func spoolBackend() relay.Backend {
 	return relay.Backend{
-		Name: "spool", SinkConfig: spoolConfig{}, SourceConfig: spoolConfig{},
+		Name:          "spool",
 		SinkGuarantee: relay.Guarantee{Delivery: "at least once", Dedup: "none", Order: "total", Weakest: "the file"},
-		NewSink: func(_ context.Context, _ relay.Env, raw json.RawMessage) (relay.Sink, error) {
-			var c spoolConfig
-			if err := relaycfg.Decode(raw, &c); err != nil {
-				return nil, err
-			}
+		Sink: relaycfg.Sink(spoolConfig{}, func(_ context.Context, _ relay.Env, c spoolConfig) (*spoolSink, error) {
 			f, err := os.OpenFile(c.Path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
 			if err != nil {
 				return nil, relay.Fatal(err)
 			}
 			return &spoolSink{f, &c}, nil
-		},
-		NewSource: func(_ context.Context, _ relay.Env, raw json.RawMessage) (relay.Source, error) {
-			var c spoolConfig
-			if err := relaycfg.Decode(raw, &c); err != nil {
-				return nil, err
-			}
+		}),
+		Source: relaycfg.Source(spoolConfig{}, func(_ context.Context, _ relay.Env, c spoolConfig) (*spoolSource, error) {
 			f, err := os.Open(c.Path)
 			if err != nil {
 				return nil, relay.Fatal(err)
 			}
 			return &spoolSource{f: f, r: bufio.NewReader(f)}, nil
-		},
+		}),
 	}
 }
 

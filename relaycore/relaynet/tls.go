@@ -38,7 +38,7 @@ func (t TLS) Client() (*tls.Config, error) {
 	cfg := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: t.ServerName}
 	var err error
 	if t.CA != "" {
-		if cfg.RootCAs, err = Authorities("tls_ca", t.CA); err != nil {
+		if cfg.RootCAs, err = authorities("tls_ca", t.CA); err != nil {
 			return nil, err
 		}
 	}
@@ -81,7 +81,7 @@ func (t ServerTLS) Server() (*tls.Config, error) {
 		return nil, err
 	}
 	if t.ClientCA != "" {
-		if cfg.ClientCAs, err = Authorities("client_ca", t.ClientCA); err != nil {
+		if cfg.ClientCAs, err = authorities("client_ca", t.ClientCA); err != nil {
 			return nil, err
 		}
 		cfg.ClientAuth = tls.RequireAndVerifyClientCert
@@ -96,8 +96,8 @@ func validatePair(cert string, key relaycfg.Secret) error {
 	return nil
 }
 
-// Authorities reads the certificates to trust; name is the configuration key.
-func Authorities(name, value string) (*x509.CertPool, error) {
+// authorities reads the certificates to trust; name is the configuration key.
+func authorities(name, value string) (*x509.CertPool, error) {
 	text, err := read(name, value)
 	if err != nil {
 		return nil, err

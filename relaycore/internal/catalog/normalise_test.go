@@ -45,17 +45,14 @@ func sourceOf[C any](defaults C) relay.SourceFactory {
 	return relaycfg.Source(defaults, func(context.Context, relay.Env, C) (relay.Source, error) { return nil, nil })
 }
 
-// testRegistry has kafka in the old form of a backend.
 func testRegistry(t testing.TB) *relay.Registry {
 	t.Helper()
-	sink := func(context.Context, relay.Env, json.RawMessage) (relay.Sink, error) { return nil, nil }
-	source := func(context.Context, relay.Env, json.RawMessage) (relay.Source, error) { return nil, nil }
 	stdout := stdoutConfig{Format: "jsonl"}
 	reg, err := relay.NewRegistry(
 		relay.Backend{
 			Name: "nats", Sink: sinkOf(natsConfig{Wait: relaycfg.Duration(5 * time.Second)}), Source: sourceOf(natsConfig{}), SubjectKey: "subject",
 		},
-		relay.Backend{Name: "kafka", NewSink: sink, NewSource: source, SinkConfig: kafkaConfig{}, SourceConfig: &kafkaConfig{}},
+		relay.Backend{Name: "kafka", Sink: sinkOf(kafkaConfig{}), Source: sourceOf(kafkaConfig{})},
 		relay.Backend{Name: "stdout", Aliases: []string{"file", "stdin"}, Sink: sinkOf(stdout), Source: sourceOf(stdoutConfig{})},
 		relay.Backend{Name: "pg-inbox", Sink: sinkOf(pgInboxConfig{})},
 	)

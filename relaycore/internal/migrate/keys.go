@@ -37,20 +37,13 @@ type Backend struct {
 func Specs(backends []relay.Backend) []Backend {
 	specs := make([]Backend, 0, len(backends))
 	for _, b := range backends {
-		sink, source := b.Sink.Defaults, b.Source.Defaults
-		if b.Sink.IsZero() { // the old form; see relay.Backend
-			sink = b.SinkConfig
-		}
-		if b.Source.IsZero() {
-			source = b.SourceConfig
-		}
 		specs = append(specs, Backend{
 			Name:      b.Name,
 			Aliases:   b.Aliases,
-			Sink:      relaycfg.Keys(sink),
-			Source:    relaycfg.Keys(source),
-			HasSink:   b.NewSink != nil || !b.Sink.IsZero(),
-			HasSource: b.NewSource != nil || !b.Source.IsZero(),
+			Sink:      relaycfg.Keys(b.Sink.Defaults),
+			Source:    relaycfg.Keys(b.Source.Defaults),
+			HasSink:   !b.Sink.IsZero(),
+			HasSource: !b.Source.IsZero(),
 		})
 	}
 	return specs

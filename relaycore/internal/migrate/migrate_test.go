@@ -2,7 +2,6 @@ package migrate_test
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"os"
@@ -311,10 +310,11 @@ func TestLinkedBackendReplacesKnown(t *testing.T) {
 		URL  string `json:"url" relay:"required" doc:"Where to send."`
 		Mode string `json:"mode" relay:"enum=slow|fast" doc:"How."`
 	}
+	sink := relaycfg.Sink(config{}, func(context.Context, relay.Env, config) (relay.Sink, error) { return nil, nil })
 	pool := pgtest.Pool(t)
 	specs := migrate.Specs([]relay.Backend{
-		{Name: "pigeon", Aliases: []string{"dove"}, SinkConfig: config{}, NewSink: newSink},
-		{Name: "nats", SinkConfig: config{}, NewSink: newSink},
+		{Name: "pigeon", Aliases: []string{"dove"}, Sink: sink},
+		{Name: "nats", Sink: sink},
 	})
 	if err := migrate.Up(context.Background(), pool, specs); err != nil {
 		t.Fatalf("Up: %v", err)
@@ -333,8 +333,6 @@ func TestLinkedBackendReplacesKnown(t *testing.T) {
 		t.Errorf("%s keys of pigeon are left; want 3", got)
 	}
 }
-
-func newSink(context.Context, relay.Env, json.RawMessage) (relay.Sink, error) { return nil, nil }
 
 // TestKnownBackends keeps the embedded list true to the settings of every
 // pipeline, and each key's type one that the SQL validation knows.

@@ -2,7 +2,6 @@ package pipeline
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -20,6 +19,7 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/supervisor"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest/pgtest"
 )
@@ -42,13 +42,13 @@ func newStage(t *testing.T) (*stage, catalog.Snapshot) {
 	st.runner = &Runner{Pool: st.pool, Readers: st.pool, Inboxes: st.pool, Group: "g", Owner: "test", Version: "v1"}
 	registry, err := relay.NewRegistry(relay.Backend{
 		Name: "memory",
-		NewSink: func(context.Context, relay.Env, json.RawMessage) (relay.Sink, error) {
+		Sink: relaycfg.Sink(struct{}{}, func(context.Context, relay.Env, struct{}) (relay.Sink, error) {
 			return st.queue.Sink(), st.failed
-		},
-		NewSource: func(context.Context, relay.Env, json.RawMessage) (relay.Source, error) {
+		}),
+		Source: relaycfg.Source(struct{}{}, func(context.Context, relay.Env, struct{}) (relay.Source, error) {
 			st.opened++
 			return st.queue.Source(), st.failed
-		},
+		}),
 		SinkGuarantee:   relay.Guarantee{Delivery: "at least once"},
 		SourceGuarantee: relay.Guarantee{Delivery: "once"},
 	})
