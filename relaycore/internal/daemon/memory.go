@@ -7,18 +7,23 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/gcfloor"
 )
 
-// gcPercent keeps the resident memory of a drain within 64 MiB. The live heap of a
-// relay is a few MiB, so collecting it is cheap. docs/adr/0010-memory.md has the reason.
-const gcPercent = 60
+// The heap is collected when it has grown by gcPercent, which keeps the memory of a
+// drain within 64 MiB, and not before it has heapFloor bytes: see [gcfloor].
+const (
+	gcPercent = 60
+	heapFloor = 24 << 20
+)
 
 // limitMemory returns how many bytes the process may use, or 0 if nothing limits
 // it. GOGC and GOMEMLIMIT override what it sets. Without GOMEMLIMIT the limit is
 // that of the container, less a tenth for memory that Go does not count.
 func limitMemory(log *slog.Logger) int64 {
 	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
+		gcfloor.Set(gcPercent, heapFloor)
 	}
 	if limit := debug.SetMemoryLimit(-1); limit != math.MaxInt64 {
 		return limit
