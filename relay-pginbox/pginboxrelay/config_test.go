@@ -2,6 +2,10 @@ package pginboxrelay
 
 import (
 	"encoding/json"
+	"io"
+	"log/slog"
+	"net"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -61,6 +65,61 @@ func TestURLIsNotShown(t *testing.T) {
 		if _, err := Backend().Sink.New(t.Context(), relay.Env{}, raw); err == nil || strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("Sink.New with a malformed URL = %v, want an error without the password", err)
 		}
+	}
+}
+
+// TestPasswordOfTheProcess: the password of the relay's own database never goes to the
+// host of an inbox.
+func TestPasswordOfTheProcess(t *testing.T) {
+	t.Setenv("PGPASSWORD", "hunter2")
+	for url, want := range map[string]string{
+		"postgres://u@elsewhere/d":                   "",
+		"host=elsewhere user=u dbname=d":             "",
+		"postgres://u:own@elsewhere/d":               "own",
+		"postgres://u@elsewhere/d?password=own":      "own",
+		"host=elsewhere user=u password=own":         "own",
+		"host=elsewhere user=u password = 'own one'": "own one",
+	} {
+		c := sinkDefaults()
+		c.URL = relaycfg.Secret(url)
+		pc, err := c.pool(relay.Env{Pipeline: "p"})
+		if err != nil || pc.ConnConfig.Password != want {
+			t.Errorf("the password for %s is %q, %v; want %q", url, pc.ConnConfig.Password, err, want)
+		}
+	}
+}
+
+// TestWrongPeer: a server that announces a huge message costs no memory.
+func TestWrongPeer(t *testing.T) {
+	t.Parallel()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	go func() {
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = conn.Read(make([]byte, 1024))
+			_, _ = io.WriteString(conn, "R\x3f\xff\xff\xff and nothing more")
+			_ = conn.Close()
+		}
+	}()
+	c := sinkDefaults()
+	c.URL, c.Table = relaycfg.Secret("postgres://u@"+ln.Addr().String()+"/d?sslmode=disable"), "in"
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	sink, err := newSink(t.Context(), relay.Env{Pipeline: "p", Logger: slog.New(slog.DiscardHandler)}, c)
+	runtime.ReadMemStats(&after)
+	if err == nil {
+		_ = sink.Close()
+		t.Fatal("newSink at a server that is no PostgreSQL succeeds")
+	}
+	if n := after.TotalAlloc - before.TotalAlloc; n > 64<<20 {
+		t.Errorf("%d bytes were allocated", n)
 	}
 }
 

@@ -2,6 +2,7 @@ package pginboxrelay
 
 import (
 	"net"
+	"net/url"
 	"strings"
 	"time"
 
@@ -20,6 +21,22 @@ func keepAlive() net.KeepAliveConfig {
 	return net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3}
 }
 
+// maxMessage bounds a message of the server, which sends no more than the definition of
+// a table. A peer that is no PostgreSQL could announce a gigabyte, and pgx would
+// allocate it.
+const maxMessage = 1 << 20
+
+// namesPassword reports whether a connection string has a password, or the file that
+// has it. pgx would take another one from PGPASSWORD or the process's password file.
+func namesPassword(text string) bool {
+	if u, err := url.Parse(text); err == nil && u.User != nil {
+		if _, has := u.User.Password(); has {
+			return true
+		}
+	}
+	return strings.Contains(text, "password=") || strings.Contains(text, "password =") || strings.Contains(text, "passfile")
+}
+
 // pool returns the configuration of the connection pool.
 func (c *sinkConfig) pool(env relay.Env) (*pgxpool.Config, error) {
 	pc, err := pgxpool.ParseConfig(c.URL.Reveal())
@@ -28,6 +45,10 @@ func (c *sinkConfig) pool(env relay.Env) (*pgxpool.Config, error) {
 		return nil, relaycfg.Errorf("url", "is not a PostgreSQL connection URL or keyword/value string")
 	}
 	pc.MaxConns = int32(min(c.MaxConnections, 1000))
+	pc.ConnConfig.MaxProtocolMessageBodyLen = maxMessage
+	if !namesPassword(c.URL.Reveal()) {
+		pc.ConnConfig.Password = "" // it would be that of the relay's own database
+	}
 	if pc.ConnConfig.ConnectTimeout == 0 {
 		pc.ConnConfig.ConnectTimeout = connectTimeout
 	}
