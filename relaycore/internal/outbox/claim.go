@@ -14,8 +14,12 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
 )
 
-//go:embed sql/deltas.sql
-var deltasSQL string
+var (
+	//go:embed sql/deltas.sql
+	deltasSQL string
+	//go:embed sql/counts.sql
+	countsSQL string
+)
 
 // readClaim reads the next deltas of a claim check, as many as the memory of one read
 // allows. A read that fails is repeated from where it started.
@@ -71,7 +75,7 @@ func (r *reader) readDeltas(ctx context.Context, q pg.Querier, db scan.DB, c *ro
 		return false, nil
 	}
 	if fresh && n == 0 {
-		if err := r.checkMissing(ctx, q, c.ID, deltas); err != nil {
+		if err := r.checkMissing(ctx, q, c, deltas); err != nil {
 			return false, err
 		}
 	}
@@ -79,19 +83,25 @@ func (r *reader) readDeltas(ctx context.Context, q pg.Querier, db scan.DB, c *ro
 	return true, nil
 }
 
-// checkMissing adds an error if a claim check of changes has no deltas.
-func (r *reader) checkMissing(ctx context.Context, q pg.Querier, id int64, deltas *rows.Deltas) error {
+// checkMissing adds an error if a claim check of changes has no deltas. A snapshot may
+// have none: the stream table is empty, or a later snapshot supersedes it.
+func (r *reader) checkMissing(ctx context.Context, q pg.Querier, c *rows.Claim, deltas *rows.Deltas) error {
 	t := r.table
 	if t.Type("inserted_count") == "" || t.Type("deleted_count") == "" {
 		return nil
 	}
-	var n int64
-	sql := `SELECT coalesce(sum(inserted_count + deleted_count), 0)::bigint FROM ` + t.Qualified() + ` WHERE ` + t.ID() + ` = $1`
-	err := q.QueryRow(ctx, sql, id).Scan(&n)
+	var inserted, deleted int64
+	var superseded bool
+	sql := strings.NewReplacer("{id}", t.ID(), "{table}", t.Qualified()).Replace(countsSQL)
+	err := q.QueryRow(ctx, sql, c.ID, c.Snapshot()).Scan(&inserted, &deleted, &superseded)
 	if err != nil {
 		return fmt.Errorf("read its counts: %w", err)
 	}
-	if n > 0 {
+	switch n := inserted + deleted; {
+	case n == 0 || c.Snapshot() && inserted == 0:
+	case superseded:
+		r.cfg.Logger.Info("superseded claim check skipped", "table", t.Qualified(), "outbox_id", c.ID)
+	default:
 		deltas.Undecodable(fmt.Errorf("it is a claim check for %d changes, and %s has none of them: "+
 			"they were consumed by another reader, or the refresh failed to write them", n, r.delta.Name))
 	}

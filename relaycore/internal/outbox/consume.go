@@ -20,6 +20,7 @@ type consumer struct {
 	upTo   int64 // rows up to this id are given up
 	at     time.Time
 	unable bool // there is no function for it, or it is denied
+	shared bool // that other outboxes use the delta table was logged
 
 	mu       sync.Mutex
 	reminder *time.Timer // nil until it is needed
@@ -64,13 +65,22 @@ func (s *Source) consume(ctx context.Context, lastID int64) error {
 		}
 		upTo = min(upTo, r.LastID)
 	}
-	if upTo <= u.upTo {
-		return nil
+	if upTo, err = s.sharedUpTo(ctx, t, upTo); err != nil || upTo <= u.upTo {
+		return err
 	}
-	_, err = s.pool.Exec(ctx, `SELECT pgtrickle.outbox_rows_consumed($1, $2)`, t.StreamTable, upTo)
+	if t.Delta.Name != "" {
+		var any bool
+		err := s.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM `+t.Delta.Name+` WHERE outbox_id <= $1::bigint)`, upTo).Scan(&any)
+		if err == nil && !any {
+			u.upTo = upTo
+			return nil
+		}
+	}
+	_, err = s.pool.Exec(ctx, `SELECT pgtrickle.outbox_rows_consumed($1, $2)`, t.ConsumedName(), upTo)
 	if pg.IsMissing(err) || pg.IsDenied(err) {
 		u.unable = true
-		s.cfg.Logger.Warn("claim-check rows cannot be consumed", "err", err)
+		s.cfg.Logger.Warn("claim-check rows cannot be consumed", "err", err,
+			"cure", "SELECT pgtrickle.relay_grant_access(), as the role that ran migrate, grants what is missing or returns the statements")
 		return nil
 	}
 	if err != nil {
@@ -78,6 +88,33 @@ func (s *Source) consume(ctx context.Context, lastID int64) error {
 	}
 	u.upTo = upTo
 	return nil
+}
+
+// sharedUpTo lowers upTo to the slowest reader of the outboxes that share the delta table
+// of t. The extension gives up the rows of all of them. Without a reader none may go.
+func (s *Source) sharedUpTo(ctx context.Context, t *table.Table, upTo int64) (int64, error) {
+	sharing, err := table.Sharing(ctx, s.pool, t)
+	if err != nil {
+		return 0, err
+	}
+	for _, other := range sharing {
+		_, readers, err := table.Readers(ctx, s.pool, other)
+		if err != nil {
+			return 0, fmt.Errorf("find the slowest reader of %s: %w", other, err)
+		}
+		if len(readers) == 0 {
+			upTo = 0
+		}
+		for _, r := range readers {
+			upTo = min(upTo, r.LastID)
+		}
+		if !s.consumer.shared {
+			s.consumer.shared = true
+			s.cfg.Logger.Warn("delta table is shared", "delta_table", t.Delta.Name, "with", other,
+				"effect", "claim-check rows are given up when both outboxes are delivered")
+		}
+	}
+	return upTo, nil
 }
 
 // remind calls notify after a pause, so that Committed is called again even if the

@@ -155,7 +155,7 @@ func take(t *testing.T, pool *pgxpool.Pool, name string) (*store.Ledger, engine.
 	}
 	src := open(t, pool, state.Checkpoint, func(c *outbox.Config) { c.Outbox, c.Pipeline = "orders", name })
 	t.Cleanup(func() { _ = src.Close() })
-	led.SetSource(src.Table())
+	led.SetSource(src.Table)
 	return led, state, src
 }
 

@@ -97,6 +97,9 @@ func (o *opening) fromCheckpoint(
 		cfg.Logger.Warn("checkpoint is of another database", "checkpoint", detail, "behind_id", cp.Safe)
 		o.start.Safe, o.reused = cp.Safe, true
 		return table.Beginning, nil
+	case change == restarted && cp.Safe <= o.start.Safe:
+		cfg.Logger.Info("outbox was created again", "table", o.table.Qualified())
+		return table.Beginning, nil
 	case change == restarted:
 		cfg.Logger.Error("outbox ids have restarted", "table", o.table.Qualified(), "detail", detail,
 			"effect", "the table is read from its first row; receivers that remember message ids drop new rows whose ids repeat",

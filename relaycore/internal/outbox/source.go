@@ -58,6 +58,10 @@ func (s *Source) Table() string { return s.shared.view().table.String() }
 // Strategy returns "window" or "fence".
 func (s *Source) Strategy() string { return s.shared.view().tracker.Strategy().Name() }
 
+// Follows reports whether the source must poll every [FollowEvery] to notice that its
+// stream table has another outbox.
+func (s *Source) Follows() bool { return s.shared.view().table.Registered() }
+
 // KeyColumns returns the primary key of the stream table, nil if it is unknown.
 func (s *Source) KeyColumns() []string { return slices.Clone(s.shared.view().table.Keys) }
 

@@ -16,6 +16,10 @@ import (
 // the same. After an error it looks before it reads.
 const watchEvery = time.Second
 
+// FollowEvery is how often a running source asks the extension's catalog whether its
+// stream table has another outbox, because it was dropped and created again.
+const FollowEvery = 2 * time.Second
+
 // reopenError reports that a reader cannot go on, and the outbox must be opened again.
 type reopenError struct {
 	reason string
@@ -28,9 +32,10 @@ func (e *reopenError) Error() string { return "open the outbox again: " + e.reas
 type watch struct {
 	origin  table.Origin
 	checked time.Time
-	failed  bool // the last read ended in an error
-	suspect bool // an error of a read showed that the table has changed
-	hasXid  bool // snapshot windows have become possible
+	asked   time.Time // when the extension's catalog was asked
+	failed  bool      // the last read ended in an error
+	suspect bool      // an error of a read showed that the table has changed
+	hasXid  bool      // snapshot windows have become possible
 }
 
 // due reports whether it is time to look for changes.
@@ -54,6 +59,9 @@ func (r *reader) check(ctx context.Context, q pg.Querier) error {
 		w.failed = true // until it is open again
 		return &reopenError{reason: "the table or the server has changed"}
 	}
+	if err := r.follow(ctx, q); err != nil {
+		return err
+	}
 	if now.Origin.File != w.origin.File && !r.table.Partitioned {
 		// VACUUM FULL, or TRUNCATE without a restart of the ids. Neither moves the
 		// position.
@@ -61,6 +69,28 @@ func (r *reader) check(ctx context.Context, q pg.Querier) error {
 		r.tracker.SetFile(now.Origin.File)
 	}
 	w.checked, w.failed, w.hasXid = time.Now(), false, now.HasXid
+	return nil
+}
+
+// follow returns a [*reopenError] if the stream table has another outbox now, and this
+// one is read to its end. A name that means nothing now may mean something later.
+func (r *reader) follow(ctx context.Context, q pg.Querier) error {
+	w := &r.watch
+	if !r.table.Registered() || r.claim != nil || time.Since(w.asked) < FollowEvery || time.Since(r.pace.lastRow) < FollowEvery {
+		return nil
+	}
+	w.asked = time.Now()
+	now, err := table.Find(ctx, q, r.cfg.Outbox)
+	switch {
+	case relay.IsFatal(err):
+		return nil
+	case err != nil:
+		w.failed = true
+		return err
+	case now.Schema == "pgtrickle" && now.Name != r.table.Name:
+		w.failed = true
+		return &reopenError{reason: "the stream table was created again and has outbox " + now.Qualified()}
+	}
 	return nil
 }
 

@@ -54,7 +54,11 @@ func (e *ends) openForward(ctx context.Context, from relay.Checkpoint, o outboxO
 	}
 	e.source = src
 	if _, _, watched := src.Numbering(); watched {
-		src.SetPollInterval(max(supervisor.WatchedPoll, s.PollInterval.D()))
+		quiet := supervisor.WatchedPoll
+		if src.Follows() {
+			quiet = outbox.FollowEvery
+		}
+		src.SetPollInterval(max(quiet, s.PollInterval.D()))
 	}
 	encoder, err := newEncoder(s, src.KeyColumns(), e.Version)
 	if err != nil {

@@ -61,7 +61,7 @@ func (r *Runner) Run(ctx context.Context, job *supervisor.Job) (err error) {
 	}
 	opened()
 	if src, ok := e.source.(*outbox.Source); ok {
-		ledger.SetSource(src.Table())
+		ledger.SetSource(src.Table)
 		if src.Reused() {
 			state.Position = "" // a row may be repeated, but not taken for another with its id
 		}

@@ -36,7 +36,7 @@ type Ledger struct {
 	// timeline is that of the server that gave the state; "" if the role may not
 	// read it. Then commits are checked by the epoch alone.
 	timeline string
-	source   string // the table that checkpoints belong to
+	source   func() string // the table that checkpoints belong to
 	// The statements of a commit, without and with dead letters.
 	plainSQL, deadLettersSQL string
 }
@@ -91,8 +91,8 @@ func (s Store) load(ctx context.Context, key Key, epoch *int64, timelineExpr str
 	return state, timeline, err
 }
 
-// SetSource names the outbox table that later checkpoints belong to.
-func (l *Ledger) SetSource(table string) { l.source = table }
+// SetSource sets what names the outbox table that later checkpoints belong to.
+func (l *Ledger) SetSource(table func() string) { l.source = table }
 
 // Commit makes c durable, all of it or nothing.
 func (l *Ledger) Commit(ctx context.Context, c engine.Commit) error {
@@ -121,7 +121,10 @@ func (l *Ledger) progress(c engine.Commit) pgx.StrictNamedArgs {
 	var lastID int64
 	source := ""
 	if c.Checkpoint != nil {
-		state, lastID, source = c.Checkpoint.State, c.Checkpoint.LastID, l.source
+		state, lastID = c.Checkpoint.State, c.Checkpoint.LastID
+		if l.source != nil {
+			source = l.source()
+		}
 	}
 	dead := 0
 	for i := range c.DeadLetters {

@@ -67,7 +67,7 @@ func TestCommitIsWhatTheNextOwnerFinds(t *testing.T) {
 	if state.Position != "" || state.Checkpoint.State != nil || state.Clean {
 		t.Errorf("state of a new pipeline = %+v, want none", state)
 	}
-	l.SetSource("pgtrickle.outbox_orders")
+	l.SetSource(func() string { return "pgtrickle.outbox_orders" })
 	for _, c := range []engine.Commit{
 		{Position: "p0"},
 		{Checkpoint: &relay.Checkpoint{State: json.RawMessage(`{"at":7}`), LastID: 7}, Position: "p1", Delivered: 7},

@@ -76,7 +76,7 @@ func TestWhereAForwardPipelineIs(t *testing.T) {
 	}
 
 	l, _ := open(t, pool, 1)
-	l.SetSource("pgtrickle.outbox_orders")
+	l.SetSource(func() string { return "pgtrickle.outbox_orders" })
 	commit(t, l, engine.Commit{Checkpoint: &relay.Checkpoint{State: json.RawMessage(`{"at": 7}`), LastID: 7}})
 	if _, err := pool.Exec(ctx, `INSERT INTO pgtrickle.relay_consumer_offsets (relay_group_id, pipeline_id, last_change_id) VALUES ('other', 'orders', 3)`); err != nil {
 		t.Fatal(err)

@@ -22,6 +22,9 @@ type Claim struct {
 	index   int // of the next message
 }
 
+// Snapshot reports whether the claim check stands for the whole stream table.
+func (c *Claim) Snapshot() bool { return c.full }
+
 // claimRow records a claim check. It returns false if the row cannot be decoded and
 // became a message.
 func (b *Builder) claimRow(v [][]byte, e *event) bool {

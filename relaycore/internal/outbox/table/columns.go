@@ -30,6 +30,9 @@ var indexesSQL string
 //go:embed sql/delta.sql
 var deltaSQL string
 
+//go:embed sql/sharing.sql
+var sharingSQL string
+
 // introspect reads the definition of the table, and refuses what the relay cannot read.
 func (t *Table) introspect(ctx context.Context, q pg.Querier) error {
 	name := t.Qualified()
@@ -44,21 +47,6 @@ func (t *Table) introspect(ctx context.Context, q pg.Querier) error {
 	if err != nil {
 		return fmt.Errorf("read definition of %s: %w", name, err)
 	}
-	t.Partitioned = kind == "p"
-	switch {
-	case kind != "r" && kind != "p":
-		return relay.Fatal(fmt.Errorf("%s is not a table: the relay needs the locks and transactions of its writers", name))
-	case !usage:
-		return relay.Fatal(fmt.Errorf("no permission for schema %s: GRANT USAGE ON SCHEMA %s TO pgtrickle_relay",
-			t.Schema, pg.Identifier(t.Schema)))
-	case !canRead:
-		return relay.Fatal(fmt.Errorf("no permission to read %s: GRANT SELECT ON %s TO pgtrickle_relay", name, name))
-	case rowSecurity:
-		return relay.Fatal(fmt.Errorf("row level security would hide rows of %s from the relay: "+
-			"CREATE POLICY relay ON %s FOR SELECT TO pgtrickle_relay USING (true), "+
-			"and ALTER ROLE … BYPASSRLS for the relay's login role", name, name))
-	}
-
 	rows, err := q.Query(ctx, columnsSQL, t.OID)
 	if err != nil {
 		return fmt.Errorf("read columns of %s: %w", name, err)
@@ -72,6 +60,24 @@ func (t *Table) introspect(ctx context.Context, q pg.Querier) error {
 	})
 	if err != nil {
 		return fmt.Errorf("read columns of %s: %w", name, err)
+	}
+
+	t.Partitioned = kind == "p"
+	switch {
+	case kind != "r" && kind != "p":
+		return relay.Fatal(fmt.Errorf("%s is not a table: the relay needs the locks and transactions of its writers", name))
+	case !usage:
+		return relay.Fatal(fmt.Errorf("no permission for schema %s: GRANT USAGE ON SCHEMA %s TO pgtrickle_relay",
+			t.Schema, pg.Identifier(t.Schema)))
+	case !canRead && t.types["payload"].typ == "":
+		return relay.Fatal(fmt.Errorf("%s is no outbox: SELECT pgtrickle.enable_outbox('%s.%s') makes an outbox for it; "+
+			"a table of your own needs GRANT SELECT ON %s TO pgtrickle_relay", name, t.Schema, t.Name, name))
+	case !canRead:
+		return relay.Fatal(fmt.Errorf("no permission to read %s: GRANT SELECT ON %s TO pgtrickle_relay", name, name))
+	case rowSecurity:
+		return relay.Fatal(fmt.Errorf("row level security would hide rows of %s from the relay: "+
+			"CREATE POLICY relay ON %s FOR SELECT TO pgtrickle_relay USING (true), "+
+			"and ALTER ROLE … BYPASSRLS for the relay's login role", name, name))
 	}
 	return nil
 }
@@ -179,7 +185,7 @@ func (t *Table) numbering(ctx context.Context, q pg.Querier) error {
 }
 
 // FindDelta finds the claim-check table of an outbox. The extension builds its name
-// from the first 48 characters of the stream table; other writers of the format use
+// from the first 45 bytes of the stream table; other writers of the format use
 // the outbox's own name. The zero Delta is returned if there is none.
 func FindDelta(ctx context.Context, q pg.Querier, t *Table) (Delta, error) {
 	rows, err := q.Query(ctx, deltaSQL, t.Schema, t.StreamTable, t.Name)
@@ -204,6 +210,23 @@ func FindDelta(ctx context.Context, q pg.Querier, t *Table) (Delta, error) {
 		return Delta{}, fmt.Errorf("find the delta table of %s: %w", t.Qualified(), err)
 	}
 	return d, nil
+}
+
+// Sharing returns the qualified names of the other outboxes whose deltas are in the
+// delta table of t. The extension goes by names that can be equal.
+func Sharing(ctx context.Context, q pg.Querier, t *Table) ([]string, error) {
+	if !t.extension {
+		return nil, nil
+	}
+	rows, err := q.Query(ctx, sharingSQL, t.StreamTable, t.Name)
+	if err != nil {
+		return nil, fmt.Errorf("find outboxes that share the delta table of %s: %w", t.Qualified(), err)
+	}
+	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, fmt.Errorf("find outboxes that share the delta table of %s: %w", t.Qualified(), err)
+	}
+	return names, nil
 }
 
 // FirstID returns the lowest id in the table, nil if the table is empty.

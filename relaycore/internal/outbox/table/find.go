@@ -76,7 +76,7 @@ func find(ctx context.Context, q pg.Querier, name string) (*Table, error) {
 	if rel == "" {
 		return nil, relay.Fatal(errors.New("stream_table is empty: name a stream table or an outbox table"))
 	}
-	found, err := findConfigured(ctx, q, schema, rel)
+	found, extension, err := findConfigured(ctx, q, schema, rel)
 	if err != nil {
 		return nil, fmt.Errorf("find outbox %q in pgtrickle.pgt_outbox_config: %w", name, err)
 	}
@@ -84,7 +84,7 @@ func find(ctx context.Context, q pg.Querier, name string) (*Table, error) {
 		return nil, relay.Fatal(&ambiguousError{name, found})
 	}
 	if len(found) > 0 {
-		return &Table{Schema: "pgtrickle", Name: found[0].Outbox, StreamTable: found[0].Stream, stream: found[0]}, nil
+		return &Table{Schema: "pgtrickle", Name: found[0].Outbox, StreamTable: found[0].Stream, stream: found[0], extension: extension}, nil
 	}
 
 	t := &Table{}
@@ -99,12 +99,16 @@ func find(ctx context.Context, q pg.Querier, name string) (*Table, error) {
 	return t, nil
 }
 
+// Find returns the outbox that a pipeline calls name now. Of the table it knows the
+// names alone.
+func Find(ctx context.Context, q pg.Querier, name string) (*Table, error) { return find(ctx, q, name) }
+
 // findConfigured returns the entries of pgt_outbox_config that have a name, none if
-// there is no such table.
-func findConfigured(ctx context.Context, q pg.Querier, schema, rel string) ([]entry, error) {
-	var config, streams, extension, plain bool
+// there is no such table. streams is whether the extension's stream tables were looked up.
+func findConfigured(ctx context.Context, q pg.Querier, schema, rel string) (found []entry, streams bool, err error) {
+	var config, extension, plain bool
 	if err := q.QueryRow(ctx, catalogSQL).Scan(&config, &streams, &extension, &plain); err != nil || !config {
-		return nil, err
+		return nil, false, err
 	}
 	sql := findRelationSQL
 	switch {
@@ -115,9 +119,10 @@ func findConfigured(ctx context.Context, q pg.Querier, schema, rel string) ([]en
 	}
 	rows, err := q.Query(ctx, sql, schema, rel)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	return pgx.CollectRows(rows, pgx.RowToStructByPos[entry])
+	found, err = pgx.CollectRows(rows, pgx.RowToStructByPos[entry])
+	return found, streams, err
 }
 
 // primaryKey returns the columns of a table's primary key, nil if it has none or the

@@ -34,8 +34,9 @@ type Table struct {
 	Sequence   Sequence // of the ids
 	Delta      Delta
 
-	types  map[string]column
-	stream entry
+	types     map[string]column
+	stream    entry
+	extension bool // the extension made it, and its catalog could be read
 }
 
 // Columns names the column that plays each part; "" = none does.
@@ -88,6 +89,19 @@ func (t *Table) Qualified() string { return pg.Identifier(t.Schema, t.Name) }
 
 // String returns the table's name for people and metrics: schema.name.
 func (t *Table) String() string { return t.Schema + "." + t.Name }
+
+// ConsumedName returns the name by which outbox_rows_consumed finds the outbox. The
+// extension looks for a name without a schema in current_schema().
+func (t *Table) ConsumedName() string {
+	if t.extension && t.stream.Schema != "" {
+		return t.stream.Schema + "." + t.stream.Table
+	}
+	return t.StreamTable
+}
+
+// Registered reports whether the extension's catalog tells which outbox belongs to a
+// stream table. That can change while the outbox is read.
+func (t *Table) Registered() bool { return t.extension }
 
 // Type returns a column's type as format_type prints it, "" if there is no such column.
 func (t *Table) Type(column string) string { return t.types[column].typ }
