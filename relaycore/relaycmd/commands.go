@@ -29,6 +29,7 @@ func (p *program) commands() *ffcli.Command {
 			p.dlqRetryCommand(),
 			p.dlqDiscardCommand(),
 		}},
+		p.retryCommand(),
 		p.replayCommand(),
 		p.verifyCommand(),
 		p.keysCommand(),

@@ -99,6 +99,10 @@ func TestCommandsThatLook(t *testing.T) {
 
 	w.refused(t, `pipeline "q" not found; there are: p, r`, "preview", "q")
 	w.refused(t, `pipeline "r" is a reverse pipeline`, "preview", "r")
+	if out := w.command(t, "retry", "p"); out != "retry: the owner of p was notified\n" {
+		t.Errorf("retry prints %q", out)
+	}
+	w.refused(t, `pipeline "missing" not found`, "retry", "missing")
 	w.refused(t, `pipeline "r" is a reverse pipeline`, "verify", "r")
 	w.refused(t, `-n is 0; must be at least 1`, "preview", "p", "-n", "0")
 	w.refused(t, `pipeline "q" not found`, "check", "q")

@@ -194,6 +194,7 @@ func TestSignals(t *testing.T) {
 			_, m := p.get("/metrics")
 			return strings.Contains(m, `messages_consumed_total{direction="forward",pipeline="slow"} 5`)
 		})
+		p.signal(t, syscall.SIGHUP) // ignored
 		p.signal(t, syscall.SIGTERM)
 		eventually(t, "not ready while draining", time.Second, func() bool { code, _ := p.get("/readyz"); return code == 503 })
 		if code, _ := p.get("/livez"); code != 200 {
@@ -593,7 +594,7 @@ func TestTwins(t *testing.T) {
 	eventually(t, "owned", patience, func() bool { return first.owned() == 1 })
 
 	twin := startRelay(t, w.url, "--instance-id", "same")
-	if code := twin.exit(t); code != 1 || !strings.Contains(twin.log.String(), `instance id \"same\" is in use by process`) {
+	if code := twin.exit(t); code != 1 || !strings.Contains(twin.log.String(), `instance id "same" is in use by process`) {
 		t.Errorf("the twin exits with %d and logs %s", code, twin.log.String())
 	}
 	w.insert(t, 1, 10)

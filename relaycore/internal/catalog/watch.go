@@ -1,6 +1,7 @@
 package catalog
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -24,6 +25,9 @@ type Events struct {
 	// Changed asks for a new snapshot: a notification arrived, the poll is due, or
 	// the connection is new and may have missed notifications.
 	Changed func()
+	// Retry reports that the pipeline was written, or should start at once if it waits
+	// after an error; "" means any pipeline.
+	Retry func(pipeline string)
 	// DeadLetters reports that dead letters of the pipeline were released or
 	// discarded; "" means any pipeline.
 	DeadLetters func(pipeline string)
@@ -106,6 +110,7 @@ func listen(ctx context.Context, connect func(context.Context) (*pgx.Conn, error
 		case n.channel == ChannelDeadLetters:
 			ev.DeadLetters(pipelineOf(n.payload))
 		default:
+			ev.Retry(pipelineOf(n.payload))
 			if changedAt.IsZero() {
 				changedAt = time.Now().Add(coalesce)
 			}
@@ -113,12 +118,14 @@ func listen(ctx context.Context, connect func(context.Context) (*pgx.Conn, error
 	}
 }
 
-// pipelineOf returns the pipeline that a notification of dead letters names: the
-// payload itself, or a member of the JSON object in it.
+// pipelineOf returns the pipeline that a notification names: the payload itself, or a
+// member of the JSON object in it.
 func pipelineOf(payload string) string {
-	var object struct{ Pipeline string }
-	if json.Unmarshal([]byte(payload), &object) == nil && object.Pipeline != "" {
-		return object.Pipeline
+	var object struct{ Pipeline, Name *string }
+	if json.Unmarshal([]byte(payload), &object) == nil {
+		if name := cmp.Or(object.Pipeline, object.Name); name != nil {
+			return *name
+		}
 	}
 	return payload
 }

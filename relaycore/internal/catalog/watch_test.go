@@ -26,7 +26,7 @@ func TestWatch(t *testing.T) {
 	url := pgtest.URL(t)
 	pool := pgtest.Open(t, url)
 	var changed, listening atomic.Int32
-	outbox, letters := make(chan string, 10), make(chan string, 10)
+	outbox, letters, retried := make(chan string, 10), make(chan string, 10), make(chan string, 102)
 	var pid atomic.Uint32
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
@@ -40,6 +40,7 @@ func TestWatch(t *testing.T) {
 			return conn, err
 		}, time.Hour, catalog.Events{
 			Changed:     func() { changed.Add(1) },
+			Retry:       func(p string) { retried <- p },
 			DeadLetters: func(p string) { letters <- p },
 			Outbox:      func(p string) { outbox <- p },
 			Listening: func(err error) {
@@ -73,6 +74,9 @@ func TestWatch(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "change", time.Second, func() bool { return changed.Load() > before })
+	for len(retried) > 0 {
+		<-retried
+	}
 	if _, err = pool.Exec(ctx, `SELECT pg_notify('pgtrickle_outbox_new', 'outbox_x'), pg_notify('pgtrickle_relay_dlq', 'p')`); err != nil {
 		t.Fatal(err)
 	}
@@ -81,6 +85,15 @@ func TestWatch(t *testing.T) {
 	if got := changed.Load(); got != before+1 {
 		t.Errorf("Changed called %d times for a burst, want once", got-before)
 	}
+
+	for payload, name := range map[string]string{`{"event":"RETRY","name":""}`: "", `{"event":"UPDATE","name":"p","enabled":true}`: "p"} {
+		if _, err = pool.Exec(ctx, `SELECT pg_notify('pgtrickle_relay_config', $1)`, payload); err != nil {
+			t.Fatal(err)
+		}
+		want(retried, name)
+	}
+	eventually(t, "changes after retries", time.Second, func() bool { return changed.Load() > before+1 })
+	time.Sleep(100 * time.Millisecond) // the last coalesced change
 
 	// A new connection asks for everything again.
 	before = changed.Load()
@@ -104,7 +117,7 @@ func TestWatchPolls(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	go catalog.Watch(ctx, func(ctx context.Context) (*pgx.Conn, error) { return pgx.Connect(ctx, url) }, 50*time.Millisecond, catalog.Events{
-		Changed: func() { changed.Add(1) }, DeadLetters: func(string) {}, Outbox: func(string) {}, Listening: func(error) {},
+		Changed: func() { changed.Add(1) }, Retry: func(string) {}, DeadLetters: func(string) {}, Outbox: func(string) {}, Listening: func(error) {},
 	})
 	eventually(t, "polls without notification", 5*time.Second, func() bool { return changed.Load() >= 4 })
 }

@@ -195,6 +195,7 @@ func (d *daemon) handleSignals(ctx context.Context) (stop, abandon context.Conte
 	abandon, cancelAbandon := context.WithCancelCause(ctx)
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	signal.Ignore(syscall.SIGHUP) // there is nothing to reload: the catalog is watched
 	ended := make(chan struct{})
 
 	go func() {

@@ -209,6 +209,15 @@ func TestNotify(t *testing.T) {
 	}
 	expect(`SELECT pgtrickle.set_relay_outbox('p', 'o', NULL, '{"type":"stdout"}')`,
 		`pgtrickle_relay_config {"direction" : "relay_outbox_config", "event" : "INSERT", "name" : "p", "enabled" : true}`)
+	expect(`SELECT pgtrickle.enable_relay('p')`, // which it is already
+		`pgtrickle_relay_config {"direction" : "relay_outbox_config", "event" : "UPDATE", "name" : "p", "enabled" : true}`)
+	expect(`SELECT pgtrickle.relay_retry('p')`, `pgtrickle_relay_config {"event" : "RETRY", "name" : "p"}`)
+	const wakeAll = `pgtrickle_relay_config {"event" : "RETRY", "name" : ""}`
+	expect(`SELECT pgtrickle.create_inbox('woken')`, wakeAll)
+	run(t, pool, `CREATE TABLE public.woken (id int PRIMARY KEY)`)
+	expect(`SELECT pgtrickle.enable_outbox('public.woken')`, wakeAll)
+	expect(`SELECT pgtrickle.relay_grant_access()`, wakeAll)
+	refused(t, pool, "P0002", "not found", `SELECT pgtrickle.relay_retry('nothing')`)
 	expect(`SELECT pgtrickle.disable_relay('p')`,
 		`pgtrickle_relay_config {"direction" : "relay_outbox_config", "event" : "UPDATE", "name" : "p", "enabled" : false}`)
 	expect(`SELECT pgtrickle.set_relay_inbox('q', 'i', '{"type":"stdin"}')`,

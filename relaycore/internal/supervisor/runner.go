@@ -26,6 +26,7 @@ type runner struct {
 	drain    context.CancelFunc
 	done     chan struct{}
 	wake     chan struct{}
+	kick     chan struct{} // receives when the runner should not wait after an error
 
 	mu     sync.Mutex
 	status status
@@ -48,7 +49,7 @@ type status struct {
 func newRunner(s *Supervisor, p catalog.Pipeline) *runner {
 	stop, cancel := context.WithCancel(context.Background()) // its owner drains it and waits for it
 	r := &runner{
-		s: s, pipeline: p, stop: stop, done: make(chan struct{}), wake: make(chan struct{}, 1),
+		s: s, pipeline: p, stop: stop, done: make(chan struct{}), wake: make(chan struct{}, 1), kick: make(chan struct{}, 1),
 		log:   s.cfg.Logger.With("pipeline", p.Name, "direction", string(p.Direction)),
 		meter: s.cfg.Metrics.Pipeline(p.Key),
 	}
@@ -74,7 +75,7 @@ func (r *runner) run(ctx context.Context) {
 	defer r.meter.SetHealth(observe.HealthNone)
 	retry := retries{
 		transient: backoff.Backoff{Min: 250 * time.Millisecond, Max: 5 * time.Second},
-		fatal:     backoff.Backoff{Min: 10 * time.Second, Max: time.Minute},
+		fatal:     backoff.Backoff{Min: time.Second, Max: 10 * time.Second},
 	}
 	for r.stop.Err() == nil && ctx.Err() == nil {
 		started := time.Now()
@@ -88,8 +89,25 @@ func (r *runner) run(ctx context.Context) {
 		if time.Since(started) > stableAfter {
 			retry.reset()
 		}
-		_ = backoff.Wait(ctx, r.failed(err, &retry), r.stop.Done()) // the loop looks at both contexts
+		if r.pause(ctx, r.failed(err, &retry)) {
+			retry.reset()
+		}
 	}
+}
+
+// pause waits for the delay, or until a context ends, or until an operator asks for
+// the next attempt. Then it returns true.
+func (r *runner) pause(ctx context.Context, delay time.Duration) (kicked bool) {
+	timer := time.NewTimer(delay)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	case <-r.stop.Done():
+	case <-r.kick:
+		return true
+	}
+	return false
 }
 
 // retries are the delays of a runner, and the last error that it logged.

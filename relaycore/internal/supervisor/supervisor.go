@@ -172,6 +172,7 @@ func (s *Supervisor) shutDown(ctx context.Context) {
 func (s *Supervisor) watch(ctx context.Context) {
 	catalog.Watch(ctx, s.cfg.Listen, s.cfg.Interval, catalog.Events{
 		Changed: func() { notify(s.reload) },
+		Retry:   s.retry,
 		DeadLetters: func(pipeline string) {
 			s.cfg.Metrics.Notifications.Add(1)
 			s.countDue.Store(true)
@@ -186,6 +187,15 @@ func (s *Supervisor) watch(ctx context.Context) {
 			s.each(func(r *runner) { r.wakeFor(table) })
 		},
 		Listening: s.setListening,
+	})
+}
+
+// retry starts waiting pipelines of a name, or all with an empty name, at once.
+func (s *Supervisor) retry(pipeline string) {
+	s.each(func(r *runner) {
+		if pipeline == "" || pipeline == r.pipeline.Name {
+			notify(r.kick)
+		}
 	})
 }
 

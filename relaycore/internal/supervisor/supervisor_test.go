@@ -190,8 +190,8 @@ func TestFailingPipelineBacksOffAlone(t *testing.T) {
 		if bad < 80 || bad > 200 {
 			t.Errorf("a failing pipeline was tried %d times in 10 minutes, want once in about 5s", bad)
 		}
-		if fatal < 8 || fatal > 20 {
-			t.Errorf("a pipeline that needs an operator was tried %d times in 10 minutes, want about once a minute", fatal)
+		if fatal < 55 || fatal > 130 {
+			t.Errorf("a pipeline that needs an operator was tried %d times in 10 minutes, want once in about 10s", fatal)
 		}
 		if st.count("good") != 1 {
 			t.Errorf("the good one was started %d times", st.count("good"))
@@ -276,6 +276,43 @@ func TestStuckDrainIsCutShort(t *testing.T) {
 		time.Sleep(time.Second)
 		if got := st.state("p"); got.State != observe.StateRunning {
 			t.Errorf("two seconds after the change the pipeline is %+v", got)
+		}
+	})
+}
+
+// A pipeline that waits after an error starts when an operator has repaired its cause.
+func TestRetryStartsAWaitingPipeline(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		st := newStage(t, nil)
+		defer st.end()
+		broken := true
+		st.behave["fatal"] = func(ctx context.Context, job *Job) error {
+			if broken {
+				return relay.Fatal(errors.New("no such queue"))
+			}
+			return untilStopped(ctx, job)
+		}
+		st.change(testPipeline("fatal", "1"))
+		time.Sleep(time.Minute)
+		tries := st.count("fatal")
+		time.Sleep(time.Minute)
+		if n := st.count("fatal") - tries; n < 6 {
+			t.Errorf("%d attempts in a minute: what heals at the far end starts after 10s at the latest", n)
+		}
+
+		time.Sleep(10 * time.Millisecond)
+		synctest.Wait()
+		tries, broken = st.count("fatal"), false
+		st.s.retry("other")
+		synctest.Wait()
+		if st.count("fatal") != tries {
+			t.Error("a retry of another pipeline started this one")
+		}
+		st.s.retry("fatal")
+		synctest.Wait()
+		if got := st.state("fatal").State; got != observe.StateRunning {
+			t.Errorf("the pipeline is %s after its retry", got)
 		}
 	})
 }

@@ -139,6 +139,26 @@ BEGIN
 END $fn$;
 -- +end
 
+-- +function pgtrickle._relay_wake(text): starts waiting pipelines of a name, or all with an empty name, at once
+CREATE OR REPLACE FUNCTION pgtrickle._relay_wake(p_name text) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT pg_notify('pgtrickle_relay_config', json_build_object('event', 'RETRY', 'name', p_name)::text)
+$fn$;
+-- +end
+
+-- +function pgtrickle.relay_retry(text): starts the pipelines of a name at once if they wait after an error
+CREATE OR REPLACE FUNCTION pgtrickle.relay_retry(p_name text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+BEGIN
+    PERFORM FROM pgtrickle.relay_outbox_config c WHERE c.name = p_name
+        UNION ALL SELECT FROM pgtrickle.relay_inbox_config c WHERE c.name = p_name;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'relay: pipeline "%" not found', p_name USING ERRCODE = 'no_data_found';
+    END IF;
+    PERFORM pgtrickle._relay_wake(p_name);
+END $fn$;
+-- +end
+
 -- +function pgtrickle.delete_relay(text): deletes the pipelines of a name; their checkpoints stay
 CREATE OR REPLACE FUNCTION pgtrickle.delete_relay(p_name text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$

@@ -561,6 +561,7 @@ BEGIN
         VALUES ('create outbox', t::oid::text, jsonb_build_object('retention_hours', p_retention_hours));
     PERFORM pgtrickle._relay_write_capture(o.outbox_table_name, t)
         FROM pgtrickle.relay_outboxes o WHERE pgtrickle._relay_stream_oid(o.outbox_table_name) = t;
+    PERFORM pgtrickle._relay_wake('');
 END $fn$;
 -- +end
 

@@ -49,6 +49,7 @@ BEGIN
                  'event_id', 'processed_at', 'retry_count', 'error', 'received_at', 'event_type', true, now());
     INSERT INTO pgtrickle._relay_requests (action, target, detail) VALUES ('register inbox', p_schema || '.' || p_name, to_jsonb(inbox));
     PERFORM pgtrickle._relay_grant_inbox(p_schema, p_name);
+    PERFORM pgtrickle._relay_wake('');
 END $fn$;
 -- +end
 

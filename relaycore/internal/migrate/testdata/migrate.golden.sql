@@ -1044,6 +1044,40 @@ END $do$;
 
 DO $do$
 BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_wake(text)', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_wake(p_name text) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT pg_notify('pgtrickle_relay_config', json_build_object('event', 'RETRY', 'name', p_name)::text)
+$fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_wake(text) IS 'pgtrickle-relay: starts waiting pipelines of a name, or all with an empty name, at once';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle.relay_retry(text)', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle.relay_retry(p_name text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+BEGIN
+    PERFORM FROM pgtrickle.relay_outbox_config c WHERE c.name = p_name
+        UNION ALL SELECT FROM pgtrickle.relay_inbox_config c WHERE c.name = p_name;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'relay: pipeline "%" not found', p_name USING ERRCODE = 'no_data_found';
+    END IF;
+    PERFORM pgtrickle._relay_wake(p_name);
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle.relay_retry(text) IS 'pgtrickle-relay: starts the pipelines of a name at once if they wait after an error';
+END $do$;
+
+DO $do$
+BEGIN
     IF NOT pgtrickle._relay_claim('function', 'pgtrickle.delete_relay(text)', false) THEN
         RETURN;
     END IF;
@@ -1110,7 +1144,7 @@ $sql$;
     COMMENT ON FUNCTION pgtrickle.list_relay_configs() IS 'pgtrickle-relay: all pipelines, by name';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (3, 'pipelines', 'c489ccef2c68b64f')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (3, 'pipelines', '5afdd6835a22285c')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 
@@ -1976,6 +2010,7 @@ BEGIN
         VALUES ('create outbox', t::oid::text, jsonb_build_object('retention_hours', p_retention_hours));
     PERFORM pgtrickle._relay_write_capture(o.outbox_table_name, t)
         FROM pgtrickle.relay_outboxes o WHERE pgtrickle._relay_stream_oid(o.outbox_table_name) = t;
+    PERFORM pgtrickle._relay_wake('');
 END $fn$;
 $sql$;
     COMMENT ON FUNCTION pgtrickle._relay_enable_outbox(text, name[], integer) IS 'pgtrickle-relay: enable_outbox with the caller''s search path';
@@ -2694,7 +2729,7 @@ $sql$;
     COMMENT ON FUNCTION pgtrickle.outbox_rows_consumed(text, bigint) IS 'pgtrickle-relay: forgets the claim-check rows up to an outbox row, which every consumer must have delivered';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (5, 'outbox', '6db48bc1f2d2b781')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (5, 'outbox', '65ac5f864a335cbf')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 
@@ -2754,6 +2789,7 @@ BEGIN
                  'event_id', 'processed_at', 'retry_count', 'error', 'received_at', 'event_type', true, now());
     INSERT INTO pgtrickle._relay_requests (action, target, detail) VALUES ('register inbox', p_schema || '.' || p_name, to_jsonb(inbox));
     PERFORM pgtrickle._relay_grant_inbox(p_schema, p_name);
+    PERFORM pgtrickle._relay_wake('');
 END $fn$;
 $sql$;
     COMMENT ON FUNCTION pgtrickle.create_inbox(text, text, integer, text, boolean, boolean, integer) IS 'pgtrickle-relay: makes an inbox table with views of what is pending and what has failed';
@@ -2874,7 +2910,7 @@ $sql$;
     COMMENT ON FUNCTION pgtrickle.replay_inbox_messages(text, text[]) IS 'pgtrickle-relay: makes messages pending again; returns how many';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (6, 'inbox', '77d6e3fbef1950b4')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (6, 'inbox', '8e3cc98c49d60c76')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 
@@ -2996,7 +3032,7 @@ BEGIN
         SELECT pgtrickle._relay_grant('EXECUTE', 'FUNCTION', p.oid) FROM pg_proc p
             WHERE p.pronamespace = to_regnamespace('pgtrickle')
               AND p.proname IN ('list_relay_configs', 'get_relay_config', 'outbox_rows_consumed', 'outbox_status', 'inbox_health', 'inbox_status',
-                                'relay_dlq_list', 'relay_dlq_retry', 'relay_dlq_discard', '_relay_outbox_table', '_relay_stream_oid', '_relay_outbox_status', '_relay_outbox_problems', '_relay_drop_partition')
+                                'relay_dlq_list', 'relay_retry', 'relay_dlq_retry', 'relay_dlq_discard', '_relay_outbox_table', '_relay_stream_oid', '_relay_outbox_status', '_relay_outbox_problems', '_relay_drop_partition')
     ) AS a(s) WHERE s IS NOT NULL;
     -- Retention is the relay's work on outboxes that we made, and pg_trickle's on its own.
     IF to_regclass('pgtrickle.pgt_outbox_config') IS NOT NULL THEN
@@ -3027,12 +3063,13 @@ BEGIN
                 FROM pgtrickle.pgt_inbox_config i, pgtrickle._relay_find(i.inbox_schema, i.inbox_name) t(oid) WHERE t.oid IS NOT NULL
         ) AS a(s) WHERE s IS NOT NULL;
     END IF;
+    PERFORM pgtrickle._relay_wake('');
 END $fn$;
 $sql$;
     COMMENT ON FUNCTION pgtrickle.relay_grant_access() IS 'pgtrickle-relay: gives the role pgtrickle_relay what a relay needs on everything that exists now; returns the statements that someone with more rights must run';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (7, 'access', '9796ee89d1d24121')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (7, 'access', 'df286f32a85309a0')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 
