@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"slices"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -159,8 +160,14 @@ SELECT name, 'forward', enabled, config::text FROM pgtrickle.relay_outbox_config
 UNION ALL
 SELECT name, 'reverse', enabled, config::text FROM pgtrickle.relay_inbox_config`
 
+// loadTimeout bounds one load: a database that does not answer must not end the polling.
+const loadTimeout = time.Minute
+
 // Load reads all pipelines. A row that is not valid becomes a pipeline with an Err.
 func (c *Catalog) Load(ctx context.Context, db pg.Querier) (Snapshot, error) {
+	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
+	defer cancel()
+
 	rows, err := c.rows(ctx, db, listSQL)
 	if pg.IsMissing(err) || pg.IsDenied(err) {
 		var fallback error
@@ -178,6 +185,9 @@ func (c *Catalog) Load(ctx context.Context, db pg.Querier) (Snapshot, error) {
 	snapshot := make(Snapshot, 0, len(rows))
 	known := make(map[Key]Pipeline, len(rows))
 	for _, row := range rows {
+		if ctx.Err() != nil {
+			return nil, fmt.Errorf("load pipelines: %w", ctx.Err())
+		}
 		p, same := c.known[Key{Direction: row.Direction, Name: row.Name}]
 		// A configuration with references to secrets is resolved at every load.
 		if !same || !bytes.Equal(p.Stored, row.Config) || bytes.Contains(row.Config, []byte("${")) {
@@ -211,6 +221,9 @@ func (c *Catalog) rows(ctx context.Context, db pg.Querier, sql string) ([]Row, e
 // pipeline. The hash of the values has no meaning outside this process.
 func (c *Catalog) revision(row Row) string {
 	sum := sha256.Sum256(row.Config)
+	if !row.Enabled {
+		return fmt.Sprintf("%x", sum[:8])
+	}
 	expanded, err := relaycfg.Expand(row.Config)
 	if err != nil {
 		return fmt.Sprintf("%x", sum[:8])

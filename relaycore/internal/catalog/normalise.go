@@ -132,7 +132,9 @@ func Normalise(row Row, reg *relay.Registry) Pipeline {
 	}
 	p.backend, p.common, p.own = n.backend, n.common, n.own
 	p.malformed = errors.Join(n.errs...)
-	_, p.Err = p.Resolve()
+	if p.Err = p.malformed; row.Enabled || !relaycfg.HasReference(row.Config) { // a disabled row reads no secrets
+		_, p.Err = p.Resolve()
+	}
 	return p
 }
 

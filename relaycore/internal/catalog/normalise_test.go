@@ -171,7 +171,7 @@ func TestNormaliseErrors(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			p := Normalise(Row{Name: "p", Direction: tc.direction, Config: json.RawMessage(tc.config)}, reg)
+			p := Normalise(Row{Name: "p", Enabled: true, Direction: tc.direction, Config: json.RawMessage(tc.config)}, reg)
 			if p.Err == nil || !strings.Contains(p.Err.Error(), tc.want) {
 				t.Errorf("Normalise(%s).Err = %v, want %q", tc.config, p.Err, tc.want)
 			}
@@ -192,9 +192,9 @@ func TestSecretsStayReferences(t *testing.T) {
 	}
 
 	cat := New(testRegistry(t))
-	before := cat.revision(Row{Config: json.RawMessage(config)})
+	before := cat.revision(Row{Enabled: true, Config: json.RawMessage(config)})
 	t.Setenv("CATALOG_TOKEN", "rotated")
-	if cat.revision(Row{Config: json.RawMessage(config)}) == before {
+	if cat.revision(Row{Enabled: true, Config: json.RawMessage(config)}) == before {
 		t.Error("revision is the same after the secret was rotated")
 	}
 }
@@ -274,4 +274,20 @@ func FuzzNormalise(f *testing.F) {
 			}
 		}
 	})
+}
+
+// A disabled row may refer to secrets that this process cannot read, and reads none.
+func TestDisabledRowsResolveNoReference(t *testing.T) {
+	t.Parallel()
+	config := json.RawMessage(`{"stream_table":"o","sink_type":"nats","nats_url":"a","nats_token":"${file:/nonexistent}"}`)
+	for _, enabled := range []bool{false, true} {
+		row := Row{Name: "p", Direction: relay.Forward, Enabled: enabled, Config: config}
+		if p := Normalise(row, testRegistry(t)); (p.Err != nil) != enabled {
+			t.Errorf("Normalise with enabled %v: Err = %v", enabled, p.Err)
+		}
+	}
+	p := Normalise(Row{Name: "p", Direction: relay.Forward, Config: config}, testRegistry(t))
+	if _, err := p.Resolve(); err == nil {
+		t.Error("Resolve of the disabled row succeeds, want the error of its reference")
+	}
 }
