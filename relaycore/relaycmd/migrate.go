@@ -15,19 +15,24 @@ import (
 const migrateTimeout = 5 * time.Minute
 
 type migrateOptions struct {
-	printSQL bool
+	printSQL         bool
+	releaseExtension bool
 }
 
 func (p *program) migrateCommand() *ffcli.Command {
 	var o migrateOptions
 	fs := p.flagSet()
 	fs.BoolVar(&o.printSQL, "sql", false, "print the SQL and change nothing")
+	fs.BoolVar(&o.releaseExtension, "release-extension", false, "print what must run, per database, before extension pg_trickle is installed or updated")
 
 	return p.withArgs(0, 0, &ffcli.Command{
-		Name: "migrate", ShortUsage: "migrate [--sql]", ShortHelp: "install or upgrade the catalog", FlagSet: fs,
+		Name: "migrate", ShortUsage: "migrate [--sql | --release-extension]", ShortHelp: "install or upgrade the catalog", FlagSet: fs,
 	}, func(ctx context.Context, _ []string) error {
 		if o.printSQL {
 			return p.printSQL()
+		}
+		if o.releaseExtension {
+			return p.releaseExtension(ctx)
 		}
 		return p.migrate(ctx)
 	})
@@ -40,6 +45,29 @@ func (p *program) printSQL() error {
 	}
 	_, err = io.WriteString(p.stdout, text)
 	return err
+}
+
+func (p *program) releaseExtension(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, migrateTimeout)
+	defer cancel()
+
+	pool, err := p.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+
+	lines, err := migrate.Release(ctx, pool)
+	if err != nil {
+		return err
+	}
+	if len(lines) == 0 {
+		lines = []string{"-- nothing stands in the way of extension pg_trickle"}
+	}
+	for _, l := range lines {
+		fmt.Fprintln(p.stdout, l)
+	}
+	return nil
 }
 
 func (p *program) migrate(ctx context.Context) error {

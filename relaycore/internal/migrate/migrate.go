@@ -45,6 +45,13 @@ type migration struct {
 type script struct {
 	prologue, epilogue string
 	migrations         []migration
+	objects            []object // that the migrations create
+}
+
+// object is a table or a function that exists after a migration, ours or the extension's.
+type object struct {
+	kind, name string
+	plain      bool // only where the extension has no outboxes
 }
 
 // load reads the embedded files: 000 runs first and 999 last, each time.
@@ -63,6 +70,7 @@ func load() (script, error) {
 		if err != nil {
 			return s, fmt.Errorf("%s: %w", name, err)
 		}
+		s.objects = append(s.objects, objects(string(raw))...)
 		base := strings.TrimSuffix(strings.TrimPrefix(name, "migrations/"), ".sql")
 		number, title, _ := strings.Cut(base, "_")
 		version, err := strconv.Atoi(number)
@@ -107,9 +115,27 @@ func Up(ctx context.Context, conn Conn, backends []Backend) error {
 		if _, err := tx.Exec(ctx, lock); err != nil {
 			return err
 		}
+		ext, err := inspect(ctx, tx)
+		if err != nil {
+			return err
+		}
+		if !ext.usage {
+			if err := ext.permits(ctx, tx); err != nil {
+				return err
+			}
+		}
 		done, err := applied(ctx, tx)
 		if err != nil {
 			return err
+		}
+		if len(done) > 0 {
+			gone, err := s.gone(ctx, tx, ext)
+			if err != nil {
+				return err
+			}
+			if gone && !newer(done, s) {
+				done = map[int]string{}
+			}
 		}
 		switch {
 		case newer(done, s):
@@ -117,9 +143,12 @@ func Up(ctx context.Context, conn Conn, backends []Backend) error {
 			if err != nil {
 				return err
 			}
-			return execute(ctx, tx, migration{name: "backend keys", sql: settings + unknown})
+			return execute(ctx, tx, ext, migration{name: "backend keys", sql: settings + unknown})
 		case !s.upToDate(done) || done[0] != checksum(keys):
-			return execute(ctx, tx, s.steps(done, keys)...)
+			if err := ext.permits(ctx, tx); err != nil {
+				return err
+			}
+			return execute(ctx, tx, ext, s.steps(done, keys)...)
 		}
 		return nil
 	})
@@ -141,10 +170,10 @@ func (s script) steps(done map[int]string, keys string) []migration {
 		migration{name: "epilogue", sql: s.epilogue})
 }
 
-func execute(ctx context.Context, tx pgx.Tx, steps ...migration) error {
+func execute(ctx context.Context, tx pgx.Tx, ext extension, steps ...migration) error {
 	for _, step := range steps {
 		// The simple protocol: a file is many statements.
-		if _, err := tx.Conn().PgConn().Exec(ctx, step.sql).ReadAll(); err != nil {
+		if _, err := tx.Conn().PgConn().Exec(ctx, ext.rename(step.sql)).ReadAll(); err != nil {
 			return fmt.Errorf("%s: %w", step.name, err)
 		}
 	}

@@ -73,7 +73,11 @@ func Denied(ctx context.Context, conn pg.Querier) ([]string, error) {
 }
 
 func list(ctx context.Context, conn pg.Querier, sql string) ([]string, error) {
-	rows, err := conn.Query(ctx, sql)
+	e, err := inspect(ctx, conn)
+	if err != nil {
+		return nil, err
+	}
+	rows, err := conn.Query(ctx, e.rename(sql))
 	if err != nil {
 		return nil, fmt.Errorf("check privileges: %w", err)
 	}

@@ -54,3 +54,7 @@ func Identifier(parts ...string) string { return pgx.Identifier(parts).Sanitize(
 
 // Literal quotes a string constant.
 func Literal(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" }
+
+// OutboxRegistry is the relay's catalog of outboxes where pg_trickle 0.46 or later uses the
+// name pgt_outbox_config for something else.
+const OutboxRegistry = "relay_outbox_registry"

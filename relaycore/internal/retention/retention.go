@@ -135,7 +135,11 @@ type swept struct {
 
 // list returns the outboxes to sweep, none if the catalog is not installed.
 func list(ctx context.Context, db pg.Querier) ([]swept, error) {
-	rows, err := db.Query(ctx, `SELECT outbox_table_name, retention_hours FROM (`+table.SweptSQL+`) s ORDER BY 1`)
+	sql, err := table.SweptSQL(ctx, db)
+	if err != nil {
+		return nil, fmt.Errorf("list outboxes: %w", err)
+	}
+	rows, err := db.Query(ctx, `SELECT outbox_table_name, retention_hours FROM (`+sql+`) s ORDER BY 1`)
 	var found []swept
 	if err == nil {
 		found, err = pgx.CollectRows(rows, pgx.RowToStructByPos[swept])

@@ -39,7 +39,10 @@ DECLARE
     outboxes oid := to_regclass('pgtrickle.pgt_outbox_config');
     found   oid;
 BEGIN
-    IF p_plain AND (EXISTS (SELECT FROM pg_extension WHERE extname = 'pg_trickle')
+    -- From 0.46 on, pg_trickle has no outboxes of its own. migrate then writes another name
+    -- for pgt_outbox_config into these files, but not here.
+    IF p_plain AND (EXISTS (SELECT FROM pg_extension e, pg_attribute a WHERE e.extname = 'pg_trickle'
+                        AND a.attrelid = to_regclass('pgtrickle.pgt_' || 'outbox_config') AND a.attname = 'outbox_table_name')
                     OR (outboxes IS NOT NULL AND obj_description(outboxes, 'pg_class') LIKE mark IS NOT TRUE)) THEN
         RETURN false;
     END IF;

@@ -43,4 +43,17 @@ BEGIN
     END IF;
 END $do$;
 
+-- What migrate --release-extension had saved before an update of the extension dropped it.
+DO $do$
+DECLARE
+    saved text;
+BEGIN
+    FOREACH saved IN ARRAY ARRAY['relay_outbox_config', 'relay_inbox_config', 'relay_consumer_offsets'] LOOP
+        IF to_regclass('pgtrickle.relay_saved_' || saved) IS NOT NULL THEN
+            EXECUTE format('INSERT INTO pgtrickle.%1$I SELECT * FROM pgtrickle.%2$I ON CONFLICT DO NOTHING', saved, 'relay_saved_' || saved);
+            EXECUTE format('DROP TABLE pgtrickle.%I', 'relay_saved_' || saved);
+        END IF;
+    END LOOP;
+END $do$;
+
 SELECT pgtrickle.relay_grant_access();

@@ -106,8 +106,9 @@ func Find(ctx context.Context, q pg.Querier, name string) (*Table, error) { retu
 // findConfigured returns the entries of pgt_outbox_config that have a name, none if
 // there is no such table. streams is whether the extension's stream tables were looked up.
 func findConfigured(ctx context.Context, q pg.Querier, schema, rel string) (found []entry, streams bool, err error) {
-	var config, extension, plain bool
-	if err := q.QueryRow(ctx, catalogSQL).Scan(&config, &streams, &extension, &plain); err != nil || !config {
+	var config string
+	var extension, plain bool
+	if err := q.QueryRow(ctx, catalogSQL).Scan(&config, &streams, &extension, &plain); err != nil || config == "" {
 		return nil, false, err
 	}
 	sql := findRelationSQL
@@ -117,7 +118,7 @@ func findConfigured(ctx context.Context, q pg.Querier, schema, rel string) (foun
 	case plain && !extension:
 		sql = findPlainSQL
 	}
-	rows, err := q.Query(ctx, sql, schema, rel)
+	rows, err := q.Query(ctx, strings.ReplaceAll(sql, "pgt_outbox_config", config), schema, rel)
 	if err != nil {
 		return nil, false, err
 	}
