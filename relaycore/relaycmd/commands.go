@@ -26,6 +26,7 @@ func (p *program) commands() *ffcli.Command {
 		p.previewCommand(),
 		{Name: "dlq", Subcommands: []*ffcli.Command{
 			p.dlqListCommand(),
+			p.dlqSummaryCommand(),
 			p.dlqRetryCommand(),
 			p.dlqDiscardCommand(),
 		}},
@@ -188,7 +189,7 @@ func (p *program) find(all []leaf, words []string) (leaf, []string, error) {
 	}
 
 	if words[0] == "dlq" {
-		return leaf{}, nil, fmt.Errorf("usage: %s dlq list|retry|discard ...; see %[1]s -h", p.name)
+		return leaf{}, nil, fmt.Errorf("usage: %s dlq list|summary|retry|discard ...; see %[1]s -h", p.name)
 	}
 	if near := relaycfg.Nearest(words[0], names); near != "" {
 		return leaf{}, nil, fmt.Errorf("unknown command %q; did you mean %q?", words[0], near)

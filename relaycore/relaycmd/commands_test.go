@@ -400,6 +400,11 @@ func TestRedrive(t *testing.T) {
 		t.Errorf("key 7 has %q; want what is before the dead letter", got)
 	}
 	w.isGolden(t, "dlq_list", w.command(t, "dlq", "list", "p"))
+	w.isGolden(t, "dlq_list_limit", w.command(t, "dlq", "list", "p", "--limit", "2"))
+	w.isGolden(t, "dlq_summary", w.command(t, "dlq", "summary"))
+	if out := w.command(t, "status"); !strings.Contains(out, `warning: forward pipeline "p" has 1 dead letters and 2 parked messages`) {
+		t.Errorf("status does not warn of dead letters:\n%s", out)
+	}
 
 	// As long as the far end refuses it, it stays, and so does all behind it.
 	if out := w.command(t, "dlq", "retry", "p"); out != "retry: 1 dead letters\n" {

@@ -70,12 +70,29 @@ func (p *program) dlqListCommand() *ffcli.Command {
 	var o dlqOptions
 	fs := p.flagSet()
 	o.register(fs)
+	fs.IntVar(&o.filter.Limit, "limit", defaultLimit, "maximum `number` of lines; 0 is no limit")
 
 	return p.withArgs(0, 1, &ffcli.Command{
 		Name: "list", ShortUsage: "dlq list [NAME] [filters]", ShortHelp: "show dead letters and the messages parked behind them", FlagSet: fs,
 	}, func(ctx context.Context, args []string) error {
 		o.filter.Pipeline = strings.Join(args, "") // none: of all pipelines
 		return p.listDeadLetters(ctx, o.filter)
+	})
+}
+
+// defaultLimit is how many dead letters a list shows.
+const defaultLimit = 100
+
+func (p *program) dlqSummaryCommand() *ffcli.Command {
+	var o dlqOptions
+	fs := p.flagSet()
+	o.register(fs)
+
+	return p.withArgs(0, 1, &ffcli.Command{
+		Name: "summary", ShortUsage: "dlq summary [NAME] [filters]", ShortHelp: "count dead letters by pipeline, class and error", FlagSet: fs,
+	}, func(ctx context.Context, args []string) error {
+		o.filter.Pipeline = strings.Join(args, "") // none: of all pipelines
+		return p.summarizeDeadLetters(ctx, o.filter)
 	})
 }
 
@@ -110,11 +127,11 @@ func (p *program) dlqDiscardCommand() *ffcli.Command {
 	})
 }
 
-func (p *program) listDeadLetters(ctx context.Context, filter store.DeadLetterFilter) error {
-	var found []store.DeadLetter
+func (p *program) summarizeDeadLetters(ctx context.Context, filter store.DeadLetterFilter) error {
+	var found []store.DeadLetterSummary
 	err := p.withDatabase(ctx, commandTimeout, func(ctx context.Context, db *database) (err error) {
-		if found, err = db.store.ListDeadLetters(ctx, filter); err != nil {
-			err = fmt.Errorf("dlq list: %w", err)
+		if found, err = db.store.SummarizeDeadLetters(ctx, filter); err != nil {
+			err = fmt.Errorf("dlq summary: %w", err)
 		}
 		return err
 	})
@@ -126,10 +143,45 @@ func (p *program) listDeadLetters(ctx context.Context, filter store.DeadLetterFi
 	}
 
 	w := tabwriter.NewWriter(p.stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "PIPELINE\tDIRECTION\tSTATUS\tCLASS\tCOUNT\tFIRST\tLAST\tERROR")
+	for _, s := range found {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\n", s.Pipeline, s.Direction, s.Status, s.Class, s.Count,
+			s.First.UTC().Format(time.RFC3339), s.Last.UTC().Format(time.RFC3339), strings.ReplaceAll(s.Error, "\n", " "))
+	}
+	return w.Flush()
+}
+
+func (p *program) listDeadLetters(ctx context.Context, filter store.DeadLetterFilter) error {
+	limit := filter.Limit
+	if limit > 0 {
+		filter.Limit++ // one more shows that there are more
+	}
+	var found []store.DeadLetter
+	err := p.withDatabase(ctx, commandTimeout, func(ctx context.Context, db *database) (err error) {
+		if found, err = db.store.ListDeadLetters(ctx, filter); err != nil {
+			err = fmt.Errorf("dlq list: %w", err)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	more := limit > 0 && len(found) > limit
+	if more {
+		found = found[:limit]
+	}
+	if p.json() {
+		return p.printJSON(found)
+	}
+
+	w := tabwriter.NewWriter(p.stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "ID\tPIPELINE\tDIRECTION\tSTATUS\tCLASS\tATTEMPTS\tKEY\tMESSAGE\tSTORED\tERROR")
 	for _, l := range found {
 		fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\n", l.ID, l.Pipeline, l.Direction, l.Status, l.Class, l.Attempts, l.Key,
 			l.MessageID, l.Created.UTC().Format(time.RFC3339), strings.ReplaceAll(l.Error, "\n", " "))
+	}
+	if more {
+		fmt.Fprintf(w, "(more than %d: raise --limit, or see dlq summary)\n", limit)
 	}
 	return w.Flush()
 }

@@ -84,7 +84,7 @@ func TestUsageErrors(t *testing.T) {
 		"unknown flag":        {nil, []string{"--postgres-ulr", "x"}, "unknown flag --postgres-ulr; did you mean --postgres-url?"},
 		"flag of another":     {nil, []string{"status", "--pprof"}, "status: --pprof is a flag of another command"},
 		"unknown command":     {nil, []string{"stauts"}, `unknown command "stauts"; did you mean "status"?`},
-		"half a command":      {nil, []string{"dlq"}, "usage: test-relay dlq list|retry|discard"},
+		"half a command":      {nil, []string{"dlq"}, "usage: test-relay dlq list|summary|retry|discard"},
 		"unknown variable":    {[]string{"PGTRICKLE_RELAY_LOG_LEVL=x"}, nil, "unknown environment variable PGTRICKLE_RELAY_LOG_LEVL; did you mean PGTRICKLE_RELAY_LOG_LEVEL?"},
 		"bad variable":        {[]string{"PGTRICKLE_RELAY_DRAIN_TIMEOUT=x"}, nil, `PGTRICKLE_RELAY_DRAIN_TIMEOUT="x": parse error`},
 		"unknown file key":    {nil, []string{"--config", file}, `unknown key postgress_url; did you mean postgres-url?`},

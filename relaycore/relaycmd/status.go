@@ -44,6 +44,7 @@ type statusReport struct {
 	Group     string                   `json:"group"`
 	Instances []observe.InstanceStatus `json:"instances"`
 	Pipelines []pipelineStatus         `json:"pipelines"`
+	Warnings  []string                 `json:"warnings,omitempty"`
 }
 
 func (p *program) showStatus(ctx context.Context, _ []string) error {
@@ -94,6 +95,9 @@ func (p *program) status(ctx context.Context, db *database) (*statusReport, erro
 			st.Owner = c.Owner
 		}
 		report.Pipelines = append(report.Pipelines, st)
+		if n.Dead+n.Parked > 0 {
+			report.Warnings = append(report.Warnings, observe.DeadLetterWarning(st.Direction, st.Name, n.Dead, n.Parked))
+		}
 	}
 	return report, nil
 }
@@ -139,6 +143,12 @@ func (p *program) printStatus(report *statusReport) error {
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", id, i.Binary, i.Version, i.Hostname, strings.Join(i.Backends, ","),
 			i.Started.UTC().Format(time.RFC3339))
+	}
+	for i, text := range report.Warnings {
+		if i == 0 {
+			fmt.Fprintln(w)
+		}
+		fmt.Fprintln(w, "warning: "+text)
 	}
 	return w.Flush()
 }

@@ -175,6 +175,7 @@ func (d *delivery) deliverPart(ctx context.Context, todo []relay.Message) ([]rel
 			return todo, err
 		}
 	}
+	d.step.recovered() // the far end has answered for all of it, even if by a refusal
 	return nil, nil
 }
 
@@ -196,7 +197,6 @@ func (d *delivery) try(ctx context.Context, todo []relay.Message) ([]relay.Messa
 
 	err = d.publish(ctx, todo)
 	if err == nil {
-		d.step.recovered()
 		d.out.Delivered += int64(len(todo))
 		return nil, nil
 	}
@@ -238,9 +238,6 @@ func (d *delivery) dropArrived(ctx context.Context, todo []relay.Message) ([]rel
 		}
 	}
 	d.Logger.Info("read the far end back", "arrived", len(arrived), "missing", len(rest))
-	if len(rest) == 0 {
-		d.step.recovered()
-	}
 	return rest, d.confirm(ctx, arrived)
 }
 
@@ -347,10 +344,28 @@ func (d *delivery) skip() {
 func (d *delivery) deadLetter(m *relay.Message, class string, why error, parked map[string]bool) {
 	d.out.DeadLetters = append(d.out.DeadLetters, DeadLetter{Message: *m, Class: class, Reason: why.Error(), Attempts: 1})
 	d.Meter.DeadLettered(1)
-	d.Logger.Error("message is dead-lettered", "message", m.ID, "key", m.Key, "class", class, "err", why)
 	if m.Key != "" && d.OnError == OnErrorPark {
 		parked[d.Ledger.Key(m.Key)] = true
 	}
+}
+
+// logDeadLetters logs one line for all dead letters of a batch, with the first of them.
+func (d *delivery) logDeadLetters() {
+	first, dead := -1, 0
+	for i := range d.out.DeadLetters {
+		if d.out.DeadLetters[i].Parked() {
+			continue
+		}
+		if dead++; first < 0 {
+			first = i
+		}
+	}
+	if dead == 0 {
+		return
+	}
+	l := &d.out.DeadLetters[first]
+	d.Logger.Error("messages are dead-lettered", "count", dead, "parked", len(d.out.DeadLetters)-dead,
+		"first_message", l.Message.ID, "first_key", l.Message.Key, "first_class", l.Class, "err", l.Reason)
 }
 
 // park stores m behind the dead letters of its key.

@@ -1,10 +1,12 @@
 package engine_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strconv"
 	"strings"
@@ -314,6 +316,35 @@ func TestRetriesForeverInOrder(t *testing.T) {
 		want(t, "dead letters", len(b.ledger.held()), 0)
 		want(t, "states", states, []string{"publish: broker is down", "<nil>"})
 		b.finish(t)
+	})
+}
+
+// A far end that refuses what it could not take before has recovered, even if nothing
+// follows. A burst of dead letters is one line of the log.
+func TestRefusalAfterAnOutageEndsTheRetries(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(20, 2)
+		b.cfg.OnError = engine.OnErrorSkip
+		var log bytes.Buffer
+		b.cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
+		var states []string
+		b.cfg.Changed = func(err error) { states = append(states, fmt.Sprint(err)) }
+		up := time.Now().Add(time.Minute)
+		b.sink.answer = func(int, []relay.Message) error {
+			if time.Now().Before(up) {
+				return errors.New("503")
+			}
+			return relay.Permanent(errors.New("422"))
+		}
+		b.start()
+		time.Sleep(time.Minute + 2*time.Second)
+		synctest.Wait()
+		want(t, "states", states, []string{"publish: 503", "<nil>"})
+		b.finish(t)
+		want(t, "dead letters", len(b.ledger.held()), 20)
+		if got := log.String(); strings.Count(got, "dead-lettered") != 1 || !strings.Contains(got, "count=20") {
+			t.Errorf("20 dead letters at once are logged as\n%s", got)
+		}
 	})
 }
 

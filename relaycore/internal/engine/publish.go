@@ -179,6 +179,7 @@ func (p *publisher) publishBatch(ctx context.Context, c chunk) error {
 	unresolved, deliverErr := d.deliver(ctx, todo)
 	maps.Copy(p.parked, behind)
 	inOrder(d.out.DeadLetters, batch)
+	d.logDeadLetters()
 	if deliverErr != nil {
 		err = deliverErr
 	}

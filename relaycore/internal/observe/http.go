@@ -17,6 +17,7 @@ var page []byte
 const (
 	Healthy   = "healthy"
 	Unhealthy = "unhealthy"
+	Degraded  = "degraded" // it works, and there is trouble that an operator has to see to
 )
 
 // Probes provide what the endpoints report.
@@ -35,7 +36,7 @@ func Handler(p Probes, gatherer prometheus.Gatherer, withPprof bool) http.Handle
 	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) {
 		h := p.Health()
 		code := http.StatusOK
-		if h.Status != Healthy {
+		if h.Status == Unhealthy {
 			code = http.StatusServiceUnavailable
 		}
 		writeJSON(w, code, h)

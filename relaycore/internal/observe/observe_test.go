@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -231,6 +232,54 @@ func TestAlertsAndDashboardNameMetricsThatExist(t *testing.T) {
 			}
 		}
 	}
+}
+
+// A counter that is first scraped above 0 has no increase.
+func TestAlertOnDeadLettersReadsTheGauge(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../../../deploy/alerts.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(text), "(pgtrickle_relay_dead_letters) > 0") || strings.Contains(string(text), "dead_letters_total") {
+		t.Error("the alert on dead letters does not use the gauge")
+	}
+}
+
+func TestRefusedEndsWithADelivery(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		metrics, err := NewMetrics(prometheus.NewRegistry(), "b", "v", "g")
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := metrics.Pipeline(catalog.Key{Direction: relay.Forward, Name: "p"})
+		expect := func(what string, want int64) {
+			t.Helper()
+			if got := p.Refused(); got != want {
+				t.Errorf("%s: %d refused, want %d", what, got, want)
+			}
+		}
+		expect("at the start", 0)
+		p.Published(1, 1, time.Millisecond)
+		p.DeadLettered(99)
+		expect("99 dead letters just after a delivery", 0)
+		p.DeadLettered(1)
+		expect("100 dead letters", 100)
+		p.Published(1, 1, time.Millisecond)
+		expect("after a delivery", 0)
+
+		time.Sleep(2 * time.Minute)
+		p.DeadLettered(1)
+		expect("the only message of the last minute", 1)
+		time.Sleep(2 * time.Minute)
+		expect("quiet since", 0)
+		p.DeadLettered(100)
+		time.Sleep(2 * time.Minute)
+		expect("quiet since 100", 101)
+		p.SetDeadLetters(0, 0)
+		expect("all discarded", 0)
+	})
 }
 
 func TestBucketsAscend(t *testing.T) {

@@ -37,6 +37,9 @@ type Pipeline struct {
 	waiting     atomic.Int64        // messages parked now
 	unaccounted atomic.Int64
 	overtaken   atomic.Int64
+	refused     atomic.Int64 // dead letters since the last delivery
+	refusedAt   atomic.Int64 // Unix nanoseconds of the last dead letter
+	deliveredAt atomic.Int64 // Unix nanoseconds of the last delivery
 }
 
 // lag is how far the source is behind.
@@ -62,6 +65,8 @@ func (p *Pipeline) Polled(found bool) {
 
 // Published counts messages that a sink confirmed.
 func (p *Pipeline) Published(messages, bytes int, took time.Duration) {
+	p.refused.Store(0)
+	p.deliveredAt.Store(time.Now().UnixNano())
 	p.counters[published].Add(float64(messages))
 	p.counters[publishedBytes].Add(float64(bytes))
 	p.histograms[publishTime].Observe(took.Seconds())
@@ -77,7 +82,25 @@ func (p *Pipeline) Latency(created time.Time) {
 func (p *Pipeline) Skipped(messages int) { p.counters[skipped].Add(float64(messages)) }
 
 // DeadLettered counts messages stored as dead letters.
-func (p *Pipeline) DeadLettered(messages int) { p.counters[deadLettered].Add(float64(messages)) }
+func (p *Pipeline) DeadLettered(messages int) {
+	p.counters[deadLettered].Add(float64(messages))
+	p.refused.Add(int64(messages))
+	p.refusedAt.Store(time.Now().UnixNano())
+}
+
+// Refused returns how many messages became dead letters since the last delivery, if
+// they are the last hundred messages or all of the last minute. Otherwise it returns 0.
+func (p *Pipeline) Refused() int64 {
+	minuteAgo := time.Now().Add(-time.Minute).UnixNano()
+	n := p.refused.Load()
+	if n >= maxRefused || p.refusedAt.Load() > minuteAgo && p.deliveredAt.Load() < minuteAgo {
+		return n
+	}
+	return 0
+}
+
+// maxRefused is how many dead letters without a delivery make a pipeline failing.
+const maxRefused = 100
 
 // Parked counts messages parked behind a dead letter.
 func (p *Pipeline) Parked(messages int) { p.counters[parked].Add(float64(messages)) }
@@ -113,6 +136,7 @@ func (p *Pipeline) Delivering(oldest time.Time) {
 // Own records that this process runs the pipeline, and the epoch of its lease.
 func (p *Pipeline) Own(epoch int64) {
 	p.epoch.Store(epoch)
+	p.refused.Store(0)
 	p.lastCommit.Store(0)
 	p.owned.Store(true)
 }
@@ -140,6 +164,9 @@ func (p *Pipeline) LagUnknown() { p.lag.Store(nil) }
 // SetDeadLetters sets how many dead letters and parked messages are stored.
 func (p *Pipeline) SetDeadLetters(dead, parked int64) {
 	p.dead.Store(dead)
+	if dead == 0 {
+		p.refused.Store(0)
+	}
 	p.waiting.Store(parked)
 }
 
@@ -153,7 +180,7 @@ func (p *Pipeline) SetOvertaken(ids int64) { p.overtaken.Store(ids) }
 // readGauges calls set for each gauge that the pipeline has now.
 func (p *Pipeline) readGauges(set func(gauge int, v float64)) {
 	if h := p.health.Load(); h != HealthNone {
-		set(healthy, number(h == HealthGood))
+		set(healthy, number(h == HealthGood && p.Refused() == 0))
 	}
 	if l := p.currentLag(); l != nil {
 		set(lagSeconds, l.seconds)

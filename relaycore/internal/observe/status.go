@@ -2,16 +2,19 @@
 // health and the status page.
 package observe
 
-import "time"
+import (
+	"fmt"
+	"time"
+)
 
 // States of a pipeline.
 const (
 	StateRunning  = "running"
-	StateRetrying = "retrying" // it runs, and an operation fails for now
+	StateRetrying = "retrying" // it fails for now, and goes on by itself
+	StateFailing  = "failing"  // it runs, and the far end refuses every message
 	StateStarting = "starting"
 	StateStopping = "stopping" // it drains
-	StateBackoff  = "backoff"  // it stopped with an error and will be restarted
-	StateFailed   = "failed"   // like backoff, but it needs an operator
+	StateFailed   = "failed"   // like retrying, but it needs an operator
 	StateInvalid  = "invalid"  // its configuration is invalid
 	StateUnserved = "unserved" // no live instance has its backend
 	StateStandby  = "standby"  // another instance runs it
@@ -19,9 +22,14 @@ const (
 	StateWaiting  = "waiting" // this process owns it, and its lock is not free yet
 )
 
+// DeadLetterWarning describes the dead letters of a pipeline.
+func DeadLetterWarning(direction, name string, dead, parked int64) string {
+	return fmt.Sprintf("%s pipeline %q has %d dead letters and %d parked messages", direction, name, dead, parked)
+}
+
 // Health is the status of a process, as /health reports it.
 type Health struct {
-	Status         string           `json:"status"` // healthy or unhealthy
+	Status         string           `json:"status"` // healthy, degraded or unhealthy
 	PipelinesOwned int              `json:"pipelines_owned"`
 	UptimeSeconds  int64            `json:"uptime_seconds"`
 	Reasons        []string         `json:"reasons,omitempty"`  // why it is unhealthy

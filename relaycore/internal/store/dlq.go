@@ -22,6 +22,10 @@ var (
 	//go:embed sql/dead_letter_list.sql
 	deadLetterListTemplate string
 	deadLetterListSQL      = strings.ReplaceAll(deadLetterListTemplate, ":filter", filterSQL)
+
+	//go:embed sql/dead_letter_summary.sql
+	deadLetterSummaryTemplate string
+	deadLetterSummarySQL      = strings.ReplaceAll(deadLetterSummaryTemplate, ":filter", filterSQL)
 )
 
 // DeadLetterCounts are how many dead letters and parked messages a pipeline has.
@@ -75,6 +79,7 @@ type DeadLetterFilter struct {
 	IDs           []int64
 	Key, Class    string
 	Before, After time.Time // when they were stored
+	Limit         int       // of a list; 0: none
 }
 
 const filterSQL = `p_pipeline => nullif(@pipeline, ''), p_direction => nullif(@direction, ''), p_ids => @ids,
@@ -108,14 +113,42 @@ type DeadLetter struct {
 	Error     string          `json:"error"`
 	Attempts  int             `json:"attempts"`
 	Size      int64           `json:"size"`
-	Body      string          `json:"body"` // as text; bytes that are not UTF-8 are replaced
+	Body      string          `json:"body,omitempty"` // as text; bytes that are not UTF-8 are replaced
 	Headers   json.RawMessage `json:"headers"`
 	Created   time.Time       `json:"created_at"`
 }
 
+// DeadLetterSummary counts the dead letters of a pipeline with the same class and error.
+type DeadLetterSummary struct {
+	Pipeline  string    `json:"pipeline"`
+	Direction string    `json:"direction"`
+	Status    string    `json:"status"`
+	Class     string    `json:"class"`
+	Error     string    `json:"error"`
+	Count     int64     `json:"count"`
+	First     time.Time `json:"first_at"`
+	Last      time.Time `json:"last_at"`
+}
+
+// SummarizeDeadLetters counts the dead letters that f selects.
+func (s Store) SummarizeDeadLetters(ctx context.Context, f DeadLetterFilter) ([]DeadLetterSummary, error) {
+	rows, err := s.db.Query(ctx, deadLetterSummarySQL, s.limited(f))
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowToStructByPos[DeadLetterSummary])
+}
+
+func (s Store) limited(f DeadLetterFilter) pgx.StrictNamedArgs {
+	args := s.filter(f)
+	args["limit"] = f.Limit
+	return args
+}
+
 // ListDeadLetters returns the dead letters that f selects, in the order of their ids.
+// They have bodies if f names ids.
 func (s Store) ListDeadLetters(ctx context.Context, f DeadLetterFilter) ([]DeadLetter, error) {
-	rows, err := s.db.Query(ctx, deadLetterListSQL, s.filter(f))
+	rows, err := s.db.Query(ctx, deadLetterListSQL, s.limited(f))
 	if err != nil {
 		return nil, err
 	}

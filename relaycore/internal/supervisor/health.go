@@ -54,6 +54,10 @@ func (s *Supervisor) Health() observe.Health {
 		if p.Epoch != 0 {
 			h.PipelinesOwned++
 		}
+		if n := p.Numbers; n != nil && n.DeadLetters+n.Parked > 0 {
+			h.Status = observe.Degraded
+			h.Warnings = append(h.Warnings, observe.DeadLetterWarning(p.Direction, p.Name, n.DeadLetters, n.Parked))
+		}
 		what := fmt.Sprintf("%s pipeline %q is %s", p.Direction, p.Name, p.State)
 		if p.Error != "" {
 			what += ": " + p.Error
@@ -68,7 +72,7 @@ func (s *Supervisor) Health() observe.Health {
 				idle++
 			}
 			h.Warnings = append(h.Warnings, fmt.Sprintf("%s pipeline %q: no live instance has backend %q", p.Direction, p.Name, p.Backend))
-		case observe.StateRetrying, observe.StateBackoff, observe.StateFailed, observe.StateInvalid:
+		case observe.StateRetrying, observe.StateFailing, observe.StateFailed, observe.StateInvalid:
 			h.Reasons = append(h.Reasons, what)
 		}
 	}
@@ -127,6 +131,10 @@ func (r *runner) describe(st *observe.PipelineStatus) {
 	}
 	n := r.meter.Numbers()
 	st.Numbers = &n
+	if refused := r.meter.Refused(); refused > 0 && own.state == observe.StateRunning {
+		st.State = observe.StateFailing
+		st.Error = fmt.Sprintf("the last %d messages are dead letters, and none was delivered since; see dlq summary", refused)
+	}
 }
 
 // Ready reports whether the process can take pipelines, or why not.

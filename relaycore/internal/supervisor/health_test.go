@@ -77,3 +77,27 @@ func TestStaleCatalogIsUnhealthy(t *testing.T) {
 		}
 	})
 }
+
+// Dead letters degrade a pipeline that works. One that delivers nothing fails.
+func TestDeadLettersAreVisible(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		st := newStage(t, catalog.Snapshot{testPipeline("a", "1")})
+		defer st.end()
+		meter := st.s.cfg.Metrics.Pipeline(testPipeline("a", "1").Key)
+		meter.SetDeadLetters(3, 4)
+		h := st.s.Health()
+		const warning = `forward pipeline "a" has 3 dead letters and 4 parked messages`
+		if h.Status != observe.Degraded || len(h.Warnings) != 1 || h.Warnings[0] != warning {
+			t.Errorf("health with dead letters = %+v, want degraded with %s", h, warning)
+		}
+		meter.DeadLettered(3)
+		if h := st.s.Health(); h.Status != observe.Unhealthy || st.state("a").State != observe.StateFailing {
+			t.Errorf("health without a delivery = %+v, want unhealthy and failing", h)
+		}
+		meter.Published(1, 1, time.Millisecond)
+		if st.state("a").State != observe.StateRunning {
+			t.Errorf("the pipeline is %s after a delivery", st.state("a").State)
+		}
+	})
+}

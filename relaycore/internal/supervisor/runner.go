@@ -142,7 +142,7 @@ func (r *runner) failed(err error, retry *retries) (delay time.Duration) {
 		r.set(observe.StateFailed, err)
 	default:
 		delay = retry.transient.Next()
-		r.set(observe.StateBackoff, err)
+		r.set(observe.StateRetrying, err)
 	}
 
 	r.meter.Restarted()
@@ -244,7 +244,7 @@ func (r *runner) set(state string, err error) {
 
 	health := observe.HealthGood
 	switch state {
-	case observe.StateRetrying, observe.StateBackoff, observe.StateFailed:
+	case observe.StateRetrying, observe.StateFailed:
 		health = observe.HealthBad
 	case observe.StateWaiting:
 		if !st.heldSince.IsZero() && time.Since(st.heldSince) > heldLong {
