@@ -90,6 +90,7 @@
 //	NOGROUP                                                    transient; the group is created again where it was
 //	a body larger than proto-max-bulk-len                      permanent
 //	a row without a field of the template                      permanent
+//	WRONGTYPE, where the stream's name comes from the row      permanent
 //	WRONGTYPE, NOPERM, WRONGPASS, NOAUTH, no such database     fatal
 //	an unknown command, a certificate that is not trusted      fatal
 package redisrelay

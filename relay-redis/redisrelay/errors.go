@@ -45,3 +45,17 @@ func isReply(err error) bool {
 	_, ok := errors.AsType[redis.Error](err)
 	return ok
 }
+
+// classify is that for messages: a key that is no stream, and whose name comes from a
+// row, stops only the messages with that name.
+func (s *sink) classify(err error) error {
+	if s.cfg.Stream.PerMessage() && isWrongType(err) {
+		return relay.Permanent(err)
+	}
+	return classify(err)
+}
+
+func isWrongType(err error) bool {
+	reply, ok := errors.AsType[redis.Error](err)
+	return ok && strings.HasPrefix(reply.Error(), "WRONGTYPE")
+}

@@ -31,6 +31,8 @@ type stream struct {
 	known bool   // tail was read from the server, or needs not be
 	tail  string // id of the last entry that is known
 	last  *entry // of the transaction at hand
+
+	refused error // permanent: load found that the key is no stream
 }
 
 // tails is where each stream that the sink has written ends.
@@ -64,8 +66,9 @@ func (t *tails) get(name []byte) *stream {
 }
 
 // load reads the tails of streams that are new. It finds out in passing that
-// each is a stream and may be read, before anything is added.
-func (t *tails) load(ctx context.Context, client redis.UniversalClient) error {
+// each is a stream and may be read, before anything is added. What classify makes
+// permanent is kept with the stream, which stays new.
+func (t *tails) load(ctx context.Context, client redis.UniversalClient, classify func(error) error) error {
 	var fresh []*stream
 	for _, st := range t.streams {
 		if !st.known {
@@ -81,13 +84,24 @@ func (t *tails) load(ctx context.Context, client redis.UniversalClient) error {
 	for i, st := range fresh {
 		last, err := replies[i].Result()
 		if err != nil {
-			return classify(fmt.Errorf("read the end of stream %q: %w", st.name, err))
+			err = classify(fmt.Errorf("read the end of stream %q: %w", st.name, err))
+		}
+		st.refused = nil
+		switch {
+		case relay.IsPermanent(err):
+			st.refused = err
+			continue
+		case err != nil:
+			return err
 		}
 		if len(last) > 0 {
 			st.tail = last[0].ID
 			t.observe(st.tail)
 		}
 		st.known, t.text = true, ""
+	}
+	if isReply(execErr) {
+		return nil // kept with its stream
 	}
 	return execErr
 }
@@ -127,7 +141,7 @@ func (s *sink) Position(ctx context.Context) (string, error) {
 	if s.tails.since == 0 {
 		if s.cfg.Stream.Fixed() {
 			s.tails.get([]byte(s.cfg.Stream.String()))
-			if err := s.tails.load(ctx, s.client); err != nil {
+			if err := s.tails.load(ctx, s.client, s.classify); err != nil {
 				return "", err
 			}
 		}
@@ -180,6 +194,10 @@ func (s *sink) Resume(ctx context.Context, from string, seen func(id string)) er
 				seen(dedup)
 			}
 		})
+		if isWrongType(err) && s.cfg.Stream.PerMessage() {
+			s.env.Logger.Error("stream was replaced by another key", "stream", name, "confirmed", after)
+			continue
+		}
 		if err != nil {
 			return err
 		}

@@ -150,7 +150,13 @@ func (s *sink) route(ctx context.Context, batch []relay.Message) (pending []rout
 		pending = append(pending, routed{i, st})
 	}
 	if fresh && s.cfg.Resume {
-		err = s.tails.load(ctx, s.client)
+		err = s.tails.load(ctx, s.client, s.classify)
+		pending = slices.DeleteFunc(pending, func(r routed) bool {
+			if r.stream.refused != nil && !s.out.Held(r.index) {
+				s.out.Fail(r.index, fmt.Errorf("message %s: %w", batch[r.index].ID, r.stream.refused))
+			}
+			return s.out.Failed(r.index) || s.out.Held(r.index)
+		})
 	}
 	if s.cluster {
 		pending = groupByStream(pending)
@@ -221,8 +227,11 @@ func (s *sink) transact(ctx context.Context, batch []relay.Message, run []routed
 	var refused error
 	for _, e := range s.chunk[:s.used] {
 		if err := e.cmd.Err(); err != nil {
-			refused = s.addError(batch, e, err)
-			s.out.Fail(e.index, refused)
+			err = s.addError(batch, e, err)
+			s.out.Fail(e.index, err)
+			if !relay.IsPermanent(err) {
+				refused = err
+			}
 			continue
 		}
 		e.stream.last = e
@@ -278,7 +287,7 @@ func (s *sink) explain(batch []relay.Message, execErr error) error {
 }
 
 func (s *sink) addError(batch []relay.Message, e *entry, err error) error {
-	return classify(fmt.Errorf("add %s to stream %q: %w", batch[e.index].ID, e.stream.name, err))
+	return s.classify(fmt.Errorf("add %s to stream %q: %w", batch[e.index].ID, e.stream.name, err))
 }
 
 // fill makes the next entry of the chunk out of m.

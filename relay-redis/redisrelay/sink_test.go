@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -177,6 +178,38 @@ func TestSinkWrongType(t *testing.T) {
 			t.Errorf("Publish = %v and has added entries; want a fatal error before anything is added", err)
 		case !resume && (!errors.As(err, &partial) || !relay.IsFatal(partial.Failed[4]) || partial.Failed[9] == nil || partial.Failed[3] != nil):
 			t.Errorf("Publish = %v, want a fatal error for the fifth message and the key held back", err)
+		}
+	}
+}
+
+// A stream's name that comes from a row stops the messages with that name, no others.
+func TestSinkWrongTypeOfRow(t *testing.T) {
+	url := relaytest.Endpoint(t, "RELAY_TEST_REDIS_URL")
+	raw := rawClient(t, url)
+	for _, resume := range []bool{true, false} {
+		name := uniqueName(t)
+		t.Cleanup(func() { raw.Del(context.Background(), name+":good", name+":bad") })
+		raw.Set(t.Context(), name+":bad", "a string", 0)
+		s := mustSink(t, testEnv(t), fmt.Sprintf(`{"url":%q,"stream":%q,"resume":%t}`, url, name+":{row.tenant}", resume))
+		if _, err := s.(relay.Resumer).Position(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for from := range 2 {
+			batch := messages(10*from+1, 6)
+			for i := range batch {
+				batch[i].Row, batch[i].Key = []byte(`{"tenant":"good"}`), strconv.Itoa(i)
+			}
+			batch[2].Row = []byte(`{"tenant":"bad"}`)
+			partial, ok := errors.AsType[*relay.BatchError](s.Publish(t.Context(), batch))
+			if !ok || len(partial.Failed) != 1 || !relay.IsPermanent(partial.Failed[2]) {
+				t.Fatalf("resume %t: Publish = %v, want the third message refused for good", resume, partial)
+			}
+		}
+		if got := ids(t, raw, name+":good"); len(got) != 10 {
+			t.Errorf("resume %t: stream has %d entries, want 10", resume, len(got))
+		}
+		if _, err := s.(relay.Resumer).Position(t.Context()); err != nil {
+			t.Errorf("resume %t: Position = %v", resume, err)
 		}
 	}
 }
