@@ -67,8 +67,9 @@
 // # Errors
 //
 //	permanent, for one message   larger than the server's max_payload or the stream's max_msg_size; a subject
-//	                             or header name that cannot be sent; a Nats- header that asks for what the
-//	                             stream refuses (400)
+//	                             or header name that cannot be sent; a subject longer than the control line
+//	                             (4,096 bytes less the rest); a subject made of the row that the stream does
+//	                             not store; a Nats- header that asks for what the stream refuses (400)
 //	fatal, for the pipeline      credentials, permissions, certificates; JetStream not enabled for the account;
 //	                             stream missing, sealed, without acks, or not for the subject; a consumer
 //	                             that does not fit

@@ -23,6 +23,10 @@ const (
 	// delays each connection by as much.
 	accountTimeout = 2 * time.Second
 	maxKnown       = 10_000 // subjects in sink.known
+	// maxControlLine is the server's default of max_control_line, which it tells no
+	// client. A longer line ends the connection.
+	maxControlLine = 4096
+	controlLineFix = 32 // what the line holds beside its subjects
 )
 
 // sink publishes each message with a reply subject of its own and follows the
@@ -110,7 +114,11 @@ func (s *sink) openStream(ctx context.Context, subject string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.ConfirmTimeout.D())
 	defer cancel()
-	stream, err := s.conn.stream(ctx, s.cfg.Stream, subject, create)
+	name := s.cfg.Stream
+	if s.cfg.Subject.PerMessage() {
+		name = cmp.Or(name, s.stream) // the subject of one row finds no stream for all
+	}
+	stream, err := s.conn.stream(ctx, name, subject, create)
 	if err != nil {
 		return err
 	}
@@ -289,6 +297,9 @@ func (s *sink) check(ctx context.Context, m *relay.Message, size int) error {
 	if !validSubject(m.Subject) {
 		return relay.Permanent(fmt.Errorf("message %s: %q is not a subject that can be published to", m.ID, m.Subject))
 	}
+	if limit := maxControlLine - controlLineFix - len(s.win.prefix); len(m.Subject) > limit {
+		return relay.Permanent(fmt.Errorf("message %s: the subject has %d bytes; the server allows %d: %.40q…", m.ID, len(m.Subject), limit, m.Subject))
+	}
 	if !s.stores(m.Subject) { // unless the stream was changed
 		if err := s.openStream(ctx, m.Subject); err != nil {
 			return err
@@ -312,8 +323,16 @@ func (s *sink) checkStores(subject string) error {
 	if s.stores(subject) {
 		return nil
 	}
-	return relay.Fatal(fmt.Errorf("stream %q does not store subject %q, only %s: add it to the stream",
-		s.stream, subject, strings.Join(s.info.Subjects, ", ")))
+	err := fmt.Errorf("stream %q does not store subject %q, only %s: add it to the stream",
+		s.stream, subject, strings.Join(s.info.Subjects, ", "))
+
+	// Other rows can have a subject that the stream stores, if the template allows one.
+	possible := wildcards(s.cfg.Subject.String())
+	overlaps := func(pattern string) bool { return overlap(pattern, possible) }
+	if s.cfg.Subject.PerMessage() && slices.ContainsFunc(s.info.Subjects, overlaps) {
+		return relay.Permanent(err)
+	}
+	return relay.Fatal(err)
 }
 
 // result ends the batch. When an answer is missing it is unknown whether the message
@@ -331,7 +350,7 @@ func (s *sink) result(ctx context.Context, batch []relay.Message, stopped error)
 	if len(w.silent) > 0 {
 		err := s.explainSilence(ctx, batch[w.silent[0]].Subject)
 		for _, i := range w.silent {
-			w.out.Fail(i, err)
+			w.out.Fail(i, cmp.Or(s.checkStores(batch[i].Subject), err))
 		}
 	}
 	if w.sent > w.done {
@@ -348,9 +367,6 @@ func (s *sink) result(ctx context.Context, batch []relay.Message, stopped error)
 func (s *sink) explainSilence(ctx context.Context, subject string) error {
 	s.broken = true // the next batch looks up the stream again
 	if err := s.openStream(ctx, subject); err != nil {
-		return err
-	}
-	if err := s.checkStores(subject); err != nil {
 		return err
 	}
 	return fmt.Errorf("publish to %q: stream %q is not available at the moment: %w", subject, s.stream, errNoResponders)

@@ -551,3 +551,54 @@ func TestAllocations(t *testing.T) {
 		t.Errorf("%.2f allocations a message, want 5", perMessage)
 	}
 }
+
+// A subject that comes from a row stops the messages with that subject, no others.
+func TestSubjectOfRowIsRefusedAlone(t *testing.T) {
+	url := relaytest.Endpoint(t, "RELAY_TEST_NATS_URL")
+	nc, js := connect(t, url)
+	name := fmt.Sprintf("ROW%d", time.Now().UnixNano())
+	t.Cleanup(func() { _ = js.DeleteStream(context.Background(), name) })
+	_, err := js.CreateStream(testContext(t), jetstream.StreamConfig{Name: name, Subjects: []string{name + ".in.>"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	nc.Close()
+
+	for _, stream := range []string{name, ""} {
+		s := openSink(t, fmt.Sprintf(`{"url":%q,"stream":%q,"subject":"%s.{row.place}.{row.city}"}`, url, stream, name))
+		batch := messages(name+".in.bonn", 1, 4, 4)
+		for i := range batch {
+			batch[i].ID += stream
+		}
+		batch[1].Subject = name + ".in." + strings.Repeat("x", 4100)
+		batch[2].Subject = name + ".out.bonn"
+		partial, ok := errors.AsType[*relay.BatchError](s.Publish(testContext(t), batch))
+		if !ok || len(partial.Failed) != 2 || !relay.IsPermanent(partial.Failed[1]) || !relay.IsPermanent(partial.Failed[2]) {
+			t.Errorf("stream %q: Publish = %v, want the second and the third message refused for good", stream, partial)
+		}
+	}
+
+	// The longest subject that passes.
+	s := openSink(t, fmt.Sprintf(`{"url":%q,"stream":%q}`, url, name))
+	batch := messages(name+".in.bonn", 10, 1, 1)
+	for n := 4096; n > 3900; n-- {
+		batch[0].Subject = name + ".in." + strings.Repeat("x", n-len(name)-4)
+		err := s.Publish(testContext(t), batch)
+		if err == nil {
+			break
+		}
+		if partial, ok := errors.AsType[*relay.BatchError](err); !ok || !relay.IsPermanent(partial.Failed[0]) {
+			t.Fatalf("a subject of %d bytes: %v, want a permanent error", n, err)
+		}
+	}
+	if n := len(batch[0].Subject); n < 3990 || n > 4060 {
+		t.Errorf("the longest subject has %d bytes, want about 4,030", n)
+	}
+
+	// A template that can make no subject of the stream is an error of the configuration.
+	s = openSink(t, fmt.Sprintf(`{"url":%q,"stream":%q,"subject":"%s.out.{row.city}"}`, url, name, name))
+	partial, ok := errors.AsType[*relay.BatchError](s.Publish(testContext(t), messages(name+".out.bonn", 20, 2, 2)))
+	if !ok || !relay.IsFatal(partial.Failed[0]) {
+		t.Errorf("a template beside the stream = %v, want a fatal error", partial)
+	}
+}

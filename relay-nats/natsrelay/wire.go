@@ -152,3 +152,20 @@ func matches(pattern, subject string) bool {
 		pattern, subject = prest, srest
 	}
 }
+
+// overlap reports whether a subject exists that both patterns cover.
+func overlap(a, b string) bool {
+	for {
+		at, arest, amore := strings.Cut(a, ".")
+		bt, brest, bmore := strings.Cut(b, ".")
+		switch {
+		case at == ">" || bt == ">":
+			return true
+		case at != bt && at != "*" && bt != "*":
+			return false
+		case !amore || !bmore:
+			return amore == bmore
+		}
+		a, b = arest, brest
+	}
+}
