@@ -112,7 +112,8 @@ func (c *connConfig) validate() error {
 			return relaycfg.Errorf("url", "number %d is malformed", i+1)
 		}
 		if _, err := amqp.ParseURI(u); err != nil {
-			return relaycfg.Errorf("url", "number %d is malformed; wants amqp://USER:PASSWORD@HOST:5672/VHOST: %s", i+1, strings.ReplaceAll(err.Error(), u, "[redacted]"))
+			return relaycfg.Errorf("url", "number %d is malformed; wants amqp://USER:PASSWORD@HOST:5672/VHOST: %s",
+				i+1, strings.ReplaceAll(err.Error(), u, "[redacted]"))
 		}
 	}
 	return nil
@@ -137,7 +138,8 @@ func (c *sourceConfig) Validate() error {
 		return relaycfg.Errorf("bind_exchange", "is for a queue that is declared; set create_if_missing")
 	}
 	if !validOffset.MatchString(c.StreamOffset) {
-		return relaycfg.Errorf("stream_offset", "is %q; must be first, last, next, an offset such as 4711, or an age such as 1h", c.StreamOffset)
+		return relaycfg.Errorf("stream_offset", "is %q; must be first, last, next, an offset such as 4711, or an age such as 1h",
+			c.StreamOffset)
 	}
 	return c.validate()
 }

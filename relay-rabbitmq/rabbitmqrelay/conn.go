@@ -32,7 +32,7 @@ type conn struct {
 // dial tries the nodes in turn, beginning with number *last, and leaves in *last
 // the one that answered.
 func (c *connConfig) dial(ctx context.Context, env relay.Env, last *int) (*conn, error) {
-	var tlsConfig *tls.Config // the client makes one if the URL says amqps
+	var tlsConfig *tls.Config // the client makes one for an amqps URL
 	if c.TLS.Configured() {
 		var err error
 		if tlsConfig, err = c.TLS.Client(); err != nil {

@@ -56,9 +56,9 @@
 // source keeps it as the only message of a queue of its own, a quorum queue of
 // length 1, replaced and confirmed with each acknowledgement.
 //
-// The source stores where a pipeline begins before it hands out the first message,
-// so that it uses stream_offset only once: a connection that is lost before the
-// first acknowledgement makes no hole. For next and an age the start is a time. It
+// The source stores where a pipeline begins before it hands out the first message.
+// So it uses stream_offset only once, and a connection that is lost before the first
+// acknowledgement makes no hole. For next and an age the start is a time. It
 // is a minute early, because the broker's clock may differ, so that some messages
 // may be delivered twice between start and first acknowledgement.
 //
@@ -71,7 +71,7 @@
 // # Refusals
 //
 // A message is refused when it has no id (and id is refuse) or was delivered too
-// often (max_deliveries). on_reject says what happens to it in the queue:
+// often (max_deliveries). on_reject decides what happens to it in the queue:
 //
 //	requeue       it is requeued once, for another consumer; when it comes again
 //	              it becomes a dead letter of the relay, and leaves the queue

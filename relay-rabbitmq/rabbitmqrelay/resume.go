@@ -160,7 +160,7 @@ func exists(conn *conn, queue string) (bool, error) {
 // notices. Beginning again meanwhile would repeat the stream or, with next, leave a
 // hole. So an empty queue is an error, unless this source knows the offset.
 //
-// AMQP cannot tell a message that another connection holds from none. But the
+// In AMQP a message that another connection holds looks like none. But the
 // broker closes a silent connection after some heartbeats; find then reports that
 // there is no offset. Older versions of the relay declared the queue before they
 // had an offset, and may have left it empty.
@@ -216,7 +216,8 @@ func (o *offsetStore) read(ctx context.Context) (m position, found bool, err err
 		return m, false, nil
 	}
 	if m, err = parsePosition(strings.TrimSpace(string(d.Body))); err != nil {
-		return m, false, relay.Fatal(fmt.Errorf("queue %q holds %.40q instead of an offset: delete it to read the stream from stream_offset", o.queue, d.Body))
+		return m, false, relay.Fatal(fmt.Errorf("queue %q holds %.40q instead of an offset: delete it to read the stream from stream_offset",
+			o.queue, d.Body))
 	}
 	o.known.stored.Store(&m)
 	// Stored again and not requeued: a quorum queue drops what it has delivered too

@@ -70,14 +70,12 @@ func newSession(ctx context.Context, conn *conn, cfg *sourceConfig, known *progr
 
 // provide declares or checks the queue.
 func provide(channel *amqp.Channel, cfg *sourceConfig) error {
-	if !cfg.CreateIfMissing {
-		if _, err := channel.QueueDeclarePassive(cfg.Queue, true, false, false, false, nil); err != nil {
-			return fmt.Errorf("check queue %q: %w", cfg.Queue, err)
-		}
-		return nil
+	declare := channel.QueueDeclarePassive
+	if cfg.CreateIfMissing {
+		declare = channel.QueueDeclare
 	}
-	if _, err := channel.QueueDeclare(cfg.Queue, true, false, false, false, queueArgs(cfg.QueueType)); err != nil {
-		return fmt.Errorf("declare queue %q: %w", cfg.Queue, err)
+	if _, err := declare(cfg.Queue, true, false, false, false, amqp.Table{amqp.QueueTypeArg: cfg.QueueType}); err != nil {
+		return fmt.Errorf("declare or check queue %q: %w", cfg.Queue, err)
 	}
 	if cfg.BindExchange == "" {
 		return nil

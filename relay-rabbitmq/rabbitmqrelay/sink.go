@@ -278,13 +278,9 @@ func (p *publishing) await(f *flight) error {
 }
 
 func (p *publishing) takeReturns() {
-	for {
-		select {
-		case r, ok := <-p.returns:
-			p.returned(r, ok)
-		default:
-			return
-		}
+	for len(p.returns) > 0 {
+		r, ok := <-p.returns
+		p.returned(r, ok)
 	}
 }
 
@@ -297,7 +293,8 @@ func (p *publishing) returned(r amqp.Return, ok bool) {
 	delete(p.routable, r.RoutingKey)
 	for _, f := range p.flights {
 		if m := &p.batch[f.index]; m.ID == r.MessageId && f.routing == r.RoutingKey {
-			p.outcome.Fail(f.index, relay.Permanent(fmt.Errorf("no queue gets %s from exchange %q with routing key %q: %s", m.ID, r.Exchange, r.RoutingKey, r.ReplyText)))
+			p.outcome.Fail(f.index, relay.Permanent(fmt.Errorf("no queue gets %s from exchange %q with routing key %q: %s",
+				m.ID, r.Exchange, r.RoutingKey, r.ReplyText)))
 		}
 	}
 }

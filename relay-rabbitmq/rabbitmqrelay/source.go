@@ -252,8 +252,6 @@ func (s *source) Close() error {
 	return err
 }
 
-func queueArgs(queueType string) amqp.Table { return amqp.Table{amqp.QueueTypeArg: queueType} }
-
 func offsetArg(offset string) any {
 	if n, err := strconv.ParseInt(offset, 10, 64); err == nil {
 		return n

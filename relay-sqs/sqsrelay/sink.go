@@ -14,8 +14,8 @@ import (
 )
 
 // sink sends batches with several requests at a time. SQS may refuse any entry of a
-// request and accept the rest, so a message group is a lane: the next message of a
-// lane is ready only when the one before is settled.
+// request and accept the rest. So a message group is a lane, and the next message of
+// a lane is ready only when the one before is settled.
 type sink struct {
 	cfg    sinkConfig
 	queue  *queue

@@ -113,8 +113,8 @@ func checkText(s string) error {
 	return nil
 }
 
-// token returns s if it may be a group or deduplication id, else its SHA-256: SQS
-// allows up to 128 of the printable ASCII characters other than the space.
+// token returns s if it may be a group or deduplication id, else its SHA-256. SQS
+// allows up to 128 printable ASCII characters other than the space.
 func token(s string) string {
 	if s != "" && len(s) <= 128 && !strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r >= 0x7f }) {
 		return s

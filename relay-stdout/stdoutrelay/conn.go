@@ -20,9 +20,8 @@ const (
 )
 
 // outputs are the standard output, the pipes and the devices that a process
-// writes to, by path. Its sinks share them: a message that was cut is completed
-// before another one begins, even if that comes from another pipeline, or from
-// the same one after a reload.
+// writes to, by path. Its sinks share them. A message that was cut is completed
+// before another one begins, even if another pipeline writes that one.
 type outputs struct {
 	mu   sync.Mutex
 	open map[string]*output

@@ -3,8 +3,8 @@
 //
 // # What travels
 //
-// The pipeline's own key format (envelope, payload, cloudevents, debezium) says
-// what a message's body is. The sink's format says how bodies are laid out:
+// The pipeline's own key format (envelope, payload, cloudevents, debezium) decides
+// what a message's body is. The sink's format decides how bodies are laid out:
 //
 //	jsonl        the body on a line; line breaks around its values are dropped
 //	json_pretty  the body, indented
@@ -29,9 +29,9 @@
 // after another process (logrotate) has moved or deleted the old one; it needs no
 // signal.
 //
-// After a failed write, for example on a full disk, the sink cuts the file back
-// to the last whole batch, and the engine retries without limit. When the sink
-// opens a file, it cuts off a line that a crash has left torn.
+// After a failed write, for example on a full disk, the sink truncates the file to
+// the last whole batch. The engine retries without limit. When the sink
+// opens a file, it removes a line that a crash has left torn.
 //
 // After a crash the sink reads back the ids in the file's tail, also through
 // rotation, and the engine skips what is there: effectively once. The id is the
@@ -61,8 +61,8 @@
 // the pipeline with an error. A change that leaves the inode and the last 4 KiB
 // before the position as they were cannot be noticed.
 //
-// To continue after a rename, set path to the name that the old file has now:
-// the source finds it by its inode and reads the rest. Then set path back: the new
+// To continue after a rename, set path to the name that the old file has now. The
+// source knows it by its inode and reads the rest. Then set path back: the new
 // file is read from its beginning, and its lines have new ids. A file that was cut
 // or overwritten is read as a new one under another name.
 //

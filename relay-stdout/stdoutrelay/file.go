@@ -12,11 +12,11 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
-// headSize is how much of a file's beginning tells it from another one.
+// headSize is how much of a file's beginning identifies it.
 const headSize = 64
 
-// file appends to a file, and syncs after each batch. It cuts off what a failed
-// write leaves before it writes anything else.
+// file appends to a file, and syncs after each batch. It removes what a failed write
+// leaves before it writes anything else.
 type file struct {
 	writer
 	cfg    sinkConfig
@@ -139,7 +139,7 @@ func (s *file) write() error {
 	}
 	if err != nil {
 		s.dirty = int64(n)
-		return errors.Join(err, s.ready()) // cuts off what was written
+		return errors.Join(err, s.ready()) // removes what was written
 	}
 	s.head = append(s.head, s.buf[:min(headSize-len(s.head), len(s.buf))]...)
 	s.size += int64(len(s.buf))

@@ -53,9 +53,8 @@ func (s *file) Position(context.Context) (string, error) {
 	return string(text), err
 }
 
-// Resume implements [relay.Resumer]. It reads what was written after position:
-// the rest of that file and all files after it, or every file that rotation has
-// kept if that file is gone.
+// Resume implements [relay.Resumer]. It reads the rest of the position's file and
+// all files after it. If that file is gone, it reads all files.
 func (s *file) Resume(ctx context.Context, text string, seen func(id string)) error {
 	var at position
 	if err := json.Unmarshal([]byte(text), &at); err != nil {
@@ -76,9 +75,9 @@ func (s *file) Resume(ctx context.Context, text string, seen func(id string)) er
 	return nil
 }
 
-// readIDs calls seen with the id of each message in the file at path, if it is
-// the file of at then only of those after at. It reads line by line, so that a
-// line of another writer hides no other line.
+// readIDs calls seen with the id of each message in the file at path, or of each one
+// after at if at is in that file. It reads line by line, so that a line of another
+// writer hides no other line.
 func (s *file) readIDs(ctx context.Context, path string, at position, seen func(id string)) (found bool, err error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -158,9 +157,8 @@ func (j *jsonIDs) values(text []byte) {
 	}
 }
 
-// csvID finds the id in a line that [appendCSV] wrote. It reads each line as a
-// file of its own: after a quote that another writer has left open, a CSV reader
-// would read many lines as one.
+// csvID finds the id in a line that [appendCSV] wrote. It reads each line as a file
+// of its own, because another writer may have left a quote open.
 func csvID(line []byte, seen func(id string)) {
 	in := csv.NewReader(bytes.NewReader(line))
 	if fields, err := in.Read(); err == nil && fields[0] != "" && fields[0] != "dedup_key" {

@@ -33,9 +33,9 @@ func newSource(cfg sourceConfig, env relay.Env, input *stdin) (relay.Source, err
 	return newFileSource(cfg, env)
 }
 
-// fileSource reads a file to its end, and with follow waits there for more. The
-// file must only grow: a file that is replaced, renamed, cut or overwritten is a
-// fatal error, because lines that were not read could be lost without it.
+// fileSource reads a file to its end, and with follow waits there for more. The file
+// must only grow. A file that is replaced, renamed, cut or overwritten is a fatal
+// error, because lines that were not read may be lost.
 type fileSource struct {
 	cfg  sourceConfig
 	log  *slog.Logger
@@ -145,7 +145,7 @@ func (c *checkpoint) isIn(f *os.File, info os.FileInfo) bool {
 
 // changed returns the error for a file that did not only grow.
 func (s *fileSource) changed(how string) error {
-	return relay.Fatal(fmt.Errorf("read %s: the file %s after byte %d was read: restore it, or set path to a file of another name",
+	return relay.Fatal(fmt.Errorf("read %s: the file %s after byte %d: restore it, or set path to another name",
 		s.cfg.Path, how, s.at.Offset))
 }
 

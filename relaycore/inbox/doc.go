@@ -34,8 +34,8 @@
 //
 // A partitioned table whose partition key is not the event id cannot have a unique
 // key on the event id alone. For such a table the sink takes an advisory lock of the
-// transaction and inserts what a lookup by event id does not find, in one round trip
-// as well.
+// transaction. It then inserts what a lookup by event id does not find. Both are one
+// round trip.
 //
 // # Privileges
 //

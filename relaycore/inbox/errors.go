@@ -11,7 +11,7 @@ import (
 
 var errClosed = errors.New("the sink is closed")
 
-// SQLSTATEs that are told apart from others of their class.
+// SQLSTATEs that differ from others of their class.
 const (
 	checkViolation        = "23514"
 	invalidStatementName  = "26000"
@@ -40,7 +40,7 @@ func classify(err error) error {
 	return err
 }
 
-// isConflict reports whether err says that a row violates a constraint, by which
+// isConflict reports whether err is about a row that violates a constraint, by which
 // a row that is there already shows.
 func isConflict(err error) bool {
 	var pg *pgconn.PgError

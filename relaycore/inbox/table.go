@@ -167,7 +167,8 @@ func findTable(ctx context.Context, db pg.Querier, schema, name string) (relatio
 			return relation{}, fmt.Errorf("look up inbox table %s: %w", r.name, err)
 		}
 		if kind != "r" && kind != "p" {
-			return relation{}, relay.Fatal(fmt.Errorf("inbox %s is not a table: name a table, because a view or a foreign table has no unique key by which duplicates are dropped", r.name))
+			return relation{}, relay.Fatal(fmt.Errorf("inbox %s is not a table: name a table, because a view or a foreign table has no unique key by which duplicates are dropped",
+				r.name))
 		}
 		if !usage {
 			return relation{}, relay.Fatal(fmt.Errorf("role %q may not use the schema of inbox %s: GRANT USAGE ON SCHEMA %s TO %s",
@@ -260,7 +261,8 @@ func (t *table) mapColumns(configured, registered Columns, attrs []attribute) (i
 			continue
 		}
 		if filled[attr.name] {
-			return id, relay.Fatal(fmt.Errorf("column %q of inbox %s is given two meanings, one of them %s: map each to a column of its own", attr.name, t.name, w.usual))
+			return id, relay.Fatal(fmt.Errorf("column %q of inbox %s is given two meanings, one of them %s: map each to a column of its own",
+				attr.name, t.name, w.usual))
 		}
 		filled[attr.name] = true
 		if w.field == fieldReceivedAt {
@@ -289,9 +291,11 @@ func (t *table) columnOf(w *wanted, attrs []attribute) (attr attribute, ok bool,
 	case !ok:
 		return attr, false, nil
 	case attr.generated:
-		return attr, false, fmt.Errorf("column %q of inbox %s is generated, so nothing can be written to it: map %s to another column", name, t.name, w.usual)
+		return attr, false, fmt.Errorf("column %q of inbox %s is generated, so nothing can be written to it: map %s to another column",
+			name, t.name, w.usual)
 	case !attr.insert:
-		return attr, false, fmt.Errorf("no INSERT privilege on column %q of inbox %s: GRANT INSERT ON %s to the relay's role, or map %s to \"-\"", name, t.name, t.name, w.usual)
+		return attr, false, fmt.Errorf("no INSERT privilege on column %q of inbox %s: GRANT INSERT ON %s to the relay's role, or map %s to \"-\"",
+			name, t.name, t.name, w.usual)
 	case w.field == fieldReceivedAt && attr.base != pgtype.TimestamptzOID && attr.base != pgtype.TimestampOID:
 		return attr, false, nil // a column of the user's own; its default fills it
 	}
