@@ -40,7 +40,8 @@ An unknown key, a wrong type and an unknown variable are refused when the pipeli
 | secret | a string that is never shown; write it as `${env:NAME}` or `${file:/path}` |
 
 Every string may hold `${env:NAME}`, `${ENV:NAME}` and `${file:/path}`. The relay resolves them when
-the pipeline starts. It does not store, log or show the values.
+the pipeline starts. It does not store, log or show the values. The relay's flags `--allow-env` and
+`--allow-files` limit which variables and files a pipeline may name.
 
 HEAD
 	relay keys

@@ -15,8 +15,8 @@ import (
 // reach a server and log in.
 type connConfig struct {
 	URL         relaycfg.List   `json:"url" relay:"required" doc:"Servers to connect to, for example nats://host:4222 or tls://host:4222; the first that answers is used."`
-	Credentials string          `json:"credentials_file" doc:"Path of a credentials file: a user JWT with its nkey seed."`
-	NKey        string          `json:"nkey_file" doc:"Path of a file that holds an nkey seed."`
+	Credentials string          `json:"credentials_file" relay:"file" doc:"Path of a credentials file: a user JWT with its nkey seed."`
+	NKey        string          `json:"nkey_file" relay:"file" doc:"Path of a file that holds an nkey seed."`
 	User        string          `json:"user" doc:"User name."`
 	Password    relaycfg.Secret `json:"password" doc:"Password of user."`
 	Token       relaycfg.Secret `json:"token" doc:"Token, where the server asks for one instead of a user."`

@@ -17,14 +17,14 @@ var reference = regexp.MustCompile(`\$\{(env|ENV|file):([^}]*)\}`)
 // MaxFile is the largest file, in bytes, that a reference may name.
 const MaxFile = 1 << 20
 
-// HasReference reports whether [Expand] would replace anything in raw.
+// HasReference reports whether [Access.Expand] would replace anything in raw.
 func HasReference(raw json.RawMessage) bool { return reference.Match(raw) }
 
 // Expand replaces every ${env:NAME}, ${ENV:NAME} and ${file:/path} inside the
-// strings of the JSON value raw. A file's trailing newline is dropped. A variable
-// that is not set or a file that cannot be read is an error that names it and
-// never its value.
-func Expand(raw json.RawMessage) (json.RawMessage, error) {
+// strings of the JSON value raw. A file's trailing newline is dropped. A reference that
+// is not permitted, a variable that is not set, or a file that cannot be read is an
+// error that names the reference and never its value.
+func (a *Access) Expand(raw json.RawMessage) (json.RawMessage, error) {
 	if !HasReference(raw) {
 		return raw, nil
 	}
@@ -34,31 +34,31 @@ func Expand(raw json.RawMessage) (json.RawMessage, error) {
 	if err := dec.Decode(&v); err != nil {
 		return nil, err
 	}
-	v, err := expand(v, "")
+	v, err := a.expand(v, "")
 	if err != nil {
 		return nil, err
 	}
 	return json.Marshal(v)
 }
 
-func expand(v any, path string) (any, error) {
+func (a *Access) expand(v any, path string) (any, error) {
 	var err error
 	switch v := v.(type) {
 	case string:
-		s, err := ExpandString(v)
+		s, err := a.expandString(v)
 		if err != nil {
 			return nil, Errorf(strings.TrimPrefix(path, "."), "%s", err)
 		}
 		return s, nil
 	case []any:
 		for i := range v {
-			if v[i], err = expand(v[i], fmt.Sprintf("%s[%d]", path, i)); err != nil {
+			if v[i], err = a.expand(v[i], fmt.Sprintf("%s[%d]", path, i)); err != nil {
 				return nil, err
 			}
 		}
 	case map[string]any:
 		for k := range v {
-			if v[k], err = expand(v[k], path+"."+k); err != nil {
+			if v[k], err = a.expand(v[k], path+"."+k); err != nil {
 				return nil, err
 			}
 		}
@@ -66,32 +66,35 @@ func expand(v any, path string) (any, error) {
 	return v, nil
 }
 
-// ExpandString is [Expand] for a single string.
+// ExpandString replaces the references in a value of the operator, such as a flag. It
+// may refer to everything.
 func ExpandString(s string) (string, error) {
+	return (&Access{env: []string{"*"}, dirs: []string{"/"}, operator: true}).expandString(s)
+}
+
+func (a *Access) expandString(s string) (string, error) {
 	var failure error
 	out := reference.ReplaceAllStringFunc(s, func(ref string) string {
 		m := reference.FindStringSubmatch(ref)
+		var value string
+		var err error
 		if m[1] == "file" {
-			b, err := readFile(m[2])
-			if err != nil {
-				failure = fmt.Errorf("%s: %w", ref, err)
-			}
-			return strings.TrimRight(string(b), "\r\n")
+			var b []byte
+			b, err = a.readFile(m[2])
+			value = strings.TrimRight(string(b), "\r\n")
+		} else {
+			value, err = a.lookup(m[2])
 		}
-		value, ok := os.LookupEnv(m[2])
-		if !ok {
-			failure = fmt.Errorf("%s: environment variable is not set", ref)
+		if err != nil {
+			failure = fmt.Errorf("%s: %w", ref, err)
 		}
 		return value
 	})
 	return out, failure
 }
 
-// readFile reads a regular file of at most [MaxFile] bytes. It never blocks on a FIFO
-// or a device: the type is checked before the open, which could have side effects, and
-// again after it, because the path may have changed in between.
-func readFile(path string) ([]byte, error) {
-	info, err := os.Stat(path)
+func readRegular(root *os.Root, path string) ([]byte, error) {
+	info, err := root.Stat(path)
 	if err != nil {
 		return nil, err
 	}
@@ -99,7 +102,7 @@ func readFile(path string) ([]byte, error) {
 		return nil, errNotRegular
 	}
 
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOCTTY, 0)
+	f, err := root.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOCTTY, 0)
 	if err != nil {
 		return nil, err
 	}

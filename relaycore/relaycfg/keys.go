@@ -22,6 +22,9 @@ type Key struct {
 	Min      *int64          `json:"min,omitempty"`
 	Doc      string          `json:"doc"`
 
+	File bool `json:"-"` // the value names a file
+	PEM  bool `json:"-"` // the value may also be the PEM text of the file
+
 	index []int
 }
 
@@ -52,6 +55,8 @@ func appendKeys(keys []Key, v reflect.Value, index []int) []Key {
 		for opt := range strings.SplitSeq(f.Tag.Get("relay"), ",") {
 			word, value, _ := strings.Cut(opt, "=")
 			switch word {
+			case "file", "pem":
+				key.File, key.PEM = true, word == "pem"
 			case "required":
 				key.Required = true
 			case "alias":

@@ -16,6 +16,8 @@
 //	alias=A|B  other names of the key
 //	enum=A|B   the only values allowed
 //	min=N      the smallest number allowed
+//	file       the value names a file, which the operator must permit
+//	pem        as file, or the value is the PEM text itself
 //	unit=s     a bare number counts seconds
 //
 // A field is a string, bool, int, int64, float64, map[string]string or

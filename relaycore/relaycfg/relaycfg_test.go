@@ -98,12 +98,12 @@ func TestSecretDoesNotPrint(t *testing.T) {
 
 func TestExpand(t *testing.T) {
 	t.Setenv("RELAYCFG_TEST", `pass"word`)
-	got, err := relaycfg.Expand([]byte(`{"url":"x://u:${env:RELAYCFG_TEST}@h/${ENV:RELAYCFG_TEST}","n":12345678901234567890}`))
+	got, err := relaycfg.Unrestricted().Expand([]byte(`{"url":"x://u:${env:RELAYCFG_TEST}@h/${ENV:RELAYCFG_TEST}","n":12345678901234567890}`))
 	want := `{"n":12345678901234567890,"url":"x://u:pass\"word@h/pass\"word"}`
 	if err != nil || string(got) != want {
 		t.Errorf("Expand = %s, %v; want %s", got, err, want)
 	}
-	_, err = relaycfg.Expand([]byte(`{"a":{"token":"${env:RELAYCFG_UNSET}"}}`))
+	_, err = relaycfg.Unrestricted().Expand([]byte(`{"a":{"token":"${env:RELAYCFG_UNSET}"}}`))
 	if err == nil || err.Error() != `key "a.token": ${env:RELAYCFG_UNSET}: environment variable is not set` {
 		t.Errorf("Expand of an unset variable = %v", err)
 	}

@@ -315,7 +315,7 @@ func TestBadPipelines(t *testing.T) {
 		"wrong-type":      `{"stream_table":"public.orders","sink":{"type":"spool","path":["x"]}}`,
 		"no-key":          `{"stream_table":"public.orders","sink":{"type":"spool"}}`,
 		"missing-table":   `{"stream_table":"public.nowhere","sink_type":"spool","spool_path":"` + w.spool("t") + `"}`,
-		"unset-secret":    `{"stream_table":"public.orders","sink_type":"spool","spool_path":"x","spool_token":"${env:RELAYCMD_TEST_UNSET}"}`,
+		"unset-secret":    `{"stream_table":"public.orders","sink_type":"spool","spool_path":"x","spool_token":"${env:PGTRICKLE_SECRET_UNSET}"}`,
 		"unknown-backend": `{"stream_table":"public.orders","sink_type":"spol"}`,
 		"far-end":         `{"stream_table":"public.orders","sink_type":"spool","spool_path":"` + w.spool("no/such/dir") + `"}`,
 	} {
@@ -329,7 +329,7 @@ func TestBadPipelines(t *testing.T) {
 		`forward pipeline \"wrong-type\" is invalid: key \"sink.path\": wants string, not a list`,
 		`forward pipeline \"no-key\" is invalid: key \"sink.path\": is required: File.`,
 		`forward pipeline \"missing-table\" is failed: open outbox \"public.nowhere\"`,
-		`forward pipeline \"unset-secret\" is invalid: key \"spool_token\": ${env:RELAYCMD_TEST_UNSET}: environment variable is not set`,
+		`forward pipeline \"unset-secret\" is invalid: key \"spool_token\": ${env:PGTRICKLE_SECRET_UNSET}: environment variable is not set`,
 		`forward pipeline \"unknown-backend\": no live instance has backend \"spol\"`,
 		`forward pipeline \"far-end\" is failed: open spool sink: open ` + w.spool("no/such/dir"),
 	} {

@@ -65,7 +65,7 @@ func (p *program) withDatabase(ctx context.Context, timeout time.Duration, use f
 	if len(missing) > 0 {
 		return errors.New(strings.Join(missing, "\n"))
 	}
-	pipelines, err := catalog.New(p.registry).Load(ctx, pool)
+	pipelines, err := catalog.New(p.registry, p.common.access).Load(ctx, pool)
 	if err != nil {
 		return err
 	}

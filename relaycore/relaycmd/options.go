@@ -22,6 +22,9 @@ type commonOptions struct {
 	configFile  string
 	output      string
 	metricsAddr string
+	allowEnv    string
+	allowFiles  string
+	access      *relaycfg.Access // of the two
 }
 
 // flagSet returns the flags that every command has, for a command to add its own.
@@ -38,6 +41,9 @@ func (p *program) flagSet() *flag.FlagSet {
 	fs.StringVar(&o.configFile, "config", "", "`file` with settings, one \"key = value\" a line; keys are names of flags")
 	fs.StringVar(&o.output, "output", "text", "`text|json`; format of what a command prints")
 	fs.StringVar(&o.metricsAddr, "metrics-addr", "0.0.0.0:9090", "`host:port` of /health, /livez, /readyz, /metrics and the status page")
+	fs.StringVar(&o.allowEnv, "allow-env", "PGTRICKLE_SECRET_*",
+		"`names` or prefixes* of variables that pipelines may refer to, separated by commas")
+	fs.StringVar(&o.allowFiles, "allow-files", "/run/secrets", "`directories` of files that pipelines may name, separated by commas")
 	return fs
 }
 
@@ -67,6 +73,11 @@ func (o *commonOptions) validate() error {
 			return fmt.Errorf("--%s: %w", f.name, err)
 		}
 		*f.url = expanded
+	}
+
+	var err error
+	if o.access, err = relaycfg.NewAccess(o.allowEnv, o.allowFiles); err != nil {
+		return fmt.Errorf("--allow-files: %w", err)
 	}
 	return nil
 }

@@ -61,7 +61,7 @@ func (o *runOptions) validate() error {
 
 func (p *program) runDaemon(ctx context.Context, o *runOptions) error {
 	err := daemon.Run(ctx, daemon.Config{
-		Name: p.name, Version: buildVersion(), Registry: p.registry, Logger: p.logger(),
+		Name: p.name, Version: buildVersion(), Registry: p.registry, Access: p.common.access, Logger: p.logger(),
 		PostgresURL: p.common.postgresURL, DataPostgresURL: p.common.dataURL, Group: p.common.group, MetricsAddr: p.common.metricsAddr,
 		InstanceID: o.instanceID, DiscoveryInterval: o.discoveryInterval, DrainTimeout: o.drainTimeout, AutoMigrate: o.autoMigrate,
 		Pprof: o.pprof, MaxConnections: o.maxConnections, MaxInFlight: int64(o.maxInFlight),

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"io/fs"
 	"os"
-	"strings"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
 )
@@ -19,9 +18,9 @@ import (
 // A configuration that embeds TLS and has a Validate method of its own calls
 // TLS.Validate there.
 type TLS struct {
-	CA         string          `json:"tls_ca" doc:"Authorities to trust in place of the system's: a PEM file, or the PEM text."`
-	Cert       string          `json:"tls_cert" doc:"Certificate of the client: a PEM file, or the PEM text."`
-	Key        relaycfg.Secret `json:"tls_key" doc:"Key of tls_cert: a PEM file, or the PEM text."`
+	CA         string          `json:"tls_ca" relay:"pem" doc:"Authorities to trust in place of the system's: a PEM file, or the PEM text."`
+	Cert       string          `json:"tls_cert" relay:"pem" doc:"Certificate of the client: a PEM file, or the PEM text."`
+	Key        relaycfg.Secret `json:"tls_key" relay:"pem" doc:"Key of tls_cert: a PEM file, or the PEM text."`
 	ServerName string          `json:"tls_server_name" doc:"Name to expect in the server's certificate in place of the host's."`
 }
 
@@ -53,9 +52,9 @@ func (t TLS) Client() (*tls.Config, error) {
 // ServerTLS is the part of a listener's configuration that is about TLS. Its values
 // are paths or PEM text, as in [TLS].
 type ServerTLS struct {
-	Cert     string          `json:"tls_cert" doc:"Certificate of the server, with which it speaks TLS: a PEM file, or the PEM text."`
-	Key      relaycfg.Secret `json:"tls_key" doc:"Key of tls_cert: a PEM file, or the PEM text."`
-	ClientCA string          `json:"client_ca" doc:"Authorities of the clients, which must then show a certificate: a PEM file, or the PEM text."`
+	Cert     string          `json:"tls_cert" relay:"pem" doc:"Certificate of the server, with which it speaks TLS: a PEM file, or the PEM text."`
+	Key      relaycfg.Secret `json:"tls_key" relay:"pem" doc:"Key of tls_cert: a PEM file, or the PEM text."`
+	ClientCA string          `json:"client_ca" relay:"pem" doc:"Authorities of the clients, which must then show a certificate: a PEM file, or the PEM text."`
 }
 
 // Validate checks which keys are given together. It reads no file.
@@ -128,7 +127,7 @@ func keyPair(cert string, key relaycfg.Secret) ([]tls.Certificate, error) {
 
 // read returns the PEM text that value holds or names.
 func read(name, value string) ([]byte, error) {
-	if strings.Contains(value, "-----BEGIN ") {
+	if relaycfg.IsPEM(value) {
 		return []byte(value), nil
 	}
 	text, err := os.ReadFile(value)

@@ -56,7 +56,8 @@ func startRelay(ctx context.Context, database, group string) (*process, error) {
 	}
 	p := &process{addr: ln.Addr().String()}
 	_ = ln.Close()
-	p.cmd = exec.CommandContext(ctx, path, "--postgres-url", database, "--metrics-addr", p.addr, "--relay-group-id", group)
+	p.cmd = exec.CommandContext(ctx, path, "--postgres-url", database, "--metrics-addr", p.addr,
+		"--relay-group-id", group, "--allow-files", "/")
 	p.cmd.Stderr = &p.log
 	if err := p.cmd.Start(); err != nil {
 		return nil, err

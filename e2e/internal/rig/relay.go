@@ -111,11 +111,12 @@ func (p Program) start(ctx context.Context, db string, opts Options) (*Relay, er
 		r.container = fmt.Sprintf("pgtrickle-relay-e2e-%d-%d", os.Getpid(), containers.Add(1))
 	}
 	args := []string{"--postgres-url", db, "--metrics-addr", r.Addr}
-	env := maps.Clone(opts.Env)
+	env := map[string]string{"PGTRICKLE_RELAY_ALLOW_ENV": "*", "PGTRICKLE_RELAY_ALLOW_FILES": "/"}
 	if p.Image != "" { // by the environment, where the image's health check finds it, too
-		args, env = nil, map[string]string{"PGTRICKLE_RELAY_POSTGRES_URL": db, "PGTRICKLE_RELAY_METRICS_ADDR": r.Addr}
-		maps.Copy(env, opts.Env)
+		args = nil
+		env["PGTRICKLE_RELAY_POSTGRES_URL"], env["PGTRICKLE_RELAY_METRICS_ADDR"] = db, r.Addr
 	}
+	maps.Copy(env, opts.Env)
 	if opts.Group != "" {
 		args = append(args, "--relay-group-id", opts.Group)
 	}

@@ -40,6 +40,7 @@ type Pipeline struct {
 	Err error
 
 	malformed   error // the part of Err that does not depend on secrets
+	access      *relaycfg.Access
 	backend     relay.Backend
 	common, own *section
 }
@@ -58,10 +59,13 @@ func (p *Pipeline) Resolve() (Resolved, error) {
 	if p.malformed != nil {
 		return Resolved{}, p.malformed
 	}
-	common, commonErr := relaycfg.Expand(p.common.raw())
-	own, ownErr := relaycfg.Expand(p.own.raw())
+	common, commonErr := p.access.Expand(p.common.raw())
+	own, ownErr := p.access.Expand(p.own.raw())
 	if commonErr != nil || ownErr != nil {
 		return Resolved{}, errors.Join(p.common.explain(commonErr), p.own.explain(ownErr))
+	}
+	if err := p.access.CheckFiles(p.own.keys, own); err != nil {
+		return Resolved{}, p.own.explain(err)
 	}
 	settings, err := decodeSettings(p.Direction, common)
 	err = p.common.explain(err)
@@ -144,13 +148,17 @@ func (s Snapshot) Find(name string) []Pipeline {
 
 // Catalog loads snapshots. It is used by one goroutine.
 type Catalog struct {
-	reg   *relay.Registry
-	seed  maphash.Seed
-	known map[Key]Pipeline // as of the last load
+	reg    *relay.Registry
+	access *relaycfg.Access
+	seed   maphash.Seed
+	known  map[Key]Pipeline // as of the last load
 }
 
-// New returns a catalog whose pipelines are checked against the backends of reg.
-func New(reg *relay.Registry) *Catalog { return &Catalog{reg: reg, seed: maphash.MakeSeed()} }
+// New returns a catalog whose pipelines are checked against the backends of reg, and
+// reach what access permits.
+func New(reg *relay.Registry, access *relaycfg.Access) *Catalog {
+	return &Catalog{reg: reg, access: access, seed: maphash.MakeSeed()}
+}
 
 const listSQL = `SELECT name, direction, enabled, config::text FROM pgtrickle.list_relay_configs()`
 
@@ -191,7 +199,7 @@ func (c *Catalog) Load(ctx context.Context, db pg.Querier) (Snapshot, error) {
 		p, same := c.known[Key{Direction: row.Direction, Name: row.Name}]
 		// A configuration with references to secrets is resolved at every load.
 		if !same || !bytes.Equal(p.Stored, row.Config) || bytes.Contains(row.Config, []byte("${")) {
-			p = Normalise(row, c.reg)
+			p = Normalise(row, c.reg, c.access)
 			p.Revision = c.revision(row)
 		}
 		p.Enabled = row.Enabled
@@ -224,7 +232,7 @@ func (c *Catalog) revision(row Row) string {
 	if !row.Enabled {
 		return fmt.Sprintf("%x", sum[:8])
 	}
-	expanded, err := relaycfg.Expand(row.Config)
+	expanded, err := c.access.Expand(row.Config)
 	if err != nil {
 		return fmt.Sprintf("%x", sum[:8])
 	}

@@ -117,12 +117,12 @@ type normaliser struct {
 
 // Normalise brings the flat and the nested form of a configuration into one. The
 // problems of the row are in the pipeline's Err, and affect no other row.
-func Normalise(row Row, reg *relay.Registry) Pipeline {
+func Normalise(row Row, reg *relay.Registry, access *relaycfg.Access) Pipeline {
 	n := &normaliser{row: row, reg: reg, far: "sink", near: "source"}
 	if row.Direction == relay.Reverse {
 		n.far, n.near = "source", "sink"
 	}
-	p := Pipeline{Key: Key{Direction: row.Direction, Name: row.Name}, Enabled: row.Enabled, Stored: row.Config}
+	p := Pipeline{Key: Key{Direction: row.Direction, Name: row.Name}, Enabled: row.Enabled, Stored: row.Config, access: access}
 	if err := n.split(); err != nil {
 		n.errs = append(n.errs, err)
 	}

@@ -29,7 +29,7 @@ type kafkaConfig struct {
 
 type stdoutConfig struct {
 	Format string `json:"format" relay:"enum=jsonl|csv" doc:"Format."`
-	Path   string `json:"path" doc:"File."`
+	Path   string `json:"path" relay:"file" doc:"File."`
 }
 
 type pgInboxConfig struct {
@@ -109,7 +109,7 @@ func TestNormaliseFormsAgree(t *testing.T) {
 			t.Parallel()
 			var first *Settings
 			for _, form := range tc.forms {
-				p := Normalise(Row{Name: "p", Direction: tc.direction, Config: json.RawMessage(form)}, reg)
+				p := Normalise(Row{Name: "p", Direction: tc.direction, Config: json.RawMessage(form)}, reg, relaycfg.Unrestricted())
 				if p.Err != nil {
 					t.Fatalf("Normalise(%s) = %v", form, p.Err)
 				}
@@ -171,7 +171,7 @@ func TestNormaliseErrors(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			p := Normalise(Row{Name: "p", Enabled: true, Direction: tc.direction, Config: json.RawMessage(tc.config)}, reg)
+			p := Normalise(Row{Name: "p", Enabled: true, Direction: tc.direction, Config: json.RawMessage(tc.config)}, reg, relaycfg.Unrestricted())
 			if p.Err == nil || !strings.Contains(p.Err.Error(), tc.want) {
 				t.Errorf("Normalise(%s).Err = %v, want %q", tc.config, p.Err, tc.want)
 			}
@@ -182,7 +182,7 @@ func TestNormaliseErrors(t *testing.T) {
 func TestSecretsStayReferences(t *testing.T) {
 	t.Setenv("CATALOG_TOKEN", "hunter2")
 	config := `{"stream_table":"o","sink_type":"nats","nats_url":"a","nats_token":"${env:CATALOG_TOKEN}","headers":{"x":"${env:CATALOG_TOKEN}"}}`
-	p := Normalise(Row{Name: "p", Direction: relay.Forward, Config: json.RawMessage(config)}, testRegistry(t))
+	p := Normalise(Row{Name: "p", Direction: relay.Forward, Config: json.RawMessage(config)}, testRegistry(t), relaycfg.Unrestricted())
 	if out := fmt.Sprintf("%+v %s", p, p.own.raw()); strings.Contains(out, "hunter2") {
 		t.Errorf("pipeline holds the secret: %s", out)
 	}
@@ -191,7 +191,7 @@ func TestSecretsStayReferences(t *testing.T) {
 		t.Errorf("Resolve = %+v %v, %v; want the secret in place", r.Config, r.Settings.Headers, err)
 	}
 
-	cat := New(testRegistry(t))
+	cat := New(testRegistry(t), relaycfg.Unrestricted())
 	before := cat.revision(Row{Enabled: true, Config: json.RawMessage(config)})
 	t.Setenv("CATALOG_TOKEN", "rotated")
 	if cat.revision(Row{Enabled: true, Config: json.RawMessage(config)}) == before {
@@ -201,7 +201,7 @@ func TestSecretsStayReferences(t *testing.T) {
 
 func TestUnlinkedBackendIsNotAnError(t *testing.T) {
 	t.Parallel()
-	p := Normalise(Row{Name: "p", Direction: relay.Forward, Config: json.RawMessage(`{"stream_table":"o","sink_type":"redis","redis_url":"a"}`)}, testRegistry(t))
+	p := Normalise(Row{Name: "p", Direction: relay.Forward, Config: json.RawMessage(`{"stream_table":"o","sink_type":"redis","redis_url":"a"}`)}, testRegistry(t), relaycfg.Unrestricted())
 	if p.Err != nil || p.Linked || p.Backend != "redis" {
 		t.Errorf("Normalise = linked %v, backend %q, %v; want unlinked redis without error", p.Linked, p.Backend, p.Err)
 	}
@@ -264,7 +264,7 @@ func FuzzNormalise(f *testing.F) {
 	reg := testRegistry(f)
 	f.Fuzz(func(t *testing.T, config string) {
 		for _, d := range []relay.Direction{relay.Forward, relay.Reverse} {
-			p := Normalise(Row{Name: "p", Direction: d, Config: json.RawMessage(config)}, reg)
+			p := Normalise(Row{Name: "p", Direction: d, Config: json.RawMessage(config)}, reg, relaycfg.Unrestricted())
 			r, err := p.Resolve()
 			if (p.Err == nil) != (err == nil) {
 				t.Fatalf("Err %v, but Resolve %v", p.Err, err)
@@ -282,12 +282,30 @@ func TestDisabledRowsResolveNoReference(t *testing.T) {
 	config := json.RawMessage(`{"stream_table":"o","sink_type":"nats","nats_url":"a","nats_token":"${file:/nonexistent}"}`)
 	for _, enabled := range []bool{false, true} {
 		row := Row{Name: "p", Direction: relay.Forward, Enabled: enabled, Config: config}
-		if p := Normalise(row, testRegistry(t)); (p.Err != nil) != enabled {
+		if p := Normalise(row, testRegistry(t), relaycfg.Unrestricted()); (p.Err != nil) != enabled {
 			t.Errorf("Normalise with enabled %v: Err = %v", enabled, p.Err)
 		}
 	}
-	p := Normalise(Row{Name: "p", Direction: relay.Forward, Config: config}, testRegistry(t))
+	p := Normalise(Row{Name: "p", Direction: relay.Forward, Config: config}, testRegistry(t), relaycfg.Unrestricted())
 	if _, err := p.Resolve(); err == nil {
 		t.Error("Resolve of the disabled row succeeds, want the error of its reference")
+	}
+}
+
+func TestPipelinesReachOnlyPermittedFiles(t *testing.T) {
+	t.Parallel()
+	access, err := relaycfg.NewAccess("", t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for config, key := range map[string]string{
+		`{"stream_table":"o","sink_type":"file","file_path":"/etc/passwd"}`:                         `key "file_path"`,
+		`{"stream_table":"o","sink":{"type":"stdout","path":"/etc/passwd"}}`:                        `key "sink.path"`,
+		`{"stream_table":"o","sink_type":"nats","nats_url":"a","nats_token":"${file:/etc/passwd}"}`: `key "nats_token"`,
+	} {
+		p := Normalise(Row{Name: "p", Enabled: true, Direction: relay.Forward, Config: json.RawMessage(config)}, testRegistry(t), access)
+		if p.Err == nil || !strings.Contains(p.Err.Error(), key) || !strings.Contains(p.Err.Error(), "--allow-files") {
+			t.Errorf("Normalise(%s).Err = %v, want %s and --allow-files", config, p.Err, key)
+		}
 	}
 }

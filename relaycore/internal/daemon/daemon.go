@@ -36,6 +36,7 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/supervisor"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
 )
 
 // Config is what a daemon needs.
@@ -43,6 +44,7 @@ type Config struct {
 	Name        string // of the binary
 	Version     string
 	Registry    *relay.Registry
+	Access      *relaycfg.Access // what pipelines may reach in this process
 	PostgresURL string
 	// DataPostgresURL has the login that writes inboxes; empty means that of PostgresURL.
 	DataPostgresURL string
@@ -295,7 +297,7 @@ func (d *daemon) runPipelines(ctx, stop context.Context) error {
 // newSupervisor connects the parts. The catalog has the pipelines,
 // the keeper holds the leases of those that this process owns, and the runner runs one.
 func (d *daemon) newSupervisor() *supervisor.Supervisor {
-	pipelines := catalog.New(d.cfg.Registry)
+	pipelines := catalog.New(d.cfg.Registry, d.cfg.Access)
 	group := store.New(d.pool, d.cfg.Group)
 	runner := &pipeline.Runner{
 		Pool: d.pool, Readers: d.readers, Inboxes: d.inboxes, Group: d.cfg.Group, Owner: d.self.ID, Version: d.cfg.Version, Budget: d.budget,

@@ -68,7 +68,7 @@ func newStage(t *testing.T) (*stage, catalog.Snapshot) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	snapshot, err := catalog.New(registry).Load(ctx, st.pool)
+	snapshot, err := catalog.New(registry, relaycfg.Unrestricted()).Load(ctx, st.pool)
 	if err != nil || len(snapshot) != 2 {
 		t.Fatalf("Load = %v, %v", snapshot, err)
 	}
