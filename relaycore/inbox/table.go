@@ -178,6 +178,14 @@ func findTable(ctx context.Context, db pg.Querier, schema, name string) (relatio
 		return r, nil
 	}
 	last := candidates[len(candidates)-1]
+	elsewhere, err := registeredSchema(ctx, db, last[1])
+	if err != nil {
+		return relation{}, fmt.Errorf("read pgtrickle.pgt_inbox_config for %s: %w", last[1], err)
+	}
+	if elsewhere != "" {
+		return relation{}, relay.Fatal(fmt.Errorf("inbox table %s does not exist: inbox %q is registered in schema %q; set inbox_schema to that",
+			pgx.Identifier{last[0], last[1]}.Sanitize(), last[1], elsewhere))
+	}
 	return relation{}, relay.Fatal(fmt.Errorf("inbox table %s does not exist: create it with SELECT pgtrickle.create_inbox('%s', '%s'), or set inbox_table and inbox_schema to one that does",
 		pgx.Identifier{last[0], last[1]}.Sanitize(), strings.ReplaceAll(last[1], "'", "''"), strings.ReplaceAll(last[0], "'", "''")))
 }
@@ -232,6 +240,19 @@ func registeredColumns(ctx context.Context, db pg.Querier, schema, name string) 
 		return c, nil
 	}
 	return c, err
+}
+
+// registeredSchema returns the schema of a registered inbox that has its table, "" if there
+// is none or the role may not read it.
+func registeredSchema(ctx context.Context, db pg.Querier, name string) (schema string, err error) {
+	var readable bool
+	if err := db.QueryRow(ctx, readableSQL).Scan(&readable); err != nil || !readable {
+		return "", err
+	}
+	err = db.QueryRow(ctx, `SELECT coalesce(max(i.inbox_schema), '') FROM pgtrickle.pgt_inbox_config i
+		JOIN pg_catalog.pg_class c ON c.relname = i.inbox_name AND c.relnamespace = to_regnamespace(quote_ident(i.inbox_schema))
+		WHERE i.inbox_name = $1`, name).Scan(&schema)
+	return schema, err
 }
 
 // wanted is a field with the possible names of its column; the first one counts.

@@ -23,7 +23,8 @@ func (p *program) migrateCommand() *ffcli.Command {
 	var o migrateOptions
 	fs := p.flagSet()
 	fs.BoolVar(&o.printSQL, "sql", false, "print the SQL and change nothing")
-	fs.BoolVar(&o.releaseExtension, "release-extension", false, "print what must run, per database, before extension pg_trickle is installed or updated")
+	fs.BoolVar(&o.releaseExtension, "release-extension", false,
+		"print what must run, per database, before extension pg_trickle is installed or updated")
 
 	return p.withArgs(0, 0, &ffcli.Command{
 		Name: "migrate", ShortUsage: "migrate [--sql | --release-extension]", ShortHelp: "install or upgrade the catalog", FlagSet: fs,

@@ -36,6 +36,9 @@ type Forward struct {
 	Headers         map[string]relay.Template `json:"headers" doc:"Headers added to every message; values are templates."`
 	KeyField        string                    `json:"key_field" relay:"alias=kafka_key_field" doc:"Field of the row by whose value messages are ordered and partitioned; the row's primary key when not set and known."`
 	KeyTemplate     relay.Template            `json:"key_template" doc:"Ordering key as a template, in place of key_field."`
+
+	KeepInternalColumns bool `json:"keep_internal_columns" doc:"Leave __pgt_row_id and __pgt_count in the rows, the columns that pg_trickle adds to its stream tables."`
+
 	outbox.Settings
 	Group string `json:"group" doc:"Accepted as pg_trickle stores it. Checkpoints belong to --relay-group-id, so the value changes nothing."`
 }

@@ -343,3 +343,20 @@ func BenchmarkEncode(b *testing.B) {
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/1000, "ns/message")
 }
+
+// TestInternalColumns: what pg_trickle adds to rows for itself does not reach receivers,
+// unless that is asked for. A key may still be made of it.
+func TestInternalColumns(t *testing.T) {
+	t.Parallel()
+	for keep, want := range map[bool]string{false: `{"id": 1, "note": "\"__pgt_x"} {}`, true: `{"__pgt_row_id": 7, "id": 1, "note": "\"__pgt_x"} {"__pgt_count": 2}`} {
+		e, err := codec.NewEncoder(codec.EncoderConfig{Format: "payload", KeyField: "__pgt_row_id", KeepInternal: keep})
+		if err != nil {
+			t.Fatal(err)
+		}
+		batch := []relay.Message{{Op: relay.OpUpdate, Row: []byte(`{"__pgt_row_id": 7, "id": 1, "note": "\"__pgt_x"}`), Before: []byte(`{"__pgt_count": 2}`)}}
+		e.Encode(batch, nil)
+		if got := string(batch[0].Body) + " " + string(batch[0].Before); got != want || batch[0].Key != "7" || batch[0].Err != nil {
+			t.Errorf("keep %v: %s, key %q, %v; want %s", keep, got, batch[0].Key, batch[0].Err, want)
+		}
+	}
+}

@@ -1,6 +1,7 @@
 package codec
 
 import (
+	"bytes"
 	"cmp"
 	"fmt"
 	"strconv"
@@ -33,6 +34,9 @@ type EncoderConfig struct {
 	KeyColumns  []string                  // the primary key, if none of the other two is set
 	Headers     map[string]relay.Template // added to every message
 	Version     string                    // of the relay, for debezium's source
+
+	// KeepInternal leaves the columns in the rows that pg_trickle adds for itself.
+	KeepInternal bool
 }
 
 // Encoder fills Subject, Key, Headers, Body and ContentType of forward messages.
@@ -46,6 +50,7 @@ type Encoder struct {
 	recent   rendering             // the one that was used last
 	text     []byte                // keys and subjects of the batch in hand
 	spans    []span
+	members  []jsonscan.Member // of the row in hand
 }
 
 type header struct {
@@ -95,6 +100,9 @@ func (e *Encoder) Encode(batch []relay.Message, buf []byte) []byte {
 	for i := range batch {
 		e.spans = append(e.spans, e.address(&batch[i]))
 	}
+	if !e.cfg.KeepInternal {
+		e.dropInternal(batch)
+	}
 	text := string(e.text) // the batch's strings, in one allocation
 	if e.write != nil {
 		// A buffer that grows on the way would leave its earlier self behind,
@@ -124,6 +132,41 @@ func (e *Encoder) Encode(batch []relay.Message, buf []byte) []byte {
 		m.Body = buf[start:len(buf):len(buf)]
 	}
 	return buf
+}
+
+// internalColumns begin so; the extension adds them to its stream tables.
+var internalColumns = []byte(`"__pgt_`)
+
+// dropInternal takes the extension's own columns out of the rows. Keys, subjects and
+// headers are rendered before, so they may use them.
+func (e *Encoder) dropInternal(batch []relay.Message) {
+	for i := range batch {
+		m := &batch[i]
+		if m.Err == nil {
+			m.Row, m.Before = e.without(m.Row), e.without(m.Before)
+		}
+	}
+}
+
+func (e *Encoder) without(row []byte) []byte {
+	if !bytes.Contains(row, internalColumns) {
+		return row
+	}
+	var err error
+	if e.members, err = jsonscan.Members(e.members[:0], row); err != nil {
+		return row
+	}
+	out := append(make([]byte, 0, len(row)+2*len(e.members)), '{')
+	for _, c := range e.members {
+		if bytes.HasPrefix(c.Name, internalColumns) {
+			continue
+		}
+		if len(out) > 1 {
+			out = append(out, ", "...)
+		}
+		out = append(append(append(out, c.Name...), ": "...), c.Value...)
+	}
+	return append(out, '}')
 }
 
 // estimate returns the largest total length of the bodies of batch, if nothing in

@@ -96,7 +96,8 @@ func Truncate(t testing.TB, pool *pgxpool.Pool, table string, rows int64, claimC
 	if claimCheck {
 		threshold = 0
 	}
-	err := pool.QueryRow(context.Background(), `SELECT pgtrickle.fixture_refresh($1::text::regclass, 0, $2, $3, true)`, table, rows, threshold).Scan(&id)
+	err := pool.QueryRow(context.Background(), `SELECT pgtrickle.fixture_refresh($1::text::regclass, 0, $2, $3, true)`,
+		table, rows, threshold).Scan(&id)
 	if err != nil {
 		t.Fatalf("refresh %s: %v", table, err)
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/grove/pgtrickle-relay/relaycore/inbox"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/exttest"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/migrate"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox"
@@ -175,7 +176,7 @@ func TestOn28(t *testing.T) {
 	}
 }
 
-// TestOwnerBesideExtension: an owner of the database that is no superuser is told what to run.
+// TestOwnerBesideExtension: migrate prints what an owner of the database without superuser lacks.
 func TestOwnerBesideExtension(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
@@ -216,5 +217,22 @@ func TestGone(t *testing.T) {
 	exec(t, pool, pipeline)
 	if got := names(t, pool); got != "p" {
 		t.Errorf("pipelines %q, want p", got)
+	}
+}
+
+// TestMessages: errors name the right table and its cure.
+func TestMessages(t *testing.T) {
+	t.Parallel()
+	pool, url := extension(t)
+	up(t, pool)
+	exec(t, pool, `CREATE SCHEMA app; SELECT pgtrickle.create_inbox('incoming', 'app'); SELECT pgtrickle.disable_outbox('public.orders')`)
+	plain := pgtest.Open(t, exttest.RelayRole(t, pool, url))
+	_, err := inbox.Open(context.Background(), plain, inbox.Config{Table: "incoming"})
+	if err == nil || !strings.Contains(err.Error(), `inbox "incoming" is registered in schema "app"; set inbox_schema to that`) {
+		t.Errorf("an inbox in another schema: %v", err)
+	}
+	_, err = outbox.Open(context.Background(), plain, outbox.Config{Outbox: "public.orders", Group: "g", Pipeline: "q"})
+	if err == nil || !strings.Contains(err.Error(), `"public"."orders" is no outbox: SELECT pgtrickle.enable_outbox('public.orders') makes`) {
+		t.Errorf("a stream table without outbox: %v", err)
 	}
 }

@@ -67,7 +67,7 @@ func (e extension) permits(ctx context.Context, tx pgx.Tx) error {
 }
 
 // Release returns the statements that must run before the extension is installed, or
-// updated beyond 0.28 or 0.45, with comments that tell where. It is empty if none must.
+// updated beyond 0.28 or 0.45, with comments that name the database. It is empty if none must.
 func Release(ctx context.Context, q pg.Querier) ([]string, error) {
 	e, err := inspect(ctx, q)
 	if err != nil {
@@ -98,8 +98,8 @@ func objects(sql string) (found []object) {
 	return found
 }
 
-// gone reports whether an object of an earlier migration does not exist any longer: the
-// extension was dropped with the schema's contents, or its update dropped them.
+// gone reports whether an object of an earlier migration no longer exists. The extension
+// was dropped with the schema's contents, or its update dropped them.
 func (s script) gone(ctx context.Context, tx pgx.Tx, e extension) (gone bool, err error) {
 	var tables, functions []string
 	for _, o := range s.objects {

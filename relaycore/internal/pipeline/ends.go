@@ -71,7 +71,7 @@ func (e *ends) openForward(ctx context.Context, from relay.Checkpoint, o outboxO
 func newEncoder(s catalog.Settings, keyColumns []string, version string) (*codec.Encoder, error) {
 	return codec.NewEncoder(codec.EncoderConfig{
 		Subject: s.SubjectTemplate, Format: s.Format, KeyField: s.KeyField, KeyTemplate: s.KeyTemplate,
-		KeyColumns: keyColumns, Headers: s.Headers, Version: version,
+		KeyColumns: keyColumns, Headers: s.Headers, Version: version, KeepInternal: s.KeepInternalColumns,
 	})
 }
 

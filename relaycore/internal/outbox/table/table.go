@@ -99,7 +99,7 @@ func (t *Table) ConsumedName() string {
 	return t.StreamTable
 }
 
-// Registered reports whether the extension's catalog tells which outbox belongs to a
+// Registered reports whether the extension's catalog names the outbox of a
 // stream table. That can change while the outbox is read.
 func (t *Table) Registered() bool { return t.extension }
 
