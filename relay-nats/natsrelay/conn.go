@@ -34,6 +34,9 @@ type conn struct {
 }
 
 func dial(ctx context.Context, cfg *connConfig, name string) (*conn, error) {
+	if err := checkURLs(cfg.URL); err != nil {
+		return nil, err
+	}
 	c := &conn{closed: make(chan struct{})}
 	opts, err := cfg.options()
 	if err != nil {
@@ -101,15 +104,31 @@ func (c *connConfig) options() (opts []nats.Option, err error) {
 func hosts(urls []string) string {
 	shown := make([]string, len(urls))
 	for i, u := range urls {
-		if !strings.Contains(u, "://") {
-			u = "nats://" + u
-		}
 		shown[i] = "(not a URL)"
-		if parsed, err := url.Parse(u); err == nil {
+		if parsed, err := parseURL(u); err == nil {
 			shown[i] = parsed.Host
 		}
 	}
 	return strings.Join(shown, ", ")
+}
+
+// parseURL parses the address of a server as the client does.
+func parseURL(u string) (*url.URL, error) {
+	if !strings.Contains(u, "://") {
+		u = "nats://" + u
+	}
+	return url.Parse(strings.TrimSpace(u))
+}
+
+// checkURLs refuses what the client cannot parse. The client's own error would quote the
+// URL with its password.
+func checkURLs(urls []string) error {
+	for i, u := range urls {
+		if _, err := parseURL(u); err != nil {
+			return relay.Fatal(relaycfg.Errorf("url", "server %d is not a URL; write a password with %%XX for special characters", i+1))
+		}
+	}
+	return nil
 }
 
 // close disconnects at once, even if a write blocks in the network.

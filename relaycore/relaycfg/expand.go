@@ -20,6 +20,9 @@ const MaxFile = 1 << 20
 // HasReference reports whether [Access.Expand] would replace anything in raw.
 func HasReference(raw json.RawMessage) bool { return reference.Match(raw) }
 
+// References lists the references in raw.
+func References(raw json.RawMessage) []string { return reference.FindAllString(string(raw), -1) }
+
 // Expand replaces every ${env:NAME}, ${ENV:NAME} and ${file:/path} inside the
 // strings of the JSON value raw. A file's trailing newline is dropped. A reference that
 // is not permitted, a variable that is not set, or a file that cannot be read is an

@@ -68,12 +68,12 @@ func (p *Pipeline) Resolve() (Resolved, error) {
 		return Resolved{}, p.own.explain(err)
 	}
 	settings, err := decodeSettings(p.Direction, common)
-	err = p.common.explain(err)
+	err = p.common.conceal(err)
 	var config any
 	if p.Linked {
 		var ownErr error
 		config, ownErr = decode(p.backend, p.Direction, own)
-		err = errors.Join(err, p.own.explain(ownErr))
+		err = errors.Join(err, p.own.conceal(ownErr))
 	}
 	if err != nil {
 		return Resolved{}, err
@@ -103,7 +103,7 @@ func (p *Pipeline) ownSubject(s *Settings, own json.RawMessage) error {
 			return relaycfg.Errorf(p.own.paths[spelled], "says the same as %q; keep one", p.common.seen["subject_template"])
 		}
 		if err := json.Unmarshal(raw, &s.SubjectTemplate); err != nil {
-			return relaycfg.Errorf(p.own.paths[spelled], "%s", err)
+			return p.own.conceal(relaycfg.Errorf(spelled, "%s", err))
 		}
 	}
 	return nil
@@ -118,7 +118,7 @@ func (p *Pipeline) Explain(err error) error {
 	if p.own == nil || !errors.As(err, &e) {
 		return err
 	}
-	return p.own.explain(err)
+	return p.own.conceal(err)
 }
 
 func decodeSettings(d relay.Direction, raw json.RawMessage) (Settings, error) {

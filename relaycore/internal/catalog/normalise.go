@@ -100,6 +100,34 @@ func (s *section) explain(err error) error {
 	return &relaycfg.Error{Key: path + tail, Problem: e.Problem}
 }
 
+// conceal is explain for errors that may quote resolved values: it names the references of
+// a value in place of the problem.
+func (s *section) conceal(err error) error {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		var errs []error
+		for _, e := range joined.Unwrap() {
+			errs = append(errs, s.conceal(e))
+		}
+		return errors.Join(errs...)
+	}
+	err = s.explain(err)
+	var e *relaycfg.Error
+	if !errors.As(err, &e) {
+		return err
+	}
+	path := e.Key
+	if i := strings.IndexByte(path, '['); i >= 0 {
+		path = path[:i]
+	}
+	for spelled, at := range s.paths {
+		refs := relaycfg.References(s.values[spelled])
+		if len(refs) > 0 && (at == path || strings.HasPrefix(path, at+".")) {
+			return relaycfg.Errorf(e.Key, "the value of %s is not valid", strings.Join(refs, " and "))
+		}
+	}
+	return err
+}
+
 // normaliser splits one row into the section that every pipeline has and the
 // section of its backend.
 type normaliser struct {

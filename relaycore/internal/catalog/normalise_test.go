@@ -309,3 +309,27 @@ func TestPipelinesReachOnlyPermittedFiles(t *testing.T) {
 		}
 	}
 }
+
+// An error names the reference of a value that is not valid, and never the value.
+func TestErrorsShowNoResolvedValue(t *testing.T) {
+	t.Setenv("CATALOG_CANARY", "canary-{8431}")
+	for _, config := range []string{
+		`"sink_type":"nats","nats_url":"a","batch_size":"${env:CATALOG_CANARY}"`,
+		`"sink_type":"nats","nats_url":"a","on_error":"${env:CATALOG_CANARY}"`,
+		`"sink_type":"nats","nats_url":"a","headers":{"x":"${env:CATALOG_CANARY}"}`,
+		`"sink_type":"nats","nats_url":"a","subject_template":"${env:CATALOG_CANARY}"`,
+		`"sink_type":"nats","nats_url":"a","nats_subject":"${env:CATALOG_CANARY}"`,
+		`"sink_type":"nats","nats_url":"a","nats_ack_timeout":"x${env:CATALOG_CANARY}"`,
+		`"sink":{"type":"stdout","format":"${env:CATALOG_CANARY}"}`,
+	} {
+		row := Row{Name: "p", Enabled: true, Direction: relay.Forward, Config: json.RawMessage(`{"stream_table":"o",` + config + `}`)}
+		p := Normalise(row, testRegistry(t), relaycfg.Unrestricted())
+		if p.Err == nil || strings.Contains(p.Err.Error(), "8431") || !strings.Contains(p.Err.Error(), "${env:CATALOG_CANARY}") {
+			t.Errorf("Normalise(%s).Err = %v, want the reference and not its value", config, p.Err)
+		}
+		err := p.Explain(relaycfg.Errorf("ack_timeout", "is 8431"))
+		if strings.Contains(config, "ack_timeout") && strings.Contains(err.Error(), "8431") {
+			t.Errorf("Explain = %v, want the reference and not its value", err)
+		}
+	}
+}
