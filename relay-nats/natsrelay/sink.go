@@ -23,8 +23,8 @@ const (
 	// delays each connection by as much.
 	accountTimeout = 2 * time.Second
 	maxKnown       = 10_000 // subjects in sink.known
-	// maxControlLine is the server's default of max_control_line, which it tells no
-	// client. A longer line ends the connection.
+	// maxControlLine is the server's default of max_control_line, which INFO does not
+	// state. A longer line ends the connection.
 	maxControlLine = 4096
 	controlLineFix = 32 // what the line holds beside its subjects
 )
@@ -298,7 +298,7 @@ func (s *sink) check(ctx context.Context, m *relay.Message, size int) error {
 		return relay.Permanent(fmt.Errorf("message %s: %q is not a subject that can be published to", m.ID, m.Subject))
 	}
 	if limit := maxControlLine - controlLineFix - len(s.win.prefix); len(m.Subject) > limit {
-		return relay.Permanent(fmt.Errorf("message %s: the subject has %d bytes; the server allows %d: %.40q…", m.ID, len(m.Subject), limit, m.Subject))
+		return relay.Permanent(fmt.Errorf("message %s: its subject has %d bytes; the server allows %d", m.ID, len(m.Subject), limit))
 	}
 	if !s.stores(m.Subject) { // unless the stream was changed
 		if err := s.openStream(ctx, m.Subject); err != nil {

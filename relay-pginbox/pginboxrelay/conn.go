@@ -46,6 +46,8 @@ func (c *sinkConfig) pool(env relay.Env) (*pgxpool.Config, error) {
 	}
 	pc.MaxConns = int32(min(c.MaxConnections, 1000))
 	pc.ConnConfig.MaxProtocolMessageBodyLen = maxMessage
+	// pgx sends UTF-8. PostgreSQL converts it to the database's encoding, or refuses it.
+	pc.ConnConfig.RuntimeParams["client_encoding"] = "UTF8"
 	if !namesPassword(c.URL.Reveal()) {
 		pc.ConnConfig.Password = "" // it would be that of the relay's own database
 	}

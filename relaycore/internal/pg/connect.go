@@ -54,6 +54,9 @@ func poolConfig(flag, url, application string, maxConnections int) (*pgxpool.Con
 		return nil, fmt.Errorf("--%s: %w", flag, err)
 	}
 
+	// pgx sends and expects UTF-8. In a database of another encoding PostgreSQL then
+	// converts each text, or refuses it, where it would store the bytes as they are.
+	config.ConnConfig.RuntimeParams["client_encoding"] = "UTF8"
 	config.MaxConns = int32(min(max(maxConnections, 2), math.MaxInt32))
 	config.MaxConnIdleTime = 5 * time.Minute
 	config.ConnConfig.ConnectTimeout = cmp.Or(config.ConnConfig.ConnectTimeout, 10*time.Second)

@@ -35,12 +35,23 @@ func URL(t testing.TB) string {
 // URLFrom is [URL] on the server that another environment variable names.
 func URLFrom(t testing.TB, env string) string {
 	t.Helper()
+	return create(t, env, "")
+}
+
+// Encoded is [URL] for a database of another encoding than UTF8.
+func Encoded(t testing.TB, encoding string) string {
+	t.Helper()
+	return create(t, Env, " ENCODING '"+encoding+"' TEMPLATE template0 LOCALE 'C'")
+}
+
+func create(t testing.TB, env, options string) string {
+	t.Helper()
 	server, err := url.Parse(relaytest.Endpoint(t, env))
 	if err != nil {
 		t.Fatalf("parse %s: %v", env, err)
 	}
 	name := "relay_test_" + suffix()
-	if err := onServer(server, "CREATE DATABASE "+name); err != nil {
+	if err := onServer(server, "CREATE DATABASE "+name+options); err != nil {
 		t.Fatalf("create database on %s: %v", server.Host, err)
 	}
 	t.Cleanup(func() {

@@ -116,7 +116,8 @@ BEGIN
         ELSIF kind = 'number' AND (v #>> '{}')::numeric < 0 THEN
             RETURN format('is %s; must not be negative', v);
         ELSIF kind <> 'number' AND NOT coalesce(
-            s ~ '^([+-]0|\+?(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h))+)$'
+            -- Both signs for micro are written as bytes, which no database encoding changes.
+            encode(convert_to(s, 'UTF8'), 'escape') ~ '^([+-]0|\+?(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|\\302\\265s|\\316\\274s|ms|s|m|h))+)$'
             OR (has_unit AND s ~ '^\+?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$'), false) THEN
             RETURN format('wants a duration such as "250ms" or "30s", not %s', pgtrickle._relay_kind(v));
         END IF;

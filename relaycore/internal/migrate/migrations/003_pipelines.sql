@@ -1,5 +1,5 @@
 -- Pipelines: the extension's functions with its signatures and error texts, and
--- the documented form set_relay_outbox('name', config => '{…}').
+-- the documented form set_relay_outbox('name', config => '{...}').
 
 -- +function pgtrickle.relay_config_notify(): tells running relays that a pipeline has changed
 CREATE OR REPLACE FUNCTION pgtrickle.relay_config_notify() RETURNS trigger

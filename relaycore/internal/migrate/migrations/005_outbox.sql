@@ -469,7 +469,7 @@ BEGIN
         FOR part IN SELECT t UNION SELECT pt.relid FROM pg_partition_tree(t) pt JOIN pg_class c ON c.oid = pt.relid WHERE c.relkind IN ('r', 'p') LOOP
             IF NOT pg_has_role(rel.owner, (SELECT c.relowner FROM pg_class c WHERE c.oid = part), 'USAGE') THEN
                 RAISE WARNING 'a TRUNCATE of partition % alone is not recorded: it belongs to another role', pgtrickle._relay_table_name(part)
-                    USING HINT = format('ALTER TABLE %s OWNER TO %s, then SELECT pgtrickle.outbox_upgrade(…)', part, rel.owner);
+                    USING HINT = format('ALTER TABLE %s OWNER TO %s, then SELECT pgtrickle.outbox_upgrade(...)', part, rel.owner);
                 CONTINUE;
             END IF;
             EXECUTE format('CREATE TRIGGER %I BEFORE TRUNCATE ON %s FOR EACH STATEMENT WHEN (pgtrickle._relay_capturing()) EXECUTE FUNCTION %s(%L)',
@@ -548,10 +548,10 @@ BEGIN
             USING HINT = 'Call enable_outbox for the children, too, or make the table a partitioned one.';
     END IF;
     SELECT string_agg(quote_ident(g.tgname), ', ') INTO early FROM pg_trigger g
-        WHERE g.tgrelid = t AND NOT g.tgisinternal AND g.tgtype & 67 = 1 AND g.tgname < '!pgtrickle_'; -- AFTER … FOR EACH ROW
+        WHERE g.tgrelid = t AND NOT g.tgisinternal AND g.tgtype & 67 = 1 AND g.tgname < '!pgtrickle_'; -- AFTER ... FOR EACH ROW
     IF early IS NOT NULL THEN
         RAISE EXCEPTION 'AFTER ROW trigger % of % fires before the changes are recorded', early, pgtrickle._relay_table_name(t)
-            USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Give it a name that begins with a letter: ALTER TRIGGER … RENAME TO …';
+            USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Give it a name that begins with a letter: ALTER TRIGGER ... RENAME TO ...';
     END IF;
     IF EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = t AND NOT g.tgisinternal AND g.tgtype & 67 = 1) THEN
         RAISE WARNING '% has AFTER ROW triggers: if one of them changes a row that the same statement changes later, that change is recorded first',
@@ -943,7 +943,7 @@ BEGIN
         SELECT 'xid'::name AS attname, a.attnum INTO col FROM pg_attribute a WHERE a.attrelid = p_table AND a.attname = 'xid' AND NOT a.attisdropped;
     ELSIF col.type <> 'xid8' THEN
         RAISE EXCEPTION 'column xid of % has type %: must be xid8', rel.name, col.type USING ERRCODE = 'datatype_mismatch',
-            HINT = format('ALTER TABLE %s RENAME COLUMN xid TO …, and call this again.', rel.name);
+            HINT = format('ALTER TABLE %s RENAME COLUMN xid TO ..., and call this again.', rel.name);
     ELSIF NOT col.attnotnull OR NOT col.filled THEN
         -- Rows without a number would never be seen by windows. Those that are here
         -- get this transaction's, as rows before ADD COLUMN do.

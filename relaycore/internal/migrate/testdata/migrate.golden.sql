@@ -540,7 +540,8 @@ BEGIN
         ELSIF kind = 'number' AND (v #>> '{}')::numeric < 0 THEN
             RETURN format('is %s; must not be negative', v);
         ELSIF kind <> 'number' AND NOT coalesce(
-            s ~ '^([+-]0|\+?(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h))+)$'
+            -- Both signs for micro are written as bytes, which no database encoding changes.
+            encode(convert_to(s, 'UTF8'), 'escape') ~ '^([+-]0|\+?(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|\\302\\265s|\\316\\274s|ms|s|m|h))+)$'
             OR (has_unit AND s ~ '^\+?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$'), false) THEN
             RETURN format('wants a duration such as "250ms" or "30s", not %s', pgtrickle._relay_kind(v));
         END IF;
@@ -830,12 +831,12 @@ $sql$;
     COMMENT ON FUNCTION pgtrickle._relay_check_config(text, text, jsonb) IS 'pgtrickle-relay: refuses a pipeline whose configuration is wrong';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (2, 'validation', 'be2b08301a53c7b7')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (2, 'validation', 'd5ce1beed314cb59')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 
 -- Pipelines: the extension's functions with its signatures and error texts, and
--- the documented form set_relay_outbox('name', config => '{…}').
+-- the documented form set_relay_outbox('name', config => '{...}').
 
 DO $do$
 BEGIN
@@ -1147,7 +1148,7 @@ $sql$;
     COMMENT ON FUNCTION pgtrickle.list_relay_configs() IS 'pgtrickle-relay: all pipelines, by name';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (3, 'pipelines', '5afdd6835a22285c')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (3, 'pipelines', '5c0201a752600acb')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 
@@ -1893,7 +1894,7 @@ BEGIN
         FOR part IN SELECT t UNION SELECT pt.relid FROM pg_partition_tree(t) pt JOIN pg_class c ON c.oid = pt.relid WHERE c.relkind IN ('r', 'p') LOOP
             IF NOT pg_has_role(rel.owner, (SELECT c.relowner FROM pg_class c WHERE c.oid = part), 'USAGE') THEN
                 RAISE WARNING 'a TRUNCATE of partition % alone is not recorded: it belongs to another role', pgtrickle._relay_table_name(part)
-                    USING HINT = format('ALTER TABLE %s OWNER TO %s, then SELECT pgtrickle.outbox_upgrade(…)', part, rel.owner);
+                    USING HINT = format('ALTER TABLE %s OWNER TO %s, then SELECT pgtrickle.outbox_upgrade(...)', part, rel.owner);
                 CONTINUE;
             END IF;
             EXECUTE format('CREATE TRIGGER %I BEFORE TRUNCATE ON %s FOR EACH STATEMENT WHEN (pgtrickle._relay_capturing()) EXECUTE FUNCTION %s(%L)',
@@ -2000,10 +2001,10 @@ BEGIN
             USING HINT = 'Call enable_outbox for the children, too, or make the table a partitioned one.';
     END IF;
     SELECT string_agg(quote_ident(g.tgname), ', ') INTO early FROM pg_trigger g
-        WHERE g.tgrelid = t AND NOT g.tgisinternal AND g.tgtype & 67 = 1 AND g.tgname < '!pgtrickle_'; -- AFTER … FOR EACH ROW
+        WHERE g.tgrelid = t AND NOT g.tgisinternal AND g.tgtype & 67 = 1 AND g.tgname < '!pgtrickle_'; -- AFTER ... FOR EACH ROW
     IF early IS NOT NULL THEN
         RAISE EXCEPTION 'AFTER ROW trigger % of % fires before the changes are recorded', early, pgtrickle._relay_table_name(t)
-            USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Give it a name that begins with a letter: ALTER TRIGGER … RENAME TO …';
+            USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Give it a name that begins with a letter: ALTER TRIGGER ... RENAME TO ...';
     END IF;
     IF EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = t AND NOT g.tgisinternal AND g.tgtype & 67 = 1) THEN
         RAISE WARNING '% has AFTER ROW triggers: if one of them changes a row that the same statement changes later, that change is recorded first',
@@ -2528,7 +2529,7 @@ BEGIN
         SELECT 'xid'::name AS attname, a.attnum INTO col FROM pg_attribute a WHERE a.attrelid = p_table AND a.attname = 'xid' AND NOT a.attisdropped;
     ELSIF col.type <> 'xid8' THEN
         RAISE EXCEPTION 'column xid of % has type %: must be xid8', rel.name, col.type USING ERRCODE = 'datatype_mismatch',
-            HINT = format('ALTER TABLE %s RENAME COLUMN xid TO …, and call this again.', rel.name);
+            HINT = format('ALTER TABLE %s RENAME COLUMN xid TO ..., and call this again.', rel.name);
     ELSIF NOT col.attnotnull OR NOT col.filled THEN
         -- Rows without a number would never be seen by windows. Those that are here
         -- get this transaction's, as rows before ADD COLUMN do.
@@ -2732,7 +2733,7 @@ $sql$;
     COMMENT ON FUNCTION pgtrickle.outbox_rows_consumed(text, bigint) IS 'pgtrickle-relay: forgets the claim-check rows up to an outbox row, which every consumer must have delivered';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (5, 'outbox', '65ac5f864a335cbf')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (5, 'outbox', 'af545746ad523932')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 
