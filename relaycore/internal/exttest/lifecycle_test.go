@@ -87,6 +87,9 @@ func TestUpdateTo46(t *testing.T) {
 		t.Fatalf("Update: %v", err)
 	}
 
+	if missing, err := migrate.Missing(context.Background(), pool); err != nil || len(missing) != 1 || !strings.Contains(missing[0], "were dropped since") {
+		t.Errorf("Missing after the update = %q, %v", missing, err)
+	}
 	up(t, pool)
 	up(t, beside)
 	up(t, pool) // a second run changes nothing

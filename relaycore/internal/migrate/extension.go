@@ -100,7 +100,7 @@ func objects(sql string) (found []object) {
 
 // gone reports whether an object of an earlier migration no longer exists. The extension
 // was dropped with the schema's contents, or its update dropped them.
-func (s script) gone(ctx context.Context, tx pgx.Tx, e extension) (gone bool, err error) {
+func (s script) gone(ctx context.Context, q pg.Querier, e extension) (gone bool, err error) {
 	var tables, functions []string
 	for _, o := range s.objects {
 		switch {
@@ -111,7 +111,7 @@ func (s script) gone(ctx context.Context, tx pgx.Tx, e extension) (gone bool, er
 			functions = append(functions, o.name)
 		}
 	}
-	err = tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM unnest($1::text[]) t WHERE to_regclass(t) IS NULL)
+	err = q.QueryRow(ctx, `SELECT EXISTS (SELECT FROM unnest($1::text[]) t WHERE to_regclass(t) IS NULL)
 		OR EXISTS (SELECT FROM unnest($2::text[]) f WHERE to_regprocedure(f) IS NULL)
 		OR NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = 'pgtrickle_relay')`, tables, functions).Scan(&gone)
 	if err != nil {

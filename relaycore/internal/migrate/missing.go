@@ -52,6 +52,19 @@ func Missing(ctx context.Context, conn pg.Querier) ([]string, error) {
 		missing = append(missing,
 			fmt.Sprintf("the relay's catalog is at version %d and this binary needs %d: run %q", version, s.version(), command))
 	}
+	if version == s.version() {
+		ext, err := inspect(ctx, conn)
+		if err != nil {
+			return nil, err
+		}
+		gone, err := s.gone(ctx, conn, ext)
+		if err != nil {
+			return nil, err
+		}
+		if gone {
+			return append(missing, fmt.Sprintf("tables or functions of the relay's catalog were dropped since: run %q", command)), nil
+		}
+	}
 	denied, err := list(ctx, conn, privilegesSQL)
 	if err != nil {
 		return nil, err
