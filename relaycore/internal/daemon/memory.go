@@ -12,7 +12,7 @@ import (
 )
 
 // The heap is collected when it has grown by gcPercent, which keeps the memory of a
-// drain within 64 MiB, and not before it has heapFloor bytes: see [gcfloor].
+// drain within 64 MiB. It is not collected below heapFloor bytes: see [gcfloor].
 const (
 	gcPercent = 60
 	heapFloor = 24 << 20
