@@ -145,8 +145,8 @@ func (p *program) summarizeDeadLetters(ctx context.Context, filter store.DeadLet
 	w := tabwriter.NewWriter(p.stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "PIPELINE\tDIRECTION\tSTATUS\tCLASS\tCOUNT\tFIRST\tLAST\tERROR")
 	for _, s := range found {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\n", s.Pipeline, s.Direction, s.Status, s.Class, s.Count,
-			s.First.UTC().Format(time.RFC3339), s.Last.UTC().Format(time.RFC3339), strings.ReplaceAll(s.Error, "\n", " "))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\n", printable(s.Pipeline, s.Direction, s.Status, s.Class, s.Count,
+			s.First.UTC().Format(time.RFC3339), s.Last.UTC().Format(time.RFC3339), strings.ReplaceAll(s.Error, "\n", " "))...)
 	}
 	return w.Flush()
 }
@@ -177,8 +177,8 @@ func (p *program) listDeadLetters(ctx context.Context, filter store.DeadLetterFi
 	w := tabwriter.NewWriter(p.stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "ID\tPIPELINE\tDIRECTION\tSTATUS\tCLASS\tATTEMPTS\tKEY\tMESSAGE\tSTORED\tERROR")
 	for _, l := range found {
-		fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\n", l.ID, l.Pipeline, l.Direction, l.Status, l.Class, l.Attempts, l.Key,
-			l.MessageID, l.Created.UTC().Format(time.RFC3339), strings.ReplaceAll(l.Error, "\n", " "))
+		fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\n", printable(l.ID, l.Pipeline, l.Direction, l.Status, l.Class, l.Attempts, l.Key,
+			l.MessageID, l.Created.UTC().Format(time.RFC3339), strings.ReplaceAll(l.Error, "\n", " "))...)
 	}
 	if more {
 		fmt.Fprintf(w, "(more than %d: raise --limit, or see dlq summary)\n", limit)

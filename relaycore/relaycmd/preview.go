@@ -119,13 +119,13 @@ func (p *program) printPreviews(messages []preview) {
 		fmt.Fprintln(p.stdout, "nothing to deliver; --from ID shows delivered rows")
 	}
 	for _, m := range messages {
-		fmt.Fprintf(p.stdout, "%s\n  subject  %s\n  key      %s\n", m.ID, m.Subject, orDash(m.Key))
+		fmt.Fprintf(p.stdout, "%s\n  subject  %s\n  key      %s\n", printable(m.ID, m.Subject, orDash(m.Key))...)
 		for _, name := range slices.Sorted(maps.Keys(m.Headers)) {
-			fmt.Fprintf(p.stdout, "  header   %s: %s\n", name, m.Headers[name])
+			fmt.Fprintf(p.stdout, "  header   %s: %s\n", printable(name, m.Headers[name])...)
 		}
 		if m.Error != "" {
-			fmt.Fprintf(p.stdout, "  ERROR    %s\n", m.Error)
+			fmt.Fprintf(p.stdout, "  ERROR    %s\n", printable(m.Error)...)
 		}
-		fmt.Fprintf(p.stdout, "  body     %s\n", m.Body)
+		fmt.Fprintf(p.stdout, "  body     %s\n", printableBody(m.Body))
 	}
 }

@@ -132,8 +132,8 @@ func (p *program) printStatus(report *statusReport) error {
 		if s.Updated != nil {
 			updated = s.Updated.UTC().Format(time.RFC3339)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%s\t%s\n", s.Name, s.Direction, s.Backend, s.State, orDash(s.Owner), s.LastID,
-			s.Delivered, s.DeadLetters, s.Parked, updated, s.Error)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%s\t%s\n", printable(s.Name, s.Direction, s.Backend, s.State, orDash(s.Owner), s.LastID,
+			s.Delivered, s.DeadLetters, s.Parked, updated, s.Error)...)
 	}
 	fmt.Fprintf(w, "\nINSTANCE\tBINARY\tVERSION\tHOST\tBACKENDS\tUP SINCE\n")
 	for _, i := range report.Instances {
@@ -141,14 +141,14 @@ func (p *program) printStatus(report *statusReport) error {
 		if i.Draining {
 			id += " (draining)"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", id, i.Binary, i.Version, i.Hostname, strings.Join(i.Backends, ","),
-			i.Started.UTC().Format(time.RFC3339))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", printable(id, i.Binary, i.Version, i.Hostname, strings.Join(i.Backends, ","),
+			i.Started.UTC().Format(time.RFC3339))...)
 	}
 	for i, text := range report.Warnings {
 		if i == 0 {
 			fmt.Fprintln(w)
 		}
-		fmt.Fprintln(w, "warning: "+text)
+		fmt.Fprintf(w, "warning: %s\n", printable(text)...)
 	}
 	return w.Flush()
 }
