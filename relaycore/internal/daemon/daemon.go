@@ -236,6 +236,7 @@ func (d *daemon) serve(ctx, stop context.Context, ln net.Listener) error {
 		Handler: observe.Handler(
 			observe.Probes{Health: d.health, Ready: d.phase.ready, Live: func() error { return nil }}, d.reg, d.cfg.Pprof),
 		ReadHeaderTimeout: 5 * time.Second,
+		WriteTimeout:      time.Minute, // for slow readers; longer than a profile
 		IdleTimeout:       time.Minute,
 		ErrorLog:          slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
 	}

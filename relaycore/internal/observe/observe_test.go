@@ -290,3 +290,16 @@ func TestBucketsAscend(t *testing.T) {
 		}
 	}
 }
+
+// The command line may hold the database's password.
+func TestPprofHidesTheCommandLine(t *testing.T) {
+	t.Parallel()
+	h := Handler(Probes{}, prometheus.NewRegistry(), true)
+	for path, want := range map[string]int{"/debug/pprof/cmdline": http.StatusNotFound, "/debug/pprof/goroutine": http.StatusOK} {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, path, nil))
+		if w.Code != want {
+			t.Errorf("GET %s = %d, want %d", path, w.Code, want)
+		}
+	}
+}
