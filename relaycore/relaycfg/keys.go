@@ -3,6 +3,7 @@ package relaycfg
 import (
 	"encoding"
 	"encoding/json"
+	"fmt"
 	"reflect"
 	"strconv"
 	"strings"
@@ -106,4 +107,28 @@ func typeName(t reflect.Type) string {
 	default:
 		return "string"
 	}
+}
+
+// Table describes keys as a Markdown table. Each name gets the prefix.
+func Table(prefix string, keys []Key) string {
+	var b strings.Builder
+	b.WriteString("| key | type | default | meaning |\n|---|---|---|---|\n")
+	for _, k := range keys {
+		value := "`" + string(k.Default) + "`"
+		switch {
+		case k.Required:
+			value = "**required**"
+		case len(k.Default) == 0:
+			value = ""
+		}
+		meaning := k.Doc
+		if len(k.Enum) > 0 {
+			meaning += " One of `" + strings.Join(k.Enum, "`, `") + "`."
+		}
+		if len(k.Aliases) > 0 {
+			meaning += " Also written `" + strings.Join(k.Aliases, "`, `") + "`."
+		}
+		fmt.Fprintf(&b, "| `%s%s` | %s | %s | %s |\n", prefix, k.Name, k.Type, value, strings.ReplaceAll(meaning, "|", `\|`))
+	}
+	return b.String()
 }

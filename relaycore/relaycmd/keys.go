@@ -56,35 +56,12 @@ func (p *program) printKeys(_ context.Context, args []string) error {
 			fmt.Fprintf(p.stdout, "\nAlso called `%s`.\n", strings.Join(b.Aliases, "`, `"))
 		}
 		if b.HasSink {
-			fmt.Fprint(p.stdout, "\n### Forward\n\n", keyTable(prefix, b.Sink))
+			fmt.Fprint(p.stdout, "\n### Forward\n\n", relaycfg.Table(prefix, b.Sink))
 		}
 		if b.HasSource {
-			fmt.Fprint(p.stdout, "\n### Reverse\n\n", keyTable(prefix, b.Source))
+			fmt.Fprint(p.stdout, "\n### Reverse\n\n", relaycfg.Table(prefix, b.Source))
 		}
 		fmt.Fprintln(p.stdout)
 	}
 	return nil
-}
-
-func keyTable(prefix string, keys []relaycfg.Key) string {
-	var b strings.Builder
-	b.WriteString("| key | type | default | meaning |\n|---|---|---|---|\n")
-	for _, k := range keys {
-		value := "`" + string(k.Default) + "`"
-		switch {
-		case k.Required:
-			value = "**required**"
-		case len(k.Default) == 0:
-			value = ""
-		}
-		meaning := k.Doc
-		if len(k.Enum) > 0 {
-			meaning += " One of `" + strings.Join(k.Enum, "`, `") + "`."
-		}
-		if len(k.Aliases) > 0 {
-			meaning += " Also written `" + strings.Join(k.Aliases, "`, `") + "`."
-		}
-		fmt.Fprintf(&b, "| `%s%s` | %s | %s | %s |\n", prefix, k.Name, k.Type, value, strings.ReplaceAll(meaning, "|", `\|`))
-	}
-	return b.String()
 }
