@@ -266,6 +266,9 @@ func (s *source) fetchOnce(ctx context.Context, parts []*assigned) error {
 
 	var chunks []*chunk
 	err := f.read(ctx, spots, func(sp *spot, r *protocol.Record) error {
+		if r.Value == nil && s.cfg.OnTombstone == "skip" {
+			return nil
+		}
 		m, err := message(sp, r)
 		if err != nil {
 			return err

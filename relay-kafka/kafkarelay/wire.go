@@ -3,6 +3,7 @@ package kafkarelay
 import (
 	"bytes"
 	"encoding/binary"
+	"encoding/json"
 	"hash/crc32"
 	"io"
 	"strconv"
@@ -179,10 +180,25 @@ func message(sp *spot, r *protocol.Record) (relay.Message, error) {
 	for _, h := range r.Headers {
 		m.AddWireHeader(h.Key, string(h.Value))
 	}
+	if r.Value == nil {
+		m.Op, m.Body, m.Row = relay.OpDelete, nil, keyRow(key)
+	}
 	if m.ID == "" {
 		m.ID = "kafka:" + sp.topic + ":" + strconv.Itoa(sp.partition) + ":" + strconv.FormatInt(r.Offset, 10)
 	}
 	return m, nil
+}
+
+// keyRow returns the row of a tombstone: its key, as a string if it is not JSON.
+func keyRow(key []byte) []byte {
+	switch {
+	case key == nil:
+		return []byte("null")
+	case json.Valid(key):
+		return key
+	}
+	row, _ := json.Marshal(string(key)) // a string has no error
+	return row
 }
 
 // validTopic reports whether Kafka allows name for a topic.

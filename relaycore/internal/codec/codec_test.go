@@ -360,3 +360,22 @@ func TestInternalColumns(t *testing.T) {
 		}
 	}
 }
+
+// A message without a body whose row the source has filled needs no format.
+func TestDecodeTombstone(t *testing.T) {
+	t.Parallel()
+	for _, format := range []string{"envelope", "payload", "cloudevents", "debezium"} {
+		d, err := codec.NewDecoder(codec.DecoderConfig{Format: format, EventIDFrom: "body:id", AggregateIDFrom: "key"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		batch := []relay.Message{{ID: "kafka:t:0:1", Key: "7", Op: relay.OpDelete, Row: []byte("7")}, {ID: "kafka:t:0:2", Key: "7"}}
+		d.Decode(batch)
+		if m := batch[0]; m.Err != nil || m.ID != "kafka:t:0:1" || m.Op != relay.OpDelete || string(m.Row) != "7" {
+			t.Errorf("%s: a tombstone = %+v, want a delete of row 7", format, m)
+		}
+		if !relay.IsPermanent(batch[1].Err) {
+			t.Errorf("%s: an empty body = %v, want a permanent error", format, batch[1].Err)
+		}
+	}
+}

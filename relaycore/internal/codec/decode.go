@@ -101,9 +101,13 @@ func (d *Decoder) Decode(batch []relay.Message) {
 }
 
 func (d *Decoder) decode(m *relay.Message) error {
-	m.Row = m.Body
-	if err := d.unwrap(m); err != nil {
-		return relay.Permanent(err)
+	// A source fills the row of a message that has no body, such as a tombstone.
+	tombstone := m.Body == nil && m.Row != nil
+	if !tombstone {
+		m.Row = m.Body
+		if err := d.unwrap(m); err != nil {
+			return relay.Permanent(err)
+		}
 	}
 	for _, p := range []struct {
 		pick   picker
@@ -122,7 +126,7 @@ func (d *Decoder) decode(m *relay.Message) error {
 		switch {
 		case ok && value != "":
 			*p.field = value
-		case p.wanted != "":
+		case p.wanted != "" && !tombstone: // which keeps the id of its position
 			// Without its identity a redelivery would become a second row.
 			return relay.Permanent(fmt.Errorf("message %s does not have what %s names", m.ID, p.wanted))
 		}
