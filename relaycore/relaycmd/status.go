@@ -132,8 +132,8 @@ func (p *program) printStatus(report *statusReport) error {
 		if s.Updated != nil {
 			updated = s.Updated.UTC().Format(time.RFC3339)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%s\t%s\n", printable(s.Name, s.Direction, s.Backend, s.State, orDash(s.Owner), s.LastID,
-			s.Delivered, s.DeadLetters, s.Parked, updated, s.Error)...)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%s\t%s\n", printable(s.Name, s.Direction, s.Backend, s.State, orDash(s.Owner),
+			s.LastID, s.Delivered, s.DeadLetters, s.Parked, updated, s.Error)...)
 	}
 	fmt.Fprintf(w, "\nINSTANCE\tBINARY\tVERSION\tHOST\tBACKENDS\tUP SINCE\n")
 	for _, i := range report.Instances {
