@@ -261,7 +261,7 @@ func checkResponse(r request, body []byte, remain int) error {
 		w.tags()
 	}
 	w.value(typ, "")
-	if w.err == errRecords || w.err == errPrelude && r.key == protocol.Fetch { //nolint:errorlint // sentinels of this file
+	if errors.Is(w.err, errRecords) || r.key == protocol.Fetch && errors.Is(w.err, errPrelude) {
 		return nil
 	}
 	return w.err

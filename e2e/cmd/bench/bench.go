@@ -139,9 +139,8 @@ func (b *bench) relayRun(ctx context.Context, function string, config map[string
 	if err != nil {
 		return s, err
 	}
-	var walBefore, walAfter float64
-	const lsn = `SELECT pg_current_wal_lsn() - '0/0'::pg_lsn`
-	if err := b.pool.QueryRow(ctx, lsn).Scan(&walBefore); err != nil {
+	walBefore, err := b.walBytes(ctx)
+	if err != nil {
 		return s, err
 	}
 	if err := b.enable(ctx, function, name, config); err != nil {
@@ -159,7 +158,8 @@ func (b *bench) relayRun(ctx context.Context, function string, config map[string
 	if err != nil {
 		return s, err
 	}
-	if err := b.pool.QueryRow(ctx, lsn).Scan(&walAfter); err != nil {
+	walAfter, err := b.walBytes(ctx)
+	if err != nil {
 		return s, err
 	}
 	if _, err := b.pool.Exec(ctx, `SELECT pgtrickle.delete_relay($1)`, name); err != nil {
@@ -172,4 +172,10 @@ func (b *bench) relayRun(ctx context.Context, function string, config map[string
 	s.wal = (walAfter - walBefore) / float64(n)
 	s.rss = after.rss
 	return s, nil
+}
+
+// walBytes returns how much WAL the server has written so far.
+func (b *bench) walBytes(ctx context.Context) (n float64, err error) {
+	err = b.pool.QueryRow(ctx, `SELECT pg_current_wal_lsn() - '0/0'::pg_lsn`).Scan(&n)
+	return n, err
 }

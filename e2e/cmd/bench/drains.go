@@ -144,7 +144,7 @@ func (b *bench) relayDrain(ctx context.Context, d drain, n int) (sample, error) 
 	return b.relayRun(ctx, "set_relay_outbox", t.keys, n)
 }
 
-func medianOf(samples []sample, f func(sample) float64) float64 {
+func medianOf[T any](samples []T, f func(T) float64) float64 {
 	v := make([]float64, len(samples))
 	for i, s := range samples {
 		v[i] = f(s)

@@ -1,9 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -85,83 +86,87 @@ func writeWays() []writeWay {
 	}
 }
 
+// writeSample is what one round of one way measured.
+type writeSample struct {
+	one, all float64 // transactions a second of one client, and of eight
+	bulk     float64 // microseconds a row of a statement of many rows; 0 = not measured
+	wal      float64 // bytes a transaction of one row
+}
+
 // writes measures each way for rounds rounds of d each, in turn.
 func (b *bench) writes(ctx context.Context, rounds int, d time.Duration, bulkRows int) (lines []writeLine, err error) {
 	ways := writeWays()
-	results := make(map[string]*[4][]float64) // one, all, bulk, WAL
 	for _, w := range ways {
 		for _, sql := range w.setup {
 			if _, err := b.pool.Exec(ctx, sql); err != nil {
 				return nil, fmt.Errorf("%s: %w", sql, err)
 			}
 		}
-		results[w.name] = new([4][]float64)
 	}
-	reading, stop := context.WithCancel(ctx)
 	defer func() {
-		stop()
 		_, dropErr := b.pool.Exec(ctx, `SELECT pg_drop_replication_slot('w_slot')`)
-		err = cmpError(err, dropErr)
+		err = cmp.Or(err, dropErr)
 	}()
+	reading, stop := context.WithCancel(ctx)
 	var reader sync.WaitGroup
 	reader.Go(func() { b.readSlot(reading, "w_slot") })
 	defer reader.Wait()
 	defer stop()
+
+	samples := make(map[string][]writeSample)
 	for range rounds {
 		for _, w := range ways {
-			r := results[w.name]
-			before, err := b.walBytes(ctx)
-			if err != nil {
-				return nil, err
-			}
-			one, err := b.writers(ctx, w, 1, d)
+			s, err := b.writeRound(ctx, w, d, bulkRows)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", w.name, err)
 			}
-			after, err := b.walBytes(ctx)
-			if err != nil {
-				return nil, err
-			}
-			all, err := b.writers(ctx, w, 8, d)
-			if err != nil {
-				return nil, fmt.Errorf("%s: %w", w.name, err)
-			}
-			r[0], r[1], r[3] = append(r[0], one), append(r[1], all), append(r[3], (after-before)/(one*d.Seconds()))
-			if w.bulk == "" {
-				continue
-			}
-			began := time.Now()
-			if _, err := b.pool.Exec(ctx, w.bulk, bulkRows); err != nil {
-				return nil, fmt.Errorf("%s: %w", w.name, err)
-			}
-			r[2] = append(r[2], float64(time.Since(began).Microseconds())/float64(bulkRows))
+			samples[w.name] = append(samples[w.name], s)
 		}
 	}
 	for _, w := range ways {
-		r := results[w.name]
-		l := writeLine{Name: w.name, Base: w.base, One: median(r[0]), All: median(r[1]), Bulk: median(r[2]), WAL: median(r[3])}
-		if base := results[w.base]; base != nil {
-			var ratios []float64
-			for i := range r[1] {
-				ratios = append(ratios, r[1][i]/base[1][i])
-			}
-			l.Ratio = median(ratios)
-		}
-		lines = append(lines, l)
+		lines = append(lines, w.line(samples[w.name], samples[w.base]))
 	}
 	return lines, nil
 }
 
-func cmpError(first, second error) error {
-	if first != nil {
-		return first
+func (b *bench) writeRound(ctx context.Context, w writeWay, d time.Duration, bulkRows int) (s writeSample, err error) {
+	before, err := b.walBytes(ctx)
+	if err != nil {
+		return s, err
 	}
-	return second
+	if s.one, err = b.writers(ctx, w, 1, d); err != nil {
+		return s, err
+	}
+	after, err := b.walBytes(ctx)
+	if err != nil {
+		return s, err
+	}
+	s.wal = (after - before) / (s.one * d.Seconds())
+	if s.all, err = b.writers(ctx, w, 8, d); err != nil || w.bulk == "" {
+		return s, err
+	}
+
+	began := time.Now()
+	_, err = b.pool.Exec(ctx, w.bulk, bulkRows)
+	s.bulk = float64(time.Since(began).Microseconds()) / float64(bulkRows)
+	return s, err
 }
 
-func (b *bench) walBytes(ctx context.Context) (n float64, err error) {
-	err = b.pool.QueryRow(ctx, `SELECT pg_current_wal_lsn() - '0/0'::pg_lsn`).Scan(&n)
-	return n, err
+// line takes the medians. base are the samples of the way that w is compared with, if any.
+func (w writeWay) line(samples, base []writeSample) writeLine {
+	l := writeLine{
+		Name: w.name, Base: w.base,
+		One:  medianOf(samples, func(s writeSample) float64 { return s.one }),
+		All:  medianOf(samples, func(s writeSample) float64 { return s.all }),
+		Bulk: medianOf(samples, func(s writeSample) float64 { return s.bulk }),
+		WAL:  medianOf(samples, func(s writeSample) float64 { return s.wal }),
+	}
+	var ratios []float64
+	for i := range base {
+		ratios = append(ratios, samples[i].all/base[i].all)
+	}
+	l.Ratio = median(ratios)
+	return l
 }
 
 // readSlot reads a logical slot until ctx ends, as a consumer of changes would.
@@ -204,8 +209,8 @@ func (b *bench) writers(ctx context.Context, w writeWay, clients int, d time.Dur
 	}
 	wg.Wait()
 	took := time.Since(began)
-	if i := slices.IndexFunc(errs, func(err error) bool { return err != nil }); i >= 0 {
-		return 0, errs[i]
+	if err := errors.Join(errs...); err != nil {
+		return 0, err
 	}
 	return float64(done.Load()) / took.Seconds(), nil
 }
