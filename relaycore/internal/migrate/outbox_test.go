@@ -232,6 +232,25 @@ func TestOutboxNames(t *testing.T) {
 	}
 }
 
+// TestOutboxesOfLongNames: two tables whose names are equal in all that fits into the name
+// of an index have an outbox each.
+func TestOutboxesOfLongNames(t *testing.T) {
+	t.Parallel()
+	pool := migrated(t)
+	long := strings.Repeat("t", 62)
+	for _, table := range []string{long + "a", long + "b"} {
+		run(t, pool, `CREATE TABLE `+table+` (id int)`)
+		run(t, pool, `SELECT pgtrickle.enable_outbox($1)`, table)
+		run(t, pool, `INSERT INTO `+table+` VALUES (1)`)
+		if got := one(t, pool, `SELECT pgtrickle.outbox_status($1) ->> 'row_count'`, table); got != "1" {
+			t.Errorf("the outbox of %s has %s rows, want 1", table, got)
+		}
+	}
+	if got := one(t, pool, `SELECT count(*)::text FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid WHERE c.relname LIKE 'outbox_tt%'`); got != "6" {
+		t.Errorf("the outboxes have %s indexes, want three each", got)
+	}
+}
+
 // warned runs sql and returns the warnings, a line each.
 func warned(t testing.TB, pool *pgxpool.Pool, sql string) string {
 	t.Helper()

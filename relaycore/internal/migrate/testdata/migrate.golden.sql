@@ -1621,12 +1621,9 @@ BEGIN
         deleted_count  bigint      NOT NULL DEFAULT 0,
         is_claim_check boolean     NOT NULL DEFAULT false,
         payload        json,
-        xid            xid8        NOT NULL DEFAULT pg_current_xact_id(),
-        headers        jsonb,
-        key            text,
-        event_id       text)', outbox);
-    EXECUTE format('CREATE INDEX %I ON pgtrickle.%I (xid, id)', pgtrickle._relay_name(outbox, '_xid_idx'), outbox);
-    EXECUTE format('CREATE UNIQUE INDEX %I ON pgtrickle.%I (event_id) WHERE event_id IS NOT NULL', pgtrickle._relay_name(outbox, '_event_id_idx'), outbox);
+        xid            xid8        NOT NULL DEFAULT pg_current_xact_id())', outbox);
+    PERFORM pgtrickle._relay_add_columns(outbox);
+    EXECUTE format('CREATE INDEX %I ON pgtrickle.%I (xid, id)', pgtrickle._relay_unique_name(outbox || '_xid_idx'), outbox);
     EXECUTE format('COMMENT ON TABLE pgtrickle.%I IS %L', outbox, 'pgtrickle-relay: outbox of ' || p_label);
     IF p_stream_schema IS NOT NULL THEN
         capture := pgtrickle._relay_unique_name('pgtrickle_' || outbox);
@@ -2049,7 +2046,9 @@ DECLARE
 BEGIN
     SELECT r.* INTO o FROM pgtrickle.relay_outboxes r WHERE r.outbox_table_name = p_outbox FOR UPDATE;
     EXECUTE format('DROP TABLE IF EXISTS pgtrickle.%I', p_outbox);
-    EXECUTE format('DROP FUNCTION IF EXISTS pgtrickle.%I()', coalesce(o.capture_function, p_outbox)); -- of an older version
+    IF o.capture_function IS NOT NULL THEN -- of an older version
+        EXECUTE format('DROP FUNCTION IF EXISTS pgtrickle.%I()', o.capture_function);
+    END IF;
     DELETE FROM pgtrickle.pgt_outbox_config c WHERE c.outbox_table_name = p_outbox;
     DELETE FROM pgtrickle.relay_outboxes r WHERE r.outbox_table_name = p_outbox;
     PERFORM pgtrickle._relay_write_publish();
@@ -2223,11 +2222,11 @@ BEGIN
     END IF;
     EXECUTE format('ALTER TABLE %s ADD COLUMN IF NOT EXISTS headers jsonb, ADD COLUMN IF NOT EXISTS key text, ADD COLUMN IF NOT EXISTS event_id text', rel);
     IF (SELECT c.relkind FROM pg_class c WHERE c.oid = rel) = 'r' THEN
-        EXECUTE format('CREATE UNIQUE INDEX IF NOT EXISTS %I ON %s (event_id) WHERE event_id IS NOT NULL', pgtrickle._relay_name(p_outbox, '_event_id_idx'), rel);
+        EXECUTE format('CREATE UNIQUE INDEX %I ON %s (event_id) WHERE event_id IS NOT NULL', pgtrickle._relay_unique_name(p_outbox || '_event_id_idx'), rel);
     END IF;
 END $fn$;
 $sql$;
-    COMMENT ON FUNCTION pgtrickle._relay_add_columns(text) IS 'pgtrickle-relay: gives an outbox that was made before there were headers, keys and event ids the columns for them, without a rewrite';
+    COMMENT ON FUNCTION pgtrickle._relay_add_columns(text) IS 'pgtrickle-relay: gives an outbox the columns for headers, keys and event ids, if it was made before there were any; without a rewrite';
 END $do$;
 
 DO $do$
@@ -2733,7 +2732,7 @@ $sql$;
     COMMENT ON FUNCTION pgtrickle.outbox_rows_consumed(text, bigint) IS 'pgtrickle-relay: forgets the claim-check rows up to an outbox row, which every consumer must have delivered';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (5, 'outbox', 'af545746ad523932')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (5, 'outbox', '1f01edaa32a4b4be')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 
