@@ -10,6 +10,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/url"
+	"strings"
 	"testing"
 	"time"
 
@@ -51,8 +52,16 @@ func create(t testing.TB, env, options string) string {
 		t.Fatalf("parse %s: %v", env, err)
 	}
 	name := "relay_test_" + suffix()
-	if err := onServer(server, "CREATE DATABASE "+name+options); err != nil {
-		t.Fatalf("create database on %s: %v", server.Host, err)
+	for tries := 1; ; tries++ {
+		err := onServer(server, "CREATE DATABASE "+name+options)
+		if err == nil {
+			break
+		}
+		// A signal can interrupt the server while it opens a file of the template. It
+		// does not try again by itself, and the test is not about that.
+		if tries == 3 || !strings.Contains(err.Error(), "Interrupted system call") {
+			t.Fatalf("create database on %s: %v", server.Host, err)
+		}
 	}
 	t.Cleanup(func() {
 		if err := onServer(server, "DROP DATABASE IF EXISTS "+name+" WITH (FORCE)"); err != nil {
