@@ -142,7 +142,8 @@ func lowerCase(name string) string {
 	return strings.ToLower(name)
 }
 
-// recordSize is the size of m without the standard headers' names.
+// recordSize is the size of m without the standard headers' names, and without the short
+// values: op, outbox id and full refresh.
 func recordSize(m *relay.Message) int {
 	n := len(m.Key) + len(m.Body) + len(m.ID) + len(m.Subject) + len(m.ContentType)
 	for i := range m.Headers {
@@ -151,7 +152,8 @@ func recordSize(m *relay.Message) int {
 	return n
 }
 
-// maxRecordSize is at least what m takes in a batch that is not compressed.
+// maxRecordSize is at least what m takes in a batch that is not compressed. The 200
+// bytes are for what recordSize leaves out and for the record's own fields.
 func maxRecordSize(m *relay.Message) int { return recordSize(m) + 200 + 10*len(m.Headers) }
 
 // balancer spreads keys as the Java client does, so that its producers and the

@@ -157,8 +157,9 @@ type delayed struct {
 func (d *delayed) Unwrap() error { return d.error }
 
 // Unknown marks err as one after which some or all of its messages may be durable at
-// the destination, as when the answer was lost. If the sink is a [Resumer], the engine reads the destination back before it
-// publishes again, as after a crash. So a sink keeps no record of what is in doubt.
+// the destination, as when the answer was lost. If the sink is a [Resumer], the engine
+// reads the destination back before it publishes again, as after a crash. So a sink
+// keeps no record of what is in doubt.
 //
 // Unknown can be combined with the other classes of errors.
 func Unknown(err error) error {

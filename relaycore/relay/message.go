@@ -39,8 +39,9 @@ type Message struct {
 	Body []byte
 	// ContentType is the media type of Body.
 	ContentType string
-	// Headers are the user's own headers and trace context. The standard headers
-	// are not among them; see [Message.WireHeaders].
+	// Headers are the user's own headers, trace context, and [HeaderReplay] in a
+	// replay. The other standard headers are not among them: [Message.WireHeaders]
+	// makes those of the fields of the message.
 	Headers []Header
 	// Time is when the event was recorded at its origin.
 	Time time.Time
@@ -86,7 +87,9 @@ const (
 
 // WireHeaders appends to dst the headers that every backend with headers writes. These
 // are op, outbox id, full refresh, key and content type, if they are set. The message's
-// own Headers follow. Each backend writes ID and Subject in its own way.
+// own Headers follow. Each backend writes ID and Subject in its own way, and may leave
+// out what its far end carries in a field. Op stays the first: the Redis backend relies
+// on that.
 func (m *Message) WireHeaders(dst []Header) []Header {
 	if m.Op != "" {
 		dst = append(dst, Header{HeaderOp, m.Op})

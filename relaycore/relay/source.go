@@ -17,10 +17,11 @@ type Source interface {
 	Receive(ctx context.Context, limit int) ([]Message, error)
 
 	// Ack acknowledges that every message of batch is settled: durable at the sink,
-	// or stored as a dead letter. Messages of one Key are acknowledged in order; two
-	// keys may overtake each other, for which there is [Acks]. What is never acknowledged must be delivered
-	// again, by this process or the next. Ack returns nil only when the
-	// acknowledgement is as durable as the broker makes it.
+	// or stored as a dead letter or parked behind one. Messages of one Key are
+	// acknowledged in order; two keys may overtake each other, for which there is
+	// [Acks]. What is never acknowledged must be delivered again, by this process or
+	// the next. Ack returns nil only when the acknowledgement is as durable as the
+	// broker makes it.
 	Ack(ctx context.Context, batch []Message) error
 
 	// Close releases everything. After the context of a running Receive is
@@ -41,7 +42,7 @@ type Checkpointer interface {
 	Committed(ctx context.Context, c Checkpoint) error
 }
 
-// Checkpoint is what is safely delivered.
+// Checkpoint is how far the messages of a source are settled.
 type Checkpoint struct {
 	// State is the source's own, opaque to all others.
 	State json.RawMessage

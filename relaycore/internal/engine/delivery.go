@@ -16,7 +16,7 @@ import (
 var errStopped = fmt.Errorf("the engine stops: %w", context.Canceled)
 
 // delivery brings one batch to the sink. It retries until every message is at the
-// sink or a dead letter.
+// sink, a dead letter, or parked behind one.
 type delivery struct {
 	*publisher
 	parked  map[string]bool // keys whose messages are parked
@@ -70,8 +70,8 @@ func (r *run) nextReady() (chunk, bool) {
 
 // partition returns the messages of the batch that are to be published. It leaves out
 // those that the far end has already, and those that could not be decoded or encoded.
-// In halt mode it ends in front of the latter, with an error. behind are the keys that
-// it parked: messages of theirs in todo lie before.
+// In halt mode it ends in front of the latter, with an error. behind has the keys of
+// those that became dead letters here. Their messages in todo lie before and are sent.
 func (d *delivery) partition() (todo []relay.Message, behind map[string]bool, err error) {
 	batch := d.out.messages
 	d.tail.passed(len(batch))
@@ -98,6 +98,8 @@ func (d *delivery) partition() (todo []relay.Message, behind map[string]bool, er
 	return todo, behind, nil
 }
 
+// needsPartition reports whether partition has to leave out a message. Messages of
+// parked keys alone need no partition, as parkBlocked parks them before each publish.
 func (d *delivery) needsPartition(batch []relay.Message) bool {
 	for i := range batch {
 		if batch[i].Err != nil || d.tail.has(batch[i].ID) {

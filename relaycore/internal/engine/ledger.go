@@ -11,10 +11,11 @@ import (
 // another server because a standby was promoted.
 var ErrFenced = errors.New("another owner has taken the pipeline over, or a standby was promoted")
 
-// Ledger is a pipeline's durable memory. Its methods return [ErrFenced] once
-// another owner has the pipeline; other errors are retried.
+// Ledger is a pipeline's durable memory. Commit alone is fenced; the other methods read.
+// Their errors are retried, except [ErrFenced].
 type Ledger interface {
-	// Commit makes all of c durable, or nothing.
+	// Commit makes all of c durable, or nothing. It returns [ErrFenced] and stores
+	// nothing once another owner has the pipeline.
 	Commit(ctx context.Context, c Commit) error
 	// Deliverable returns at most limit stored dead letters that may be delivered now,
 	// in the order in which they must be.

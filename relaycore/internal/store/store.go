@@ -1,8 +1,9 @@
-// Package store holds all SQL on the relay's own tables, and the names of its
-// advisory locks: cursors, public offsets, dead letters and instances.
+// Package store holds the SQL on cursors, public offsets, dead letters and instances,
+// and the names of the relay's advisory locks. The tables of pipelines are read in
+// package catalog.
 //
-// Every write of a pipeline carries the epoch of its lease, and changes nothing if
-// the cursor has a later one. An owner that lost its lease without noticing can
+// Every write of a running pipeline carries the epoch of its lease, and changes nothing
+// if the cursor has a later one. An owner that lost its lease without noticing can
 // change nothing: it gets [engine.ErrFenced]. A promoted standby has the epochs of
 // the old primary, and may lack rows that the owner has delivered. Therefore commits
 // carry the server's timeline too.
