@@ -235,7 +235,7 @@ func TestCaptureSettings(t *testing.T) {
 var errRollback = errors.New("roll back")
 
 // TestCaptureRights: code of a table's owner that capture runs has the rights of the
-// table's owner, whoever writes.
+// table's owner, whichever role writes.
 func TestCaptureRights(t *testing.T) {
 	t.Parallel()
 	pool := migrated(t)
@@ -305,7 +305,7 @@ func problems(t testing.TB, pool *pgxpool.Pool, outbox string) string {
 	return strings.Join(query(t, pool, `SELECT problem FROM pgtrickle._relay_outbox_problems($1)`, outbox), "\n")
 }
 
-// TestOutboxProblems changes captured tables: outbox_status tells that they are not
+// TestOutboxProblems changes captured tables: outbox_status reports that they are not
 // recorded as they should be, and outbox_upgrade mends it.
 func TestOutboxProblems(t *testing.T) {
 	t.Parallel()

@@ -167,7 +167,7 @@ func TestVirtualColumnsAreLeftOut(t *testing.T) {
 	}
 }
 
-// TestLargeStatement changes 12,000 rows by one statement each: the rows are recorded
+// TestLargeStatement changes 12,000 rows by one statement each. The rows are recorded
 // in order, one outbox row each, and an update with its own old values.
 func TestLargeStatement(t *testing.T) {
 	t.Parallel()
@@ -313,7 +313,7 @@ func TestOutboxOfPartition(t *testing.T) {
 	}
 }
 
-// TestOutboxWithInheritance shows what the warnings say.
+// TestOutboxWithInheritance shows the text of the warnings.
 func TestOutboxWithInheritance(t *testing.T) {
 	t.Parallel()
 	pool := migrated(t)
@@ -425,8 +425,8 @@ func TestPublishedHeaders(t *testing.T) {
 	refused(t, pool, "22023", "an event id belongs to one event", `SELECT pgtrickle.outbox_publish('events', '{}', p_event_id => '')`)
 }
 
-// TestPublishKeepsItsGrants: whoever might call outbox_publish with five parameters may
-// call it with eight.
+// TestPublishKeepsItsGrants: a role that might call outbox_publish with five parameters
+// may call it with eight.
 func TestPublishKeepsItsGrants(t *testing.T) {
 	t.Parallel()
 	pool := migrated(t)
@@ -545,7 +545,7 @@ func TestPrivileges(t *testing.T) {
 }
 
 // TestGrantPublishWithExtension: pg_trickle's outboxes take their ids from a serial
-// column's default, and that by the rights of whoever inserts.
+// column's default, and that by the rights of the role that inserts.
 func TestGrantPublishWithExtension(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.Pool(t)

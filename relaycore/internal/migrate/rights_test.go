@@ -12,7 +12,7 @@ import (
 )
 
 // TestBorrowedRights lets a superuser's session run a stranger's code, in the ways
-// in which PostgreSQL switches to the stranger's rights: what belongs to another
+// in which PostgreSQL switches to the stranger's rights. The objects of other roles
 // must be as safe as from the stranger's own session.
 func TestBorrowedRights(t *testing.T) {
 	t.Parallel()
@@ -125,7 +125,7 @@ func TestBorrowedRights(t *testing.T) {
 		}
 	})
 
-	// The same requests are granted to the owner, and to whoever has its rights.
+	// The same requests are granted to the owner, and to a role that has its rights.
 	for _, sql := range []string{
 		`SET LOCAL ROLE ` + owner + `; SELECT pgtrickle.enable_outbox('app.other'); SELECT pgtrickle.outbox_truncate_policy('app.other', 'ignore')`,
 		`SET LOCAL SESSION AUTHORIZATION ` + owner + `; SELECT pgtrickle.disable_outbox('app.other'); SELECT pgtrickle.drop_inbox('box')`,
@@ -172,7 +172,7 @@ func TestOutboxesAreForTrustedOwners(t *testing.T) {
 }
 
 // TestSchemaOwnerWithoutRights lets a role that may not see the tables' schema own
-// ours: who owns the tables needs nothing from it there.
+// ours: the owner of the tables needs nothing from it there.
 func TestSchemaOwnerWithoutRights(t *testing.T) {
 	t.Parallel()
 	pool := migrated(t)
