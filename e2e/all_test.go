@@ -18,8 +18,8 @@ import (
 )
 
 // TestEverythingInOne runs all pipelines of all backends, both ways, in one
-// process of the image that has every backend, and looks at it as an operator's
-// tools do.
+// process of the image that has every backend. It looks at the process as an
+// operator's tools do.
 func TestEverythingInOne(t *testing.T) {
 	p := rig.Image("pgtrickle-relay")
 	db := rig.NewDatabase(t, fleet.Server("pg18").URL, "e2e_all", p.Migrate)

@@ -17,9 +17,9 @@ import (
 	"github.com/grove/pgtrickle-relay/e2e/internal/rig"
 )
 
-// TestPromotion kills the primary under writers and promotes its standby. One
-// relay, which has both addresses, goes on: whatever the new primary has is
-// delivered, also where its ids are those of rows that it never got.
+// TestPromotion kills the primary under writers and promotes its standby. The
+// relay has both addresses and continues. It delivers every row of the new primary,
+// even if the old primary used the same ids for rows that the standby never got.
 func TestPromotion(t *testing.T) {
 	for name, lagging := range map[string]bool{"up to date": false, "lagging": true} {
 		t.Run(name, func(t *testing.T) {

@@ -21,10 +21,10 @@ import (
 // oneBatch is the most messages that the engine gives to a sink at once.
 const oneBatch = 4096
 
-// TestZombie stops the owner of a pipeline past its lease and lets it go on when
-// another one works, and then does the same to that one: no zombie may move a
-// checkpoint, and at most the batch that it had in hand may reach the far end, to
-// be seen there where that drops no duplicates.
+// TestZombie stops the owner of a pipeline past its lease, continues it when another
+// process works, and then does the same to that process. No zombie may move a
+// checkpoint. At most its current batch may reach the far end, which shows it if it
+// drops no duplicates.
 func TestZombie(t *testing.T) {
 	for _, k := range set.backends {
 		t.Run(k.Name, func(t *testing.T) {
@@ -139,8 +139,9 @@ func cursor(ctx context.Context, db *rig.Database) (epoch, last int64, err error
 	return epoch, last, err
 }
 
-// TestPoison sends one message in 10,000 of 100 keys that the broker refuses: 99
-// keys do not notice, and the hundredth is whole and in order after a redrive.
+// TestPoison sends one message in 10,000 of 100 keys that the broker refuses.
+// The messages of 99 keys are not delayed; the hundredth key is complete and in order
+// after a redrive.
 func TestPoison(t *testing.T) {
 	const total, keys, at = 10_000, 100, 5_050
 	k := kind(t, "kafka")

@@ -94,7 +94,8 @@ func (b *bench) messages(ctx context.Context, n int) (ids []string, bodies [][]b
 		key := fmt.Sprintf("outbox_bench:%d:0", id)
 		ids = append(ids, key)
 		bodies = append(bodies, fmt.Appendf(nil,
-			`{"dedup_key":%q,"subject":"pgtrickle.bench.insert","payload":%s,"op":"insert","is_full_refresh":false,"outbox_id":%d,"refresh_id":null}`, key, row, id))
+			`{"dedup_key":%q,"subject":"pgtrickle.bench.insert","payload":%s,`+
+				`"op":"insert","is_full_refresh":false,"outbox_id":%d,"refresh_id":null}`, key, row, id))
 		return nil
 	})
 	return ids, bodies, err

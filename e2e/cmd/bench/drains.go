@@ -65,7 +65,8 @@ type drainLine struct {
 }
 
 func (l drainLine) String() string {
-	return fmt.Sprintf("bench: %-14s raw %8.0f/s  relay %8.0f/s  ratio %.2f (%.2f to %.2f, floor %.2f)  %.1f CPU s/M  %.1f allocs  %.0f B WAL  %.0f MiB",
+	return fmt.Sprintf("bench: %-14s raw %8.0f/s  relay %8.0f/s  ratio %.2f (%.2f to %.2f, floor %.2f)  "+
+		"%.1f CPU s/M  %.1f allocs  %.0f B WAL  %.0f MiB",
 		l.Name, l.Raw, l.Relay, l.Ratio, l.Least, l.Most, l.Floor, l.CPU, l.Allocs, l.WAL, l.RSS)
 }
 

@@ -74,8 +74,13 @@ func (b *bench) idle(ctx context.Context, pipelines int, short bool) (*idleLine,
 	if err := b.pool.QueryRow(ctx, active).Scan(&busyAfter); err != nil {
 		return nil, err
 	}
-	line := &idleLine{Pipelines: pipelines, Relay: (after - before) / span.Seconds(), Postgres: (busyAfter - busy) / 1000 / span.Seconds()}
-	fmt.Fprintf(os.Stderr, "bench: %d idle pipelines: relay %.2f%% of a core, PostgreSQL %.2f%%\n", pipelines, 100*line.Relay, 100*line.Postgres)
+	line := &idleLine{
+		Pipelines: pipelines,
+		Relay:     (after - before) / span.Seconds(),
+		Postgres:  (busyAfter - busy) / 1000 / span.Seconds(),
+	}
+	fmt.Fprintf(os.Stderr, "bench: %d idle pipelines: relay %.2f%% of a core, PostgreSQL %.2f%%\n",
+		pipelines, 100*line.Relay, 100*line.Postgres)
 	_, err = b.pool.Exec(ctx, `SELECT pgtrickle.delete_relay(name) FROM pgtrickle.list_relay_configs()`)
 	return line, err
 }

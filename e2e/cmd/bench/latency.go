@@ -21,14 +21,14 @@ type latencyLine struct {
 	P999ms float64 `json:"p999_ms"`
 }
 
-// warmUp is a number of rows that are written first and not counted: an idle
-// pipeline takes up to its poll interval to see the first of them, and every
-// connection that is used for the first time has statements to prepare.
+// warmUp is the number of rows that are written first and not counted. An idle
+// pipeline takes up to its poll interval to see the first of them, and every new
+// connection has statements to prepare.
 const warmUp = 1000
 
-// latency inserts 1,000 rows a second, one commit each, and measures the raw
-// INSERT and NOTIFY round trip, then the relay into NATS with and without a
-// notification by the writer.
+// latency inserts 1,000 rows a second, one commit each. It measures the raw INSERT
+// and NOTIFY round trip, then the relay into NATS with and without a notification
+// by the writer.
 func (b *bench) latency(ctx context.Context, seconds int) ([]latencyLine, error) {
 	raw, err := b.rawLatency(ctx, seconds)
 	if err != nil {

@@ -50,8 +50,10 @@ const (
 
 func (r report) markdown(o options) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "Made by `make bench`: %d cores, %s, %d pairs of runs, medians. Clients, servers and relay share the cores.\n\n", runtime.NumCPU(), runtime.Version(), o.pairs)
-	b.WriteString("| drain | rows | client alone, /s | relay, /s | ratio (least to most) | floor | relay CPU s per million | allocations per event | WAL B per event | RSS MiB |\n")
+	fmt.Fprintf(&b, "Made by `make bench`: %d cores, %s, %d pairs of runs, medians. "+
+		"Clients, servers and relay share the cores.\n\n", runtime.NumCPU(), runtime.Version(), o.pairs)
+	b.WriteString("| drain | rows | client alone, /s | relay, /s | ratio (least to most) | floor " +
+		"| relay CPU s per million | allocations per event | WAL B per event | RSS MiB |\n")
 	b.WriteString("|---|---|---|---|---|---|---|---|---|---|\n")
 	for _, d := range r.Drains {
 		fmt.Fprintf(&b, "| %s | %d | %.0f | %.0f | **%.2f** (%.2f to %.2f) | %.2f | %.1f | %.1f | %.0f | %.0f |\n",
@@ -66,19 +68,22 @@ func (r report) markdown(o options) string {
 	}
 	b.WriteString(".\n")
 	if len(r.Latency) > 0 {
-		b.WriteString("\nLatency at 1,000 rows a second, from before the INSERT to the arrival:\n\n| what | p50 ms | p99 ms | p99.9 ms |\n|---|---|---|---|\n")
+		b.WriteString("\nLatency at 1,000 rows a second, from before the INSERT to the arrival:\n\n" +
+			"| what | p50 ms | p99 ms | p99.9 ms |\n|---|---|---|---|\n")
 		for _, l := range r.Latency {
 			fmt.Fprintf(&b, "| %s | %.2f | %.2f | %.2f |\n", l.Name, l.P50ms, l.P99ms, l.P999ms)
 		}
 	}
 	if len(r.Scale) > 0 {
-		b.WriteString("\nTo /dev/null, all rows together:\n\n| what | base, /s | with, /s | ratio | relay CPU s per million | RSS MiB |\n|---|---|---|---|---|---|\n")
+		b.WriteString("\nTo /dev/null, all rows together:\n\n" +
+			"| what | base, /s | with, /s | ratio | relay CPU s per million | RSS MiB |\n|---|---|---|---|---|---|\n")
 		for _, l := range r.Scale {
 			fmt.Fprintf(&b, "| %s | %.0f | %.0f | **%.2f** | %.2f | %.0f |\n", l.Name, l.Base, l.Rate, l.Ratio, l.CPU, l.RSS)
 		}
 	}
 	if r.Idle != nil {
-		fmt.Fprintf(&b, "\n%d idle pipelines: relay %.2f%% of a core, PostgreSQL %.2f%%.\n", r.Idle.Pipelines, 100*r.Idle.Relay, 100*r.Idle.Postgres)
+		fmt.Fprintf(&b, "\n%d idle pipelines: relay %.2f%% of a core, PostgreSQL %.2f%%.\n",
+			r.Idle.Pipelines, 100*r.Idle.Relay, 100*r.Idle.Postgres)
 	}
 	if len(r.Writes) > 0 {
 		b.WriteString(writesTable(r.Writes))
@@ -86,8 +91,8 @@ func (r report) markdown(o options) string {
 	return b.String()
 }
 
-// shortFloor is the part of a floor that a short run on a busy machine is held
-// to: it is there to catch a fall, not to measure.
+// shortFloor is the part of a floor that a short run on a busy machine must reach.
+// It catches a fall and does not measure.
 const shortFloor = 0.45
 
 func (r report) check(short bool) error {

@@ -60,7 +60,8 @@ func (b *bench) keyset(ctx context.Context, n int) error {
 	}
 	defer conn.Release()
 	pg := conn.Conn().PgConn()
-	const sql = `SELECT id, refresh_id, created_at, is_claim_check, payload FROM pgtrickle.outbox_bench WHERE id > $1::bigint ORDER BY id LIMIT 1000`
+	const sql = `SELECT id, refresh_id, created_at, is_claim_check, payload ` +
+		`FROM pgtrickle.outbox_bench WHERE id > $1::bigint ORDER BY id LIMIT 1000`
 	last := []byte("0")
 	for got := 0; got < n; {
 		r := pg.ExecParams(ctx, sql, [][]byte{last}, nil, nil, nil)
@@ -124,7 +125,9 @@ func natsStream(b *bench) (*nats.Conn, nats.JetStreamContext, string, error) {
 	if err != nil {
 		return nil, nil, "", err
 	}
-	_, err = admin.CreateStream(context.Background(), jetstream.StreamConfig{Name: name, Subjects: []string{name + ".>"}, Storage: jetstream.FileStorage, AllowBatchPublish: true})
+	_, err = admin.CreateStream(context.Background(), jetstream.StreamConfig{
+		Name: name, Subjects: []string{name + ".>"}, Storage: jetstream.FileStorage, AllowBatchPublish: true,
+	})
 	return nc, js, name, err
 }
 
@@ -253,8 +256,12 @@ func rabbitTarget(ctx context.Context, b *bench, n int) (target, error) {
 			for i := range ids {
 				id := outboxID(ids[i])
 				c, err := ch.PublishWithDeferredConfirmWithContext(ctx, "", name, true, false, amqp.Publishing{
-					MessageId: ids[i], ContentType: "application/json", DeliveryMode: amqp.Persistent, Type: "insert", Timestamp: time.Now(), Body: bodies[i],
-					Headers: amqp.Table{"Pgtrickle-Op": "insert", "Pgtrickle-Outbox-Id": id, "Pgtrickle-Key": id, "Pgtrickle-Subject": "pgtrickle.bench.insert"},
+					MessageId: ids[i], ContentType: "application/json", DeliveryMode: amqp.Persistent,
+					Type: "insert", Timestamp: time.Now(), Body: bodies[i],
+					Headers: amqp.Table{
+						"Pgtrickle-Op": "insert", "Pgtrickle-Outbox-Id": id,
+						"Pgtrickle-Key": id, "Pgtrickle-Subject": "pgtrickle.bench.insert",
+					},
 				})
 				if err != nil {
 					return err
@@ -285,7 +292,10 @@ func webhookTarget(ctx context.Context, b *bench, n int) (target, error) {
 	}
 	ids, bodies, err := b.messages(ctx, n)
 	return target{
-		keys: map[string]any{"sink_type": "webhook", "webhook_url": url, "webhook_allow_private": true, "webhook_concurrency": 16, "key_template": "{row.id}"},
+		keys: map[string]any{
+			"sink_type": "webhook", "webhook_url": url, "webhook_allow_private": true,
+			"webhook_concurrency": 16, "key_template": "{row.id}",
+		},
 		raw: func(ctx context.Context) error {
 			client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 16}}
 			return parallel(16, n, func(i int) error {
@@ -295,7 +305,8 @@ func webhookTarget(ctx context.Context, b *bench, n int) (target, error) {
 				}
 				id := outboxID(ids[i])
 				req.Header = http.Header{
-					"Content-Type": {"application/json"}, "Idempotency-Key": {ids[i]}, "Webhook-Id": {ids[i]}, "Webhook-Timestamp": {strconv.FormatInt(time.Now().Unix(), 10)},
+					"Content-Type": {"application/json"}, "Idempotency-Key": {ids[i]},
+					"Webhook-Id": {ids[i]}, "Webhook-Timestamp": {strconv.FormatInt(time.Now().Unix(), 10)},
 					"Pgtrickle-Op": {"insert"}, "Pgtrickle-Outbox-Id": {id}, "Pgtrickle-Key": {id}, "Pgtrickle-Subject": {"pgtrickle.bench.insert"},
 				}
 				resp, err := client.Do(req)
@@ -310,8 +321,9 @@ func webhookTarget(ctx context.Context, b *bench, n int) (target, error) {
 	}, err
 }
 
-// endpointCommand is a command of its own, and thus a process, as all other servers
-// are: within one, client and server would wake each other for next to nothing.
+// endpointCommand is a command of its own, so that the endpoint is a process like all
+// other servers. Within one process, client and server would wake each other for next
+// to nothing.
 const endpointCommand = "webhook-endpoint"
 
 // serveEndpoint answers each request with 200, for ever.

@@ -28,7 +28,8 @@ import (
 func main() {
 	large := flag.Bool("large", false, "raise the servers' message size limits to 8 MiB")
 	flag.Usage = func() {
-		fmt.Fprintf(os.Stderr, "usage: with-brokers [-large] NAME[=PORT]... [-- COMMAND [ARG]...]\nnames: all, %s\n", strings.Join(brokers.Names(), ", "))
+		fmt.Fprintf(os.Stderr, "usage: with-brokers [-large] NAME[=PORT]... [-- COMMAND [ARG]...]\n"+
+			"names: all, %s\n", strings.Join(brokers.Names(), ", "))
 	}
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

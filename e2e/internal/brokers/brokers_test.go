@@ -68,9 +68,9 @@ func TestServersSurvive(t *testing.T) {
 	}
 }
 
-// TestCutSessionEnds cuts PostgreSQL off while it works on an answer: the session
-// ends soon although no client is left to receive the answer, and its transaction, which
-// would hold up every reader of the outbox, with it.
+// TestCutSessionEnds disconnects PostgreSQL from the network while it works on an
+// answer. No client is left to receive the answer, but the session and its transaction
+// end soon. An open transaction would hold up every reader of the outbox.
 func TestCutSessionEnds(t *testing.T) {
 	fleet := newFleet(t)
 	for _, name := range []string{"pg18", "redis"} { // the first address of the network is PostgreSQL's

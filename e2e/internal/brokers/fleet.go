@@ -1,5 +1,5 @@
 // Package brokers starts the servers that the tests talk to, each in a container
-// of its own, and breaks them on request: restart, kill, pause, cut the network.
+// of its own. On request it restarts, kills or pauses them, or cuts the network.
 //
 // A server runs the official image where that can be pulled, else the one that
 // e2e/images builds from Debian and Maven packages. RELAY_E2E_IMAGES=official or
@@ -155,7 +155,8 @@ func (f *Fleet) run(ctx context.Context, name, image string, sp spec) error {
 		if c != nil {
 			err = errors.Join(err, c.Terminate(context.WithoutCancel(ctx)))
 		}
-		if try == 3 || f.opts.Ports[name] != 0 || !strings.Contains(err.Error(), "port is already allocated") && !strings.Contains(err.Error(), "address already in use") {
+		if try == 3 || f.opts.Ports[name] != 0 ||
+			!strings.Contains(err.Error(), "port is already allocated") && !strings.Contains(err.Error(), "address already in use") {
 			return err
 		}
 	}
@@ -258,7 +259,8 @@ func removeOrphans(ctx context.Context) error {
 		}
 		for line := range strings.Lines(out) {
 			if id, label, _ := strings.Cut(strings.TrimSpace(line), " "); dead(label) {
-				if _, err := docker(ctx, append(kind.remove, id)...); err != nil && !strings.Contains(err.Error(), "No such") && !strings.Contains(err.Error(), "already in progress") {
+				if _, err := docker(ctx, append(kind.remove, id)...); err != nil &&
+					!strings.Contains(err.Error(), "No such") && !strings.Contains(err.Error(), "already in progress") {
 					return err
 				}
 			}

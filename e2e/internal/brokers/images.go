@@ -19,8 +19,8 @@ type images struct {
 	reach error // nil where the official images can be pulled
 }
 
-// choose returns the image for a server and makes sure that it is here: the
-// official one when it is here or can be pulled, else ours.
+// choose returns the image for a server and makes sure that the machine has it. It
+// prefers the official one if the machine has it or can pull it.
 func (i *images) choose(ctx context.Context, log io.Writer, sp spec) (string, error) {
 	mode := os.Getenv("RELAY_E2E_IMAGES")
 	switch mode {

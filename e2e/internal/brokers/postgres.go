@@ -20,8 +20,8 @@ func postgres(official, own, env string) spec {
 				Cmd: []string{
 					"postgres", "-c", "max_connections=300", "-c", "max_prepared_transactions=64",
 					"-c", "shared_buffers=512MB", "-c", "wal_level=logical", "-c", "max_wal_size=4GB",
-					// A session whose client a network cut has hidden ends soon, and with it its transaction:
-					// an idle one by its keepalives, one with an answer on its way by the timeout.
+					// A session and its transaction end soon after a network cut. The keepalives end
+					// an idle session; the timeout ends a session that is sending an answer.
 					"-c", "tcp_keepalives_idle=2", "-c", "tcp_keepalives_interval=1", "-c", "tcp_keepalives_count=3",
 					"-c", "tcp_user_timeout=10s",
 				},

@@ -9,9 +9,9 @@ import (
 	"github.com/testcontainers/testcontainers-go"
 )
 
-// The service has no restarts that its users could see. The stand-in comes
-// out of one, persistent or not, without some of what it should know: which
-// messages of a FIFO group are out, what was sent already. So the tests never restart it: they cut it off.
+// The service has no restarts that its users could see. The stand-in, persistent or
+// not, loses state in a restart: the messages in flight of a FIFO group, and those that
+// were already sent. So the tests never restart it: they cut its network.
 const elasticmqConfig = `include classpath("application.conf")
 node-address { protocol = http, host = "127.0.0.1", port = %d, context-path = "" }
 rest-sqs { enabled = true, bind-port = 9324, bind-hostname = "0.0.0.0", sqs-limits = %s }
@@ -32,8 +32,11 @@ func sqs() spec {
 				limits = "relaxed"
 			}
 			return testcontainers.ContainerRequest{
-				Env:   map[string]string{"JAVA_OPTS": "-Xmx512m"},
-				Files: []testcontainers.ContainerFile{{Reader: strings.NewReader(fmt.Sprintf(elasticmqConfig, port, limits)), ContainerFilePath: "/opt/elasticmq.conf", FileMode: 0o644}},
+				Env: map[string]string{"JAVA_OPTS": "-Xmx512m"},
+				Files: []testcontainers.ContainerFile{{
+					Reader:            strings.NewReader(fmt.Sprintf(elasticmqConfig, port, limits)),
+					ContainerFilePath: "/opt/elasticmq.conf", FileMode: 0o644,
+				}},
 			}
 		},
 		url: func(port int) string { return fmt.Sprintf("http://127.0.0.1:%d", port) },

@@ -11,8 +11,8 @@ import (
 	"github.com/testcontainers/testcontainers-go"
 )
 
-// Standby starts a standby of a PostgreSQL server of the fleet, for which that
-// one does not wait, and returns it once it can be read.
+// Standby starts an asynchronous standby of a PostgreSQL server of the fleet and
+// returns it once it can be read.
 func (f *Fleet) Standby(ctx context.Context, primary string) (*Server, error) {
 	of, name := f.Server(primary), primary+"-standby"
 	sp := of.spec
@@ -49,7 +49,8 @@ func (s *Server) copyTo(ctx context.Context, standby *Server) error {
 		return err
 	}
 	// A file that changes meanwhile is tar's status 1, and what WAL is for.
-	if err := s.pipe(ctx, standby, `tar -C "$PGDATA" -c --exclude='./pg_wal/0*' --exclude=./postmaster.pid . || [ $? = 1 ]`, `tar -C /tmp/standby -x`); err != nil {
+	const pack = `tar -C "$PGDATA" -c --exclude='./pg_wal/0*' --exclude=./postmaster.pid . || [ $? = 1 ]`
+	if err := s.pipe(ctx, standby, pack, `tar -C /tmp/standby -x`); err != nil {
 		return err
 	}
 	var label string

@@ -1,5 +1,5 @@
-// Package ends is the far side of a pipeline as its own plain client sees it: it
-// reads what a relay's sink wrote and writes what a relay's source is to read.
+// Package ends is the far side of a pipeline as its own plain client sees it. It
+// reads the messages of a relay's sink and writes messages for a relay's source.
 // Nothing of the relay is linked here, so that no mistake can hide on both sides.
 package ends
 

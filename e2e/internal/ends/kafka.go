@@ -66,7 +66,10 @@ func (e kafkaEnd) read(ctx context.Context, partition int, to []Record) ([]Recor
 	if err = errors.Join(err, conn.Close()); err != nil {
 		return nil, err
 	}
-	r := kafka.NewReader(kafka.ReaderConfig{Brokers: []string{e.broker}, Topic: e.topic, Partition: partition, MaxBytes: 16 << 20, MaxWait: 100 * time.Millisecond})
+	r := kafka.NewReader(kafka.ReaderConfig{
+		Brokers: []string{e.broker}, Topic: e.topic, Partition: partition,
+		MaxBytes: 16 << 20, MaxWait: 100 * time.Millisecond,
+	})
 	defer r.Close()
 	for at := int64(0); at < last; {
 		m, err := r.ReadMessage(ctx)

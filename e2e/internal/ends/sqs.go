@@ -86,8 +86,8 @@ func (e *sqsEnd) Arrived(ctx context.Context) ([]Record, error) {
 }
 
 // empty reports whether nothing is in the queue, visible or not. The SDK
-// loses an answer now and then and asks again, and what was in it stays hidden
-// for its visibility timeout, with all that follows in its groups.
+// loses an answer now and then and asks again. The messages of a lost answer stay
+// hidden for their visibility timeout, with all that follow in their groups.
 func (e *sqsEnd) empty(ctx context.Context) (bool, error) {
 	names := []types.QueueAttributeName{
 		types.QueueAttributeNameApproximateNumberOfMessages, types.QueueAttributeNameApproximateNumberOfMessagesNotVisible,

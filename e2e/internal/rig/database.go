@@ -16,8 +16,8 @@ import (
 	"github.com/grove/pgtrickle-relay/e2e/internal/ends"
 )
 
-// Database is a database of a test's own, with the relay's schema, a table
-// called events with an outbox on it, and an inbox called back.
+// Database is a database of a test's own. It has the relay's schema, a table called
+// events with an outbox on it, and an inbox called back.
 type Database struct {
 	Name string
 	URL  string
@@ -75,8 +75,8 @@ func (d *Database) Exec(t testing.TB, sql string, args ...any) {
 	}
 }
 
-// Forward starts a pipeline from the events to the sink that keys describe,
-// written in the flat form, nested keys' names with the sink's name in front.
+// Forward starts a pipeline from the events to the sink that keys describe. It writes
+// the flat form, in which the names of nested keys begin with the sink's name.
 func (d *Database) Forward(t testing.TB, name, sink string, keys, more map[string]any) {
 	t.Helper()
 	config := map[string]any{"stream_table": "public.events", "sink_type": sink, "key_field": "k"}
@@ -126,7 +126,8 @@ func (d *Database) Events(ctx context.Context) ([]Event, error) {
 
 // Inbox returns what has come back, in the order in which it was written.
 func (d *Database) Inbox(ctx context.Context) ([]ends.Record, error) {
-	rows, _ := d.Pool.Query(ctx, `SELECT event_id, coalesce(aggregate_id, ''), convert_to(payload::text, 'UTF8') FROM pgtrickle.back ORDER BY n`)
+	rows, _ := d.Pool.Query(ctx, `SELECT event_id, coalesce(aggregate_id, ''), convert_to(payload::text, 'UTF8') `+
+		`FROM pgtrickle.back ORDER BY n`)
 	return pgx.CollectRows(rows, pgx.RowToStructByPos[ends.Record])
 }
 
