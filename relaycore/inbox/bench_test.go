@@ -19,9 +19,9 @@ const rawInsert = `INSERT INTO raw_inbox (event_id, payload, event_type, source,
 	SELECT i, p::jsonb, t, s, a FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[]) AS u(i, p, t, s, a)
 	ON CONFLICT (event_id) DO NOTHING`
 
-// BenchmarkPublish says what the sink costs beside the SQL that one would write
-// by hand. The two take turns, batch by batch, so that a busy machine is equally
-// busy for both; the ratio is that of their median times.
+// BenchmarkPublish compares the cost of the sink with that of SQL written
+// by hand. The two take turns, batch by batch, so that a busy machine is equally busy
+// for both. The ratio is that of their median times.
 func BenchmarkPublish(b *testing.B) {
 	for _, size := range []int{1, 100, 1000, 10000} {
 		b.Run(strconv.Itoa(size), func(b *testing.B) {

@@ -115,7 +115,8 @@ func inspectTable(ctx context.Context, db pg.Querier, cfg Config) (*table, error
 	if err := t.chooseConflict(ctx, db, rel, id); err != nil {
 		return nil, err
 	}
-	t.lock = "SELECT pg_catalog.pg_advisory_xact_lock(" + strconv.FormatInt(int64(rel.oid), 10) + ", pg_catalog.hashtext('pgtrickle_relay inbox'))"
+	t.lock = "SELECT pg_catalog.pg_advisory_xact_lock(" + strconv.FormatInt(int64(rel.oid), 10) +
+		", pg_catalog.hashtext('pgtrickle_relay inbox'))"
 	t.insert = newStatement(t.insertSQL(true))
 	if !t.lookup {
 		t.plain = newStatement(t.insertSQL(false))
@@ -167,8 +168,8 @@ func findTable(ctx context.Context, db pg.Querier, schema, name string) (relatio
 			return relation{}, fmt.Errorf("look up inbox table %s: %w", r.name, err)
 		}
 		if kind != "r" && kind != "p" {
-			return relation{}, relay.Fatal(fmt.Errorf("inbox %s is not a table: name a table, because a view or a foreign table has no unique key by which duplicates are dropped",
-				r.name))
+			return relation{}, relay.Fatal(fmt.Errorf(
+				"inbox %s is not a table: name a table, because views and foreign tables cannot drop duplicates", r.name))
 		}
 		if !usage {
 			return relation{}, relay.Fatal(fmt.Errorf("role %q may not use the schema of inbox %s: GRANT USAGE ON SCHEMA %s TO %s",
@@ -186,7 +187,8 @@ func findTable(ctx context.Context, db pg.Querier, schema, name string) (relatio
 		return relation{}, relay.Fatal(fmt.Errorf("inbox table %s does not exist: inbox %q is registered in schema %q; set inbox_schema to that",
 			pgx.Identifier{last[0], last[1]}.Sanitize(), last[1], elsewhere))
 	}
-	return relation{}, relay.Fatal(fmt.Errorf("inbox table %s does not exist: create it with SELECT pgtrickle.create_inbox('%s', '%s'), or set inbox_table and inbox_schema to one that does",
+	return relation{}, relay.Fatal(fmt.Errorf(
+		"inbox table %s does not exist: create it with SELECT pgtrickle.create_inbox('%s', '%s'), or set inbox_table and inbox_schema",
 		pgx.Identifier{last[0], last[1]}.Sanitize(), strings.ReplaceAll(last[1], "'", "''"), strings.ReplaceAll(last[0], "'", "''")))
 }
 
@@ -282,7 +284,7 @@ func (t *table) mapColumns(configured, registered Columns, attrs []attribute) (i
 			continue
 		}
 		if filled[attr.name] {
-			return id, relay.Fatal(fmt.Errorf("column %q of inbox %s is given two meanings, one of them %s: map each to a column of its own",
+			return id, relay.Fatal(fmt.Errorf("column %q of inbox %s has two meanings, one of them %s: map each to its own column",
 				attr.name, t.name, w.usual))
 		}
 		filled[attr.name] = true
@@ -315,7 +317,7 @@ func (t *table) columnOf(w *wanted, attrs []attribute) (attr attribute, ok bool,
 		return attr, false, fmt.Errorf("column %q of inbox %s is generated, so nothing can be written to it: map %s to another column",
 			name, t.name, w.usual)
 	case !attr.insert:
-		return attr, false, fmt.Errorf("no INSERT privilege on column %q of inbox %s: GRANT INSERT ON %s to the relay's role, or map %s to \"-\"",
+		return attr, false, fmt.Errorf("no INSERT privilege on column %q of %s: GRANT INSERT ON %s to the relay's role, or map %s to \"-\"",
 			name, t.name, t.name, w.usual)
 	case w.field == fieldReceivedAt && attr.base != pgtype.TimestamptzOID && attr.base != pgtype.TimestampOID:
 		return attr, false, nil // a column of the user's own; its default fills it
@@ -327,7 +329,8 @@ func (t *table) columnOf(w *wanted, attrs []attribute) (attr attribute, ok bool,
 func (t *table) checkRequired(filled map[string]bool, attrs []attribute) error {
 	for _, a := range attrs {
 		if a.required && !a.generated && !filled[a.name] {
-			return relay.Fatal(fmt.Errorf("column %q of inbox %s is NOT NULL without a default, and the relay has nothing to put there: ALTER TABLE %s ALTER COLUMN %s SET DEFAULT … or DROP NOT NULL",
+			return relay.Fatal(fmt.Errorf(
+				"column %q of inbox %s is NOT NULL without a default: ALTER TABLE %s ALTER COLUMN %s SET DEFAULT …",
 				a.name, t.name, t.name, pgx.Identifier{a.name}.Sanitize()))
 		}
 	}
@@ -418,18 +421,21 @@ func (t *table) chooseConflict(ctx context.Context, db pg.Querier, rel relation,
 	case alone > 0 && others == 0:
 		// ON CONFLICT DO NOTHING can only mean the event id.
 	case alone > 0:
-		return relay.Fatal(fmt.Errorf("inbox %s has more than one unique key and the relay may not read %s, so it cannot tell a duplicate from a conflict: GRANT SELECT (%s) ON %s to the relay's role",
+		return relay.Fatal(fmt.Errorf(
+			"inbox %s has several unique keys and %s is unreadable: GRANT SELECT (%s) ON %s to the relay's role",
 			t.name, column, column, t.name))
 	case rel.partitioned && leads && id.selects:
 		t.lookup = true
 	case rel.partitioned && leads:
-		return relay.Fatal(fmt.Errorf("inbox %s is partitioned and has no unique key on %s alone, so duplicates must be looked up: GRANT SELECT (%s) ON %s to the relay's role",
+		return relay.Fatal(fmt.Errorf(
+			"inbox %s is partitioned without a unique key on %s alone: GRANT SELECT (%s) ON %s to the relay's role",
 			t.name, column, column, t.name))
 	case rel.partitioned:
-		return relay.Fatal(fmt.Errorf("inbox %s has no index by which a duplicate is found: CREATE INDEX ON %s (%s), or make %s the first column of its primary key",
-			t.name, t.name, column, column))
+		return relay.Fatal(fmt.Errorf("inbox %s has no index by which a duplicate is found: CREATE INDEX ON %s (%s)",
+			t.name, t.name, column))
 	default:
-		return relay.Fatal(fmt.Errorf("inbox %s has no unique key on %s, so duplicates could not be dropped: ALTER TABLE %s ADD UNIQUE (%s); it must not be partial or deferrable",
+		return relay.Fatal(fmt.Errorf(
+			"inbox %s has no unique key on %s (not partial, not deferrable): ALTER TABLE %s ADD UNIQUE (%s)",
 			t.name, column, t.name, column))
 	}
 	return nil
@@ -473,7 +479,8 @@ func (t *table) insertSQL(dedup bool) string {
 	case t.targeted:
 		return sql + "\nON CONFLICT (" + id + ") DO NOTHING"
 	case t.lookup:
-		return sql + "\nWHERE NOT EXISTS (SELECT FROM " + t.name + " AS old WHERE old." + id + " OPERATOR(pg_catalog.=) " + t.columns[0].value("1") + ")" +
+		return sql + "\nWHERE NOT EXISTS (SELECT FROM " + t.name + " AS old WHERE old." + id +
+			" OPERATOR(pg_catalog.=) " + t.columns[0].value("1") + ")" +
 			"\nORDER BY m.n" // the plan may be a hash join, which would lose the order
 	}
 	return sql + "\nON CONFLICT DO NOTHING"
