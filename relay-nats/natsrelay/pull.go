@@ -1,9 +1,9 @@
 package natsrelay
 
 import (
+	"cmp"
 	"context"
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -11,16 +11,17 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
 const (
-	prefetch      = 2000            // messages requested ahead of Receive
+	prefetch      = 2000            // messages ahead of Receive
 	prefetchBytes = 8 << 20         // and their bytes
-	heartbeat     = 5 * time.Second // between signs that the server still knows the request
-	// replyBytes is room for what a message adds to max_payload when the server
-	// counts the bytes of a request: its subjects.
+	heartbeat     = 5 * time.Second // between signs that the server still knows a request
+	// replyBytes is room for what a message adds to max_payload when the server counts
+	// the bytes of a request: its subjects.
 	replyBytes = 64 << 10
 )
 
@@ -31,7 +32,8 @@ type delivery struct {
 	seq    uint64    // in the stream
 	stored time.Time // when the stream stored it
 	fresh  time.Time // when the server last began to count ack_wait for it
-	ticket uint64    // in pull.open
+	weight int64     // of pull.room
+	ticket uint64    // of pull.open
 	acked  bool
 }
 
@@ -42,30 +44,39 @@ type pull struct {
 	consumer jetstream.Consumer
 	config   jetstream.ConsumerConfig
 	stream   string
-	arrived  chan struct{} // receives when there are messages or an error
-	room     chan struct{} // receives when Receive has taken messages
+	queue    chan *delivery
+	room     *semaphore.Weighted // for bytes in queue
+	failed   chan struct{}       // closed when nothing more will arrive
+	err      error               // why; after failed
 	cancel   context.CancelFunc
 	running  sync.WaitGroup
 
 	mu      sync.Mutex
-	queue   []*delivery // not yet received
-	queued  int         // bytes in queue
 	open    relay.Acks[*delivery]
 	due     *delivery // with ack policy all: the one to acknowledge
 	ackedTo uint64    // the highest sequence acknowledged
-	err     error     // why no more will arrive
+	reached time.Time // when the stream stored the last message received
 }
 
 // newPull begins to read after wait. Everything up to floor is acknowledged.
 func newPull(c *conn, consumer jetstream.Consumer, floor uint64, wait time.Duration) *pull {
 	info := consumer.CachedInfo()
 	p := &pull{
-		conn: c, consumer: consumer, config: info.Config, stream: info.Stream, ackedTo: floor,
-		arrived: make(chan struct{}, 1), room: make(chan struct{}, 1),
+		conn: c, consumer: consumer, config: info.Config, stream: info.Stream, ackedTo: floor, failed: make(chan struct{}),
+		queue: make(chan *delivery, 4*prefetch), room: semaphore.NewWeighted(prefetchBytes),
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	p.cancel = cancel
-	p.running.Go(func() { p.fill(ctx, wait) })
+	p.running.Go(func() {
+		defer close(p.failed)
+		select {
+		case <-ctx.Done():
+		case <-time.After(wait):
+		}
+		for p.err == nil {
+			p.err = cmp.Or(ctx.Err(), p.iterate(ctx))
+		}
+	})
 	p.running.Go(func() { p.keepFresh(ctx) })
 	return p
 }
@@ -76,30 +87,11 @@ func (p *pull) stop() {
 	p.running.Wait()
 }
 
-// fill moves messages from the client to the queue until ctx ends or the consumer
-// fails.
-func (p *pull) fill(ctx context.Context, wait time.Duration) {
-	select {
-	case <-ctx.Done():
-		return
-	case <-time.After(wait):
-	}
-	for {
-		if err := p.iterate(ctx); err != nil {
-			p.mu.Lock()
-			p.err = err
-			p.mu.Unlock()
-			notify(p.arrived)
-			return
-		}
-	}
-}
-
-// iterate reads one iterator of the client. It ends it without an error when the
-// queue stays full for long: the client's own buffer is emptied into the queue, for
-// only there keepFresh can extend ack_wait.
+// iterate moves messages from an iterator of the client to the queue. When the queue
+// stays full, it empties the client's buffer into it and ends the iterator, because
+// keepFresh does not reach that buffer.
 func (p *pull) iterate(ctx context.Context) error {
-	limit := max(prefetchBytes, int(p.conn.nc.MaxPayload())+replyBytes) // the client stalls at a larger message
+	limit := max(prefetchBytes, int(p.conn.nc.MaxPayload())+replyBytes) // a larger message would stall the client
 	messages, err := p.consumer.Messages(jetstream.PullMaxMessagesWithBytesLimit(prefetch, limit), jetstream.PullHeartbeat(heartbeat))
 	if err != nil {
 		return p.conn.apiError(ctx, fmt.Errorf("read consumer %q: %w", p.config.Durable, err))
@@ -107,116 +99,106 @@ func (p *pull) iterate(ctx context.Context) error {
 	defer messages.Stop()
 	defer context.AfterFunc(ctx, messages.Stop)()
 
-	for p.awaitRoom(ctx, p.config.AckWait/4) {
+	draining := false
+	for {
 		m, err := messages.Next()
+		if err != nil && draining {
+			break
+		}
+		var d *delivery
 		if err == nil {
-			err = p.push(m)
+			d, err = p.hold(m)
 		}
 		if err != nil {
 			return p.conn.apiError(ctx, fmt.Errorf("read consumer %q of stream %q: %w", p.config.Durable, p.stream, err))
 		}
-	}
-	messages.Drain()
-	for m, err := messages.Next(); err == nil; m, err = messages.Next() {
-		if err := p.push(m); err != nil {
-			return err
+		if !draining && !p.awaitRoom(ctx, d) {
+			draining = true
+			messages.Drain()
 		}
-	}
-	p.awaitRoom(ctx, 0)
-	return ctx.Err()
-}
-
-// awaitRoom waits until the queue has room. It returns false when ctx ends, or after
-// patience if that is not 0.
-func (p *pull) awaitRoom(ctx context.Context, patience time.Duration) bool {
-	if p.hasRoom() {
-		return ctx.Err() == nil
-	}
-	var expired <-chan time.Time
-	if patience > 0 {
-		expired = time.After(patience)
-	}
-	for !p.hasRoom() {
 		select {
+		case p.queue <- d:
 		case <-ctx.Done():
-			return false
-		case <-expired:
-			return false
-		case <-p.room:
+			return ctx.Err()
 		}
 	}
-	return true
-}
 
-func (p *pull) hasRoom() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return len(p.queue) < prefetch/2 && p.queued < prefetchBytes/2
-}
-
-// push appends a message to the queue.
-func (p *pull) push(m jetstream.Msg) error {
-	meta, err := m.Metadata()
-	if err != nil {
-		return fmt.Errorf("message on %q is not from a stream: %w", m.Subject(), err)
+	// The next iterator begins when half of the queue is free.
+	if err := p.room.Acquire(ctx, prefetchBytes/2); err != nil {
+		return err
 	}
-	d := &delivery{Msg: m, pull: p, seq: meta.Sequence.Stream, stored: meta.Timestamp, fresh: time.Now()}
-	p.mu.Lock()
-	d.ticket = p.open.Add(d)
-	p.queue = append(p.queue, d)
-	p.queued += len(m.Data())
-	p.mu.Unlock()
-	notify(p.arrived)
+	p.room.Release(prefetchBytes / 2)
 	return nil
 }
 
-func notify(wake chan<- struct{}) {
-	select {
-	case wake <- struct{}{}:
-	default:
+// awaitRoom waits until the queue has room for d, for a quarter of ack_wait.
+func (p *pull) awaitRoom(ctx context.Context, d *delivery) bool {
+	weight := min(prefetchBytes, max(int64(len(d.Data())), prefetchBytes/prefetch))
+	if !p.room.TryAcquire(weight) {
+		ctx, cancel := context.WithTimeout(ctx, p.config.AckWait/4)
+		defer cancel()
+		if p.room.Acquire(ctx, weight) != nil {
+			return false
+		}
 	}
+	d.weight = weight
+	return true
+}
+
+// hold keeps a delivery until it is acknowledged.
+func (p *pull) hold(m jetstream.Msg) (*delivery, error) {
+	meta, err := m.Metadata()
+	if err != nil {
+		return nil, fmt.Errorf("message on %q is not from a stream: %w", m.Subject(), err)
+	}
+	d := &delivery{Msg: m, pull: p, seq: meta.Sequence.Stream, stored: meta.Timestamp, fresh: time.Now()}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	d.ticket = p.open.Add(d)
+	return d, nil
 }
 
 // receive waits for messages and returns up to limit.
-func (p *pull) receive(ctx context.Context, limit int) ([]*delivery, error) {
-	for {
-		if batch, err := p.dequeue(limit); len(batch) > 0 || err != nil {
-			return batch, err
-		}
+func (p *pull) receive(ctx context.Context, limit int) (batch []*delivery, err error) {
+	var first *delivery
+	select {
+	case first = <-p.queue:
+	default:
 		select {
+		case first = <-p.queue:
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		case <-p.conn.closed:
 			return nil, p.conn.lost()
-		case <-p.arrived:
+		case <-p.failed:
+			return nil, p.err
 		}
 	}
-}
+	batch = make([]*delivery, 1, min(limit, 1+len(p.queue)))
+	batch[0] = first
+	for len(batch) < cap(batch) {
+		batch = append(batch, <-p.queue)
+	}
 
-func (p *pull) dequeue(limit int) ([]*delivery, error) {
+	var weight int64
+	for _, d := range batch {
+		weight += d.weight
+	}
+	p.room.Release(weight)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(p.queue) == 0 {
-		return nil, p.err
-	}
-	n := min(limit, len(p.queue))
-	batch := slices.Clone(p.queue[:n])
-	p.queue = slices.Delete(p.queue, 0, n)
-	for _, d := range batch {
-		p.queued -= len(d.Data())
-	}
-	notify(p.room)
+	p.reached = batch[len(batch)-1].stored
 	return batch, nil
 }
 
-// failure returns why no more will arrive, once everything that arrived is received.
-func (p *pull) failure() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if len(p.queue) > 0 {
-		return nil
+// ended reports whether everything that will ever arrive is received.
+func (p *pull) ended() bool {
+	select {
+	case <-p.failed:
+		return len(p.queue) == 0
+	default:
+		return false
 	}
-	return p.err
 }
 
 // translate fills out, which is empty, from a delivery.
@@ -336,8 +318,8 @@ func (p *pull) unacked(before time.Time) (found []*delivery) {
 	return found
 }
 
-// lag returns the number of messages that were not received yet and the age of the
-// oldest one that has arrived.
+// lag returns the number of messages that were not received yet and, while there are
+// any, the age of the last one received.
 func (p *pull) lag(ctx context.Context) (rows int64, seconds float64, err error) {
 	info, err := p.consumer.Info(ctx)
 	if err != nil {
@@ -346,8 +328,8 @@ func (p *pull) lag(ctx context.Context) (rows int64, seconds float64, err error)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	rows = int64(info.NumPending) + int64(len(p.queue))
-	if len(p.queue) > 0 {
-		seconds = time.Since(p.queue[0].stored).Seconds()
+	if rows > 0 && !p.reached.IsZero() {
+		seconds = time.Since(p.reached).Seconds()
 	}
 	return rows, seconds, nil
 }

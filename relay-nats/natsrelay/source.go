@@ -58,7 +58,7 @@ func (s *source) connect(ctx context.Context) (*pull, error) {
 	if s.closed {
 		return nil, errSourceClosed
 	}
-	if s.pull != nil && s.conn.alive() && s.pull.failure() == nil {
+	if s.pull != nil && s.conn.alive() && !s.pull.ended() {
 		return s.pull, nil
 	}
 
