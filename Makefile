@@ -25,7 +25,7 @@ VULNCHECK_VERSION := v1.9.0
 
 .PHONY: help
 help: ## this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: bin/pgtrickle-relay ## the main job, visible: PostgreSQL -> NATS -> PostgreSQL, with a kill -9 in between
@@ -53,7 +53,7 @@ fmt-check: $(LINT)
 	@for m in $(MODULES); do (cd $$m && $(LINT) fmt --diff ./...) || { echo "run make fmt"; exit 1; }; done
 
 .PHONY: test
-test: build servers ## all tests, against real servers, end to end ones too (about 15 minutes on 2 cores)
+test: servers build ## all tests, against real servers, end to end ones too (about 15 minutes on 2 cores)
 	go vet work
 	$(BROKERS) sh -c '$(GO_TEST) -count=1 -timeout=30m work && \
 		for url in $$RELAY_TEST_DATABASE_URL_15 $$RELAY_TEST_DATABASE_URL_OLD; do \
@@ -64,7 +64,7 @@ test: build servers ## all tests, against real servers, end to end ones too (abo
 # One PostgreSQL release: CI's matrix. The default of RELAY_TEST_DATABASE_URL is 18.
 POSTGRESQL_VERSION ?= 18
 .PHONY: test-on
-test-on: build servers ## all tests but the end to end ones, on PostgreSQL POSTGRESQL_VERSION=18, 15 or 13
+test-on: servers build ## all tests but the end to end ones, on PostgreSQL POSTGRESQL_VERSION=18, 15 or 13
 	$(BROKERS) sh -c 'case $(POSTGRESQL_VERSION) in \
 			18) exec $(GO_TEST) -count=1 -timeout=30m work ;; \
 			15) url=$$RELAY_TEST_DATABASE_URL_15 ;; \
@@ -86,17 +86,17 @@ servers: ## installs Docker, the servers' images and programs that tests start; 
 	e2e/images/build.sh
 
 .PHONY: e2e
-e2e: build servers images ## the real binaries and images against every broker; prints the matrix
+e2e: servers build images ## the real binaries and images against every broker; prints the matrix
 	cd e2e && RELAY_E2E=1 RELAY_E2E_BUILT=1 $(GO_TEST) -count=1 -timeout=40m -p 1 -parallel 4 -v . ./internal/brokers
 	$(MAKE) docs-run
 
 .PHONY: docs docs-run
-docs: build servers docs-run ## the blocks of README and docs, run against real servers, their output compared
+docs: servers build docs-run ## the blocks of README and docs, run against real servers, their output compared
 docs-run:
 	cd e2e && go run ./cmd/with-brokers pg18 nats kafka redis rabbitmq sqs -- env RELAY_DOCS=1 $(GO_TEST) -count=1 -timeout=10m -v ./docs
 
 .PHONY: chaos
-chaos: build servers images ## kills, restarts and cuts at random while writers write; CHAOS_MINUTES=1 a backend
+chaos: servers build images ## kills, restarts and cuts at random while writers write; CHAOS_MINUTES=1 a backend
 	cd e2e && RELAY_CHAOS=1 $(GO_TEST) -count=1 -timeout=6h -parallel 5 -v ./chaos/...
 
 # A fixed seed, so that a failure is one of the change and can be repeated; other
@@ -111,7 +111,7 @@ bench-short: ## the benchmark for CI: a few minutes, fails when a ratio falls tw
 	$(MAKE) bench BENCH=short || $(MAKE) bench BENCH=short
 
 .PHONY: bench
-bench: build servers ## the relay beside each broker's own client, in one run; BENCH=short for a few minutes
+bench: servers build ## the relay beside each broker's own client, in one run; BENCH=short for a few minutes
 	$(BROKERS) go run ./cmd/bench $(if $(filter short,$(BENCH)),-short -check,-json ../docs/benchmarks.json -page ../docs/benchmarks.md)
 
 .PHONY: standalone
