@@ -32,7 +32,8 @@ func appendLine(dst []byte, m *relay.Message) ([]byte, error) {
 
 // oneLine returns the body without line breaks. In JSON they mean nothing.
 func oneLine(m *relay.Message) ([]byte, error) {
-	if !bytes.ContainsAny(m.Body, "\r\n") {
+	// IndexByte is vectorised; ContainsAny took a sixth of a drain.
+	if bytes.IndexByte(m.Body, '\n') < 0 && bytes.IndexByte(m.Body, '\r') < 0 {
 		return m.Body, nil
 	}
 	var compact bytes.Buffer
