@@ -101,6 +101,7 @@ type sourceConfig struct {
 	AckPolicy     string            `json:"ack_policy" relay:"enum=all|explicit" doc:"How a consumer that is created here is acknowledged: all lets one acknowledgement stand for everything before it, explicit takes one a message. An existing consumer keeps its own."`
 	MaxAckPending int               `json:"max_ack_pending" relay:"min=1" doc:"Messages the server delivers ahead of their acknowledgements."`
 	CreateStream  bool              `json:"create_if_missing" relay:"alias=create_stream" doc:"Create the stream, with subject as its subjects, when there is none."`
+	OnRecreated   string            `json:"on_recreated" relay:"enum=stop|restart" doc:"When the stream was deleted and created again, or ends before the position: stop with an error, or read it from its beginning, with ids of its own."`
 	Replicas      int               `json:"stream_replicas" relay:"min=1" doc:"Replicas of a stream that create_if_missing creates."`
 }
 
@@ -111,6 +112,7 @@ func sourceDefaults() sourceConfig {
 		MaxDeliver:    -1,
 		AckPolicy:     "all",
 		MaxAckPending: 20_000,
+		OnRecreated:   relay.OnRecreatedStop,
 		Replicas:      1,
 	}
 }

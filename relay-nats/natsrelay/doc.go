@@ -61,8 +61,13 @@
 // would stall it. The limit is at least the server's max_payload.
 //
 // A consumer that is deleted while the pipeline runs is created again where it was. A
-// stream that is deleted stops the pipeline; so does one that is created again, whose
-// sequences would be taken for those of the old one.
+// stream that is deleted stops the pipeline.
+//
+// The pipeline's cursor has the time at which the stream was created. A stream that was
+// created again, or that ends before the consumer's position, stops the pipeline. With
+// on_recreated restart the source reads it from its beginning, and the time becomes
+// part of the ids: nats:STREAM@TIME:SEQUENCE. Otherwise the inbox would take the new
+// messages for the old ones.
 //
 // # Errors
 //

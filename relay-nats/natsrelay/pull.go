@@ -44,6 +44,7 @@ type pull struct {
 	consumer jetstream.Consumer
 	config   jetstream.ConsumerConfig
 	stream   string
+	scope    string // of the stream's life, in ids
 	queue    chan *delivery
 	room     *semaphore.Weighted // for bytes in queue
 	failed   chan struct{}       // closed when nothing more will arrive
@@ -59,10 +60,10 @@ type pull struct {
 }
 
 // newPull begins to read after wait. Everything up to floor is acknowledged.
-func newPull(c *conn, consumer jetstream.Consumer, floor uint64, wait time.Duration) *pull {
+func newPull(c *conn, consumer jetstream.Consumer, scope string, floor uint64, wait time.Duration) *pull {
 	info := consumer.CachedInfo()
 	p := &pull{
-		conn: c, consumer: consumer, config: info.Config, stream: info.Stream, ackedTo: floor, failed: make(chan struct{}),
+		conn: c, consumer: consumer, config: info.Config, stream: info.Stream, scope: scope, ackedTo: floor, failed: make(chan struct{}),
 		queue: make(chan *delivery, 4*prefetch), room: semaphore.NewWeighted(prefetchBytes),
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -215,7 +216,7 @@ func (d *delivery) translate(out *relay.Message) {
 		}
 	}
 	if out.ID == "" {
-		out.ID = out.Origin + ":" + strconv.FormatUint(d.seq, 10)
+		out.ID = out.Origin + d.pull.scope + ":" + strconv.FormatUint(d.seq, 10)
 	}
 }
 

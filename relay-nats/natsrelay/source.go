@@ -27,13 +27,18 @@ type source struct {
 	closed  bool
 	conn    *conn
 	pull    *pull
-	created time.Time       // of the stream
+	farEnds *relay.FarEnds
+	scope   string          // of the stream's present life, in ids
 	floor   uint64          // everything up to it is known to be acknowledged
 	settled map[uint64]bool // sequences acknowledged here after their connection was lost
 }
 
 func newSource(ctx context.Context, env relay.Env, cfg sourceConfig) (*source, error) {
-	s := &source{cfg: cfg, env: env, settled: make(map[uint64]bool)}
+	farEnds, err := relay.RecallFarEnds(env, cfg.OnRecreated)
+	if err != nil {
+		return nil, err
+	}
+	s := &source{cfg: cfg, env: env, farEnds: farEnds, settled: make(map[uint64]bool)}
 	s.cfg.Consumer = cmp.Or(s.cfg.Consumer, "pgtrickle-relay-"+consumerName(env.Pipeline))
 	if _, err := s.connect(ctx); err != nil {
 		_ = s.Close()
@@ -101,16 +106,7 @@ func (s *source) openConsumer(ctx context.Context) (*pull, error) {
 	if err != nil {
 		return nil, err
 	}
-	info := stream.CachedInfo()
-	if s.created.IsZero() {
-		s.created = info.Created
-	}
-	if !s.created.Equal(info.Created) {
-		return nil, relay.Fatal(fmt.Errorf("stream %q was deleted and created again, so its sequences no longer identify messages: "+
-			"restart the pipeline when the inbox may hold both streams", info.Config.Name))
-	}
-
-	consumer, err := s.findConsumer(ctx, stream)
+	consumer, err := s.meet(ctx, stream)
 	if err != nil {
 		return nil, err
 	}
@@ -125,13 +121,57 @@ func (s *source) openConsumer(ctx context.Context) (*pull, error) {
 		}
 	}
 	s.floor = max(s.floor, ci.AckFloor.Stream)
-	return newPull(s.conn, consumer, s.floor, wait), nil
+	return newPull(s.conn, consumer, s.scope, s.floor, wait), nil
+}
+
+// meet returns the consumer, if the stream is the one to which the consumer's position
+// and the source's own memory belong.
+func (s *source) meet(ctx context.Context, stream jetstream.Stream) (jetstream.Consumer, error) {
+	info := stream.CachedInfo()
+	name := info.Config.Name
+	life, err := s.farEnds.Meet(ctx, "stream", name, incarnation(info))
+	if err != nil {
+		return nil, err
+	}
+	consumer, err := s.findConsumer(ctx, stream, life)
+	if err != nil {
+		return nil, err
+	}
+	if floor := max(s.floor, consumer.CachedInfo().AckFloor.Stream); floor > info.State.LastSeq && !life.Pending {
+		if info, err = stream.Info(ctx); err != nil {
+			return nil, s.conn.apiError(ctx, fmt.Errorf("look up stream %q: %w", name, err))
+		}
+		if floor > info.State.LastSeq {
+			if life, err = s.farEnds.Beyond(ctx, "stream", name, int64(floor), int64(info.State.LastSeq)); err != nil {
+				return nil, err
+			}
+			if consumer, err = s.findConsumer(ctx, stream, life); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return consumer, s.farEnds.Began(ctx, name)
+}
+
+// incarnation returns the time when a stream was created.
+func incarnation(info *jetstream.StreamInfo) relay.Incarnation {
+	return relay.Incarnation(info.Created.UTC().Format("20060102T150405.999999999Z"))
 }
 
 // findConsumer returns the consumer, and creates it when there is none. One that was
-// deleted while the source ran goes on where it was.
-func (s *source) findConsumer(ctx context.Context, stream jetstream.Stream) (jetstream.Consumer, error) {
+// deleted while the source ran goes on where it was. In a life that is pending the
+// consumer begins with the first message.
+func (s *source) findConsumer(ctx context.Context, stream jetstream.Stream, life relay.FarEnd) (jetstream.Consumer, error) {
 	name := stream.CachedInfo().Config.Name
+	if scope := life.Scope(); scope != s.scope {
+		s.scope, s.floor = scope, 0
+		clear(s.settled)
+	}
+	if life.Pending && life.Restarts > 0 {
+		if err := stream.DeleteConsumer(ctx, s.cfg.Consumer); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
+			return nil, s.conn.apiError(ctx, fmt.Errorf("delete consumer %q of stream %q: %w", s.cfg.Consumer, name, err))
+		}
+	}
 	consumer, err := stream.Consumer(ctx, s.cfg.Consumer)
 	if err == nil {
 		return consumer, nil
@@ -142,7 +182,10 @@ func (s *source) findConsumer(ctx context.Context, stream jetstream.Stream) (jet
 
 	cc := s.cfg.consumer()
 	cc.Description = "pgtrickle-relay pipeline " + s.env.Pipeline
-	if s.floor > 0 {
+	switch {
+	case life.Pending:
+		cc.DeliverPolicy, cc.OptStartTime = jetstream.DeliverAllPolicy, nil
+	case s.floor > 0:
 		cc.DeliverPolicy, cc.OptStartSeq, cc.OptStartTime = jetstream.DeliverByStartSequencePolicy, s.floor+1, nil
 		s.env.Logger.Warn("consumer was deleted, creating it again", "consumer", s.cfg.Consumer, "stream", name, "start_sequence", s.floor+1)
 	}
@@ -252,7 +295,7 @@ func (s *source) Ack(ctx context.Context, batch []relay.Message) error {
 		switch {
 		case p != nil && d.pull == p:
 			mine = append(mine, d)
-		case d.seq > s.floor: // the server forgot this delivery and will repeat it
+		case d.pull.scope == s.scope && d.seq > s.floor: // the server forgot this delivery and will repeat it
 			s.settled[d.seq] = true
 		}
 	}

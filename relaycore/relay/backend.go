@@ -29,6 +29,12 @@ type Env struct {
 	// Checkpoint is where a source that is a Checkpointer goes on; zero at a
 	// pipeline's first start, and for a sink.
 	Checkpoint Checkpoint
+	// FarEnds is what KeepFarEnds stored last, for [RecallFarEnds]; "" at a pipeline's
+	// first start, and for a sink.
+	FarEnds string
+	// KeepFarEnds stores state in the pipeline's cursor and returns when it is durable.
+	// It is nil for a sink, and for commands that only look.
+	KeepFarEnds func(ctx context.Context, state string) error
 }
 
 // Backend is one broker: a value that a binary's main passes on. It is a struct

@@ -36,6 +36,7 @@
 //	Lanes        a batch split by key
 //	Acks         one position out of acknowledgements in any order
 //	Incarnation  the identity of a far end, beside a position in it
+//	FarEnds      the identities that a pipeline's cursor keeps, where the far end has the position
 //	relaycfg     configurations and factories
 //	relaynet     TLS and connections
 //	relaytest    the conformance suite

@@ -43,6 +43,7 @@ type State struct {
 	Checkpoint relay.Checkpoint // zero when there is none
 	Source     string           // the outbox table to which Checkpoint belongs
 	Position   string           // of the sink; "" when there is none
+	FarEnds    string           // of a source, as it stored them; "" when there are none
 	Clean      bool             // the last owner stopped in good order
 }
 

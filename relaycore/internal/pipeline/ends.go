@@ -10,6 +10,7 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/inbox"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/codec"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/engine"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/supervisor"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
@@ -24,6 +25,8 @@ type ends struct {
 	source    relay.Source
 	sink      relay.Sink
 	transform func(batch []relay.Message, buf []byte) []byte
+	// keepFarEnds is nil for commands, which hold no lease.
+	keepFarEnds func(ctx context.Context, state string) error
 }
 
 // outboxOptions are what only a running pipeline gives its outbox.
@@ -32,9 +35,9 @@ type outboxOptions struct {
 	polled func(found bool)
 }
 
-func (e *ends) open(ctx context.Context, from relay.Checkpoint, o outboxOptions) error {
+func (e *ends) open(ctx context.Context, from engine.State, o outboxOptions) error {
 	if e.pipeline.Direction == relay.Forward {
-		return e.openForward(ctx, from, o)
+		return e.openForward(ctx, from.Checkpoint, o)
 	}
 	return e.openReverse(ctx, from)
 }
@@ -86,7 +89,7 @@ func (e *ends) openSink(ctx context.Context) error {
 
 // openReverse opens the inbox first, because a source may receive messages as soon
 // as it is open.
-func (e *ends) openReverse(ctx context.Context, from relay.Checkpoint) error {
+func (e *ends) openReverse(ctx context.Context, from engine.State) error {
 	s := e.resolved.Settings
 	decoder, err := codec.NewDecoder(codec.DecoderConfig{
 		Format: s.Format, EventIDFrom: s.EventIDFrom, EventTypeFrom: s.EventTypeFrom,
@@ -103,7 +106,8 @@ func (e *ends) openReverse(ctx context.Context, from relay.Checkpoint) error {
 		return err
 	}
 	env := e.env()
-	env.Subject, env.Checkpoint = relay.Template{}, from
+	env.Subject, env.Checkpoint = relay.Template{}, from.Checkpoint
+	env.FarEnds, env.KeepFarEnds = from.FarEnds, e.keepFarEnds
 	source, err := e.resolved.Backend.Source.Open(ctx, env, e.resolved.Config)
 	if err != nil {
 		return fmt.Errorf("open %s source: %w", e.resolved.Backend.Name, err)

@@ -54,9 +54,9 @@ func (r *Runner) Run(ctx context.Context, job *supervisor.Job) (err error) {
 	status := newStatus(ctx, ledger.SetStatus, job)
 	defer func() { status.end(ctx, err) }()
 
-	e := &ends{Runner: r, pipeline: job.Pipeline, resolved: resolved, log: job.Logger}
+	e := &ends{Runner: r, pipeline: job.Pipeline, resolved: resolved, log: job.Logger, keepFarEnds: ledger.KeepFarEnds}
 	defer e.close()
-	if err := e.open(opening, state.Checkpoint, outboxOptions{wake: job.Wake, polled: job.Meter.Polled}); err != nil {
+	if err := e.open(opening, state, outboxOptions{wake: job.Wake, polled: job.Meter.Polled}); err != nil {
 		return job.Pipeline.Explain(err)
 	}
 	opened()

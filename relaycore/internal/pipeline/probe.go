@@ -32,7 +32,7 @@ func (r *Runner) Probe(
 	if err != nil {
 		return e.guarantee(), nil, err
 	}
-	if err := e.open(ctx, state.Checkpoint, outboxOptions{}); err != nil {
+	if err := e.open(ctx, state, outboxOptions{}); err != nil {
 		return e.guarantee(), nil, pl.Explain(err)
 	}
 	for _, end := range []any{e.source, e.sink} {

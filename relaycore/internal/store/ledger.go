@@ -24,6 +24,8 @@ var (
 	commitDeadLettersSQL string
 	//go:embed sql/set_status.sql
 	setStatusSQL string
+	//go:embed sql/keep_far_ends.sql
+	keepFarEndsSQL string
 )
 
 // Ledger is the durable state of one pipeline, for one owner and one epoch. Its
@@ -39,6 +41,7 @@ type Ledger struct {
 	source   func() string // the table that checkpoints belong to
 	// The statements of a commit, without and with dead letters.
 	plainSQL, deadLettersSQL string
+	farEndsSQL               string
 }
 
 // Open loads the state of a pipeline whose cursor the lease has raised to epoch.
@@ -64,6 +67,7 @@ func (s Store) Open(ctx context.Context, key Key, epoch int64, owner string) (*L
 	return &Ledger{
 		store: s, key: key, epoch: epoch, owner: owner, timeline: timeline,
 		plainSQL: commit(""), deadLettersSQL: commit(commitDeadLettersSQL),
+		farEndsSQL: strings.ReplaceAll(keepFarEndsSQL, ":timeline", timelineExpr),
 	}, state, nil
 }
 
@@ -85,7 +89,7 @@ func (s Store) load(ctx context.Context, key Key, epoch *int64, timelineExpr str
 	var checkpoint []byte
 	var status string
 	err = s.db.QueryRow(ctx, strings.ReplaceAll(loadSQL, ":timeline", timelineExpr), s.args(key, pgx.StrictNamedArgs{"epoch": epoch})).
-		Scan(&checkpoint, &state.Checkpoint.LastID, &state.Source, &state.Position, &status, &timeline)
+		Scan(&checkpoint, &state.Checkpoint.LastID, &state.Source, &state.Position, &state.FarEnds, &status, &timeline)
 	state.Checkpoint.State = json.RawMessage(checkpoint)
 	state.Clean = status == StatusStopped
 	return state, timeline, err
@@ -145,6 +149,19 @@ func (l *Ledger) SetStatus(ctx context.Context, status, reason string) error {
 		l.store.args(l.key, pgx.StrictNamedArgs{"epoch": l.epoch, "status": status, "reason": text(reason)}))
 	if err != nil {
 		return fmt.Errorf("record status: %w", err)
+	}
+	if tag.RowsAffected() == 0 {
+		return engine.ErrFenced
+	}
+	return nil
+}
+
+// KeepFarEnds stores what the source knows of its far ends, as a JSON object.
+func (l *Ledger) KeepFarEnds(ctx context.Context, state string) error {
+	tag, err := l.store.db.Exec(ctx, l.farEndsSQL,
+		l.store.args(l.key, pgx.StrictNamedArgs{"epoch": l.epoch, "timeline": l.timeline, "far_ends": state}))
+	if err != nil {
+		return fmt.Errorf("store far ends: %w", err)
 	}
 	if tag.RowsAffected() == 0 {
 		return engine.ErrFenced

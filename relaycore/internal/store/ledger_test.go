@@ -97,6 +97,23 @@ func TestCommitIsWhatTheNextOwnerFinds(t *testing.T) {
 	}
 }
 
+// What a source knows of its far ends outlives it, and an old owner cannot change it.
+func TestFarEnds(t *testing.T) {
+	t.Parallel()
+	pool := newDatabase(t)
+	old, _ := open(t, pool, 1)
+	if err := old.KeepFarEnds(t.Context(), `{"S": {"id": "a"}}`); err != nil {
+		t.Fatal(err)
+	}
+	setEpoch(t, pool, orders, 2)
+	if err := old.KeepFarEnds(t.Context(), `{}`); !errors.Is(err, engine.ErrFenced) {
+		t.Errorf("KeepFarEnds of an old owner = %v, want ErrFenced", err)
+	}
+	if _, state := open(t, pool, 2); state.FarEnds != `{"S": {"id": "a"}}` {
+		t.Errorf("far ends = %s", state.FarEnds)
+	}
+}
+
 func TestAnOldOwnerMovesNothing(t *testing.T) {
 	t.Parallel()
 	pool := newDatabase(t)

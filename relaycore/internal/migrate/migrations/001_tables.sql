@@ -54,6 +54,7 @@ CREATE TABLE pgtrickle.relay_cursors (
     checkpoint        jsonb,
     last_id           bigint      NOT NULL DEFAULT 0,
     sink_position     text,
+    far_ends          jsonb,
     delivered         bigint      NOT NULL DEFAULT 0,
     skipped           bigint      NOT NULL DEFAULT 0,
     dead_lettered     bigint      NOT NULL DEFAULT 0,
@@ -64,6 +65,7 @@ CREATE TABLE pgtrickle.relay_cursors (
     PRIMARY KEY (relay_group_id, direction, pipeline)
 ) WITH (fillfactor = 50);
 -- +end
+ALTER TABLE pgtrickle.relay_cursors ADD COLUMN IF NOT EXISTS far_ends jsonb;
 
 -- +table pgtrickle.relay_dead_letters: messages that no retry can deliver, and those parked behind one of the same key
 CREATE TABLE pgtrickle.relay_dead_letters (

@@ -153,6 +153,7 @@ CREATE TABLE pgtrickle.relay_cursors (
     checkpoint        jsonb,
     last_id           bigint      NOT NULL DEFAULT 0,
     sink_position     text,
+    far_ends          jsonb,
     delivered         bigint      NOT NULL DEFAULT 0,
     skipped           bigint      NOT NULL DEFAULT 0,
     dead_lettered     bigint      NOT NULL DEFAULT 0,
@@ -165,6 +166,7 @@ CREATE TABLE pgtrickle.relay_cursors (
 $sql$;
     COMMENT ON TABLE pgtrickle.relay_cursors IS 'pgtrickle-relay: checkpoint and lease epoch of each pipeline in each group';
 END $do$;
+ALTER TABLE pgtrickle.relay_cursors ADD COLUMN IF NOT EXISTS far_ends jsonb;
 
 DO $do$
 BEGIN
@@ -385,7 +387,7 @@ $sql$;
     COMMENT ON TABLE pgtrickle.pgt_inbox_priority_config IS 'pgtrickle-relay: priorities of inboxes';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (1, 'tables', '4858d5d44392761c')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (1, 'tables', 'aa99533a7c8fbd17')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 

@@ -1,0 +1,143 @@
+package relay
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"strconv"
+	"sync"
+)
+
+// What a source does when its far end was made again, or ends before the position.
+const (
+	OnRecreatedStop    = "stop"    // the pipeline stops with an error until an operator decides
+	OnRecreatedRestart = "restart" // the source reads the far end from its beginning, with new ids
+)
+
+// FarEnd is a stream, topic or file of which the far end keeps the position, as the
+// pipeline knows it.
+type FarEnd struct {
+	// ID is the life to which the position belongs; "" if the far end has no identity.
+	ID Incarnation `json:"id,omitempty"`
+	// Restarts counts how often the source began again within this life.
+	Restarts int `json:"restarts,omitempty"`
+	// First is true if the pipeline has read no other life.
+	First bool `json:"first,omitempty"`
+	// Pending is true from the decision to read from the beginning until the far end
+	// has stored that position. See [FarEnds.Began].
+	Pending bool `json:"pending,omitempty"`
+}
+
+// Scope returns what an id made of a position carries, so that it differs from the
+// ids of other lives. In the pipeline's first life it is empty.
+func (e FarEnd) Scope() string {
+	switch {
+	case e.First && e.Restarts == 0:
+		return ""
+	case e.Restarts == 0:
+		return "@" + string(e.ID)
+	default:
+		return "@" + string(e.ID) + "." + strconv.Itoa(e.Restarts)
+	}
+}
+
+// FarEnds remembers in the pipeline's cursor which lives of its far ends a source has
+// read, for far ends that keep the position themselves. It is safe for concurrent use.
+type FarEnds struct {
+	env     Env
+	restart bool
+
+	mu    sync.Mutex
+	known map[string]FarEnd // by name, such as a topic's
+}
+
+// RecallFarEnds returns what env's pipeline remembers. onRecreated is
+// [OnRecreatedStop] or [OnRecreatedRestart].
+func RecallFarEnds(env Env, onRecreated string) (*FarEnds, error) {
+	f := &FarEnds{env: env, restart: onRecreated == OnRecreatedRestart, known: make(map[string]FarEnd)}
+	if env.FarEnds == "" {
+		return f, nil
+	}
+	if err := json.Unmarshal([]byte(env.FarEnds), &f.known); err != nil {
+		return nil, Fatal(fmt.Errorf("read far_ends of the pipeline's cursor: %w", err))
+	}
+	return f, nil
+}
+
+// Meet tells f that the far end called name now lives as now, "" if that is not known.
+// It returns once this is durable, so nothing may be received before. A far end that
+// is new to the pipeline is adopted as it is. If another life is known, Meet returns
+// the error of [OnRecreatedStop], or a FarEnd that is Pending. The caller then moves
+// the position to the beginning and calls Began. kind is the far end's kind in errors.
+func (f *FarEnds) Meet(ctx context.Context, kind, name string, now Incarnation) (FarEnd, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	known, ok := f.known[name]
+	switch {
+	case !ok:
+		return f.keep(ctx, name, FarEnd{ID: now, First: true})
+	case known.ID == "" && now != "":
+		known.ID = now
+		return f.keep(ctx, name, known)
+	case known.ID.Same(now):
+		return known, nil
+	case !f.restart:
+		return FarEnd{}, Fatal(fmt.Errorf("read %s %q: it was deleted and created again (%s, known %s); set on_recreated to restart to read it from its beginning",
+			kind, name, now, known.ID))
+	}
+	f.env.Logger.ErrorContext(ctx, "far end was created again", "kind", kind, "name", name, "is", now, "was", known.ID,
+		"effect", "reading from its beginning; unread messages of the old one are lost")
+	return f.keep(ctx, name, FarEnd{ID: now, Pending: true})
+}
+
+// Beyond tells f that the position in the far end called name lies behind its end, and
+// continues like Meet. The far end lost its last messages, or was created again and
+// has no identity by which to tell.
+func (f *FarEnds) Beyond(ctx context.Context, kind, name string, position, end int64) (FarEnd, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	known := f.known[name]
+	if !f.restart && !known.Pending {
+		return FarEnd{}, Fatal(fmt.Errorf("read %s %q: it ends at %d, before the position %d: it lost messages or was created again; "+
+			"set on_recreated to restart to read it from its beginning", kind, name, end, position))
+	}
+	f.env.Logger.ErrorContext(ctx, "far end ends before position", "kind", kind, "name", name, "position", position, "end", end,
+		"effect", "reading from its beginning, with new ids")
+	if !known.Pending {
+		known.Restarts++
+	}
+	known.Pending = true
+	return f.keep(ctx, name, known)
+}
+
+// Began records that the far end called name has stored the position of its beginning.
+func (f *FarEnds) Began(ctx context.Context, name string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	known := f.known[name]
+	if !known.Pending {
+		return nil
+	}
+	known.Pending = false
+	_, err := f.keep(ctx, name, known)
+	return err
+}
+
+// keep is called with the lock held. What could not be stored is not known either, so
+// that the next call tries again.
+func (f *FarEnds) keep(ctx context.Context, name string, e FarEnd) (FarEnd, error) {
+	next := maps.Clone(f.known)
+	next[name] = e
+	if f.env.KeepFarEnds != nil {
+		state, err := json.Marshal(next)
+		if err == nil {
+			err = f.env.KeepFarEnds(ctx, string(state))
+		}
+		if err != nil {
+			return FarEnd{}, fmt.Errorf("remember %q: %w", name, err)
+		}
+	}
+	f.known = next
+	return e, nil
+}
