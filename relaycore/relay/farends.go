@@ -65,7 +65,9 @@ func RecallFarEnds(env Env, onRecreated string) (*FarEnds, error) {
 	return f, nil
 }
 
-// Meet tells f that the far end called name now lives as now, "" if that is not known.
+const cureRecreated = "set on_recreated to restart to read it from its beginning"
+
+// Meet records that the far end called name now lives as now, "" if that is not known.
 // It returns once this is durable, so nothing may be received before. A far end that
 // is new to the pipeline is adopted as it is. If another life is known, Meet returns
 // the error of [OnRecreatedStop], or a FarEnd that is Pending. The caller then moves
@@ -83,24 +85,24 @@ func (f *FarEnds) Meet(ctx context.Context, kind, name string, now Incarnation) 
 	case known.ID.Same(now):
 		return known, nil
 	case !f.restart:
-		return FarEnd{}, Fatal(fmt.Errorf("read %s %q: it was deleted and created again (%s, known %s); set on_recreated to restart to read it from its beginning",
-			kind, name, now, known.ID))
+		return FarEnd{}, Fatal(fmt.Errorf("read %s %q: it was deleted and created again (%s, was %s); %s",
+			kind, name, now, known.ID, cureRecreated))
 	}
 	f.env.Logger.ErrorContext(ctx, "far end was created again", "kind", kind, "name", name, "is", now, "was", known.ID,
 		"effect", "reading from its beginning; unread messages of the old one are lost")
 	return f.keep(ctx, name, FarEnd{ID: now, Pending: true})
 }
 
-// Beyond tells f that the position in the far end called name lies behind its end, and
+// Beyond records that the position in the far end called name lies behind its end, and
 // continues like Meet. The far end lost its last messages, or was created again and
-// has no identity by which to tell.
+// has no identity that shows it.
 func (f *FarEnds) Beyond(ctx context.Context, kind, name string, position, end int64) (FarEnd, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	known := f.known[name]
 	if !f.restart && !known.Pending {
-		return FarEnd{}, Fatal(fmt.Errorf("read %s %q: it ends at %d, before the position %d: it lost messages or was created again; "+
-			"set on_recreated to restart to read it from its beginning", kind, name, end, position))
+		return FarEnd{}, Fatal(fmt.Errorf("read %s %q: it ends at %d, before the position %d: it lost messages or was created again; %s",
+			kind, name, end, position, cureRecreated))
 	}
 	f.env.Logger.ErrorContext(ctx, "far end ends before position", "kind", kind, "name", name, "position", position, "end", end,
 		"effect", "reading from its beginning, with new ids")
