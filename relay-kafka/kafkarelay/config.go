@@ -103,6 +103,7 @@ type sourceConfig struct {
 	FetchMaxBytes   relaycfg.Size     `json:"fetch_max_bytes" relay:"min=1024" doc:"Bytes that one request to a broker may return, and so the memory for what was read ahead."`
 	FetchMaxWait    relaycfg.Duration `json:"fetch_max_wait" relay:"min=1000000" doc:"How long a broker holds a request while there is nothing to return; new messages are returned at once."`
 	IsolationLevel  string            `json:"isolation_level" relay:"enum=read_committed|read_uncommitted" doc:"Whether messages of transactions that are open or aborted are passed over."`
+	OnRecreated     string            `json:"on_recreated" relay:"enum=stop|restart" doc:"When a topic was deleted and created again, or ends before the group's position: stop with an error, or read it from its beginning, with ids of its own."`
 	OnTombstone     string            `json:"on_tombstone" relay:"enum=delete|skip" doc:"What becomes of a message without a value: an event with op delete whose row is the key, or nothing."`
 }
 
@@ -114,6 +115,7 @@ func sourceDefaults() sourceConfig {
 		FetchMaxBytes:   4 << 20,
 		FetchMaxWait:    relaycfg.Duration(500 * time.Millisecond),
 		IsolationLevel:  "read_committed",
+		OnRecreated:     relay.OnRecreatedStop,
 		OnTombstone:     "delete",
 	}
 }

@@ -21,6 +21,7 @@ type cluster struct {
 	transport *kafka.Transport
 	net       relaynet.Dialer
 	dialer    *kafka.Dialer // of the consumer group, which uses net too
+	brokers   []string
 }
 
 const dialTimeout = 5 * time.Second
@@ -36,7 +37,7 @@ func newCluster(cfg *connection, topics []string) (*cluster, error) {
 	if err != nil {
 		return nil, fmt.Errorf("set up %s: %w", cfg.SASLMechanism, err)
 	}
-	c := &cluster{net: relaynet.Dialer{Timeout: dialTimeout, TLS: tlsConfig, Wrap: newGuard}}
+	c := &cluster{brokers: cfg.Brokers, net: relaynet.Dialer{Timeout: dialTimeout, TLS: tlsConfig, Wrap: newGuard}}
 	c.transport = &kafka.Transport{
 		Dial: c.net.DialContext, DialTimeout: dialTimeout, IdleTimeout: time.Minute,
 		MetadataTTL: time.Minute, MetadataTopics: topics, ClientID: cfg.ClientID, SASL: mechanism,

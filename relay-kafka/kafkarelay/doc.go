@@ -51,6 +51,13 @@
 // up at once. A stop during a rebalance disconnects after a second, and the group waits
 // for session_timeout.
 //
+// The pipeline's cursor has the ids of the topics. A topic with another id was created
+// again, and its offsets began again with it: the pipeline stops. With on_recreated
+// restart the source reads the topic from its beginning. Then the topic's id is part of
+// the messages' ids: kafka:TOPIC@ID:PARTITION:OFFSET. Brokers before 2.8 have no topic ids; there
+// the source notices a group's position behind the end of a partition. The source looks
+// when it starts, after each error, and every 30 seconds.
+//
 // # Errors
 //
 // Kafka's error codes by class:

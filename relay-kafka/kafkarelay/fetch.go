@@ -27,6 +27,7 @@ type spot struct {
 	place
 	offset int64
 	part   *assigned // nil for a sink's
+	scope  string    // of the topic's life, in ids
 }
 
 // place names a partition.

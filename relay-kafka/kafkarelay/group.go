@@ -115,19 +115,37 @@ func (s *source) serve(ctx, until context.Context, g *generation) {
 
 // take finds the offset at which to begin in each partition.
 func (s *source) take(ctx context.Context, g *generation) error {
+	lives, err := s.meet(ctx)
+	if err != nil {
+		return err
+	}
 	fresh := make(map[string]map[int]int64)
 	for topic, parts := range g.Assignments {
+		life := lives[topic]
+		if !life.Pending {
+			again, err := s.beyond(ctx, topic, parts)
+			if err != nil {
+				return err
+			}
+			if again != nil {
+				life = *again
+			}
+		}
+		if life.Pending {
+			for i := range parts {
+				parts[i].Offset = kafka.FirstOffset
+			}
+		}
 		var first []int64
 		if slices.ContainsFunc(parts, func(a kafka.PartitionAssignment) bool { return a.Offset < 0 }) {
-			var err error
-			if first, err = s.begin(ctx, topic, parts); err != nil {
+			if first, err = s.begin(ctx, topic, parts, life.Pending); err != nil {
 				return err
 			}
 			fresh[topic] = make(map[int]int64)
 		}
 		for _, a := range parts {
 			p := &assigned{generation: g}
-			p.spot = &spot{place: place{topic, a.ID}, offset: a.Offset, part: p}
+			p.spot = &spot{place: place{topic, a.ID}, offset: a.Offset, part: p, scope: life.Scope()}
 			if a.Offset < 0 {
 				p.spot.offset = first[a.ID]
 				fresh[topic][a.ID] = p.spot.offset
@@ -143,12 +161,18 @@ func (s *source) take(ctx context.Context, g *generation) error {
 			return classify(fmt.Errorf("commit the first position of group %q: %w", g.GroupID, err))
 		}
 	}
+	for topic := range fresh {
+		if err := s.farEnds.Began(ctx, topic); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
 // begin returns the offsets at which to begin in partitions without a position. The
 // client takes an error of the coordinator for a missing position, so begin asks again.
-func (s *source) begin(ctx context.Context, topic string, parts []kafka.PartitionAssignment) ([]int64, error) {
+// With again it returns the first offsets, whatever the group's position.
+func (s *source) begin(ctx context.Context, topic string, parts []kafka.PartitionAssignment, again bool) ([]int64, error) {
 	ids := make([]int, 0, len(parts))
 	partitions := 0
 	for _, a := range parts {
@@ -164,7 +188,7 @@ func (s *source) begin(ctx context.Context, topic string, parts []kafka.Partitio
 		return nil, classify(fmt.Errorf("look up the position of group %q: %w", s.cfg.group(s.env), err))
 	}
 	which := kafka.FirstOffset
-	if s.cfg.AutoOffsetReset == "latest" {
+	if s.cfg.AutoOffsetReset == "latest" && !again {
 		which = kafka.LastOffset
 	}
 	offsets, err := patiently(ctx, func() ([]int64, error) { return s.cluster.offsets(ctx, topic, partitions, which) })
@@ -175,7 +199,7 @@ func (s *source) begin(ctx context.Context, topic string, parts []kafka.Partitio
 		if p.Error != nil {
 			return nil, classify(fmt.Errorf("look up the position of partition %d of topic %q: %w", p.Partition, topic, p.Error))
 		}
-		if p.CommittedOffset >= 0 && p.Partition < partitions {
+		if p.CommittedOffset >= 0 && !again && p.Partition < partitions {
 			offsets[p.Partition] = p.CommittedOffset
 		}
 	}
@@ -189,9 +213,9 @@ func (s *source) fetch(ctx context.Context, g *generation) {
 		<-ctx.Done() // there are more members than partitions
 	}
 	for ctx.Err() == nil {
-		byLeader, err := s.leaders(ctx, g)
+		err := s.recheck(ctx, g)
 		if err == nil {
-			err = s.fetchFrom(ctx, byLeader)
+			err = s.fetchFrom(ctx, g)
 		}
 		if ctx.Err() != nil {
 			return
@@ -228,8 +252,16 @@ func (s *source) leaders(ctx context.Context, g *generation) (map[int][]*assigne
 	return byLeader, nil
 }
 
+// recheckEvery is how long a topic that was created again can go unnoticed while its
+// fetches succeed. What was received meanwhile is received again, with other ids.
+const recheckEvery = 30 * time.Second
+
 // fetchFrom reads from all leaders until one of them fails.
-func (s *source) fetchFrom(ctx context.Context, byLeader map[int][]*assigned) error {
+func (s *source) fetchFrom(ctx context.Context, g *generation) error {
+	byLeader, err := s.leaders(ctx, g)
+	if err != nil {
+		return err
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var wait sync.WaitGroup
@@ -242,6 +274,13 @@ func (s *source) fetchFrom(ctx context.Context, byLeader map[int][]*assigned) er
 			}
 		})
 	}
+	wait.Go(func() {
+		for backoff.Sleep(ctx, recheckEvery) == nil {
+			if err := s.recheck(ctx, g); err != nil {
+				cancel(err)
+			}
+		}
+	})
 	wait.Wait()
 	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
 		return err
@@ -302,9 +341,19 @@ func (s *source) fetchOnce(ctx context.Context, parts []*assigned) error {
 	return nil
 }
 
-// skipLost continues at the oldest record, because retention or a new topic of the same
-// name has removed the group's position.
+// skipLost continues at the oldest record, because retention has removed the group's
+// position. It fails if the topic was created again, or ends before the position.
 func (s *source) skipLost(ctx context.Context, sp *spot) error {
+	if err := s.recheck(ctx, sp.part.generation); err != nil {
+		return err
+	}
+	again, err := s.beyond(ctx, sp.topic, []kafka.PartitionAssignment{{ID: sp.partition, Offset: sp.offset}})
+	if err != nil {
+		return err
+	}
+	if again != nil {
+		return beginAgain(sp.topic)
+	}
 	offsets, err := s.cluster.offsets(ctx, sp.topic, sp.partition+1, kafka.FirstOffset)
 	if err != nil {
 		return err

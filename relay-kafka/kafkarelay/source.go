@@ -23,6 +23,7 @@ type source struct {
 	env     relay.Env
 	cluster *cluster
 	group   *kafka.ConsumerGroup
+	farEnds *relay.FarEnds
 
 	chunks chan *chunk // fetched records
 	errs   chan error
@@ -51,13 +52,24 @@ type token struct {
 }
 
 func newSource(ctx context.Context, env relay.Env, cfg sourceConfig) (*source, error) {
+	farEnds, err := relay.RecallFarEnds(env, cfg.OnRecreated)
+	if err != nil {
+		return nil, err
+	}
 	c, err := newCluster(&cfg.connection, cfg.Topic)
 	if err != nil {
 		return nil, err
 	}
-	s := &source{cfg: cfg, env: env, cluster: c, chunks: make(chan *chunk), errs: make(chan error), done: make(chan struct{})}
+	s := &source{
+		cfg: cfg, env: env, cluster: c, farEnds: farEnds,
+		chunks: make(chan *chunk), errs: make(chan error), done: make(chan struct{}),
+	}
 	s.settled = sync.NewCond(&s.mu)
-	if err := s.Ping(ctx); err != nil {
+	err = s.Ping(ctx)
+	if err == nil {
+		_, err = s.meet(ctx)
+	}
+	if err != nil {
 		c.reset()
 		return nil, err
 	}

@@ -186,7 +186,7 @@ func message(sp *spot, r *protocol.Record) (relay.Message, error) {
 		m.Op, m.Body, m.Row = relay.OpDelete, nil, keyRow(key)
 	}
 	if m.ID == "" {
-		m.ID = "kafka:" + sp.topic + ":" + strconv.Itoa(sp.partition) + ":" + strconv.FormatInt(r.Offset, 10)
+		m.ID = "kafka:" + sp.topic + sp.scope + ":" + strconv.Itoa(sp.partition) + ":" + strconv.FormatInt(r.Offset, 10)
 	}
 	return m, nil
 }
