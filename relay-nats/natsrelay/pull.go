@@ -17,7 +17,7 @@ import (
 )
 
 const (
-	prefetch      = 2000            // messages ahead of Receive
+	prefetch      = 1000            // messages ahead of Receive; with 2000 a drain took 72 MiB and not 63, as fast
 	prefetchBytes = 8 << 20         // and their bytes
 	heartbeat     = 5 * time.Second // between signs that the server still knows a request
 	// replyBytes is room for what a message adds to max_payload when the server counts
