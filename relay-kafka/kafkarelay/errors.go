@@ -33,7 +33,7 @@ var (
 // classify gives err the class of the table in the package's documentation.
 func classify(err error) error {
 	var code kafka.Error
-	var wrong *wrongPeerError
+	var wrong *relaynet.WrongPeerError
 	switch {
 	case errors.As(err, &wrong):
 		return relay.Fatal(err)

@@ -30,6 +30,8 @@ import (
 	"github.com/segmentio/kafka-go/protocol/saslauthenticate"
 	"github.com/segmentio/kafka-go/protocol/saslhandshake"
 	"github.com/segmentio/kafka-go/protocol/syncgroup"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
 )
 
 // Bounds of what a broker may answer.
@@ -123,8 +125,7 @@ func (g *guard) Read(p []byte) (int, error) {
 	}
 	if len(g.out) == 0 && g.pass == 0 {
 		if err := g.receive(); err != nil {
-			var wrong *wrongPeerError
-			if errors.As(err, &wrong) {
+			if _, wrong := errors.AsType[*relaynet.WrongPeerError](err); wrong {
 				g.err = err
 				_ = g.Conn.Close()
 			}
@@ -164,13 +165,13 @@ func (g *guard) receive() error {
 		header = 0
 	}
 	if !known || size < header || size > limit {
-		return wrongPeer(g.in)
+		return peer.Wrong(g.in)
 	}
 	if err := g.fill(4 + header); err != nil {
 		return err
 	}
 	if !r.raw && binary.BigEndian.Uint32(g.in[4:]) != r.correlation {
-		return wrongPeer(g.in)
+		return peer.Wrong(g.in)
 	}
 
 	hold := size
@@ -182,7 +183,7 @@ func (g *guard) receive() error {
 	}
 	if !r.raw {
 		if err := checkResponse(r, g.in[8:], size-4); err != nil {
-			return &wrongPeerError{fmt.Sprintf("its answer to a %s request cannot be decoded: %s", r.key, err)}
+			return peer.Errorf("its answer to a %s request cannot be decoded: %s", r.key, err)
 		}
 	}
 	g.out, g.pass, g.in = g.in, size-hold, nil
@@ -207,32 +208,7 @@ func (g *guard) fill(n int) error {
 	return err
 }
 
-// wrongPeerError tells that what answers is no Kafka broker.
-type wrongPeerError struct{ text string }
-
-func (e *wrongPeerError) Error() string {
-	return "the server at kafka_brokers is no Kafka broker: " + e.text
-}
-
-// wrongPeer names what began its answer with these bytes.
-func wrongPeer(head []byte) error {
-	text := "it answered with bytes that are no response"
-	switch {
-	case strings.HasPrefix(string(head), "HTTP"):
-		text = "this looks like an HTTP server"
-	case strings.HasPrefix(string(head), "INFO"):
-		text = "this looks like a NATS server"
-	case strings.HasPrefix(string(head), "AMQP"):
-		text = "this looks like an AMQP server"
-	case len(head) > 2 && (head[0] == 0x15 || head[0] == 0x16) && head[1] == 0x03:
-		text = "this looks like TLS; set kafka_tls"
-	case len(head) > 0 && (head[0] == 'E' || head[0] == 'N'):
-		text = "this looks like PostgreSQL"
-	case len(head) > 0 && (head[0] == '-' || head[0] == '+'):
-		text = "this looks like Redis"
-	}
-	return &wrongPeerError{text}
-}
+var peer = relaynet.Peer{Key: "kafka_brokers", Name: "Kafka broker", TLS: "kafka_tls"}
 
 // responses are the responses that are decoded. Their fields have tags in which
 // kafka-go keeps the protocol.

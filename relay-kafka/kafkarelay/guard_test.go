@@ -22,6 +22,7 @@ import (
 	"github.com/segmentio/kafka-go/protocol/metadata"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
 )
 
 // replay is a connection to a peer that answers each request with the same bytes.
@@ -162,7 +163,7 @@ func TestClientAtWrongPeers(t *testing.T) {
 			}}
 			defer transport.CloseIdleConnections()
 			_, err = (&kafka.Client{Addr: kafka.TCP(ln.Addr().String()), Transport: transport}).Metadata(ctx, &kafka.MetadataRequest{})
-			var wrong *wrongPeerError
+			var wrong *relaynet.WrongPeerError
 			if !errors.As(err, &wrong) {
 				t.Errorf("error %v, want the guard's", err)
 			}

@@ -140,7 +140,7 @@ func readTopicIDs(version int16, response []byte) (map[string]relay.Incarnation,
 		}
 	}
 	if w.err != nil {
-		return nil, &wrongPeerError{fmt.Sprintf("its answer to a Metadata request cannot be decoded: %s", w.err)}
+		return nil, peer.Errorf("its answer to a Metadata request cannot be decoded: %s", w.err)
 	}
 	return ids, nil
 }

@@ -15,7 +15,6 @@ import (
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
-	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
 )
 
 // dialTimeout bounds connecting to one server, and a question to JetStream.
@@ -26,7 +25,7 @@ const dialTimeout = 5 * time.Second
 type conn struct {
 	nc     *nats.Conn
 	js     jetstream.JetStream
-	dialer relaynet.Dialer
+	dialer dialer
 	closed chan struct{} // closed when the connection has ended
 
 	mu      sync.Mutex
@@ -42,8 +41,15 @@ func dial(ctx context.Context, cfg *connConfig, name string) (*conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	if cfg.TLS.Configured() {
+		c.dialer.wanted = true
+		if c.dialer.tls, err = cfg.Client(); err != nil {
+			return nil, relay.Fatal(err)
+		}
+	}
 	opts = append(opts,
-		nats.Name(name), nats.NoReconnect(), nats.SetCustomDialer(&c.dialer), nats.Timeout(dialTimeout),
+		nats.Name(name), nats.NoReconnect(), nats.IgnoreDiscoveredServers(), nats.Timeout(dialTimeout),
+		c.dialer.option(cfg.URL), nats.SkipHostLookup(), // the dialer needs the name for TLS
 		nats.FlusherTimeout(30*time.Second), nats.PingInterval(10*time.Second), nats.MaxPingsOutstanding(2),
 		nats.SkipSubjectValidation(), // the sink validates each subject once
 		nats.ClosedHandler(func(*nats.Conn) { close(c.closed) }),
@@ -69,7 +75,7 @@ func dial(ctx context.Context, cfg *connConfig, name string) (*conn, error) {
 	return c, nil
 }
 
-// options returns the client's options for credentials and TLS.
+// options returns the client's options for credentials.
 func (c *connConfig) options() (opts []nats.Option, err error) {
 	if c.Credentials != "" {
 		if _, err := os.ReadFile(c.Credentials); err != nil {
@@ -89,13 +95,6 @@ func (c *connConfig) options() (opts []nats.Option, err error) {
 	}
 	if c.Token != "" {
 		opts = append(opts, nats.Token(c.Token.Reveal()))
-	}
-	if c.TLS.Configured() {
-		config, err := c.Client()
-		if err != nil {
-			return nil, relay.Fatal(err)
-		}
-		opts = append(opts, nats.Secure(config))
 	}
 	return opts, nil
 }

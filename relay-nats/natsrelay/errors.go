@@ -50,6 +50,9 @@ func classifyDial(err error) error {
 	if refused := relaynet.Untrusted(err); refused != nil {
 		return refused
 	}
+	if _, wrong := errors.AsType[*relaynet.WrongPeerError](err); wrong {
+		return relay.Fatal(err)
+	}
 	fatal := []error{
 		nats.ErrAuthorization, nats.ErrAuthExpired, nats.ErrAuthRevoked, nats.ErrAccountAuthExpired, nats.ErrPermissionViolation,
 		nats.ErrNkeysNotSupported, nats.ErrSecureConnWanted, nats.ErrSecureConnRequired, nats.ErrHeadersNotSupported, os.ErrNotExist,

@@ -1,15 +1,19 @@
 package pginboxrelay
 
 import (
+	"context"
+	"crypto/tls"
 	"net"
 	"net/url"
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
+	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
 )
 
 // connectTimeout applies where the URL sets no connect_timeout.
@@ -37,6 +41,17 @@ func namesPassword(text string) bool {
 	return strings.Contains(text, "password=") || strings.Contains(text, "password =") || strings.Contains(text, "passfile")
 }
 
+var peer = relaynet.Peer{Key: "pg_inbox_url", Name: "PostgreSQL server", TLS: "sslmode in it"}
+
+// recognise refuses a server that is no PostgreSQL. A TLS connection stays as it is:
+// pgx binds the login to its certificate, for which it must see the connection itself.
+func recognise(_ context.Context, _ *pgconn.Config, conn net.Conn) (net.Conn, error) {
+	if _, ok := conn.(*tls.Conn); ok {
+		return conn, nil
+	}
+	return relaynet.Guard(conn, peer, peer.Begins("RENv")), nil
+}
+
 // pool returns the configuration of the connection pool.
 func (c *sinkConfig) pool(env relay.Env) (*pgxpool.Config, error) {
 	pc, err := pgxpool.ParseConfig(c.URL.Reveal())
@@ -46,6 +61,7 @@ func (c *sinkConfig) pool(env relay.Env) (*pgxpool.Config, error) {
 	}
 	pc.MaxConns = int32(min(c.MaxConnections, 1000))
 	pc.ConnConfig.MaxProtocolMessageBodyLen = maxMessage
+	pc.ConnConfig.AfterNetConnect = recognise
 	// pgx sends UTF-8. PostgreSQL converts it to the database's encoding, or refuses it.
 	pc.ConnConfig.RuntimeParams["client_encoding"] = "UTF8"
 	if !namesPassword(c.URL.Reveal()) {

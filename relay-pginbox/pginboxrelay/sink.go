@@ -2,6 +2,7 @@ package pginboxrelay
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -9,6 +10,7 @@ import (
 
 	"github.com/grove/pgtrickle-relay/relaycore/inbox"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
 )
 
 // sink is an inbox with a pool of its own.
@@ -37,6 +39,9 @@ func newSink(ctx context.Context, env relay.Env, cfg sinkConfig) (*sink, error) 
 	})
 	if err != nil {
 		pool.Close()
+		if wrong, ok := errors.AsType[*relaynet.WrongPeerError](err); ok {
+			err = relay.Fatal(fmt.Errorf("connect to the remote inbox: %w", wrong))
+		}
 		return nil, err
 	}
 	return &sink{Sink: in, pool: pool, timeout: cfg.ConfirmTimeout.D()}, nil

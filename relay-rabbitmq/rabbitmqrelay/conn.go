@@ -27,24 +27,17 @@ type conn struct {
 
 	mu      sync.Mutex
 	blocked string // the broker's reason for blocking publishers, empty without
+	wrong   error  // the guard's; the client keeps only its text
 }
 
 // dial tries the nodes in turn, beginning with number *last, and leaves in *last
 // the one that answered.
 func (c *connConfig) dial(ctx context.Context, env relay.Env, last *int) (*conn, error) {
-	var tlsConfig *tls.Config // the client makes one for an amqps URL
-	if c.TLS.Configured() {
-		var err error
-		if tlsConfig, err = c.TLS.Client(); err != nil {
-			return nil, relay.Fatal(err)
-		}
-	}
 	var errs []error
 	urls := c.urls()
 	for i := range urls {
 		at := (*last + i) % len(urls)
-		// A clone, because the client writes the node's name into it.
-		made, err := c.dialOne(ctx, env, urls[at], tlsConfig.Clone())
+		made, err := c.dialOne(ctx, env, urls[at])
 		if err == nil {
 			*last = at
 			return made, nil
@@ -54,27 +47,34 @@ func (c *connConfig) dial(ctx context.Context, env relay.Env, last *int) (*conn,
 	return nil, errors.Join(errs...)
 }
 
-func (c *connConfig) dialOne(ctx context.Context, env relay.Env, url string, tlsConfig *tls.Config) (*conn, error) {
+func (c *connConfig) dialOne(ctx context.Context, env relay.Env, url string) (*conn, error) {
 	uri, err := amqp.ParseURI(url)
 	if err != nil {
 		return nil, relay.Fatal(relaycfg.Errorf("url", "is malformed"))
 	}
+	tlsConfig, err := c.tlsConfig(uri)
+	if err != nil {
+		return nil, relay.Fatal(err)
+	}
 	ctx, cancel := context.WithTimeout(ctx, c.Timeout.D())
 	defer cancel()
-	made := &conn{watched: make(chan struct{}), dialer: relaynet.Dialer{Timeout: c.Timeout.D()}}
+	made := &conn{watched: make(chan struct{})}
+	made.dialer.Timeout, made.dialer.TLS = c.Timeout.D(), tlsConfig
+	made.dialer.Wrap = func(conn net.Conn) net.Conn { return newGuard(conn, made.refuse) }
 	stop := made.dialer.CutAfter(ctx, 0) // ends a handshake that is cancelled or takes too long
 	defer stop()
 
 	properties := amqp.NewConnectionProperties()
 	properties["product"] = "pgtrickle-relay"
 	properties.SetClientConnectionName("pgtrickle-relay " + env.Group + "/" + env.Pipeline)
+	url = "amqp" + url[len(uri.Scheme):] // the dialer does TLS
 	made.Connection, err = amqp.DialConfig(url, amqp.Config{
-		SASL:            authentication(uri, properties),
-		Heartbeat:       c.Heartbeat.D(),
-		Properties:      properties,
-		TLSClientConfig: tlsConfig,
-		Dial: func(network, addr string) (net.Conn, error) {
-			raw, err := made.dialer.DialContext(ctx, network, addr)
+		SASL:       authentication(uri, properties),
+		Heartbeat:  c.Heartbeat.D(),
+		Properties: properties,
+		FrameSize:  maxFrame,
+		Dial: func(network, _ string) (net.Conn, error) {
+			raw, err := made.dialer.DialContext(ctx, network, net.JoinHostPort(uri.Host, strconv.Itoa(uri.Port)))
 			if err != nil {
 				return nil, err
 			}
@@ -83,10 +83,27 @@ func (c *connConfig) dialOne(ctx context.Context, env relay.Env, url string, tls
 		},
 	})
 	if err != nil {
+		if refused := made.refused(); refused != nil {
+			err = refused
+		}
 		return nil, classify(fmt.Errorf("connect to RabbitMQ at %s: %w", net.JoinHostPort(uri.Host, strconv.Itoa(uri.Port)), err))
 	}
 	go made.watch(env, made.NotifyBlocked(make(chan amqp.Blocking, 1)))
 	return made, nil
+}
+
+// tlsConfig returns nil for a node without TLS. The URL can name files, too, as for any
+// other client of the broker.
+func (c *connConfig) tlsConfig(uri amqp.URI) (*tls.Config, error) {
+	if uri.Scheme != "amqps" {
+		return nil, nil
+	}
+	if c.TLS.Configured() {
+		return c.TLS.Client()
+	}
+	return relaynet.TLS{
+		CA: uri.CACertFile, Cert: uri.CertFile, Key: relaycfg.Secret(uri.KeyFile), ServerName: uri.ServerName,
+	}.Client()
 }
 
 // watch records whether the broker blocks publishers, until the connection ends.
@@ -104,6 +121,19 @@ func (c *conn) watch(env relay.Env, blockings <-chan amqp.Blocking) {
 		c.blocked = reason
 		c.mu.Unlock()
 	}
+}
+
+func (c *conn) refuse(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.wrong = err
+}
+
+// refused returns why the guard ended the connection, or nil.
+func (c *conn) refused() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.wrong
 }
 
 // isBlocked returns the broker's reason for blocking publishers, or "".

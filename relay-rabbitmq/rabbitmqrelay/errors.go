@@ -22,6 +22,9 @@ func classify(err error) error {
 	if untrusted := relaynet.Untrusted(err); untrusted != nil {
 		return untrusted
 	}
+	if _, wrong := errors.AsType[*relaynet.WrongPeerError](err); wrong {
+		return relay.Fatal(err)
+	}
 	var reply *amqp.Error
 	if !errors.As(err, &reply) {
 		return err

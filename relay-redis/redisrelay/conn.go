@@ -135,7 +135,7 @@ func newClients(cfg *connConfig, d *relaynet.Dialer, pool int) (open func() redi
 	if d.TLS, err = cfg.tlsConfig(*set.tls); err != nil {
 		return nil, relay.Fatal(err)
 	}
-	d.Timeout = cfg.ConfirmTimeout.D()
+	d.Timeout, d.Wrap = cfg.ConfirmTimeout.D(), newGuard
 	*set.user, *set.password = cmp.Or(cfg.Username, *set.user), cmp.Or(cfg.Password.Reveal(), *set.password)
 	*set.dial, *set.read, *set.write = d.Timeout, d.Timeout, d.Timeout
 	*set.retries, *set.redials, *set.pool, *set.wbuf = -1, 1, pool, writeBuffer

@@ -24,6 +24,9 @@ var fatalCodes = []string{
 func classify(err error) error {
 	reply, ok := errors.AsType[redis.Error](err)
 	if !ok {
+		if _, wrong := errors.AsType[*relaynet.WrongPeerError](err); wrong {
+			return relay.Fatal(err)
+		}
 		if refused := relaynet.Untrusted(err); refused != nil {
 			return refused
 		}

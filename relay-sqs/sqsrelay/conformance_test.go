@@ -133,7 +133,7 @@ func openSource(t testing.TB, url string, more map[string]any) relay.Source {
 func rawClient(endpoint string) *sqs.Client {
 	return sqs.New(sqs.Options{
 		Region: "us-east-1", BaseEndpoint: &endpoint, Credentials: credentials.NewStaticCredentialsProvider("x", "x", ""),
-		HTTPClient: plainBodies{awshttp.NewBuildableClient()}, // an answer cut off is ten messages that hide for a minute
+		HTTPClient: bodies{awshttp.NewBuildableClient()}, // an answer cut off is ten messages that hide for a minute
 	})
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strconv"
 	"time"
@@ -16,6 +17,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/sqs"
 	"github.com/aws/aws-sdk-go-v2/service/sqs/types"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
 )
 
 // queue is one queue and the client for it.
@@ -29,6 +32,12 @@ type queue struct {
 // 2025; older queues keep a lower limit of their own in MaximumMessageSize.
 const maxRequest = 1 << 20
 
+// Bounds of an answer, in bytes. Ten messages fit, each byte of which JSON may write as two.
+const (
+	maxAnswerHead = 64 << 10
+	maxAnswer     = 32 << 20
+)
+
 // maxEntries bounds a batch request.
 const maxEntries = 10
 
@@ -38,6 +47,8 @@ func openQueue(ctx context.Context, cfg *connConfig) (*queue, error) {
 		t.MaxIdleConnsPerHost = 2*cfg.Concurrency + 2
 		t.WriteBufferSize = 64 << 10         // a request of ten small messages goes out in one piece
 		t.IdleConnTimeout = 30 * time.Second // nothing else closes them: the client copies its transport
+		t.MaxResponseHeaderBytes = maxAnswerHead
+		t.DialContext = recognising(t.DialContext)
 	})
 	options := []func(*config.LoadOptions) error{
 		config.WithHTTPClient(client),
@@ -56,28 +67,51 @@ func openQueue(ctx context.Context, cfg *connConfig) (*queue, error) {
 	}
 	if cfg.RoleARN != "" {
 		loaded.Credentials = aws.NewCredentialsCache(stscreds.NewAssumeRoleProvider(
-			sts.NewFromConfig(loaded, func(o *sts.Options) { o.BaseEndpoint = endpoint(cfg) }), cfg.RoleARN,
+			sts.NewFromConfig(loaded, func(o *sts.Options) {
+				o.BaseEndpoint = endpoint(cfg)
+				o.HTTPClient = bodies{o.HTTPClient}
+			}), cfg.RoleARN,
 			func(o *stscreds.AssumeRoleOptions) { o.RoleSessionName = "pgtrickle-relay" }))
 	}
 	q := &queue{cfg: cfg, limit: maxRequest}
 	q.client = sqs.NewFromConfig(loaded, func(o *sqs.Options) {
 		o.BaseEndpoint = endpoint(cfg)
-		o.HTTPClient = plainBodies{o.HTTPClient}
+		o.HTTPClient = bodies{o.HTTPClient}
 	})
 	return q, q.check(ctx)
 }
 
-// plainBodies hides the WriteTo method of request bodies. The SDK closes a body
+var peer = relaynet.Peer{Key: "sqs_endpoint", Name: "HTTP server", TLS: "https:// in sqs_endpoint"}
+
+type dial = func(ctx context.Context, network, address string) (net.Conn, error)
+
+// recognising returns a dial that refuses a server that speaks neither HTTP nor TLS.
+func recognising(inner dial) dial {
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := inner(ctx, network, address)
+		if err != nil {
+			return nil, err
+		}
+		return relaynet.Guard(conn, peer, peer.Begins("H\x15\x16")), nil
+	}
+}
+
+// bodies bounds the bodies of answers, which the SDK reads whole, and hides the WriteTo
+// method of request bodies. The SDK closes a body
 // when the answer begins, and WriteTo of a closed body returns io.EOF as an error.
 // If net/http looks for more of the body in that moment, it closes the connection
 // in the middle of the answer, and the received messages are lost.
-type plainBodies struct{ sqs.HTTPClient }
+type bodies struct{ sqs.HTTPClient }
 
-func (c plainBodies) Do(r *http.Request) (*http.Response, error) {
+func (c bodies) Do(r *http.Request) (*http.Response, error) {
 	if r.Body != nil {
 		r.Body = struct{ io.ReadCloser }{r.Body}
 	}
-	return c.HTTPClient.Do(r)
+	answer, err := c.HTTPClient.Do(r)
+	if err == nil {
+		answer.Body = http.MaxBytesReader(nil, answer.Body, maxAnswer)
+	}
+	return answer, err
 }
 
 func endpoint(cfg *connConfig) *string {

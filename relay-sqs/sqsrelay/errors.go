@@ -10,6 +10,7 @@ import (
 	"github.com/aws/smithy-go"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
 )
 
 var (
@@ -21,6 +22,9 @@ var (
 // classify marks err by the table in the package's documentation. Every
 // other error is transient.
 func (q *queue) classify(err error) error {
+	if _, wrong := errors.AsType[*relaynet.WrongPeerError](err); wrong {
+		return relay.Fatal(err)
+	}
 	var api smithy.APIError
 	if !errors.As(err, &api) {
 		return err

@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/netip"
 	"syscall"
@@ -24,12 +25,18 @@ const (
 // newDialer returns the dialer of an endpoint. It refuses addresses that are not
 // public unless allow_private is set.
 func newDialer(cfg *sinkConfig) *relaynet.Dialer {
-	d := &relaynet.Dialer{Timeout: cfg.ConfirmTimeout.D()}
+	d := &relaynet.Dialer{Timeout: cfg.ConfirmTimeout.D(), Wrap: recognise}
 	if !cfg.AllowPrivate {
 		d.Control = guard
 	}
 	return d
 }
+
+var peer = relaynet.Peer{Key: "webhook_url", Name: "HTTP server", TLS: "https:// in webhook_url"}
+
+// recognise refuses a server that speaks neither HTTP nor TLS. net/http bounds the
+// header of an answer, and the sink its body.
+func recognise(conn net.Conn) net.Conn { return relaynet.Guard(conn, peer, peer.Begins("H\x15\x16")) }
 
 // newTransport returns a transport that keeps a connection for each concurrent
 // request. It uses no proxy: behind a proxy the guard would not see the endpoint.

@@ -149,7 +149,9 @@ func (d *daemon) openPools(ctx context.Context) error {
 	if config, err = pg.PoolConfig(d.cfg.PostgresURL, d.cfg.Name, half); err != nil {
 		return err
 	}
-	config.AfterConnect = outbox.Tune
+	config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+		return errors.Join(pg.AllowRows(ctx, conn), outbox.Tune(ctx, conn))
+	}
 	if d.readers, err = pgxpool.NewWithConfig(ctx, config); err != nil {
 		return err
 	}

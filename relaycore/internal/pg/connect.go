@@ -3,14 +3,19 @@ package pg
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"math"
+	"net"
 	"time"
 
 	"github.com/jackc/pgerrcode"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
 )
 
 // PoolConfig parses the value of --postgres-url for sessions on the relay's own tables.
@@ -48,11 +53,40 @@ func DataConfig(dataURL, url, application string, maxConnections int) (*pgxpool.
 	return poolConfig("data-postgres-url", dataURL, application, maxConnections)
 }
 
+// maxLogin bounds the messages of a server until a session is open, and all messages of
+// sessions without rows of users, in bytes. pgx allocates the length that a message
+// announces, also that of a peer that is no PostgreSQL.
+const maxLogin = 1 << 20
+
+// AllowRows lets an open session of a pool receive rows of any length. The server has
+// proved by then that it is a PostgreSQL.
+func AllowRows(_ context.Context, conn *pgx.Conn) error {
+	const maxRow = 1 << 30 // PostgreSQL sends no larger one
+	conn.PgConn().Frontend().SetMaxBodyLen(maxRow)
+	return nil
+}
+
+// recognise refuses a server that is no PostgreSQL. A TLS connection stays as it is:
+// pgx binds the login to its certificate, for which it must see the connection itself.
+func recognise(flag string) func(context.Context, *pgconn.Config, net.Conn) (net.Conn, error) {
+	peer := relaynet.Peer{Key: "--" + flag, Name: "PostgreSQL server", TLS: "sslmode"}
+	return func(_ context.Context, _ *pgconn.Config, conn net.Conn) (net.Conn, error) {
+		if _, ok := conn.(*tls.Conn); ok {
+			return conn, nil
+		}
+		return relaynet.Guard(conn, peer, peer.Begins("RENv")), nil
+	}
+}
+
 func poolConfig(flag, url, application string, maxConnections int) (*pgxpool.Config, error) {
 	config, err := pgxpool.ParseConfig(url)
 	if err != nil {
 		return nil, fmt.Errorf("--%s: %w", flag, err)
 	}
+
+	config.ConnConfig.MaxProtocolMessageBodyLen = maxLogin
+	config.ConnConfig.AfterNetConnect = recognise(flag)
+	config.AfterConnect = AllowRows
 
 	// pgx sends and expects UTF-8. In a database of another encoding PostgreSQL then
 	// converts each text, or refuses it, where it would store the bytes as they are.
@@ -68,6 +102,9 @@ func poolConfig(flag, url, application string, maxConnections int) (*pgxpool.Con
 
 // ExplainConnect adds what an operator can do about a failed connection.
 func ExplainConnect(err error) error {
+	if wrong, ok := errors.AsType[*relaynet.WrongPeerError](err); ok {
+		return fmt.Errorf("connect to PostgreSQL: %w", wrong) // what pgx tried before would hide it
+	}
 	hint := "is the server running, and does it accept connections at the address in --postgres-url?"
 
 	switch State(err) {

@@ -1,0 +1,220 @@
+package natsrelay
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"fmt"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
+)
+
+// Bounds of what a server may send.
+const (
+	maxLine    = 256 << 10 // bytes of a line; INFO lists all servers of a cluster
+	maxPayload = 64 << 20  // bytes of a message; no server allows more
+)
+
+var peer = relaynet.Peer{Key: "nats_url", Name: "NATS server", TLS: "nats_tls_ca"}
+
+// dialer is the client's dialer. It does the TLS handshake, so that the guard lies
+// above TLS. A server sends its INFO in the clear before it expects the handshake.
+type dialer struct {
+	relaynet.Dialer
+	tls    *tls.Config // nil: only if the server demands it
+	wanted bool        // TLS is demanded by the configuration
+}
+
+// option returns the client's option for the dialer. The client itself does the TLS
+// handshake of a WebSocket, which has no guard.
+func (d *dialer) option(urls []string) nats.Option {
+	scheme := func(names ...string) func(string) bool {
+		return func(text string) bool {
+			u, err := parseURL(text)
+			return err == nil && slices.Contains(names, strings.ToLower(u.Scheme))
+		}
+	}
+	if slices.ContainsFunc(urls, scheme("ws", "wss")) {
+		return func(o *nats.Options) error {
+			o.CustomDialer, o.Secure, o.TLSConfig = &d.Dialer, d.wanted, d.tls
+			return nil
+		}
+	}
+	d.wanted = d.wanted || slices.ContainsFunc(urls, scheme("tls"))
+	return nats.SetCustomDialer(d)
+}
+
+// SkipTLSHandshake reports to the client that the dialer does it.
+func (d *dialer) SkipTLSHandshake() bool { return true }
+
+// Dial implements nats.CustomDialer.
+func (d *dialer) Dial(network, address string) (net.Conn, error) {
+	conn, err := d.Dialer.Dial(network, address)
+	if err != nil {
+		return nil, err
+	}
+	guarded, err := d.greet(conn, address)
+	if err != nil {
+		_ = conn.Close()
+		return nil, err
+	}
+	return guarded, nil
+}
+
+// greet reads the server's INFO, does the handshake if one side wants it, and returns a
+// connection on which the client finds INFO again.
+func (d *dialer) greet(conn net.Conn, address string) (net.Conn, error) {
+	if err := conn.SetDeadline(time.Now().Add(dialTimeout)); err != nil {
+		return nil, err
+	}
+	plain := newGuard(conn)
+	var info []byte
+	for !bytes.HasSuffix(info, []byte("\n")) {
+		if len(info) == cap(info) {
+			info = slices.Grow(info, 4<<10)
+		}
+		n, err := plain.Read(info[len(info):cap(info)])
+		if info = info[:len(info)+n]; err != nil {
+			return nil, err
+		}
+	}
+	var server struct {
+		Required  bool `json:"tls_required"`
+		Available bool `json:"tls_available"`
+	}
+	line, isInfo := bytes.CutPrefix(info, []byte("INFO "))
+	if !isInfo || json.Unmarshal(line, &server) != nil {
+		return nil, peer.Wrong(info)
+	}
+
+	made := plain
+	switch {
+	case d.wanted && !server.Required && !server.Available:
+		return nil, nats.ErrSecureConnWanted
+	case d.wanted || server.Required:
+		secure := tls.Client(conn, d.config(address))
+		if err := secure.HandshakeContext(context.Background()); err != nil { // the deadline bounds it
+			return nil, fmt.Errorf("%w: %w", nats.ErrTLS, err)
+		}
+		made = newGuard(secure)
+	}
+	return &replayed{Conn: made, first: info}, conn.SetDeadline(time.Time{})
+}
+
+// config returns the configuration of a handshake with the host of address.
+func (d *dialer) config(address string) *tls.Config {
+	config := &tls.Config{MinVersion: tls.VersionTLS12}
+	if d.tls != nil {
+		config = d.tls.Clone()
+	}
+	if host, _, err := net.SplitHostPort(address); err == nil && config.ServerName == "" {
+		config.ServerName = host
+	}
+	return config
+}
+
+// replayed is a connection on which bytes come first that were read before.
+type replayed struct {
+	net.Conn
+	first []byte
+}
+
+// Read implements net.Conn.
+func (r *replayed) Read(p []byte) (int, error) {
+	if len(r.first) > 0 {
+		n := copy(p, r.first)
+		r.first = r.first[n:]
+		return n, nil
+	}
+	return r.Conn.Read(p)
+}
+
+// newGuard returns conn with a bound for what the server may send. The client collects
+// a line for as long as it has no end, and allocates the length of a message that a
+// line announces.
+func newGuard(conn net.Conn) net.Conn {
+	return relaynet.Guard(conn, peer, (&operations{}).check)
+}
+
+// operations goes through what a server sends: lines, of which some announce a message.
+type operations struct {
+	line    []byte
+	payload int // bytes of a message that follow
+	end     int // bytes of the line break behind it
+}
+
+// check is the check of a [relaynet.Guard]. It demands more than the client does: no
+// line break but CR LF, and no other control character.
+func (o *operations) check(p []byte) error {
+	for len(p) > 0 {
+		switch {
+		case o.payload > 0:
+			n := min(o.payload, len(p))
+			p, o.payload = p[n:], o.payload-n
+		case o.end > 0:
+			if p[0] != "\r\n"[2-o.end] {
+				return peer.Errorf("it sent a message of another length than it announced")
+			}
+			p, o.end = p[1:], o.end-1
+		default:
+			n := bytes.IndexByte(p, '\n') + 1
+			ends := n > 0
+			if !ends {
+				n = len(p)
+			}
+			o.line = append(o.line, p[:n]...)
+			p = p[n:]
+			if err := o.operation(ends); err != nil {
+				return err
+			}
+			if ends {
+				o.line = o.line[:0]
+			}
+		}
+	}
+	return nil
+}
+
+var verbs = []string{"MSG ", "HMSG ", "INFO ", "PING", "PONG", "+OK", "-ERR "}
+
+// operation takes a line, or the beginning of one.
+func (o *operations) operation(complete bool) error {
+	begins := func(verb string) bool {
+		n := min(len(verb), len(o.line))
+		return string(o.line[:n]) == verb[:n]
+	}
+	if !slices.ContainsFunc(verbs, begins) {
+		return peer.Wrong(o.line)
+	}
+	if len(o.line) > maxLine {
+		return peer.Errorf("it sent a line of more than %d KiB", maxLine>>10)
+	}
+	if !complete {
+		return nil
+	}
+	text, ok := bytes.CutSuffix(o.line, []byte("\r\n"))
+	if !ok || bytes.ContainsFunc(text, func(r rune) bool { return r < ' ' }) {
+		return peer.Wrong(o.line)
+	}
+	if text[0] != 'M' && text[0] != 'H' {
+		return nil
+	}
+	size := text[bytes.LastIndexByte(text, ' ')+1:]
+	n, err := strconv.Atoi(string(size))
+	if err != nil || n < 0 {
+		return peer.Wrong(o.line)
+	}
+	if n > maxPayload {
+		return peer.Errorf("it announced a message of more than %d MiB", maxPayload>>20)
+	}
+	o.payload, o.end = n, len("\r\n")
+	return nil
+}

@@ -1,0 +1,80 @@
+package sqsrelay
+
+import (
+	"io"
+	"net"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+)
+
+// endless returns zeros for ever.
+type endless struct{}
+
+func (endless) Read(p []byte) (int, error) { return len(p), nil }
+
+// answering returns the URL of a server that answers each connection with what answer
+// has, and hangs up.
+func answering(t *testing.T, answer func() io.Reader) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	t.Cleanup(func() { _, _ = ln.Close(), <-done })
+	go func() {
+		defer close(done)
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = conn.Read(make([]byte, 8<<10))
+			_, _ = io.Copy(conn, answer())
+			_ = conn.Close()
+		}
+	}()
+	return "http://" + ln.Addr().String()
+}
+
+// TestWrongPeers: an endpoint that is no SQS ends in an error, in bounded memory.
+func TestWrongPeers(t *testing.T) {
+	t.Parallel()
+	text := func(s string) func() io.Reader { return func() io.Reader { return strings.NewReader(s) } }
+	for name, tc := range map[string]struct {
+		answer func() io.Reader
+		want   string
+		fatal  bool
+	}{
+		"Redis":        {text("-ERR unknown command\r\n"), "the server at sqs_endpoint is no HTTP server: this looks like Redis", true},
+		"NATS":         {text("INFO {\"server_id\":\"x\"}\r\n"), "this looks like a NATS server", true},
+		"AMQP":         {text("AMQP\x00\x00\x09\x01"), "this looks like an AMQP server", true},
+		"PostgreSQL":   {text("E\x00\x00\x00\x8aSFATAL\x00"), "this looks like PostgreSQL", true},
+		"random bytes": {text("\xd1\x00\x8c"), "bytes that are no answer", true},
+		"an endless head": {
+			func() io.Reader { return io.MultiReader(strings.NewReader("HTTP/1.1 200 OK\r\nx: "), endless{}) }, "server response headers exceeded", false,
+		},
+		"an endless body": {
+			func() io.Reader { return io.MultiReader(strings.NewReader("HTTP/1.1 200 OK\r\n\r\n"), endless{}) }, "too large", false,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			endpoint := answering(t, tc.answer)
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			_, err := Backend().Sink.New(t.Context(), testEnv(), queueConfig(endpoint+"/q.fifo", map[string]any{
+				"endpoint": endpoint, "region": "eu-west-1", "access_key_id": "x", "secret_access_key": "y",
+			}))
+			runtime.ReadMemStats(&after)
+			if err == nil || !strings.Contains(err.Error(), tc.want) || relay.IsFatal(err) != tc.fatal {
+				t.Errorf("New = %v, want an error with %q", err, tc.want)
+			}
+			if n := after.TotalAlloc - before.TotalAlloc; n > 256<<20 {
+				t.Errorf("%d MiB were allocated", n>>20)
+			}
+		})
+	}
+}

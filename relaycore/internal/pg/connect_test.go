@@ -1,0 +1,66 @@
+package pg_test
+
+import (
+	"io"
+	"net"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
+)
+
+// answer returns the address of a server that answers everything with text, and hangs up.
+func answer(t *testing.T, text string) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	t.Cleanup(func() { _, _ = ln.Close(), <-done })
+	go func() {
+		defer close(done)
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = conn.Read(make([]byte, 1024))
+			_, _ = io.WriteString(conn, text)
+			_ = conn.Close()
+		}
+	}()
+	return ln.Addr().String()
+}
+
+func TestConnectToWrongPeers(t *testing.T) {
+	for name, tc := range map[string]struct{ answer, want string }{
+		"HTTP":           {"HTTP/1.1 400 Bad Request\r\n\r\n", "the server at --postgres-url is no PostgreSQL server: this looks like an HTTP server"},
+		"NATS":           {"INFO {\"server_id\":\"x\"}\r\n", "this looks like a NATS server"},
+		"AMQP":           {"AMQP\x00\x00\x09\x01", "this looks like an AMQP server"},
+		"Redis":          {"-ERR unknown command\r\n", "this looks like Redis"},
+		"random bytes":   {"\xd1\x00\x8c", "bytes that are no answer"},
+		"silence":        {"", "closed the connection without an answer; check host, port and sslmode"},
+		"a huge message": {"R\x3f\xff\xff\xff\x00\x00\x00\x00", "1048576"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			config, err := pg.PoolConfig("postgres://u:p@"+answer(t, tc.answer)+"/d?sslmode=disable", "test", 2)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			_, err = pgx.ConnectConfig(t.Context(), config.ConnConfig)
+			runtime.ReadMemStats(&after)
+			if err = pg.ExplainConnect(err); !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("error %v, want one with %q", err, tc.want)
+			}
+			if n := after.TotalAlloc - before.TotalAlloc; n > 8<<20 {
+				t.Errorf("%d bytes were allocated", n)
+			}
+		})
+	}
+}

@@ -1,0 +1,150 @@
+package relaynet
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync"
+)
+
+// Peer describes what a client expects at an address, for errors.
+type Peer struct {
+	Key  string // configuration key of the address
+	Name string // such as "Redis server"
+	TLS  string // configuration key that asks for TLS
+}
+
+// WrongPeerError reports a server that is not what a client expects.
+type WrongPeerError struct {
+	Peer
+	Text string // what is wrong with the answer
+}
+
+func (e *WrongPeerError) Error() string {
+	return fmt.Sprintf("the server at %s is no %s: %s", e.Key, e.Name, e.Text)
+}
+
+// Wrong returns the error for a server whose answer, or a part of it that has the wrong
+// form, begins with head.
+func (p Peer) Wrong(head []byte) error {
+	text := "it sent bytes that are no answer; check host and port"
+	switch other := recognise(head); other {
+	case "":
+	case "TLS":
+		text = "this looks like TLS; set " + p.TLS
+	default:
+		text = "this looks like " + other + "; check host and port"
+	}
+	return &WrongPeerError{Peer: p, Text: text}
+}
+
+// Errorf returns an error with a text of its own.
+func (p Peer) Errorf(format string, args ...any) error {
+	return &WrongPeerError{Peer: p, Text: fmt.Sprintf(format, args...)}
+}
+
+// Begins returns a check for [Guard] of a protocol in which the first byte of a server
+// is one of these.
+func (p Peer) Begins(bytes string) func([]byte) error {
+	began := false
+	return func(head []byte) error {
+		if !began && strings.IndexByte(bytes, head[0]) < 0 {
+			return p.Wrong(head)
+		}
+		began = true
+		return nil
+	}
+}
+
+// recognise names the kind of server whose answer begins with head, or returns "".
+func recognise(head []byte) string {
+	for _, known := range []struct{ prefix, name string }{
+		{"HTTP", "an HTTP server"},
+		{"INFO", "a NATS server"},
+		{"AMQP", "an AMQP server"},
+		{"SSH-", "an SSH server"},
+		{"\x15\x03", "TLS"},
+		{"\x16\x03", "TLS"},
+		{"E\x00\x00", "PostgreSQL"},
+		{"-", "Redis"},
+		{"+", "Redis"},
+		{"\x01\x00\x00\x00\x00", "an AMQP server"},
+	} {
+		if bytes.HasPrefix(head, []byte(known.prefix)) {
+			return known.name
+		}
+	}
+	if len(head) == 1 && (head[0] == 'N' || head[0] == 'S') {
+		return "PostgreSQL" // it refuses or accepts TLS
+	}
+	return ""
+}
+
+// Guard returns a connection that shows every byte of the peer to check before the
+// client reads it. An error of check is the error of this and each later Read; the
+// client gets none of the bytes that check saw with it.
+//
+// Client libraries allocate what a length in an answer announces. With check, a backend
+// bounds such lengths. It is called by one Read at a time, and must not keep p.
+func Guard(conn net.Conn, peer Peer, check func(p []byte) error) net.Conn {
+	return &guarded{Conn: conn, peer: peer, check: check}
+}
+
+// hangUpError is an io.EOF with a text. It wraps nothing, because go-redis unwraps the
+// errors of a new connection.
+type hangUpError string
+
+func (e hangUpError) Error() string        { return string(e) }
+func (e hangUpError) Is(target error) bool { return target == io.EOF }
+
+type guarded struct {
+	net.Conn
+	peer     Peer
+	check    func([]byte) error
+	answered bool // the peer has sent something
+
+	mu  sync.Mutex // guards err, which a Write reads
+	err error      // of check
+}
+
+// refused returns the error of check.
+func (g *guarded) refused() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.err
+}
+
+// Write implements net.Conn. The client may close the connection for the error of a Read
+// while it writes; then this is also the error of the Write.
+func (g *guarded) Write(p []byte) (int, error) {
+	n, err := g.Conn.Write(p)
+	if err != nil {
+		err = cmp.Or(g.refused(), err)
+	}
+	return n, err
+}
+
+// Read implements net.Conn.
+func (g *guarded) Read(p []byte) (int, error) {
+	if err := g.refused(); err != nil {
+		return 0, err
+	}
+	n, err := g.Conn.Read(p)
+	if n > 0 {
+		g.answered = true
+		if err := g.check(p[:n]); err != nil {
+			g.mu.Lock()
+			g.err = err
+			g.mu.Unlock()
+			return 0, err
+		}
+	}
+	if errors.Is(err, io.EOF) && !g.answered {
+		err = hangUpError("EOF: the server closed the connection without an answer; check host, port and " + g.peer.TLS)
+	}
+	return n, err
+}
