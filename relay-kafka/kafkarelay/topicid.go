@@ -199,7 +199,7 @@ func (s *source) beyond(ctx context.Context, topic string, parts []kafka.Partiti
 			return nil, nil
 		}
 		if look == looks {
-			life, err := s.farEnds.Beyond(ctx, "topic", topic, parts[i].Offset, ends[parts[i].ID])
+			life, err := s.farEnds.Lost(ctx, "topic", topic, relay.EndsBefore(ends[parts[i].ID], parts[i].Offset))
 			return &life, err
 		}
 		if err := backoff.Sleep(ctx, 500*time.Millisecond); err != nil {

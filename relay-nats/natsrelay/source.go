@@ -142,7 +142,7 @@ func (s *source) meet(ctx context.Context, stream jetstream.Stream) (jetstream.C
 			return nil, s.conn.apiError(ctx, fmt.Errorf("look up stream %q: %w", name, err))
 		}
 		if floor > info.State.LastSeq {
-			if life, err = s.farEnds.Beyond(ctx, "stream", name, int64(floor), int64(info.State.LastSeq)); err != nil {
+			if life, err = s.farEnds.Lost(ctx, "stream", name, relay.EndsBefore(info.State.LastSeq, floor)); err != nil {
 				return nil, err
 			}
 			if consumer, err = s.findConsumer(ctx, stream, life); err != nil {

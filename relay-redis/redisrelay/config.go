@@ -34,12 +34,13 @@ type sinkConfig struct {
 
 type sourceConfig struct {
 	connConfig
-	Stream    string            `json:"stream" relay:"required,alias=stream_key" doc:"Stream to read."`
-	Group     string            `json:"group" relay:"alias=group_name" doc:"Consumer group, created if it does not exist; default pgtrickle:GROUP:PIPELINE."`
-	Consumer  string            `json:"consumer" relay:"alias=consumer_name" doc:"Consumer's name within the group; default pgtrickle-relay, so that the next owner of the pipeline inherits what the last one left."`
-	StartID   string            `json:"start_id" doc:"Where a group that is created begins: 0 the oldest entry, $ the next one, or an entry id."`
-	Block     relaycfg.Duration `json:"block" relay:"min=1000000" doc:"How long one read waits at the server for entries."`
-	ClaimIdle relaycfg.Duration `json:"claim_idle" doc:"Take over entries that any consumer of the group has left unacknowledged for this long; 0 never does."`
+	Stream      string            `json:"stream" relay:"required,alias=stream_key" doc:"Stream to read."`
+	Group       string            `json:"group" relay:"alias=group_name" doc:"Consumer group, created if it does not exist; default pgtrickle:GROUP:PIPELINE."`
+	Consumer    string            `json:"consumer" relay:"alias=consumer_name" doc:"Consumer's name within the group; default pgtrickle-relay, so that the next owner of the pipeline inherits what the last one left."`
+	StartID     string            `json:"start_id" doc:"Where a group that is created begins: 0 the oldest entry, $ the next one, or an entry id."`
+	Block       relaycfg.Duration `json:"block" relay:"min=1000000" doc:"How long one read waits at the server for entries."`
+	OnRecreated string            `json:"on_recreated" relay:"enum=stop|restart" doc:"When the group is gone, as after its stream was deleted, or the stream ends before the group's position: stop with an error, or read the stream from its beginning, with ids of its own."`
+	ClaimIdle   relaycfg.Duration `json:"claim_idle" doc:"Take over entries that any consumer of the group has left unacknowledged for this long; 0 never does."`
 }
 
 func connDefaults() connConfig {
@@ -53,11 +54,12 @@ func sinkDefaults() sinkConfig {
 
 func sourceDefaults() sourceConfig {
 	return sourceConfig{
-		connConfig: connDefaults(),
-		Consumer:   "pgtrickle-relay",
-		StartID:    "0",
-		Block:      relaycfg.Duration(5 * time.Second),
-		ClaimIdle:  relaycfg.Duration(time.Minute),
+		connConfig:  connDefaults(),
+		Consumer:    "pgtrickle-relay",
+		StartID:     "0",
+		OnRecreated: relay.OnRecreatedStop,
+		Block:       relaycfg.Duration(5 * time.Second),
+		ClaimIdle:   relaycfg.Duration(time.Minute),
 	}
 }
 

@@ -72,6 +72,13 @@
 // The source logs an error with their number: for pending ones when it meets them, for
 // unread ones by comparing the stream's counters every 30 seconds.
 //
+// Redis gives a stream no identity. The pipeline's cursor has its name and the group's.
+// If the group is gone, its stream or the group was deleted; if the stream ends before
+// the group's position, it was created again or lost entries. The pipeline then stops,
+// or with on_recreated restart reads the stream from its beginning in a new group. The
+// ids of messages then count these beginnings: redis:STREAM@.1:ENTRY. An operator who
+// knows the position creates the group there, and the pipeline continues.
+//
 // The order is that of the stream. A read waits at the server on a connection of its
 // own, which is closed when the read is cancelled.
 //
@@ -87,7 +94,7 @@
 //	OOM, READONLY, LOADING, MISCONF, NOREPLICAS, MASTERDOWN    transient; nothing of the transaction was added
 //	CLUSTERDOWN, TRYAGAIN, MOVED, ASK, BUSY                    transient
 //	no connection, no answer, too few replicas                 transient
-//	NOGROUP                                                    transient; the group is created again where it was
+//	NOGROUP                                                    the source looks for its group; see on_recreated
 //	a body larger than proto-max-bulk-len                      permanent
 //	a row without a field of the template                      permanent
 //	WRONGTYPE, where the stream's name comes from the row      permanent

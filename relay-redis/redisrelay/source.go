@@ -22,7 +22,7 @@ import (
 const trimCheck = 30 * time.Second
 
 // source reads a stream as one consumer of a group. Reads have a client of their
-// own, so that a read that waits at the server can be broken off by closing its
+// own, so that a read that waits at the server can be cancelled by closing its
 // connection, and never stands in the way of an acknowledgement.
 type source struct {
 	cfg    sourceConfig
@@ -37,22 +37,27 @@ type source struct {
 	pending   bool
 	cursor    string
 	ready     bool
-	lastID    string // of the newest entry delivered
+	farEnds   *relay.FarEnds
 	claimAt   time.Time
 	claimFrom string
 	trimAt    time.Time
 	lost      int64 // entries known to have been trimmed unread; -1 before the first look
 
 	mu       sync.Mutex
+	scope    string              // of the stream's present life, in ids
 	inFlight map[string]struct{} // delivered and not acknowledged
 }
 
 // token is what Ack needs of a message.
-type token struct{ id string }
+type token struct{ id, scope string }
 
 func newSource(ctx context.Context, env relay.Env, cfg sourceConfig) (*source, error) {
 	cfg.Group = cmp.Or(cfg.Group, "pgtrickle:"+env.Group+":"+env.Pipeline)
-	s := &source{cfg: cfg, env: env, claimFrom: "0-0", lost: -1, inFlight: make(map[string]struct{})}
+	farEnds, err := relay.RecallFarEnds(env, cfg.OnRecreated)
+	if err != nil {
+		return nil, err
+	}
+	s := &source{cfg: cfg, env: env, farEnds: farEnds, claimFrom: "0-0", lost: -1, inFlight: make(map[string]struct{})}
 	acker, err := newClients(&cfg.connConfig, new(relaynet.Dialer), 2)
 	if err != nil {
 		return nil, err
@@ -72,19 +77,59 @@ func newSource(ctx context.Context, env relay.Env, cfg sourceConfig) (*source, e
 	return s, nil
 }
 
-// prepare makes sure that the group is there, and starts with what this consumer
-// was given before and did not acknowledge.
+// prepare makes sure that the group is there and is the one that the pipeline knows. It
+// starts with what this consumer was given before and did not acknowledge.
 func (s *source) prepare(ctx context.Context) error {
-	start := cmp.Or(s.lastID, s.cfg.StartID)
-	err := s.acker.XGroupCreateMkStream(ctx, s.cfg.Stream, s.cfg.Group, start).Err()
-	switch {
-	case err == nil && s.lastID != "":
-		s.env.Logger.Warn("consumer group was gone and has been created again", "stream", s.cfg.Stream, "group", s.cfg.Group, "start", start)
-	case err != nil && !redis.HasErrorPrefix(err, "BUSYGROUP"):
+	life, err := s.meet(ctx)
+	if err != nil {
+		return err
+	}
+	start := s.cfg.StartID
+	if life.Pending {
+		start = "0"
+		err := s.acker.XGroupDestroy(ctx, s.cfg.Stream, s.cfg.Group).Err()
+		if err != nil && !strings.Contains(err.Error(), "requires the key to exist") {
+			return classify(fmt.Errorf("remove group %q of stream %q: %w", s.cfg.Group, s.cfg.Stream, err))
+		}
+	}
+	err = s.acker.XGroupCreateMkStream(ctx, s.cfg.Stream, s.cfg.Group, start).Err()
+	if err != nil && !redis.HasErrorPrefix(err, "BUSYGROUP") {
 		return classify(fmt.Errorf("create group %q of stream %q: %w", s.cfg.Group, s.cfg.Stream, err))
 	}
+	if !s.farEnds.Knows(s.farEnd()) { // not before there is a group, or the next source would miss it
+		if life, err = s.farEnds.Meet(ctx, "stream", s.farEnd(), ""); err != nil {
+			return err
+		}
+	}
+	s.mu.Lock()
+	if scope := life.Scope(); scope != s.scope {
+		s.scope, s.lost = scope, -1
+		clear(s.inFlight)
+	}
+	s.mu.Unlock()
 	s.ready, s.pending, s.cursor = true, true, "0"
-	return nil
+	return s.farEnds.Began(ctx, s.farEnd())
+}
+
+// farEnd is the name under which the pipeline knows the group.
+func (s *source) farEnd() string { return s.cfg.Stream + "/" + s.cfg.Group }
+
+// meet returns what the pipeline knows of the group. Redis gives a stream no identity.
+// But a group does not vanish without its stream, or without being removed.
+func (s *source) meet(ctx context.Context) (relay.FarEnd, error) {
+	if !s.farEnds.Knows(s.farEnd()) {
+		return relay.FarEnd{First: true}, nil
+	}
+	life, err := s.farEnds.Meet(ctx, "stream", s.farEnd(), "")
+	if err != nil || life.Pending {
+		return life, err
+	}
+	if _, err := s.group(ctx, "0", 1, -1); redis.HasErrorPrefix(err, "NOGROUP") {
+		return s.farEnds.Lost(ctx, "stream", s.farEnd(), "its consumer group is gone: the stream or the group was deleted")
+	} else if err != nil {
+		return life, err
+	}
+	return life, nil
 }
 
 // Receive implements [relay.Source].
@@ -141,9 +186,6 @@ func (s *source) read(ctx context.Context, limit int) (entries []redis.XMessage,
 		block = max(time.Millisecond, min(block, time.Until(s.claimAt)))
 	}
 	entries, err = s.group(ctx, ">", limit, block)
-	if len(entries) > 0 {
-		s.lastID = entries[len(entries)-1].ID
-	}
 	return entries, nil, err
 }
 
@@ -200,7 +242,7 @@ func (s *source) take(ctx context.Context, entries []redis.XMessage, own map[str
 			gone = append(gone, x.ID)
 		default:
 			s.inFlight[x.ID] = struct{}{}
-			tokens = append(tokens, token{x.ID})
+			tokens = append(tokens, token{x.ID, s.scope})
 			batch = append(batch, s.message(x))
 			batch[len(batch)-1].Token = &tokens[len(tokens)-1]
 		}
@@ -244,7 +286,7 @@ func (s *source) message(x *redis.XMessage) relay.Message {
 			}
 		}
 	}
-	m.ID = cmp.Or(m.ID, "redis:"+s.cfg.Stream+":"+x.ID)
+	m.ID = cmp.Or(m.ID, "redis:"+s.cfg.Stream+s.scope+":"+x.ID)
 	m.Subject = cmp.Or(m.Subject, s.cfg.Stream)
 	return m
 }
@@ -278,9 +320,16 @@ func (s *source) snapshot() map[string]struct{} {
 
 // Ack implements [relay.Source].
 func (s *source) Ack(ctx context.Context, batch []relay.Message) error {
-	ids := make([]string, len(batch))
+	ids := make([]string, 0, len(batch))
+	s.mu.Lock()
 	for i := range batch {
-		ids[i] = batch[i].Token.(*token).id
+		if t := batch[i].Token.(*token); t.scope == s.scope { // an older life may have had the same ids
+			ids = append(ids, t.id)
+		}
+	}
+	s.mu.Unlock()
+	if len(ids) == 0 {
+		return nil
 	}
 	if err := s.acker.XAck(ctx, s.cfg.Stream, s.cfg.Group, ids...).Err(); err != nil {
 		return classify(fmt.Errorf("acknowledge %d entries of stream %q: %w", len(ids), s.cfg.Stream, err))
@@ -308,6 +357,13 @@ func (s *source) checkTrimmed(ctx context.Context) error {
 	}
 	if err != nil {
 		return err
+	}
+	if end := info.LastGeneratedID; end != "0-0" && idLess(end, group.LastDeliveredID) {
+		s.trimAt = time.Time{}
+		if _, err := s.farEnds.Lost(ctx, "stream", s.farEnd(), relay.EndsBefore(end, group.LastDeliveredID)); err != nil {
+			return err
+		}
+		return s.prepare(ctx)
 	}
 	// Redis before 7 does not count, and after XGROUP SETID the count is unknown.
 	if info.EntriesAdded == 0 || (group.EntriesRead == 0 && group.LastDeliveredID != "0-0") {

@@ -186,6 +186,7 @@ func TestSourceLostReply(t *testing.T) {
 	}
 }
 
+// Without its group the source does not know its position, and does not guess.
 func TestSourceGroupIsDestroyed(t *testing.T) {
 	srv := startServer(t)
 	raw := srv.client(t)
@@ -196,13 +197,17 @@ func TestSourceGroupIsDestroyed(t *testing.T) {
 	}
 	raw.XGroupDestroy(t.Context(), "s", "g")
 	add(t, raw, "s", 4, 1)
-	eventually(t, "the source goes on in a new group", func() bool {
+	eventually(t, "the source reports the missing group", func() bool {
 		got, err := src.Receive(t.Context(), 10)
-		if err == nil && got[0].ID != "4" {
-			t.Errorf("received %s, want 4", got[0].ID)
+		if err == nil {
+			t.Fatalf("received %s without a group", got[0].ID)
 		}
-		return err == nil
+		return relay.IsFatal(err) && strings.Contains(err.Error(), "group is gone")
 	})
+	raw.XGroupCreate(t.Context(), "s", "g", "0") // the operator's choice
+	if got := receive(t, src, 4); got[3].ID != "4" {
+		t.Errorf("received %s, want 4", got[3].ID)
+	}
 }
 
 func TestSourceSaysWhatWasTrimmed(t *testing.T) {

@@ -93,18 +93,25 @@ func (f *FarEnds) Meet(ctx context.Context, kind, name string, now Incarnation) 
 	return f.keep(ctx, name, FarEnd{ID: now, Pending: true})
 }
 
-// Beyond records that the position in the far end called name lies behind its end, and
-// continues like Meet. The far end lost its last messages, or was created again and
-// has no identity that shows it.
-func (f *FarEnds) Beyond(ctx context.Context, kind, name string, position, end int64) (FarEnd, error) {
+// Knows reports whether the pipeline has met the far end called name.
+func (f *FarEnds) Knows(name string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	_, ok := f.known[name]
+	return ok
+}
+
+// Lost records that the far end called name no longer has the position, and continues
+// like Meet. The far end lost its last messages, or was created again and has no
+// identity that shows it. problem describes it in the error.
+func (f *FarEnds) Lost(ctx context.Context, kind, name, problem string) (FarEnd, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	known := f.known[name]
 	if !f.restart && !known.Pending {
-		return FarEnd{}, Fatal(fmt.Errorf("read %s %q: it ends at %d, before the position %d: it lost messages or was created again; %s",
-			kind, name, end, position, cureRecreated))
+		return FarEnd{}, Fatal(fmt.Errorf("read %s %q: %s; %s", kind, name, problem, cureRecreated))
 	}
-	f.env.Logger.ErrorContext(ctx, "far end ends before position", "kind", kind, "name", name, "position", position, "end", end,
+	f.env.Logger.ErrorContext(ctx, "far end lost the position", "kind", kind, "name", name, "problem", problem,
 		"effect", "reading from its beginning, with new ids")
 	if !known.Pending {
 		known.Restarts++
@@ -124,6 +131,11 @@ func (f *FarEnds) Began(ctx context.Context, name string) error {
 	known.Pending = false
 	_, err := f.keep(ctx, name, known)
 	return err
+}
+
+// EndsBefore is a problem for Lost.
+func EndsBefore(end, position any) string {
+	return fmt.Sprintf("it ends at %v, before the position %v: it lost messages or was created again", end, position)
 }
 
 // keep is called with the lock held. What could not be stored is not known either, so

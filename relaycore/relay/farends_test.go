@@ -66,7 +66,7 @@ func TestFarEndRecreated(t *testing.T) {
 	}
 }
 
-func TestFarEndBeyond(t *testing.T) {
+func TestFarEndLost(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
 	var c cursor
@@ -74,16 +74,16 @@ func TestFarEndBeyond(t *testing.T) {
 	if _, err := f.Meet(ctx, "topic", "T", ""); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := f.Beyond(ctx, "topic", "T", 10, 3); !relay.IsFatal(err) || !strings.Contains(err.Error(), "ends at 3") {
-		t.Errorf("Beyond = %v, want a fatal error", err)
+	if _, err := f.Lost(ctx, "topic", "T", relay.EndsBefore(3, 10)); !relay.IsFatal(err) || !strings.Contains(err.Error(), "ends at 3") {
+		t.Errorf("Lost = %v, want a fatal error", err)
 	}
 	seen := map[string]bool{"": true}
 	for range 3 {
 		f = c.source(t, relay.OnRecreatedRestart)
 		for range 2 { // the second call is that of a source after a crash
-			e, err := f.Beyond(ctx, "topic", "T", 10, 3)
+			e, err := f.Lost(ctx, "topic", "T", relay.EndsBefore(3, 10))
 			if err != nil || !e.Pending {
-				t.Fatalf("Beyond = %+v, %v", e, err)
+				t.Fatalf("Lost = %+v, %v", e, err)
 			}
 			f = c.source(t, relay.OnRecreatedRestart)
 		}
