@@ -45,6 +45,7 @@ type sink struct {
 	created time.Time
 	perKey  bool            // one message of a key in flight at a time
 	known   map[string]bool // subjects that the stream stores
+	asked   time.Time       // when the limits were looked up last to refuse a message
 
 	enc     encoder
 	lastIn  map[string]int // by key, the last message sent; with perKey only
@@ -282,11 +283,13 @@ func (s *sink) awaitTurn(ctx context.Context, key string, i int, perKey bool) er
 // check returns the error with which the server or the client would refuse m, which
 // was encoded last.
 func (s *sink) check(ctx context.Context, m *relay.Message, size int) error {
-	if limit := s.conn.nc.MaxPayload(); int64(size) > limit {
-		return relay.Permanent(fmt.Errorf("message %s is %d bytes with its headers; the server allows %d (max_payload)", m.ID, size, limit))
-	}
-	if limit := int(s.info.MaxMsgSize); limit > 0 && size > limit {
-		return relay.Permanent(fmt.Errorf("message %s is %d bytes with its headers; stream %q allows %d (max_msg_size)", m.ID, size, s.stream, limit))
+	if err := s.checkSize(m, size); err != nil {
+		if err := s.askAgain(ctx, m.Subject, size); err != nil {
+			return err
+		}
+		if err := s.checkSize(m, size); err != nil {
+			return err
+		}
 	}
 	if s.enc.unsendable {
 		return relay.Permanent(fmt.Errorf("message %s: header name %q cannot be sent: use printable ASCII without spaces and separators", m.ID, s.enc.badName))
@@ -312,6 +315,42 @@ func (s *sink) check(ctx context.Context, m *relay.Message, size int) error {
 		clear(s.known)
 	}
 	s.known[strings.Clone(m.Subject)] = true
+	return nil
+}
+
+func (s *sink) checkSize(m *relay.Message, size int) error {
+	if limit := s.conn.nc.MaxPayload(); int64(size) > limit {
+		return relay.Permanent(fmt.Errorf("message %s is %d bytes with its headers; the server allows %d (max_payload)", m.ID, size, limit))
+	}
+	if limit := int(s.info.MaxMsgSize); limit > 0 && size > limit {
+		return relay.Permanent(fmt.Errorf("message %s is %d bytes with its headers; stream %q allows %d (max_msg_size)",
+			m.ID, size, s.stream, limit))
+	}
+	return nil
+}
+
+// askAgain looks the limits up before the sink refuses a message by them: they may have
+// been raised since. It asks at most once a second. The server states max_payload only
+// when a client connects; if that has changed, the sink must connect again.
+func (s *sink) askAgain(ctx context.Context, subject string, size int) error {
+	if time.Since(s.asked) < time.Second {
+		return nil
+	}
+	if limit := s.conn.nc.MaxPayload(); int64(size) > limit {
+		c, err := dial(ctx, &s.cfg.connConfig, "pgtrickle-relay "+s.env.Pipeline+" (limits)")
+		if err != nil {
+			return err
+		}
+		defer c.close()
+		if c.nc.MaxPayload() != limit {
+			s.broken = true
+			return errLimitsChanged
+		}
+	}
+	if err := s.openStream(ctx, subject); err != nil {
+		return err
+	}
+	s.asked = time.Now()
 	return nil
 }
 

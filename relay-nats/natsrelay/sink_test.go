@@ -1,11 +1,14 @@
 package natsrelay
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -601,4 +604,55 @@ func TestSubjectOfRowIsRefusedAlone(t *testing.T) {
 	if !ok || !relay.IsFatal(partial.Failed[0]) {
 		t.Errorf("a template beside the stream = %v, want a fatal error", partial)
 	}
+}
+
+// A limit that was raised holds for the next message: dlq retry must deliver after the
+// operator's cure, without a new connection.
+func TestLimitIsAskedAgain(t *testing.T) {
+	srv := startServer(t, "max_payload: 4000")
+	_, js := connect(t, srv.url)
+	stream, prefix := addStream(t, js, func(c *jetstream.StreamConfig) { c.MaxMsgSize = 1000 })
+	s := openSink(t, fmt.Sprintf(`{"url":%q,"stream":%q}`, srv.url, stream))
+	large := relay.Message{ID: "1", Subject: prefix + ".a", Body: make([]byte, 2000)}
+	publish := func() error {
+		s.asked = time.Time{} // a second later
+		return s.Publish(testContext(t), []relay.Message{large})
+	}
+	if err := publish(); !relay.IsPermanent(batchError(err, 0)) {
+		t.Fatalf("Publish = %v, want a permanent error", err)
+	}
+	changeStream(t, js, stream, func(c *jetstream.StreamConfig) { c.MaxMsgSize = 100_000 })
+	if err := publish(); err != nil {
+		t.Errorf("Publish after max_msg_size was raised = %v", err)
+	}
+
+	large.ID, large.Body = "2", make([]byte, 5000)
+	if err := publish(); !relay.IsPermanent(batchError(err, 0)) {
+		t.Fatalf("Publish = %v, want a permanent error", err)
+	}
+	conf, err := os.ReadFile(srv.conf)
+	if err == nil {
+		err = os.WriteFile(srv.conf, bytes.ReplaceAll(conf, []byte("4000"), []byte("8000")), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := srv.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		if err = publish(); err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("Publish after max_payload was raised = %v", err)
+		}
+	}
+}
+
+func batchError(err error, i int) error {
+	if e, ok := errors.AsType[*relay.BatchError](err); ok {
+		return e.Failed[i]
+	}
+	return err
 }

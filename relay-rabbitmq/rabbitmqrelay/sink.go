@@ -20,6 +20,9 @@ const (
 	// the wait for the last confirm costs little.
 	batchMessages = 5000
 	batchBytes    = 8 << 20
+	// limitHolds is how long the sink trusts the limit that the broker stated. The broker
+	// answers to a larger message by closing the channel, so the sink seldom tries one.
+	limitHolds = 10 * time.Second
 	// maxKnownKeys bounds the memory of routing keys that have worked.
 	maxKnownKeys = 10_000
 	// cancelGrace is how long the broker may take to confirm a cancelled Publish.
@@ -44,6 +47,7 @@ type sink struct {
 	returns  <-chan amqp.Return
 	routable map[string]bool // routing keys that have worked on this connection
 	maxBody  int             // learnt from the broker's refusal
+	learnt   time.Time       // when
 	closed   bool
 
 	// Reused by each Publish.
@@ -144,6 +148,9 @@ func (s *sink) Publish(ctx context.Context, batch []relay.Message) error {
 	stop := s.conn.dialer.CutAfter(ctx, cancelGrace)
 	defer stop()
 
+	if time.Since(s.learnt) > limitHolds {
+		s.maxBody = math.MaxInt
+	}
 	s.outcome.Reset(batch)
 	p := &publishing{sink: s, batch: batch}
 	if err := p.run(); err != nil {
@@ -308,7 +315,7 @@ func (p *publishing) cause(err error) error {
 		}
 	}
 	if limit := tooLarge(err); limit > 0 {
-		p.maxBody = limit
+		p.maxBody, p.learnt = limit, time.Now()
 	}
 	return classify(err)
 }

@@ -184,6 +184,21 @@ func TestSinkTooLarge(t *testing.T) {
 	}
 }
 
+// The broker's limit may have been raised since it was learnt.
+func TestSinkForgetsTheLimit(t *testing.T) {
+	broker := endpoint(t)
+	s := mustSink(t, fmt.Sprintf(`{"url":%q,"exchange":%q}`, broker, declare(t, broker, "classic", nil))).(*sink)
+	batch := []relay.Message{relaytest.Message(1, "k")}
+	s.maxBody, s.learnt = 3, time.Now()
+	if err := s.Publish(t.Context(), batch); err == nil {
+		t.Error("a message above the known limit was published")
+	}
+	s.learnt = time.Now().Add(-limitHolds)
+	if err := s.Publish(t.Context(), batch); err != nil {
+		t.Errorf("Publish after the limit was raised = %v", err)
+	}
+}
+
 func TestSinkTooLongForAMQP(t *testing.T) {
 	broker := endpoint(t)
 	queue := declare(t, broker, "classic", nil)

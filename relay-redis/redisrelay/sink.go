@@ -40,6 +40,7 @@ type sink struct {
 	dialer  relaynet.Dialer
 	cluster bool
 	maxBulk int
+	asked   time.Time // when maxBulk was looked up last
 
 	tails  tails
 	waiter *redis.Conn // for WAIT, which is about its own connection only
@@ -86,13 +87,23 @@ func newSink(ctx context.Context, env relay.Env, cfg sinkConfig) (*sink, error) 
 		_ = s.client.Close()
 		return nil, err
 	}
-	// Managed servers forbid CONFIG; they keep the default.
+	s.readMaxBulk(ctx)
+	return s, nil
+}
+
+// readMaxBulk looks up the largest value, at most once a second: it may have been raised
+// since. Managed servers forbid CONFIG; they keep the default.
+func (s *sink) readMaxBulk(ctx context.Context) int {
+	if time.Since(s.asked) < time.Second {
+		return s.maxBulk
+	}
+	s.asked = time.Now()
 	if limit, err := s.client.ConfigGet(ctx, "proto-max-bulk-len").Result(); err == nil {
 		if n, err := strconv.Atoi(limit["proto-max-bulk-len"]); err == nil && n > 0 {
 			s.maxBulk = n
 		}
 	}
-	return s, nil
+	return s.maxBulk
 }
 
 // Publish implements [relay.Sink].
@@ -141,7 +152,7 @@ func (s *sink) route(ctx context.Context, batch []relay.Message) (pending []rout
 		if s.out.Held(i) {
 			continue
 		}
-		st, err := s.streamOf(&batch[i])
+		st, err := s.streamOf(ctx, &batch[i])
 		if err != nil {
 			s.out.Fail(i, err)
 			continue
@@ -164,7 +175,7 @@ func (s *sink) route(ctx context.Context, batch []relay.Message) (pending []rout
 	return pending, err
 }
 
-func (s *sink) streamOf(m *relay.Message) (*stream, error) {
+func (s *sink) streamOf(ctx context.Context, m *relay.Message) (*stream, error) {
 	var err error
 	s.name, err = s.cfg.Stream.Append(s.name[:0], m)
 	switch {
@@ -172,7 +183,7 @@ func (s *sink) streamOf(m *relay.Message) (*stream, error) {
 		return nil, err
 	case len(s.name) == 0:
 		return nil, relay.Permanent(fmt.Errorf("the stream's name is empty: template %q of %s", s.cfg.Stream, m.ID))
-	case len(m.Body) > s.maxBulk:
+	case len(m.Body) > s.maxBulk && len(m.Body) > s.readMaxBulk(ctx):
 		return nil, relay.Permanent(fmt.Errorf("body of %s has %d bytes, the server's proto-max-bulk-len is %d", m.ID, len(m.Body), s.maxBulk))
 	}
 	s.tails.table = cmp.Or(s.tails.table, m.StreamTable)

@@ -25,7 +25,8 @@ import (
 type queue struct {
 	cfg    *connConfig
 	client *sqs.Client
-	limit  int // of a message, in bytes
+	limit  int       // of a message, in bytes
+	asked  time.Time // when the limit was looked up last
 }
 
 // maxRequest bounds a message and a request, in bytes. It was 256 KiB until August
@@ -73,7 +74,7 @@ func openQueue(ctx context.Context, cfg *connConfig) (*queue, error) {
 			}), cfg.RoleARN,
 			func(o *stscreds.AssumeRoleOptions) { o.RoleSessionName = "pgtrickle-relay" }))
 	}
-	q := &queue{cfg: cfg, limit: maxRequest}
+	q := &queue{cfg: cfg}
 	q.client = sqs.NewFromConfig(loaded, func(o *sqs.Options) {
 		o.BaseEndpoint = endpoint(cfg)
 		o.HTTPClient = bodies{o.HTTPClient}
@@ -132,8 +133,19 @@ func (q *queue) check(ctx context.Context) error {
 	if err != nil {
 		return q.classify(fmt.Errorf("look up queue %s: %w", q.cfg.QueueURL, err))
 	}
+	q.limit = maxRequest
 	if n, err := strconv.Atoi(res.Attributes[string(types.QueueAttributeNameMaximumMessageSize)]); err == nil && n > 0 {
 		q.limit = n
 	}
+	q.asked = time.Now()
 	return nil
+}
+
+// askAgain returns the queue's limit, which may have been raised since the sink learnt
+// it. It asks at most once a second. Without an answer the known limit counts.
+func (q *queue) askAgain() int {
+	if time.Since(q.asked) > time.Second {
+		_ = q.check(context.Background())
+	}
+	return q.limit
 }

@@ -224,7 +224,7 @@ func (s *sink) add(r *request, i int) error {
 	switch {
 	case err != nil:
 		return err
-	case size > s.queue.limit:
+	case size > s.queue.limit && size > s.queue.askAgain():
 		return relay.Permanent(fmt.Errorf("message of %d bytes with its attributes; the queue's limit is %d", size, s.queue.limit))
 	case n > 0 && r.size+size > maxRequest:
 		return errFull
