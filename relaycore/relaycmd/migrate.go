@@ -14,7 +14,11 @@ import (
 
 const migrateTimeout = 5 * time.Minute
 
+// ownerUsage is the help of --owner.
+const ownerUsage = "`role` that owns the catalog; default: the one that migrates, or pgtrickle_owner for a superuser"
+
 type migrateOptions struct {
+	owner            string
 	printSQL         bool
 	releaseExtension bool
 }
@@ -22,12 +26,14 @@ type migrateOptions struct {
 func (p *program) migrateCommand() *ffcli.Command {
 	var o migrateOptions
 	fs := p.flagSet()
+	fs.StringVar(&o.owner, "owner", "", ownerUsage)
 	fs.BoolVar(&o.printSQL, "sql", false, "print the SQL and change nothing")
 	fs.BoolVar(&o.releaseExtension, "release-extension", false,
 		"print what must run, per database, before extension pg_trickle is installed or updated")
 
 	return p.withArgs(0, 0, &ffcli.Command{
-		Name: "migrate", ShortUsage: "migrate [--sql | --release-extension]", ShortHelp: "install or upgrade the catalog", FlagSet: fs,
+		Name: "migrate", ShortUsage: "migrate [--owner ROLE | --sql | --release-extension]",
+		ShortHelp: "install or upgrade the catalog", FlagSet: fs,
 	}, func(ctx context.Context, _ []string) error {
 		if o.printSQL {
 			return p.printSQL()
@@ -35,7 +41,7 @@ func (p *program) migrateCommand() *ffcli.Command {
 		if o.releaseExtension {
 			return p.releaseExtension(ctx)
 		}
-		return p.migrate(ctx)
+		return p.migrate(ctx, o.owner)
 	})
 }
 
@@ -71,7 +77,7 @@ func (p *program) releaseExtension(ctx context.Context) error {
 	return nil
 }
 
-func (p *program) migrate(ctx context.Context) error {
+func (p *program) migrate(ctx context.Context, owner string) error {
 	ctx, cancel := context.WithTimeout(ctx, migrateTimeout)
 	defer cancel()
 
@@ -81,7 +87,8 @@ func (p *program) migrate(ctx context.Context) error {
 	}
 	defer pool.Close()
 
-	if err := migrate.Up(ctx, pool, migrate.Specs(p.registry.Backends())); err != nil {
+	report, err := migrate.Install(ctx, pool, migrate.Options{Backends: migrate.Specs(p.registry.Backends()), Owner: owner})
+	if err != nil {
 		return err
 	}
 	missing, err := missingFor(ctx, pool)
@@ -90,9 +97,18 @@ func (p *program) migrate(ctx context.Context) error {
 	}
 
 	if p.json() {
-		return p.printJSON(map[string]any{"migrated": true, "missing": append([]string{}, missing...)})
+		return p.printJSON(map[string]any{
+			"migrated": true, "missing": append([]string{}, missing...),
+			"handed_over": append([]string{}, report.HandedOver...), "to_run": append([]string{}, report.ToRun...),
+		})
+	}
+	for _, s := range report.HandedOver {
+		fmt.Fprintln(p.stdout, "handed over from a superuser:", s)
 	}
 	fmt.Fprintln(p.stdout, "the catalog is up to date")
+	for _, s := range report.ToRun {
+		fmt.Fprintln(p.stdout, "let the owner or a superuser run:", s)
+	}
 	for _, m := range missing {
 		fmt.Fprintln(p.stdout, "still missing for this role:", m)
 	}

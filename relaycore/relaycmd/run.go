@@ -18,6 +18,7 @@ type runOptions struct {
 	discoveryInterval time.Duration
 	drainTimeout      time.Duration
 	autoMigrate       bool
+	owner             string
 	pprof             bool
 	maxConnections    int
 	maxInFlight       byteSize // 0: derived from the memory limit
@@ -31,6 +32,7 @@ func (p *program) runCommand() *ffcli.Command {
 		"`time` between two reads of the catalog; notifications report changes at once")
 	fs.DurationVar(&o.drainTimeout, "drain-timeout", 30*time.Second, "`time` that a shutdown may take before messages in flight are abandoned")
 	fs.BoolVar(&o.autoMigrate, "auto-migrate", false, "install or upgrade the catalog at the start, as the migrate command does")
+	fs.StringVar(&o.owner, "owner", "", ownerUsage)
 	fs.BoolVar(&o.pprof, "pprof", false, "serve /debug/pprof on the metrics address")
 	fs.IntVar(&o.maxConnections, "max-connections", 16,
 		"maximum `number` of database connections, at least 4, besides the two for leases and notifications")
@@ -64,7 +66,7 @@ func (p *program) runDaemon(ctx context.Context, o *runOptions) error {
 		Name: p.name, Version: buildVersion(), Registry: p.registry, Access: p.common.access, Logger: p.logger(),
 		PostgresURL: p.common.postgresURL, DataPostgresURL: p.common.dataURL, Group: p.common.group, MetricsAddr: p.common.metricsAddr,
 		InstanceID: o.instanceID, DiscoveryInterval: o.discoveryInterval, DrainTimeout: o.drainTimeout, AutoMigrate: o.autoMigrate,
-		Pprof: o.pprof, MaxConnections: o.maxConnections, MaxInFlight: int64(o.maxInFlight),
+		Owner: o.owner, Pprof: o.pprof, MaxConnections: o.maxConnections, MaxInFlight: int64(o.maxInFlight),
 	})
 	if errors.Is(err, daemon.ErrIncomplete) {
 		return errReported

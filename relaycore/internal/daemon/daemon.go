@@ -56,6 +56,7 @@ type Config struct {
 	DiscoveryInterval time.Duration // between reads of the catalog
 	DrainTimeout      time.Duration
 	AutoMigrate       bool
+	Owner             string // of the catalog, with AutoMigrate; see [migrate.Options]
 	Pprof             bool
 	MaxConnections    int
 	MaxInFlight       int64 // bytes; 0: derived from the memory limit

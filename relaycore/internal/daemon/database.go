@@ -3,7 +3,6 @@ package daemon
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"strings"
 	"sync"
@@ -130,8 +129,15 @@ func (d *daemon) checkDatabase(ctx context.Context) error {
 	defer conn.Release()
 
 	if d.cfg.AutoMigrate {
-		if err := migrate.Up(ctx, conn, migrate.Specs(d.cfg.Registry.Backends())); err != nil {
-			return fmt.Errorf("migrate: %w", err)
+		report, err := migrate.Install(ctx, conn, migrate.Options{Backends: migrate.Specs(d.cfg.Registry.Backends()), Owner: d.cfg.Owner})
+		if err != nil {
+			return err
+		}
+		for _, s := range report.HandedOver {
+			d.log.Warn("superuser's object handed over", "ran", s)
+		}
+		for _, s := range report.ToRun {
+			d.log.Warn("another role must grant", "run", s)
 		}
 	}
 	missing, err := migrate.Missing(ctx, conn)

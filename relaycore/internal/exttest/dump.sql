@@ -1,11 +1,11 @@
 -- Every object of schema pgtrickle without a comment of the relay, and its privileges
--- other than those of the relay's role.
+-- other than those of the relay's roles.
 WITH ours AS (SELECT objoid, classoid FROM pg_description WHERE description LIKE 'pgtrickle-relay:%' AND objsubid = 0),
 acl(oid, text) AS (
     SELECT o.oid, string_agg(a.grantor::regrole || ' ' || CASE a.grantee WHEN 0 THEN 'public' ELSE a.grantee::regrole::text END 
         || ' ' || a.privilege_type, ',' ORDER BY 1)
     FROM (SELECT oid, relacl AS acl FROM pg_class UNION ALL SELECT oid, proacl FROM pg_proc) o, aclexplode(o.acl) a
-    WHERE a.grantee <> coalesce(to_regrole('pgtrickle_relay'), 0) AND a.grantee <> a.grantor GROUP BY o.oid)
+    WHERE a.grantee NOT IN (SELECT oid FROM pg_roles WHERE rolname IN ('pgtrickle_relay', 'pgtrickle_owner')) AND a.grantee <> a.grantor GROUP BY o.oid)
 SELECT format('%s %s %s owner=%s options=%s acl=%s comment=%s', c.relkind, c.oid, c.relname, c.relowner::regrole, c.reloptions,
     (SELECT text FROM acl WHERE acl.oid = c.oid), obj_description(c.oid, 'pg_class'))
 FROM pg_class c WHERE c.relnamespace = 'pgtrickle'::regnamespace AND c.relname NOT LIKE 'relay\_%' OR c.oid IN (

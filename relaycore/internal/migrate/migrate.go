@@ -95,26 +95,51 @@ type Conn interface {
 	Begin(ctx context.Context) (pgx.Tx, error)
 }
 
-// Up brings the database to the version of this binary, in one transaction. It changes
-// nothing if the database has that version, and waits while another Up runs. To a
-// newer database it only adds the keys of backends that are unknown there. backends
-// are those linked into the binary; see [Specs].
+// Options of a migration.
+type Options struct {
+	Backends []Backend // those linked into the binary; see [Specs]
+	// Owner is the role that owns the schema; it is created if it does not exist. The
+	// default is the role that migrates, or pgtrickle_owner if that is a superuser.
+	Owner string
+}
+
+// Report is what an operator has to know of a migration.
+type Report struct {
+	HandedOver []string // statements that gave a superuser's objects to the owner
+	ToRun      []string // grants that only another role may run
+}
+
+// Up is [Install] without options.
+func Up(ctx context.Context, conn Conn, backends []Backend) error {
+	_, err := Install(ctx, conn, Options{Backends: backends})
+	return err
+}
+
+// Install brings the database to the version of this binary, in one transaction. It changes
+// nothing if the database has that version, and waits while another Install runs. To a
+// newer database it only adds the keys of backends that are unknown there. It fails if the
+// schema belongs to another role than the owner.
 //
 // It is no error if the role may not be created or privileges may not be granted. The
 // caller should print the result of [Missing] afterwards.
-func Up(ctx context.Context, conn Conn, backends []Backend) error {
+func Install(ctx context.Context, conn Conn, o Options) (report Report, err error) {
 	s, err := load()
 	if err != nil {
-		return err
+		return report, err
 	}
-	keys, err := keysSQL(backends, false)
+	keys, err := keysSQL(o.Backends, false)
 	if err != nil {
-		return err
+		return report, err
 	}
 	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, lock); err != nil {
 			return err
 		}
+		handedOver, refused, err := become(ctx, tx, o.Owner)
+		if err != nil {
+			return err
+		}
+		report.HandedOver = handedOver
 		ext, err := inspect(ctx, tx)
 		if err != nil {
 			return err
@@ -137,25 +162,30 @@ func Up(ctx context.Context, conn Conn, backends []Backend) error {
 				done = map[int]string{}
 			}
 		}
+		current := s.upToDate(done) && done[0] == checksum(keys)
 		switch {
+		case refused != nil && !current:
+			return refused
 		case newer(done, s):
-			unknown, err := keysSQL(backends, true)
+			unknown, err := keysSQL(o.Backends, true)
 			if err != nil {
 				return err
 			}
-			return execute(ctx, tx, ext, migration{name: "backend keys", sql: settings + unknown})
-		case !s.upToDate(done) || done[0] != checksum(keys):
+			_, err = execute(ctx, tx, ext, migration{name: "backend keys", sql: settings + unknown})
+			return err
+		case !current:
 			if err := ext.permits(ctx, tx); err != nil {
 				return err
 			}
-			return execute(ctx, tx, ext, s.steps(done, keys)...)
+			report.ToRun, err = execute(ctx, tx, ext, s.steps(done, keys)...)
+			return err
 		}
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("migrate: %w", err)
+		return Report{}, fmt.Errorf("migrate: %w", err)
 	}
-	return nil
+	return report, nil
 }
 
 // steps returns the migrations from the state done to the version of s.
@@ -170,14 +200,20 @@ func (s script) steps(done map[int]string, keys string) []migration {
 		migration{name: "epilogue", sql: s.epilogue})
 }
 
-func execute(ctx context.Context, tx pgx.Tx, ext extension, steps ...migration) error {
+// execute returns the first column of the last step's last result.
+func execute(ctx context.Context, tx pgx.Tx, ext extension, steps ...migration) (last []string, err error) {
 	for _, step := range steps {
 		// The simple protocol: a file is many statements.
-		if _, err := tx.Conn().PgConn().Exec(ctx, ext.rename(step.sql)).ReadAll(); err != nil {
-			return fmt.Errorf("%s: %w", step.name, err)
+		results, err := tx.Conn().PgConn().Exec(ctx, ext.rename(step.sql)).ReadAll()
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", step.name, err)
+		}
+		last = nil
+		for _, row := range results[len(results)-1].Rows {
+			last = append(last, string(row[0]))
 		}
 	}
-	return nil
+	return last, nil
 }
 
 func (m migration) record() string {
@@ -251,7 +287,8 @@ func SQL(backends []Backend) (string, error) {
 		return "", err
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "-- The catalog of pgtrickle-relay, version %d.\n\nBEGIN;\n%s;\n%s\n%s", s.version(), lock, settings, s.prologue)
+	fmt.Fprintf(&b, "-- The catalog of pgtrickle-relay, version %d.\n\nBEGIN;\n%s;\n%s\n%s\n%s",
+		s.version(), lock, settings, ownerSQL, s.prologue)
 	for _, m := range s.migrations {
 		fmt.Fprintf(&b, "\n%s%s", m.sql, m.record())
 	}

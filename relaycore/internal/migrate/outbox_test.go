@@ -564,6 +564,10 @@ func TestGrantPublishWithExtension(t *testing.T) {
 		t.Errorf("the outbox has %s", got)
 	}
 	refused(t, pool, "42501", "permission denied", `SET LOCAL ROLE `+publisher+`; SELECT setval('pgtrickle.outbox_orders_id_seq', 99)`)
+	// DROP OWNED BY revokes only what the owner of an object has granted.
+	run(t, pool, `SET LOCAL ROLE pgtrickle_owner; REVOKE ALL ON pgtrickle.outbox_orders FROM `+publisher+
+		`; REVOKE USAGE ON SEQUENCE pgtrickle.outbox_orders_id_seq FROM `+publisher+
+		`; REVOKE ALL ON SCHEMA pgtrickle FROM `+publisher)
 }
 
 // TestDropPartitionReadsLittle: a partition that has to stay costs no scan, and
@@ -579,10 +583,11 @@ func TestDropPartitionReadsLittle(t *testing.T) {
 		t.Run(by, func(t *testing.T) {
 			t.Parallel()
 			pool := migrated(t)
-			run(t, pool, `SELECT pgtrickle.create_outbox('a', 10); ALTER TABLE pgtrickle.outbox_a RENAME TO flat;
+			run(t, pool, `SELECT pgtrickle.create_outbox('a', 10); SET LOCAL ROLE pgtrickle_owner; ALTER TABLE pgtrickle.outbox_a RENAME TO flat;
 				CREATE TABLE pgtrickle.outbox_a (LIKE pgtrickle.flat INCLUDING DEFAULTS INCLUDING IDENTITY, PRIMARY KEY (`+tc.key+`)) PARTITION BY RANGE (`+by+`);
 				COMMENT ON TABLE pgtrickle.outbox_a IS 'pgtrickle-relay: outbox of a'; DROP TABLE pgtrickle.flat`)
 			run(t, pool, `DO $do$ DECLARE b record; BEGIN
+				SET LOCAL ROLE pgtrickle_owner;
 				FOR b IN SELECT * FROM (`+tc.bounds+`) b(name, lower, upper) ORDER BY name DESC LOOP
 					EXECUTE format('CREATE TABLE pgtrickle.%I PARTITION OF pgtrickle.outbox_a FOR VALUES FROM (%L) TO (%L)', b.name, b.lower, b.upper);
 				END LOOP;

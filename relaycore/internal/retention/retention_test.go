@@ -124,13 +124,13 @@ func TestPartitions(t *testing.T) {
 				}
 				bounds = []string{at(40) + ") TO (" + at(30), at(30) + ") TO (" + at(20), at(20) + ") TO (" + at(10), at(10) + ") TO (" + at(-10)}
 			}
-			exec(`SELECT pgtrickle.create_outbox('orders', 5); ALTER TABLE pgtrickle.outbox_orders RENAME TO flat;
+			exec(`SET LOCAL ROLE pgtrickle_owner; SELECT pgtrickle.create_outbox('orders', 5); ALTER TABLE pgtrickle.outbox_orders RENAME TO flat;
 				CREATE TABLE pgtrickle.outbox_orders (LIKE pgtrickle.flat INCLUDING DEFAULTS INCLUDING IDENTITY, ` + key + `) PARTITION BY RANGE (` + by + `);
 				CREATE INDEX ON pgtrickle.outbox_orders (xid, id);
 				COMMENT ON TABLE pgtrickle.outbox_orders IS 'pgtrickle-relay: outbox of orders';
 				DROP TABLE pgtrickle.flat; SELECT pgtrickle.relay_grant_access()`)
 			for i, b := range bounds {
-				exec(fmt.Sprintf(`CREATE TABLE pgtrickle.part%d PARTITION OF pgtrickle.outbox_orders FOR VALUES FROM (%s)`, i+1, b))
+				exec(fmt.Sprintf(`SET LOCAL ROLE pgtrickle_owner; CREATE TABLE pgtrickle.part%d PARTITION OF pgtrickle.outbox_orders FOR VALUES FROM (%s)`, i+1, b))
 			}
 			for _, age := range []int{35, 25, 15, 6} {
 				exec(`INSERT INTO pgtrickle.outbox_orders (created_at, payload) SELECT now() - make_interval(hours => $1), '{"v":1,"inserted":[]}' FROM generate_series(1, 10)`, age)

@@ -2,24 +2,10 @@
 
 DO $do$
 BEGIN
-    IF to_regnamespace('pgtrickle') IS NULL THEN
-        CREATE SCHEMA pgtrickle;
+    IF obj_description(to_regnamespace('pgtrickle')::oid, 'pg_namespace') IS NULL
+       AND pg_has_role((SELECT nspowner FROM pg_namespace WHERE nspname = 'pgtrickle'), 'USAGE') THEN
         COMMENT ON SCHEMA pgtrickle IS 'pgtrickle-relay: pipelines, outboxes and inboxes';
     END IF;
-END $do$;
-
--- The relay's role belongs to the whole cluster: another database may be making it now.
-DO $do$
-BEGIN
-    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'pgtrickle_relay') THEN
-        CREATE ROLE pgtrickle_relay NOLOGIN;
-    END IF;
-EXCEPTION
-    WHEN duplicate_object OR unique_violation THEN
-        NULL;
-    WHEN insufficient_privilege THEN
-        RAISE WARNING 'role pgtrickle_relay does not exist, and % may not create it', current_user
-            USING HINT = 'Let an administrator run CREATE ROLE pgtrickle_relay NOLOGIN, then migrate again; until then the relay needs the rights of ' || current_user || '.';
 END $do$;
 
 CREATE TABLE IF NOT EXISTS pgtrickle.relay_migrations (
@@ -38,6 +24,7 @@ DECLARE
     mark    constant text := 'pgtrickle-relay:%';
     outboxes oid := to_regclass('pgtrickle.pgt_outbox_config');
     found   oid;
+    holder  oid;
 BEGIN
     -- From 0.46 on, pg_trickle has no outboxes of its own. migrate then writes another name
     -- for pgt_outbox_config into these files, but not here.
@@ -45,6 +32,17 @@ BEGIN
                         AND a.attrelid = to_regclass('pgtrickle.pgt_' || 'outbox_config') AND a.attname = 'outbox_table_name')
                     OR (outboxes IS NOT NULL AND obj_description(outboxes, 'pg_class') LIKE mark IS NOT TRUE)) THEN
         RETURN false;
+    END IF;
+    -- A name of ours at an object of a third role is no extension's object to keep.
+    SELECT o.oid, o.owner INTO found, holder FROM (
+        SELECT p.oid, p.proowner, 'pg_proc'::regclass FROM pg_proc p WHERE p_kind = 'function' AND p.oid = to_regprocedure(p_name)
+        UNION ALL
+        SELECT c.oid, c.relowner, 'pg_class'::regclass FROM pg_class c WHERE p_kind <> 'function' AND c.oid = to_regclass(p_name)) o(oid, owner, class)
+        WHERE NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = o.class AND d.objid = o.oid AND d.deptype = 'e');
+    IF holder <> (SELECT oid FROM pg_roles WHERE rolname = current_user)
+       AND NOT EXISTS (SELECT FROM pg_extension e WHERE e.extname = 'pg_trickle' AND e.extowner = holder) THEN
+        RAISE EXCEPTION '% % belongs to role %, and % migrates: drop it, or let a superuser give it to that role',
+            p_kind, p_name, holder::regrole, quote_ident(current_user) USING ERRCODE = 'insufficient_privilege';
     END IF;
     IF p_kind = 'function' THEN
         found := to_regprocedure(p_name);
