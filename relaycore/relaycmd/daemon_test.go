@@ -398,6 +398,9 @@ func TestDeniedTables(t *testing.T) {
 	if code, body := p.get("/readyz"); code != 200 {
 		t.Errorf("/readyz = %d %s; want 200", code, body)
 	}
+	if !strings.Contains(p.log.String(), `msg="inbox triggers have relay's rights"`) {
+		t.Error("the log does not report that one login writes inboxes and the relay's tables")
+	}
 	const warning = `missing="SELECT ON pgtrickle.outbox_others, INSERT ON pgtrickle.box" cure="run SELECT pgtrickle.relay_grant_access()`
 	if n := strings.Count(p.log.String(), warning); n != 1 {
 		t.Errorf("the log has %d times %q, want once", n, warning)

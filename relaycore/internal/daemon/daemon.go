@@ -3,6 +3,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -159,6 +160,10 @@ func (d *daemon) openPools(ctx context.Context) error {
 
 	if config, err = pg.DataConfig(d.cfg.DataPostgresURL, d.cfg.PostgresURL, d.cfg.Name, quarter); err != nil {
 		return err
+	}
+	if config.ConnConfig.User == d.conn.User {
+		d.log.Info("inbox triggers have relay's rights", "role", cmp.Or(d.conn.User, "default"),
+			"effect", "an inbox's owner can read pipelines and change checkpoints", "cure", "set --data-postgres-url to another login")
 	}
 	d.inboxes, err = pgxpool.NewWithConfig(ctx, config)
 	return err

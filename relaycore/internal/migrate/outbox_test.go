@@ -464,6 +464,7 @@ func TestPrivileges(t *testing.T) {
 	ctx := context.Background()
 	pool := migrated(t)
 	owner, stranger := roles(t, pool)
+	run(t, pool, `GRANT EXECUTE ON FUNCTION pgtrickle.create_inbox TO `+owner)
 	run(t, pool, `CREATE SCHEMA app AUTHORIZATION `+owner)
 	run(t, pool, `GRANT CREATE, USAGE ON SCHEMA public TO `+stranger)
 	as := func(role, sql string) error {
@@ -654,7 +655,7 @@ func TestInbox(t *testing.T) {
 	if got := one(t, pool, `SELECT format('%s %s %s %s', inbox_name, inbox_schema, with_dead_letter, with_stats) FROM pgtrickle.inbox_status()`); got != `Odd "inbox" app t f` {
 		t.Errorf("inbox_status = %s", got)
 	}
-	refused(t, pool, "42710", `inbox already exists: Odd "inbox"`, `SELECT pgtrickle.create_inbox('Odd "inbox"')`)
+	refused(t, pool, "42710", `inbox already exists: Odd "inbox"`, `SELECT pgtrickle.create_inbox('Odd "inbox"', 'app')`)
 	refused(t, pool, "42704", `inbox not found: nope`, `SELECT pgtrickle.drop_inbox('nope')`)
 	refused(t, pool, "42704", `inbox not found: nope`, `SELECT pgtrickle.inbox_health('nope')`)
 	refused(t, pool, "42622", `is too long`, `SELECT pgtrickle.create_inbox($1)`, strings.Repeat("x", 56))

@@ -158,7 +158,7 @@ func TestGrantsLeft(t *testing.T) {
 	t.Parallel()
 	pool := migrated(t)
 	owner, _ := roles(t, pool)
-	run(t, pool, fmt.Sprintf(`CREATE SCHEMA app AUTHORIZATION %[1]s; SET ROLE %[1]s; SELECT pgtrickle.create_inbox('box', 'app'); RESET ROLE;
+	run(t, pool, fmt.Sprintf(`CREATE SCHEMA app AUTHORIZATION %[1]s; GRANT EXECUTE ON FUNCTION pgtrickle.create_inbox TO %[1]s; SET ROLE %[1]s; SELECT pgtrickle.create_inbox('box', 'app'); RESET ROLE;
 		REVOKE ALL ON app.box FROM pgtrickle_relay; UPDATE pgtrickle.relay_migrations SET checksum = 'old'`, owner))
 	report, err := migrate.Install(context.Background(), pool, migrate.Options{})
 	if want := "GRANT SELECT, INSERT ON TABLE app.box TO pgtrickle_relay"; err != nil || len(report.ToRun) != 1 || report.ToRun[0] != want {

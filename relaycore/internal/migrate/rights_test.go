@@ -20,7 +20,7 @@ func TestBorrowedRights(t *testing.T) {
 	pool := migrated(t)
 	owner, stranger := roles(t, pool)
 	run(t, pool, fmt.Sprintf(`
-		GRANT EXECUTE ON FUNCTION pgtrickle.enable_outbox TO %[1]s, %[2]s;
+		GRANT EXECUTE ON FUNCTION pgtrickle.enable_outbox, pgtrickle.create_inbox TO %[1]s, %[2]s;
 		CREATE SCHEMA app AUTHORIZATION %[1]s; CREATE SCHEMA evil AUTHORIZATION %[2]s; GRANT USAGE ON SCHEMA app TO %[2]s;
 		SET ROLE %[1]s;
 		CREATE TABLE app.payments (id int); SELECT pgtrickle.enable_outbox('app.payments'); INSERT INTO app.payments VALUES (1);
@@ -187,7 +187,7 @@ func TestSchemaOwnerWithoutRights(t *testing.T) {
 	}); err != nil {
 		t.Fatalf("Up: %v", err)
 	}
-	run(t, pool, `GRANT EXECUTE ON FUNCTION pgtrickle.enable_outbox TO `+owner)
+	run(t, pool, `GRANT EXECUTE ON FUNCTION pgtrickle.enable_outbox, pgtrickle.create_inbox TO `+owner)
 	run(t, pool, `SET LOCAL ROLE `+owner+`; CREATE TABLE app.t (id int); SELECT pgtrickle.create_inbox('box', 'app'); SELECT pgtrickle.enable_outbox('app.t');
 		INSERT INTO app.t VALUES (1); SELECT pgtrickle.outbox_truncate_policy('app.t', 'ignore'); TRUNCATE app.t;
 		SELECT pgtrickle.drop_inbox('box'); SELECT pgtrickle.disable_outbox('app.t')`)

@@ -180,7 +180,7 @@ CREATE TABLE pgtrickle.pgt_consumer_leases (
 
 -- +plain-table pgtrickle.pgt_inbox_config: inboxes
 CREATE TABLE pgtrickle.pgt_inbox_config (
-    inbox_name          text        NOT NULL PRIMARY KEY,
+    inbox_name          text        NOT NULL,
     inbox_schema        text        NOT NULL DEFAULT 'pgtrickle',
     max_retries         integer     NOT NULL DEFAULT 3,
     schedule            text        NOT NULL DEFAULT '1s',
@@ -194,13 +194,14 @@ CREATE TABLE pgtrickle.pgt_inbox_config (
     received_at_column  text        NOT NULL DEFAULT 'received_at',
     event_type_column   text        NOT NULL DEFAULT 'event_type',
     is_managed          boolean     NOT NULL DEFAULT true,
-    created_at          timestamptz NOT NULL DEFAULT now()
+    created_at          timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (inbox_schema, inbox_name)
 );
 -- +end
 
 -- +plain-table pgtrickle.pgt_inbox_ordering_config: order of inboxes
 CREATE TABLE pgtrickle.pgt_inbox_ordering_config (
-    inbox_name       text        NOT NULL PRIMARY KEY REFERENCES pgtrickle.pgt_inbox_config ON DELETE CASCADE,
+    inbox_name       text        NOT NULL PRIMARY KEY,
     aggregate_id_col text        NOT NULL,
     sequence_num_col text        NOT NULL,
     created_at       timestamptz NOT NULL DEFAULT now()
@@ -209,7 +210,7 @@ CREATE TABLE pgtrickle.pgt_inbox_ordering_config (
 
 -- +plain-table pgtrickle.pgt_inbox_priority_config: priorities of inboxes
 CREATE TABLE pgtrickle.pgt_inbox_priority_config (
-    inbox_name   text        NOT NULL PRIMARY KEY REFERENCES pgtrickle.pgt_inbox_config ON DELETE CASCADE,
+    inbox_name   text        NOT NULL PRIMARY KEY,
     priority_col text        NOT NULL,
     tiers        jsonb,
     created_at   timestamptz NOT NULL DEFAULT now()

@@ -54,7 +54,7 @@ BEGIN
         t := pgtrickle._relay_find(NEW.detail ->> 'inbox_schema', NEW.detail ->> 'inbox_name');
         what := 'table ' || NEW.target;
     ELSIF NEW.action = 'unregister inbox' THEN
-        t := (SELECT pgtrickle._relay_find(i.inbox_schema, i.inbox_name) FROM pgtrickle.pgt_inbox_config i WHERE i.inbox_name = NEW.target);
+        t := pgtrickle._relay_find(NEW.detail ->> 'inbox_schema', NEW.detail ->> 'inbox_name');
         what := 'inbox ' || NEW.target;
     END IF;
     owner := (SELECT c.relowner FROM pg_class c WHERE c.oid = t);
@@ -66,14 +66,17 @@ BEGIN
     ELSIF NEW.action = 'create outbox' AND NOT has_function_privilege(NEW.caller, 'pgtrickle.enable_outbox(text, integer)', 'EXECUTE') THEN
         RAISE EXCEPTION 'permission denied for function enable_outbox' USING ERRCODE = 'insufficient_privilege',
             HINT = 'Let the owner of schema pgtrickle run: GRANT EXECUTE ON FUNCTION pgtrickle.enable_outbox TO ' || quote_ident(NEW.caller);
+    ELSIF NEW.action = 'register inbox' THEN
+        PERFORM pgtrickle._relay_may_register(NEW.caller, t, NEW.target);
     END IF;
     CASE NEW.action
         WHEN 'create outbox' THEN PERFORM pgtrickle._relay_create_outbox(t, (NEW.detail ->> 'retention_hours')::integer);
         WHEN 'drop outbox' THEN PERFORM pgtrickle._relay_drop_outbox(NEW.target);
         WHEN 'describe outbox' THEN PERFORM pgtrickle._relay_describe_outbox(NEW.target, t, NEW.detail ->> 'policy');
         WHEN 'upgrade outbox' THEN PERFORM pgtrickle._relay_upgrade_outbox(NEW.target);
-        WHEN 'register inbox' THEN INSERT INTO pgtrickle.pgt_inbox_config SELECT (jsonb_populate_record(NULL::pgtrickle.pgt_inbox_config, NEW.detail)).*;
-        WHEN 'unregister inbox' THEN DELETE FROM pgtrickle.pgt_inbox_config i WHERE i.inbox_name = NEW.target;
+        WHEN 'register inbox' THEN PERFORM pgtrickle._relay_register_inbox(NEW.detail);
+        WHEN 'unregister inbox' THEN DELETE FROM pgtrickle.pgt_inbox_config i
+            WHERE i.inbox_schema = NEW.detail ->> 'inbox_schema' AND i.inbox_name = NEW.detail ->> 'inbox_name';
     END CASE;
     RETURN NULL;
 END $fn$;

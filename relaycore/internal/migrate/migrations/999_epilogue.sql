@@ -1,15 +1,15 @@
 -- Runs after every migration.
 
 -- Functions are executable by everybody when they are made. These stay so: they
--- work with the caller's own rights. enable_outbox is not among them, since an
--- outbox trusts the owner of its table (docs/sql.md, Rights).
+-- work with the caller's own rights. enable_outbox and create_inbox are not among them:
+-- the schema's owner decides which roles may have outboxes and inboxes (docs/sql.md, Rights).
 DO $do$
 DECLARE
     everybody constant text[] := ARRAY[
         'disable_outbox', 'outbox_status', 'outbox_publish', 'outbox_truncate_policy', 'outbox_attach_partitions', 'outbox_upgrade', 'outbox_add_xid',
-        'create_inbox', 'drop_inbox', 'inbox_health', 'inbox_status', 'replay_inbox_messages',
+        'drop_inbox', 'inbox_health', 'inbox_status', 'replay_inbox_messages',
         '_relay_name', '_relay_unique_name', '_relay_table_name', '_relay_resolve', '_relay_stream_oid', '_relay_outbox_table', '_relay_find',
-        '_relay_enable_outbox', '_relay_disable_outbox', '_relay_outbox_status', '_relay_outbox_problems', '_relay_reattach', '_relay_inbox',
+        '_relay_enable_outbox', '_relay_disable_outbox', '_relay_outbox_status', '_relay_outbox_problems', '_relay_reattach', '_relay_inbox', '_relay_inbox_table',
         '_relay_capturing', '_relay_trigger', '_relay_triggers', '_relay_row_json', '_relay_text_settings', '_relay_capture_source',
         '_relay_write_capture', '_relay_drop_capture', '_relay_capture_truncate', '_relay_headers', '_relay_header_problem',
         '_relay_publish_problem', '_relay_publish_payload', '_relay_publish_insert',
