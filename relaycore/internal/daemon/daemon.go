@@ -317,6 +317,7 @@ func (d *daemon) newSupervisor() *supervisor.Supervisor {
 		Load:        func(ctx context.Context) (catalog.Snapshot, error) { return pipelines.Load(ctx, d.pool) },
 		Listen:      func(ctx context.Context) (*pgx.Conn, error) { return pgx.ConnectConfig(ctx, d.conn) },
 		Interval:    d.cfg.DiscoveryInterval,
+		Owners:      group.Owners,
 		Run:         runner.Run,
 		Sequences:   runner.Sequences,
 		DeadLetters: group.CountDeadLetters,

@@ -35,8 +35,7 @@
 // # Owners
 //
 // A beat returns the live instances: the rows of relay_instances whose advisory lock
-// is held. [Owner] picks one for each pipeline by rendezvous hashing over the
-// instances that have the backend and are not draining. An instance that is no longer
-// the owner drains the pipeline and releases the lock. The new owner tries the lock
-// several times a second until it gets it.
+// is held. [Assign] picks one for each pipeline from them and the last owners in
+// relay_cursors. An instance that is no longer the owner drains the pipeline and
+// releases the lock. The new owner tries the lock several times a second until it gets it.
 package lease

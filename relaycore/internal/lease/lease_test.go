@@ -266,44 +266,6 @@ func TestNoSession(t *testing.T) {
 	})
 }
 
-func TestOwnerMovesOnlyWhatMust(t *testing.T) {
-	t.Parallel()
-	var members []Instance
-	for i := range 4 {
-		members = append(members, Instance{ID: fmt.Sprintf("host-%d", i), Backends: []string{"nats"}})
-	}
-	const pipelines = 2000
-	count := make(map[string]int)
-	moved := 0
-	for i := range pipelines {
-		key := store.Key{Direction: relay.Forward, Name: fmt.Sprintf("pipeline-%d", i)}
-		before, after := Owner(members[:3], key, "nats"), Owner(members, key, "nats")
-		count[after]++
-		if before != after {
-			moved++
-			if after != "host-3" {
-				t.Fatalf("%v moved from %s to %s when host-3 joined", key, before, after)
-			}
-		}
-		drained := []Instance{members[0], members[1], members[2], members[3]}
-		drained[3].Draining = true
-		if got := Owner(drained, key, "nats"); got != before {
-			t.Fatalf("%v: owner %s when host-3 drains, want %s", key, got, before)
-		}
-	}
-	for id, n := range count {
-		if n < pipelines/4*8/10 || n > pipelines/4*12/10 {
-			t.Errorf("%s has %d of %d pipelines, want about a quarter", id, n, pipelines)
-		}
-	}
-	if moved != count["host-3"] {
-		t.Errorf("%d moved, want the %d of the newcomer", moved, count["host-3"])
-	}
-	if Owner(members, orders, "kafka") != "" || Served(members, "kafka") || !Served(members, "nats") {
-		t.Error("kafka must have no owner")
-	}
-}
-
 // A twin waits for twice the server's patience, and then ends. The lock may belong to
 // a session that the server has not given up yet.
 func TestTwinGivesUp(t *testing.T) {

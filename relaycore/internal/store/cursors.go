@@ -72,6 +72,26 @@ func (s Store) List(ctx context.Context) (map[Key]Cursor, error) {
 	return found, nil
 }
 
+// Owners returns the last owner of each pipeline of the group.
+func (s Store) Owners(ctx context.Context) (map[Key]string, error) {
+	const sql = `SELECT direction, pipeline, owner FROM pgtrickle.relay_cursors WHERE relay_group_id = $1 AND owner IS NOT NULL`
+	rows, err := s.db.Query(ctx, sql, s.group)
+	if err != nil {
+		return nil, fmt.Errorf("read owners: %w", err)
+	}
+	owners := make(map[Key]string)
+	var key Key
+	var owner string
+	_, err = pgx.ForEachRow(rows, []any{&key.Direction, &key.Name, &owner}, func() error {
+		owners[key] = owner
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read owners: %w", err)
+	}
+	return owners, nil
+}
+
 // Report records that a pipeline cannot be started. No lease is needed.
 func (s Store) Report(ctx context.Context, key Key, reason string) error {
 	if _, err := s.db.Exec(ctx, reportSQL, s.args(key, pgx.StrictNamedArgs{"reason": text(reason)})); err != nil {

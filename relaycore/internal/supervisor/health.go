@@ -33,10 +33,10 @@ func (s *Supervisor) Health() observe.Health {
 	}
 	if !h.Postgres.Up {
 		h.Reasons = append(h.Reasons, "PostgreSQL: "+h.Postgres.Error)
-	} else if !s.loaded {
+	} else if s.loadedAt.IsZero() {
 		h.Reasons = append(h.Reasons, "the pipelines have not been read yet")
 	}
-	if s.loaded {
+	if !s.loadedAt.IsZero() {
 		age := time.Since(s.loadedAt)
 		h.CatalogAge = new(age.Seconds())
 		if limit := catalogStale + 2*s.cfg.Interval; age > limit {
@@ -112,7 +112,7 @@ func (s *Supervisor) status(p *catalog.Pipeline, members []lease.Instance, known
 		st.State = observe.StateDisabled
 		return st
 	}
-	st.Owner = lease.Owner(members, p.Key, p.Backend)
+	st.Owner = s.assigned[p.Key]
 	if pr, ok := s.problems[p.Key]; ok {
 		st.State, st.Error, st.Since = observe.StateInvalid, pr.text, pr.since
 	} else if st.Owner == "" && !lease.Served(members, p.Backend) && known {
@@ -149,7 +149,7 @@ func (s *Supervisor) Ready() error {
 		return sessionErr
 	case s.loadErr != nil:
 		return s.loadErr
-	case !s.loaded:
+	case s.loadedAt.IsZero():
 		return errors.New("the pipelines have not been read yet")
 	}
 	return nil

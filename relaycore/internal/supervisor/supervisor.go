@@ -1,7 +1,7 @@
 // Package supervisor runs the pipelines that this process should run.
 //
-// It compares the catalog, the instance that should run each pipeline (by rendezvous
-// over the live ones), and what runs here. Each pipeline has a goroutine that takes
+// It compares the catalog, the instance that should run each pipeline (see
+// [lease.Assign]), and what runs here. Each pipeline has a goroutine that takes
 // the lease, runs a [Job] and releases the lease; if it fails, it alone backs off. A
 // change of one row drains and restarts that pipeline and no other.
 package supervisor
@@ -39,6 +39,8 @@ type Config struct {
 	// Listen opens the connection on which notifications arrive.
 	Listen   func(ctx context.Context) (*pgx.Conn, error)
 	Interval time.Duration // between polls of the catalog
+	// Owners returns the last owner of each pipeline.
+	Owners func(ctx context.Context) (map[catalog.Key]string, error)
 	// Run runs a pipeline once, under its lease.
 	Run func(ctx context.Context, job *Job) error
 	// Sequences returns the last values of sequences; may be nil.
@@ -58,22 +60,24 @@ type Supervisor struct {
 	keeper Keeper
 	wake   chan struct{} // receives when what should run may have changed
 	reload chan struct{} // receives when the catalog should be read
+	settle *time.Timer   // wakes while the owners are not those that should be
 
 	mu        sync.Mutex // guards what Health reads
 	snapshot  catalog.Snapshot
-	loaded    bool
-	loadedAt  time.Time
+	loadedAt  time.Time // zero before the first read
 	loadErr   error
 	listenErr error
 	listening bool
 	runners   map[catalog.Key]*runner
+	assigned  map[catalog.Key]string  // the instance that should run each pipeline
 	problems  map[catalog.Key]problem // pipelines of this instance that cannot be started
 	exited    []*runner
 	draining  bool
 	started   time.Time
 
-	unserved map[catalog.Key]string // backends by pipeline
-	countDue atomic.Bool            // dead letters have changed
+	ownersFailed bool
+	unserved     map[catalog.Key]string // backends by pipeline
+	countDue     atomic.Bool            // dead letters have changed
 }
 
 // problem is why a pipeline's configuration is not valid.
@@ -90,6 +94,7 @@ func New(cfg Config, newKeeper func(changed func()) Keeper) *Supervisor {
 		runners: make(map[catalog.Key]*runner), problems: make(map[catalog.Key]problem), started: time.Now(),
 		listenErr: errors.New("not connected yet"),
 	}
+	s.settle = time.AfterFunc(settleEvery, func() { notify(s.wake) })
 	s.keeper = newKeeper(func() { notify(s.wake) })
 	return s
 }
@@ -124,6 +129,7 @@ func (s *Supervisor) Run(ctx, stop context.Context) error {
 
 	s.loop(ctx, stop)
 
+	s.settle.Stop()
 	stopWatching()
 	closeKeeper()
 	background.Wait()
@@ -245,10 +251,10 @@ func (s *Supervisor) loadedAs(snapshot catalog.Snapshot, err error) {
 	failed := s.loadErr
 	s.loadErr = err
 	var changes catalog.Changes
-	first := !s.loaded
+	first := s.loadedAt.IsZero()
 	if err == nil {
 		changes = catalog.Diff(s.snapshot, snapshot)
-		s.snapshot, s.loaded, s.loadedAt = snapshot, true, time.Now()
+		s.snapshot, s.loadedAt = snapshot, time.Now()
 	}
 	s.mu.Unlock()
 	s.cfg.Metrics.CatalogUp.Store(err == nil)
@@ -280,9 +286,18 @@ func names(keys []catalog.Key) []string {
 	return out
 }
 
+// settleEvery is the time between two reads of the owners while they change.
+const settleEvery = 250 * time.Millisecond
+
 // reconcile starts and stops runners until what runs here is what should.
 func (s *Supervisor) reconcile(ctx context.Context) {
+	// Members first: what a member that is gone has held, the owners show as it was.
 	members, err := s.keeper.Members()
+	var owners map[catalog.Key]string
+	var ownersErr error
+	if err == nil {
+		owners, ownersErr = s.readOwners(ctx)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.forgetExited()
@@ -290,8 +305,13 @@ func (s *Supervisor) reconcile(ctx context.Context) {
 		s.cfg.Metrics.SessionsLost.Add(1)
 	}
 	s.cfg.Metrics.Instances.Store(int64(len(members)))
-	if err != nil || !s.loaded {
+	if err != nil || s.loadedAt.IsZero() {
 		return // without a session, runners have lost their leases and retry
+	}
+	if ownersErr == nil {
+		s.assign(members, owners)
+	} else {
+		s.settle.Reset(settleEvery) // until then, what was assigned stays
 	}
 	wanted := make(map[catalog.Key]bool)
 	unserved := make(map[catalog.Key]string)
@@ -305,7 +325,7 @@ func (s *Supervisor) reconcile(ctx context.Context) {
 		if !lease.Served(members, p.Backend) {
 			unserved[p.Key] = p.Backend
 		}
-		if s.decide(ctx, p, lease.Owner(members, p.Key, p.Backend) == s.cfg.Self.ID) {
+		if s.decide(ctx, p, s.assigned[p.Key] == s.cfg.Self.ID) {
 			wanted[p.Key] = true
 		}
 	}
@@ -321,6 +341,36 @@ func (s *Supervisor) reconcile(ctx context.Context) {
 	}
 	s.cfg.Metrics.Keep(func(k catalog.Key) bool { return exists[k] || s.runners[k] != nil })
 	s.warnOfUnserved(unserved)
+}
+
+func (s *Supervisor) readOwners(ctx context.Context) (map[catalog.Key]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	owners, err := s.cfg.Owners(ctx)
+	if err != nil && !s.ownersFailed && ctx.Err() == nil {
+		s.cfg.Logger.Error("cannot read owners, will retry", "err", err)
+	}
+	s.ownersFailed = err != nil
+	return owners, err
+}
+
+// assign computes which instance should run each pipeline. It looks again soon if
+// another one ran it last: the views of the instances may still differ.
+func (s *Supervisor) assign(members []lease.Instance, owners map[catalog.Key]string) {
+	var enabled []lease.Pipeline
+	for _, p := range s.snapshot {
+		if p.Enabled {
+			enabled = append(enabled, lease.Pipeline{Key: p.Key, Backend: p.Backend})
+		}
+	}
+	s.assigned = lease.Assign(members, enabled, owners)
+	for i := range s.snapshot {
+		p := &s.snapshot[i]
+		if id, ok := s.assigned[p.Key]; ok && id != owners[p.Key] && p.Err == nil {
+			s.settle.Reset(settleEvery)
+			return
+		}
+	}
 }
 
 // decide starts or restarts one enabled pipeline, if it is this instance's, and
