@@ -9,8 +9,10 @@
 //	              Content-Type, and the message's own, traceparent among them
 //
 // The client turns line breaks in a header's value into spaces. The source reads all
-// of this back. A message without Nats-Msg-Id has the id
-// nats:STREAM:SEQUENCE; its op is event, its origin nats:STREAM.
+// of this back. A message of another producer has the id nats:STREAM@TIME:SEQUENCE,
+// where TIME is that of the stream's creation. With id_scope global it has its
+// Nats-Msg-Id, if there is one, or else nats:STREAM:SEQUENCE. In both cases its op is
+// event, its origin nats:STREAM.
 //
 // # Delivery, forward
 //

@@ -45,6 +45,7 @@ type pull struct {
 	config   jetstream.ConsumerConfig
 	stream   string
 	scope    string // of the stream's life, in ids
+	scopeIDs bool   // see relay.Env
 	queue    chan *delivery
 	room     *semaphore.Weighted // for bytes in queue
 	failed   chan struct{}       // closed when nothing more will arrive
@@ -59,11 +60,12 @@ type pull struct {
 	reached time.Time // when the stream stored the last message received
 }
 
-// newPull begins to read after wait. Everything up to floor is acknowledged.
-func newPull(c *conn, consumer jetstream.Consumer, scope string, floor uint64, wait time.Duration) *pull {
+// newPull begins to read after wait. Everything up to the source's floor is acknowledged.
+func (s *source) newPull(consumer jetstream.Consumer, wait time.Duration) *pull {
 	info := consumer.CachedInfo()
 	p := &pull{
-		conn: c, consumer: consumer, config: info.Config, stream: info.Stream, scope: scope, ackedTo: floor, failed: make(chan struct{}),
+		conn: s.conn, consumer: consumer, config: info.Config, stream: info.Stream, scope: s.scope, scopeIDs: s.env.ScopeIDs,
+		ackedTo: s.floor, failed: make(chan struct{}),
 		queue: make(chan *delivery, 4*prefetch), room: semaphore.NewWeighted(prefetchBytes),
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -206,16 +208,25 @@ func (p *pull) ended() bool {
 func (d *delivery) translate(out *relay.Message) {
 	out.Subject, out.Op, out.Body, out.Time, out.Token = d.Subject(), relay.OpEvent, d.Data(), d.stored, d
 	out.Origin = "nats:" + d.pull.stream
+	given, global := "", !d.pull.scopeIDs
 	for name, values := range d.Headers() {
+		global = global || relay.WroteRelay(name)
 		for _, value := range values {
 			if strings.EqualFold(name, nats.MsgIdHdr) {
-				out.ID = value
+				given = value
 				continue
 			}
 			out.AddWireHeader(name, value)
 		}
 	}
-	if out.ID == "" {
+	switch {
+	case out.ID != "": // the event's id, which a relay sent beside the other
+	case given != "" && global:
+		out.ID = given
+	default:
+		if given != "" {
+			out.AddWireHeader(nats.MsgIdHdr, given) // for event_id_from
+		}
 		out.ID = out.Origin + d.pull.scope + ":" + strconv.FormatUint(d.seq, 10)
 	}
 }

@@ -121,7 +121,7 @@ func (s *source) openConsumer(ctx context.Context) (*pull, error) {
 		}
 	}
 	s.floor = max(s.floor, ci.AckFloor.Stream)
-	return newPull(s.conn, consumer, s.scope, s.floor, wait), nil
+	return s.newPull(consumer, wait), nil
 }
 
 // meet returns the consumer, if the stream is the one to which the consumer's position

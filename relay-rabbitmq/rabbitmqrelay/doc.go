@@ -15,6 +15,8 @@
 // is its routing key. Without Pgtrickle-Op its op is its type if that is one of the
 // three, else event. Its origin is rabbitmq:QUEUE.
 //
+// A message of another producer has the id rabbitmq:QUEUE:MESSAGE-ID, or its offset in
+// a stream; with id_scope global it has its message-id.
 // Without message-id the id is rabbitmq:QUEUE:OFFSET in a stream. Elsewhere, with
 // id=hash, it is rabbitmq:QUEUE:sha256:HEX of the body: two messages with equal
 // bodies are then one.

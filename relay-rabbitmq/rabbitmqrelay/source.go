@@ -147,7 +147,9 @@ func (s *source) message(d *amqp.Delivery) relay.Message {
 		Origin:      "rabbitmq:" + s.cfg.Queue,
 	}
 	var deliveries int64
+	global := !s.env.ScopeIDs
 	for name, value := range d.Headers {
+		global = global || relay.WroteRelay(name)
 		switch name {
 		case headerStreamOffset:
 		case headerDeliveryCount:
@@ -160,9 +162,15 @@ func (s *source) message(d *amqp.Delivery) relay.Message {
 		m.Op = d.Type
 	}
 	m.Subject = cmp.Or(m.Subject, d.RoutingKey)
-	m.ID = cmp.Or(d.MessageId, m.ID)
-	if m.ID == "" {
+	switch m.ID = cmp.Or(d.MessageId, m.ID); {
+	case m.ID == "":
 		s.identify(&m, d)
+	case !global:
+		m.AddWireHeader("message-id", m.ID) // for event_id_from
+		m.ID = m.Origin + ":" + m.ID
+		if streamOffset(d) >= 0 {
+			s.identify(&m, d)
+		}
 	}
 	if limit := int64(s.cfg.MaxDeliveries); limit > 0 && deliveries >= limit {
 		m.Err = fmt.Errorf("delivered %d times before, max_deliveries is %d", deliveries, limit)

@@ -20,9 +20,9 @@
 //
 // The source reads all of this back. A message of another publisher gets:
 //
-//	id        its MessageGroupId, a space and its MessageDeduplicationId; or its
-//	          MessageId if the latter is missing or is the body's hash (a queue with
-//	          content-based deduplication: the same body may come again)
+//	id        its MessageId; with id_scope global its MessageGroupId, a space and its
+//	          MessageDeduplicationId, unless the latter is missing or is the body's
+//	          hash (a queue with content-based deduplication)
 //	key       its MessageGroupId
 //	subject   the queue's name
 //	op        event

@@ -187,7 +187,10 @@ func (s *source) message(in *types.Message) relay.Message {
 		m.Time = time.UnixMilli(millis)
 	}
 	if m.ID == "" { // from another publisher
-		m.ID = foreignID(in, m.Body)
+		m.ID = aws.ToString(in.MessageId)
+		if !s.env.ScopeIDs {
+			m.ID = foreignID(in, m.Body)
+		}
 		if m.Key == "" {
 			m.Key = in.Attributes["MessageGroupId"]
 		}

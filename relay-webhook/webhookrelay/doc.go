@@ -79,6 +79,9 @@
 // CloudEvent includes its source unless the relay made the event. An event of a batch
 // takes the id in its own body, else that of the request with its index: "<id>:0".
 //
+// Of a sender that is no relay, an id in the headers counts at its path only: it becomes
+// webhook:PATH:ID, unless id_scope is global.
+//
 // # Mapping of the source
 //
 //	message      from

@@ -26,6 +26,7 @@ var (
 type source struct {
 	cfg      sourceConfig
 	pipeline string
+	scopeIDs bool // see relay.Env
 	shared   *listeners
 	verify   verifier
 
@@ -53,7 +54,7 @@ type item struct {
 
 func newSource(ctx context.Context, env relay.Env, cfg sourceConfig, shared *listeners) (*source, error) {
 	s := &source{
-		cfg: cfg, pipeline: env.Pipeline, shared: shared, verify: newVerifier(&cfg),
+		cfg: cfg, pipeline: env.Pipeline, scopeIDs: env.ScopeIDs, shared: shared, verify: newVerifier(&cfg),
 		stop: make(chan struct{}), arrived: make(chan struct{}, 1), inFlight: make(map[string]*item),
 	}
 	if err := shared.add(ctx, s, env.Logger); err != nil {

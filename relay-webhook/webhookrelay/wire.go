@@ -10,9 +10,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/textproto"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -260,9 +262,22 @@ func (s *source) count(body []byte) int {
 	return n
 }
 
-// requestID is the id that the headers give. Where the sender signs an id, no
-// other is believed.
+// requestID returns the id that the headers give. If the sender is no relay, the id can
+// be unique at this path only.
 func (s *source) requestID(h http.Header, own string) string {
+	id := s.givenID(h, own)
+	switch {
+	case id == "" && s.cfg.Auth != authStandard && s.cfg.Auth != authStripe && s.cfg.Auth != authGitHub && h.Get("Ce-Id") != "":
+		return relay.CloudEventID(h.Get("Ce-Source"), h.Get("Ce-Id")) // a CloudEvent in binary mode
+	case id != "" && s.scopeIDs && !slices.ContainsFunc(slices.Collect(maps.Keys(h)), relay.WroteRelay):
+		return "webhook:" + s.cfg.Path + ":" + id
+	}
+	return id
+}
+
+// givenID returns the id in the headers, as it is. Where the sender signs an id, no other
+// is believed.
+func (s *source) givenID(h http.Header, own string) string {
 	switch s.cfg.Auth {
 	case authStandard:
 		return cmp.Or(h.Get(headerWebhookID), h.Get("Svix-Id"))
@@ -271,11 +286,7 @@ func (s *source) requestID(h http.Header, own string) string {
 	case authGitHub:
 		return h.Get("X-GitHub-Delivery")
 	}
-	id := cmp.Or(own, h.Get(headerWebhookID), h.Get("Svix-Id"), h.Get(headerIdempotencyKey))
-	if id == "" && h.Get("Ce-Id") != "" { // a CloudEvent in binary mode
-		id = relay.CloudEventID(h.Get("Ce-Source"), h.Get("Ce-Id"))
-	}
-	return id
+	return cmp.Or(own, h.Get(headerWebhookID), h.Get("Svix-Id"), h.Get(headerIdempotencyKey))
 }
 
 // split takes the elements of an array for events that share the request's
@@ -322,12 +333,18 @@ func (s *source) complete(m *relay.Message) error {
 		}
 		_ = json.Unmarshal(m.Body, &event) // one that is something else has no id
 		m.ID, m.Subject = event.ID, event.Type
+		if s.scopeIDs && m.ID != "" {
+			m.ID = m.Origin + ":" + m.ID
+		}
 	} else {
 		m.ID = bodyID(m.Body)
 	}
 	if m.ID == "" && s.cfg.OnMissingID == "hash" {
 		sum := sha256.Sum256(m.Body)
 		m.ID = "webhook:" + hex.EncodeToString(sum[:])
+		if s.scopeIDs {
+			m.ID = m.Origin + ":" + hex.EncodeToString(sum[:])
+		}
 	}
 	if m.ID == "" {
 		return errNoID

@@ -29,6 +29,10 @@ type Env struct {
 	// Checkpoint is where a source that is a Checkpointer goes on; zero at a
 	// pipeline's first start, and for a sink.
 	Checkpoint Checkpoint
+	// ScopeIDs is set for a source that must not take an id of a producer that is no
+	// relay for unique in the world. The message's place at the far end identifies it,
+	// or else the id together with the far end's name. See [WroteRelay].
+	ScopeIDs bool
 	// FarEnds is what KeepFarEnds stored last, for [RecallFarEnds]; "" at a pipeline's
 	// first start, and for a sink.
 	FarEnds string

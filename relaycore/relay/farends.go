@@ -27,13 +27,15 @@ type FarEnd struct {
 	// Pending is true from the decision to read from the beginning until the far end
 	// has stored that position. See [FarEnds.Began].
 	Pending bool `json:"pending,omitempty"`
+
+	scoped bool // ids carry the life in any case; see Env.ScopeIDs
 }
 
 // Scope returns what an id made of a position carries, so that it differs from the
-// ids of other lives. In the pipeline's first life it is empty.
+// ids of other lives. In the pipeline's first life it is empty, unless ids are scoped.
 func (e FarEnd) Scope() string {
 	switch {
-	case e.First && e.Restarts == 0:
+	case e.Restarts == 0 && (e.ID == "" || e.First && !e.scoped):
 		return ""
 	case e.Restarts == 0:
 		return "@" + string(e.ID)
@@ -83,7 +85,7 @@ func (f *FarEnds) Meet(ctx context.Context, kind, name string, now Incarnation) 
 		known.ID = now
 		return f.keep(ctx, name, known)
 	case known.ID.Same(now):
-		return known, nil
+		return f.scope(known), nil
 	case !f.restart:
 		return FarEnd{}, Fatal(fmt.Errorf("read %s %q: it was deleted and created again (%s, was %s); %s",
 			kind, name, now, known.ID, cureRecreated))
@@ -138,6 +140,11 @@ func EndsBefore(end, position any) string {
 	return fmt.Sprintf("it ends at %v, before the position %v: it lost messages or was created again", end, position)
 }
 
+func (f *FarEnds) scope(e FarEnd) FarEnd {
+	e.scoped = f.env.ScopeIDs
+	return e
+}
+
 // keep is called with the lock held. What could not be stored is not known either, so
 // that the next call tries again.
 func (f *FarEnds) keep(ctx context.Context, name string, e FarEnd) (FarEnd, error) {
@@ -153,5 +160,5 @@ func (f *FarEnds) keep(ctx context.Context, name string, e FarEnd) (FarEnd, erro
 		}
 	}
 	f.known = next
-	return e, nil
+	return f.scope(e), nil
 }

@@ -147,6 +147,13 @@ func (m *Message) AddWireHeader(name, value string) {
 	}
 }
 
+// WroteRelay reports whether a header of that name shows that a relay wrote the message.
+// Such a message's id is unique in the world.
+func WroteRelay(header string) bool {
+	const prefix = "Pgtrickle-"
+	return len(header) >= len(prefix) && strings.EqualFold(header[:len(prefix)], prefix)
+}
+
 // sameHeader spares a name that is spelled as we spell it the comparison without
 // regard to case.
 func sameHeader(name, ours string) bool { return name == ours || strings.EqualFold(name, ours) }

@@ -93,7 +93,7 @@ func (d *Database) Reverse(t testing.TB, name, source string, keys, more map[str
 	t.Helper()
 	nested := map[string]any{"type": source}
 	maps.Copy(nested, keys)
-	config := map[string]any{"source": nested, "inbox_table": "back"}
+	config := map[string]any{"source": nested, "inbox_table": "back", "id_scope": "global"} // the tests know messages by their ids
 	maps.Copy(config, more)
 	d.pipeline(t, "inbox", name, config)
 }

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/grove/pgtrickle-relay/relaycore/internal/migrate"
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
 )
 
@@ -56,7 +57,7 @@ func TestFormsOfCall(t *testing.T) {
 		t.Errorf("p_enabled => false gives enabled=%s", got)
 	}
 	run(t, pool, `SELECT pgtrickle.set_relay_inbox('r', 'box', '{"type":"nats","url":"nats://a","durable_name":"d"}')`)
-	want = `{"sink": {"inbox": "box", "schedule": "1s", "max_retries": 3, "retention_hours": 24, "with_dead_letter": true}, "source": {"url": "nats://a", "type": "nats", "durable_name": "d"}, "sink_type": "pg-inbox", "source_type": "nats"}`
+	want = `{"sink": {"inbox": "box", "schedule": "1s", "max_retries": 3, "retention_hours": 24, "with_dead_letter": true}, "source": {"url": "nats://a", "type": "nats", "durable_name": "d"}, "id_scope": "far_end", "sink_type": "pg-inbox", "source_type": "nats"}`
 	if got := one(t, pool, `SELECT config::text FROM pgtrickle.get_relay_config('r')`); got != want {
 		t.Errorf("positional inbox stores %s\nwant %s", got, want)
 	}
@@ -263,5 +264,28 @@ func TestDistance(t *testing.T) {
 		if got := one(t, pool, `SELECT pgtrickle._relay_distance($1, $2)::text`, tc.a, tc.b); got != tc.want {
 			t.Errorf("_relay_distance(%q, %q) = %s; want %s", tc.a, tc.b, got, tc.want)
 		}
+	}
+}
+
+// A pipeline from before id_scope keeps the ids that its inbox has, also when it is set
+// again. A new one has scoped ids.
+func TestIDScope(t *testing.T) {
+	t.Parallel()
+	pool := migrated(t)
+	const config = `{"inbox_table": "i", "source_type": "stdin"}`
+	run(t, pool, `INSERT INTO pgtrickle.relay_inbox_config (name, config) VALUES ('old', '`+config+`'), ('untouched', '`+config+`')`)
+	run(t, pool, `SELECT pgtrickle.set_relay_inbox('old', config => '`+config+`')`)
+	sql, err := migrate.SQL(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, pool, sql) // as Up of a later version does
+	run(t, pool, `SELECT pgtrickle.set_relay_inbox('new', config => '`+config+`')`)
+	run(t, pool, `SELECT pgtrickle.set_relay_inbox('new8', 'i', '{"type": "stdin"}')`)
+	run(t, pool, `SELECT pgtrickle.set_relay_inbox('chosen', config => '{"id_scope": "global", "inbox_table": "i", "source_type": "stdin"}')`)
+	var got string
+	err = pool.QueryRow(t.Context(), `SELECT string_agg(name || ' ' || (config ->> 'id_scope'), ', ' ORDER BY name) FROM pgtrickle.relay_inbox_config`).Scan(&got)
+	if want := "chosen global, new far_end, new8 far_end, old global, untouched global"; err != nil || got != want {
+		t.Errorf("scopes = %s, %v; want %s", got, err, want)
 	}
 }

@@ -107,6 +107,7 @@ func (e *ends) openReverse(ctx context.Context, from engine.State) error {
 	}
 	env := e.env()
 	env.Subject, env.Checkpoint = relay.Template{}, from.Checkpoint
+	env.ScopeIDs = s.IDScope == catalog.IDScopeFarEnd
 	env.FarEnds, env.KeepFarEnds = from.FarEnds, e.keepFarEnds
 	source, err := e.resolved.Backend.Source.Open(ctx, env, e.resolved.Config)
 	if err != nil {

@@ -62,11 +62,14 @@ func (e *ends) captureProblems(ctx context.Context) (notes []string, err error) 
 
 // notes describe how the outbox is read and ordered.
 func (e *ends) notes() []string {
+	s := e.resolved.Settings
 	src, ok := e.source.(*outbox.Source)
 	if !ok {
+		if s.IDScope != catalog.IDScopeFarEnd && s.EventIDFrom == "" {
+			return []string{"takes the ids of other producers for unique in the world: set id_scope to far_end where two of them can share one"}
+		}
 		return nil
 	}
-	s := e.resolved.Settings
 	method := map[string]string{"window": "snapshot windows", "fence": "the gap fence"}[src.Strategy()]
 	order := "has no key: order is kept within the pipeline only, and a dead letter holds nothing back; set key_field or key_template"
 	switch {

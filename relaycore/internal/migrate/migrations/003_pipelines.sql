@@ -54,6 +54,23 @@ BEGIN
 END $fn$;
 -- +end
 
+-- Reverse pipelines from before id_scope keep the ids that their inboxes have.
+
+-- +function pgtrickle._relay_with_id_scope(text, jsonb): adds the id_scope that a reverse pipeline has, or far_end for a new one
+CREATE OR REPLACE FUNCTION pgtrickle._relay_with_id_scope(p_name text, p_config jsonb) RETURNS jsonb
+LANGUAGE sql STABLE SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+    SELECT p_config || CASE WHEN p_config ? 'id_scope' THEN '{}' ELSE jsonb_build_object('id_scope', coalesce(
+        (SELECT coalesce(c.config ->> 'id_scope', 'global') FROM pgtrickle.relay_inbox_config c WHERE c.name = p_name), 'far_end')) END
+$fn$;
+-- +end
+
+DO $do$
+BEGIN
+    IF has_table_privilege('pgtrickle.relay_inbox_config', 'UPDATE') THEN
+        UPDATE pgtrickle.relay_inbox_config SET config = config || '{"id_scope": "global"}' WHERE NOT config ? 'id_scope';
+    END IF;
+END $do$;
+
 -- +function pgtrickle.set_relay_inbox(text, text, jsonb, integer, text, boolean, integer, boolean): creates or replaces a reverse pipeline
 CREATE OR REPLACE FUNCTION pgtrickle.set_relay_inbox(
     p_name text, p_inbox text, p_source jsonb, p_max_retries integer DEFAULT 3, p_schedule text DEFAULT '1s',
@@ -77,6 +94,7 @@ BEGIN
         'sink', jsonb_build_object('inbox', p_inbox, 'max_retries', p_max_retries, 'schedule', p_schedule,
                                    'with_dead_letter', p_with_dead_letter, 'retention_hours', p_retention_hours));
     PERFORM pgtrickle._relay_check_config('reverse', p_name, stored - 'source_type');
+    stored := pgtrickle._relay_with_id_scope(p_name, stored);
     INSERT INTO pgtrickle.relay_inbox_config (name, enabled, config) VALUES (p_name, p_enabled, stored)
         ON CONFLICT (name) DO UPDATE SET enabled = excluded.enabled, config = excluded.config;
 END $fn$;
@@ -101,7 +119,8 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_te
 #variable_conflict use_column
 BEGIN
     PERFORM pgtrickle._relay_check_config('reverse', p_name, set_relay_inbox.config);
-    INSERT INTO pgtrickle.relay_inbox_config (name, enabled, config) VALUES (p_name, false, set_relay_inbox.config)
+    INSERT INTO pgtrickle.relay_inbox_config (name, enabled, config)
+        VALUES (p_name, false, pgtrickle._relay_with_id_scope(p_name, set_relay_inbox.config))
         ON CONFLICT (name) DO UPDATE SET config = excluded.config;
 END $fn$;
 -- +end

@@ -1053,6 +1053,30 @@ $sql$;
     COMMENT ON FUNCTION pgtrickle.set_relay_outbox(text, text, text, jsonb, integer, boolean) IS 'pgtrickle-relay: creates or replaces a forward pipeline';
 END $do$;
 
+-- Reverse pipelines from before id_scope keep the ids that their inboxes have.
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_with_id_scope(text, jsonb)', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_with_id_scope(p_name text, p_config jsonb) RETURNS jsonb
+LANGUAGE sql STABLE SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+    SELECT p_config || CASE WHEN p_config ? 'id_scope' THEN '{}' ELSE jsonb_build_object('id_scope', coalesce(
+        (SELECT coalesce(c.config ->> 'id_scope', 'global') FROM pgtrickle.relay_inbox_config c WHERE c.name = p_name), 'far_end')) END
+$fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_with_id_scope(text, jsonb) IS 'pgtrickle-relay: adds the id_scope that a reverse pipeline has, or far_end for a new one';
+END $do$;
+
+DO $do$
+BEGIN
+    IF has_table_privilege('pgtrickle.relay_inbox_config', 'UPDATE') THEN
+        UPDATE pgtrickle.relay_inbox_config SET config = config || '{"id_scope": "global"}' WHERE NOT config ? 'id_scope';
+    END IF;
+END $do$;
+
 DO $do$
 BEGIN
     IF NOT pgtrickle._relay_claim('function', 'pgtrickle.set_relay_inbox(text, text, jsonb, integer, text, boolean, integer, boolean)', false) THEN
@@ -1081,6 +1105,7 @@ BEGIN
         'sink', jsonb_build_object('inbox', p_inbox, 'max_retries', p_max_retries, 'schedule', p_schedule,
                                    'with_dead_letter', p_with_dead_letter, 'retention_hours', p_retention_hours));
     PERFORM pgtrickle._relay_check_config('reverse', p_name, stored - 'source_type');
+    stored := pgtrickle._relay_with_id_scope(p_name, stored);
     INSERT INTO pgtrickle.relay_inbox_config (name, enabled, config) VALUES (p_name, p_enabled, stored)
         ON CONFLICT (name) DO UPDATE SET enabled = excluded.enabled, config = excluded.config;
 END $fn$;
@@ -1119,7 +1144,8 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_te
 #variable_conflict use_column
 BEGIN
     PERFORM pgtrickle._relay_check_config('reverse', p_name, set_relay_inbox.config);
-    INSERT INTO pgtrickle.relay_inbox_config (name, enabled, config) VALUES (p_name, false, set_relay_inbox.config)
+    INSERT INTO pgtrickle.relay_inbox_config (name, enabled, config)
+        VALUES (p_name, false, pgtrickle._relay_with_id_scope(p_name, set_relay_inbox.config))
         ON CONFLICT (name) DO UPDATE SET config = excluded.config;
 END $fn$;
 $sql$;
@@ -1282,7 +1308,7 @@ $sql$;
     COMMENT ON FUNCTION pgtrickle.list_relay_configs() IS 'pgtrickle-relay: all pipelines, by name';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (3, 'pipelines', '5c0201a752600acb')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (3, 'pipelines', '2a6223970d38634e')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 
