@@ -76,6 +76,15 @@ func (p *program) status(ctx context.Context, db *database) (*statusReport, erro
 		return nil, err
 	}
 
+	var keys []store.Key
+	for i := range db.pipelines {
+		keys = append(keys, db.pipelines[i].Key)
+	}
+	intruders, err := db.store.Intruders(ctx, keys)
+	if err != nil {
+		return nil, err
+	}
+
 	report := &statusReport{Group: p.common.group, Instances: []observe.InstanceStatus{}, Pipelines: []pipelineStatus{}}
 	for _, m := range members {
 		report.Instances = append(report.Instances, observe.InstanceStatus{
@@ -91,7 +100,9 @@ func (p *program) status(ctx context.Context, db *database) (*statusReport, erro
 			Delivered: c.Delivered, Skipped: c.Skipped, DeadLetters: n.Dead, Parked: n.Parked, Updated: c.Updated,
 		}
 		st.State, st.Error = stateOf(pl, c, members)
-		if c.Held {
+		if i := intruders[pl.Key]; i != nil && pl.Enabled {
+			st.State, st.Error = observe.StateFailing, i.Error()
+		} else if c.Held {
 			st.Owner = c.Owner
 		}
 		report.Pipelines = append(report.Pipelines, st)

@@ -320,11 +320,11 @@ func (d *daemon) newSupervisor() *supervisor.Supervisor {
 		Owners:      group.Owners,
 		Run:         runner.Run,
 		Sequences:   runner.Sequences,
-		DeadLetters: group.CountDeadLetters,
-		Report:      group.Report,
-		Drain:       d.cfg.DrainTimeout,
-		Metrics:     d.metrics,
-		Logger:      d.log,
+		DeadLetters: group.CountDeadLetters, Intruders: group.Intruders,
+		Report:  group.Report,
+		Drain:   d.cfg.DrainTimeout,
+		Metrics: d.metrics,
+		Logger:  d.log,
 	}, d.newKeeper)
 }
 

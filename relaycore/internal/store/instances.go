@@ -22,21 +22,27 @@ var (
 
 	// endSQL ends an earlier session of the same process. Its record identifies it.
 	endSQL = `SELECT pg_terminate_backend(h.pid) FROM pgtrickle.relay_instances i, LATERAL (` + holderSQL + `) AS h
-		WHERE i.instance_id = $1 AND i.lock_key = $2 AND i.hostname = $3 AND i.pid = $4 AND i.started_at = $5`
+		WHERE h.relay AND i.instance_id = $1 AND i.lock_key = $2 AND i.hostname = $3 AND i.pid = $4 AND i.started_at = $5`
 
 	// heldSQL describes the process that holds the lock, from its record and its session.
-	heldSQL = `SELECT coalesce(r.pid, 0), coalesce(host(a.client_addr), r.hostname, ''), coalesce(r.started_at, a.backend_start)
+	heldSQL = `SELECT coalesce(r.pid, 0), coalesce(host(a.client_addr), r.hostname, ''), coalesce(r.started_at, a.backend_start),
+			CASE WHEN NOT h.relay THEN quote_ident(a.usename) ELSE '' END, h.pid
 		FROM (VALUES ($2::bigint)) AS i (lock_key), LATERAL (` + holderSQL + `) AS h
 		JOIN pg_catalog.pg_stat_activity a ON a.pid = h.pid
 		LEFT JOIN pgtrickle.relay_instances r ON r.instance_id = $1 AND r.lock_key = $2`
 
-	// holderSQL finds the session that holds the lock of the instance i.
+	// holderSQL finds the session that holds the lock of the instance i, and whether it
+	// belongs to a relay.
 	//go:embed sql/instance_holder.sql
-	holderSQL string
+	holderTemplate string
+	holderSQL      = strings.ReplaceAll(holderTemplate, ":is_relay", isRelaySQL)
+
+	// aliveSQL finds that session if it belongs to a relay.
+	aliveSQL = `SELECT FROM (` + holderSQL + `) AS h WHERE h.relay`
 
 	//go:embed sql/instance_list.sql
 	instancesTemplate string
-	instancesSQL      = strings.ReplaceAll(instancesTemplate, ":holder", holderSQL)
+	instancesSQL      = strings.ReplaceAll(instancesTemplate, ":alive", aliveSQL)
 )
 
 // Instance is a process that shares the pipelines of a group.
@@ -66,9 +72,15 @@ type HeldError struct {
 	PID     int // of the process, on its host; 0 if it has no record
 	Address string
 	Started time.Time
+	Role    string // of a session that belongs to no relay; quoted, "" otherwise
+	Session int    // the session's process id on the server
 }
 
 func (e *HeldError) Error() string {
+	if e.Role != "" {
+		return fmt.Sprintf("role %s, which is no relay, holds the lock of instance id %q in session %d: run SELECT pg_terminate_backend(%d)",
+			e.Role, e.ID, e.Session, e.Session)
+	}
 	return fmt.Sprintf("instance id %q is in use by process %d at %s since %s: give each process an --instance-id of its own, or none",
 		e.ID, e.PID, cmp.Or(e.Address, "this host"), e.Started.UTC().Format(time.RFC3339))
 }
@@ -83,7 +95,7 @@ func Register(ctx context.Context, db pg.Querier, i Instance) error {
 	if err := Record(ctx, db, i); err != nil {
 		return err
 	}
-	_, err := db.Exec(ctx, `DELETE FROM pgtrickle.relay_instances i WHERE NOT EXISTS (`+holderSQL+`)`)
+	_, err := db.Exec(ctx, `DELETE FROM pgtrickle.relay_instances i WHERE NOT EXISTS (`+aliveSQL+`)`)
 	if err != nil {
 		return fmt.Errorf("delete dead instances: %w", err)
 	}
@@ -115,7 +127,7 @@ func lock(ctx context.Context, db pg.Querier, i Instance) error {
 		return nil
 	}
 	held := &HeldError{ID: i.ID}
-	err = db.QueryRow(ctx, heldSQL, i.ID, i.LockKey).Scan(&held.PID, &held.Address, &held.Started)
+	err = db.QueryRow(ctx, heldSQL, i.ID, i.LockKey).Scan(&held.PID, &held.Address, &held.Started, &held.Role, &held.Session)
 	if err != nil && !errors.Is(err, pgx.ErrNoRows) { // the holder may have ended just now
 		return fmt.Errorf("find the holder of the instance's lock: %w", err)
 	}
@@ -149,7 +161,7 @@ func SetDraining(ctx context.Context, db pg.Querier, id string) error {
 	return err
 }
 
-// Instances returns the live instances of the group: those whose lock is held.
+// Instances returns the live instances of the group: those whose lock a relay holds.
 func (s Store) Instances(ctx context.Context) ([]Instance, error) {
 	rows, err := s.db.Query(ctx, instancesSQL, s.group)
 	if err != nil {

@@ -101,6 +101,14 @@ func connection(up bool, err error) observe.Connection {
 
 // status describes one pipeline. The members are known while there is a session.
 func (s *Supervisor) status(p *catalog.Pipeline, members []lease.Instance, known bool) observe.PipelineStatus {
+	st := s.stateOf(p, members, known)
+	if i := s.intruders[p.Key]; i != nil && p.Enabled {
+		st.State, st.Error = observe.StateFailing, i.Error()
+	}
+	return st
+}
+
+func (s *Supervisor) stateOf(p *catalog.Pipeline, members []lease.Instance, known bool) observe.PipelineStatus {
 	st := observe.PipelineStatus{
 		Name: p.Name, Direction: string(p.Direction), Backend: p.Backend, State: observe.StateStandby, Since: s.started,
 	}

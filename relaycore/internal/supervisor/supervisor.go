@@ -47,6 +47,8 @@ type Config struct {
 	Sequences func(ctx context.Context, oids []uint32) (map[uint32]*int64, error)
 	// DeadLetters counts the group's dead letters; may be nil.
 	DeadLetters func(ctx context.Context) (map[catalog.Key]store.DeadLetterCounts, error)
+	// Intruders returns the sessions of other roles at the locks of pipelines; may be nil.
+	Intruders func(ctx context.Context, keys []catalog.Key) (map[catalog.Key]*store.Intruder, error)
 	// Report records that a pipeline cannot be started, for `status`; may be nil.
 	Report  func(ctx context.Context, key catalog.Key, reason string) error
 	Drain   time.Duration // how long a pipeline may take to drain
@@ -71,6 +73,7 @@ type Supervisor struct {
 	runners   map[catalog.Key]*runner
 	assigned  map[catalog.Key]string  // the instance that should run each pipeline
 	problems  map[catalog.Key]problem // pipelines of this instance that cannot be started
+	intruders map[catalog.Key]*store.Intruder
 	exited    []*runner
 	draining  bool
 	started   time.Time
@@ -237,11 +240,40 @@ func (s *Supervisor) loadAll(ctx context.Context) {
 		}
 		loading, cancel := context.WithTimeout(ctx, 10*time.Second)
 		snapshot, err := s.cfg.Load(loading)
+		if err == nil && s.cfg.Intruders != nil {
+			s.findIntruders(loading, snapshot)
+		}
 		cancel()
 		if ctx.Err() != nil {
 			return
 		}
 		s.loadedAs(snapshot, err)
+	}
+}
+
+// findIntruders looks for other roles at the locks of enabled pipelines.
+func (s *Supervisor) findIntruders(ctx context.Context, snapshot catalog.Snapshot) {
+	var keys []catalog.Key
+	for i := range snapshot {
+		if snapshot[i].Enabled {
+			keys = append(keys, snapshot[i].Key)
+		}
+	}
+	found, err := s.cfg.Intruders(ctx, keys)
+	if err != nil {
+		s.cfg.Logger.Warn("pipelines' locks not checked", "err", err)
+		return
+	}
+
+	s.mu.Lock()
+	before := s.intruders
+	s.intruders = found
+	s.mu.Unlock()
+	for key, i := range found {
+		if b := before[key]; b == nil || *b != *i {
+			s.cfg.Logger.Error("another role at pipeline's lock", "pipeline", key.Name, "direction", key.Direction,
+				"role", i.Role, "session", i.PID, "holds", i.Holds, "cure", i.Cure())
+		}
 	}
 }
 
