@@ -30,8 +30,12 @@
 // signal.
 //
 // After a failed write, for example on a full disk, the sink truncates the file to
-// the last whole batch. The engine retries without limit. When the sink
-// opens a file, it removes a line that a crash has left torn.
+// the last whole batch. The engine retries without limit.
+//
+// After a crash the sink removes a message that was left torn, if the stored position
+// proves that the file is its own. Any other file keeps all its bytes: the sink only
+// appends, on a new line. It creates files with mode 0640 and follows no link at path.
+// The check command opens nothing for writing.
 //
 // After a crash the sink reads back the ids in the file's tail, also through
 // rotation, and the engine skips what is there: effectively once. The id is the
@@ -45,7 +49,7 @@
 // once. The sink waits for a reader that stalls until the pipeline is stopped. It
 // completes a message that a write was cut in before it writes another one, even
 // if that comes from another pipeline of the process. A named pipe needs a reader
-// when it is opened.
+// when the first message is written.
 //
 // # Delivery from a file
 //
@@ -76,7 +80,7 @@
 //
 //	a body that is not JSON and does not fit on a line   permanent
 //	a line that is not JSON or is longer than max_line   permanent
-//	a directory or a permission that is missing          fatal
+//	a directory or a permission that is missing, a link  fatal
 //	a file of a source that did not only grow            fatal
 //	everything else: full disk, stalled reader           transient
 package stdoutrelay

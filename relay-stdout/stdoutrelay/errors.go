@@ -2,7 +2,10 @@ package stdoutrelay
 
 import (
 	"errors"
+	"fmt"
 	"os"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
@@ -15,6 +18,9 @@ var (
 
 // classify marks what an operator has to cure. A full disk is transient.
 func classify(err error) error {
+	if errors.Is(err, unix.ELOOP) {
+		return relay.Fatal(fmt.Errorf("%w; set path to the file that the link leads to", err))
+	}
 	if errors.Is(err, os.ErrPermission) || errors.Is(err, os.ErrNotExist) || errors.Is(err, errNotFile) {
 		return relay.Fatal(err)
 	}

@@ -7,7 +7,10 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
@@ -16,7 +19,8 @@ import (
 const headSize = 64
 
 // file appends to a file, and syncs after each batch. It removes what a failed write
-// leaves before it writes anything else.
+// leaves before it writes anything else. It opens the file when the engine first asks
+// for its position, so that the check command changes nothing.
 type file struct {
 	writer
 	cfg    sinkConfig
@@ -25,6 +29,7 @@ type file struct {
 	head   []byte // its first bytes, up to headSize
 	size   int64  // of what is whole and synced
 	dirty  int64  // bytes that a failed write left after size
+	inLine bool   // the file ends within another writer's line, or within a torn one
 	closed bool
 }
 
@@ -34,15 +39,16 @@ var (
 	_ relay.Guarantor = (*file)(nil)
 )
 
+// open opens the file, or creates it. It cuts nothing off: see [file.cutTorn].
 func (s *file) open() (err error) {
-	f, err := os.OpenFile(s.cfg.Path, os.O_RDWR|os.O_APPEND|os.O_CREATE, 0o644)
+	f, err := os.OpenFile(s.cfg.Path, os.O_RDWR|os.O_APPEND|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o640)
 	if err != nil {
-		return classify(fmt.Errorf("open %s: %w", s.cfg.Path, err))
+		return classify(err)
 	}
 	defer func() {
 		if err != nil {
 			_ = f.Close()
-			s.f, err = nil, classify(fmt.Errorf("open %s: %w", s.cfg.Path, err))
+			err = classify(fmt.Errorf("open %s: %w", s.cfg.Path, err))
 		}
 	}()
 	info, err := f.Stat()
@@ -52,19 +58,27 @@ func (s *file) open() (err error) {
 	if !info.Mode().IsRegular() {
 		return errNotFile
 	}
-	s.f, s.id, s.size, s.dirty = f, inode(info), info.Size(), 0
-	if err := s.cutTorn(); err != nil {
-		return fmt.Errorf("cut the torn end off: %w", err)
+	id, size := inode(info), info.Size()
+	head, last := make([]byte, min(headSize, size)), make([]byte, min(1, size))
+	_, err = f.ReadAt(head, 0)
+	if _, err2 := f.ReadAt(last, size-int64(len(last))); err != nil || err2 != nil {
+		return errors.Join(err, err2)
 	}
-	s.head = make([]byte, min(headSize, s.size))
-	_, err = io.ReadFull(io.NewSectionReader(f, 0, s.size), s.head)
-	return err
+	s.f, s.id, s.size, s.dirty, s.head = f, id, size, 0, head
+	s.inLine = s.cfg.Format != "raw" && size > 0 && last[0] != '\n'
+	return nil
 }
 
-// cutTorn removes a message that a crash left unfinished at the file's end.
-func (s *file) cutTorn() error {
+// cutTorn removes a message that a crash left unfinished after at. The file must be
+// that of at by some of its bytes: another program's may have the inode of a deleted
+// file. Such a file keeps all its bytes, and the first message begins on a new line.
+func (s *file) cutTorn(at *position) error {
+	info, err := s.f.Stat()
+	if err != nil || at.HeadLength == 0 || !at.isIn(s.f, info) {
+		return err
+	}
 	for window := int64(64 << 10); ; window *= 4 {
-		window = min(window, s.size)
+		window = min(window, s.size-at.Offset)
 		tail := make([]byte, window)
 		if _, err := s.f.ReadAt(tail, s.size-window); err != nil && !errors.Is(err, io.EOF) {
 			return err
@@ -73,9 +87,11 @@ func (s *file) cutTorn() error {
 		if keep == len(tail) {
 			return nil
 		}
-		if keep > 0 || window == s.size {
-			s.size += int64(keep - len(tail))
-			return s.f.Truncate(s.size)
+		if keep > 0 || window == s.size-at.Offset {
+			if err := s.f.Truncate(s.size - window + int64(keep)); err != nil {
+				return err
+			}
+			return s.ready()
 		}
 	}
 }
@@ -109,12 +125,10 @@ func (s *file) Publish(ctx context.Context, batch []relay.Message) error {
 // where the last batch ended.
 func (s *file) ready() error {
 	if s.f != nil {
-		info, err := os.Stat(s.cfg.Path)
-		if err != nil || inode(info) != s.id { // logrotate has moved it
+		info, err := os.Lstat(s.cfg.Path)
+		if err != nil || inode(info) != s.id || info.Size() != s.size+s.dirty { // logrotate moved it, or another process wrote to it
 			_ = s.f.Close()
 			s.f = nil
-		} else if info.Size() != s.size+s.dirty {
-			s.size, s.dirty = info.Size(), 0 // another process cut it or wrote to it
 		}
 	}
 	if s.f == nil {
@@ -133,6 +147,9 @@ func (s *file) write() error {
 	if len(s.buf) == 0 {
 		return nil
 	}
+	if s.inLine {
+		s.buf = slices.Insert(s.buf, 0, '\n')
+	}
 	n, err := s.f.Write(s.buf)
 	if err == nil {
 		err = s.f.Sync()
@@ -143,6 +160,7 @@ func (s *file) write() error {
 	}
 	s.head = append(s.head, s.buf[:min(headSize-len(s.head), len(s.buf))]...)
 	s.size += int64(len(s.buf))
+	s.inLine = false
 	return nil
 }
 
@@ -205,7 +223,10 @@ func (s *file) Close() error {
 }
 
 // Ping implements [relay.Pinger].
-func (s *file) Ping(context.Context) error { return s.ready() }
+func (s *file) Ping(context.Context) error {
+	_, err := look(s.cfg.Path)
+	return err
+}
 
 // Destination implements [relay.Router].
 func (s *file) Destination(*relay.Message) (string, error) { return s.cfg.Path, nil }

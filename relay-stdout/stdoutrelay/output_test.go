@@ -50,16 +50,17 @@ func TestPipeWithoutReader(t *testing.T) {
 	t.Parallel()
 	path, outs := newPipe(t), newOutputs(os.Stdout)
 	var err error
-	within(t, "newSink", func() { _, err = newSink(sinkConfig{Format: "jsonl", Path: path}, outs) })
+	s := openStream(t, outs, path)
+	within(t, "Publish", func() { err = s.Publish(t.Context(), []relay.Message{event(1, "{}")}) })
 	if err == nil || relay.IsFatal(err) || relay.IsPermanent(err) || !strings.Contains(err.Error(), "no reader") {
-		t.Errorf("newSink on a pipe without a reader = %v, want a transient error that says so", err)
+		t.Errorf("Publish to a pipe without a reader = %v, want a transient error that says so", err)
 	}
 	r, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	if err := openStream(t, outs, path).Publish(t.Context(), []relay.Message{event(1, "{}")}); err != nil {
+	if err := s.Publish(t.Context(), []relay.Message{event(1, "{}")}); err != nil {
 		t.Errorf("Publish to a pipe with a reader = %v", err)
 	}
 }

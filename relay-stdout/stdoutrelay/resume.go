@@ -13,6 +13,8 @@ import (
 	"os"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
@@ -49,6 +51,11 @@ func inode(info os.FileInfo) uint64 {
 
 // Position implements [relay.Resumer].
 func (s *file) Position(context.Context) (string, error) {
+	if s.f == nil {
+		if err := s.open(); err != nil {
+			return "", err
+		}
+	}
 	text, err := json.Marshal(position{s.id, crc32.ChecksumIEEE(s.head), int64(len(s.head)), s.size})
 	return string(text), err
 }
@@ -66,6 +73,9 @@ func (s *file) Resume(ctx context.Context, text string, seen func(id string)) er
 	if err := s.ready(); err != nil {
 		return err
 	}
+	if err := s.cutTorn(&at); err != nil {
+		return fmt.Errorf("cut the torn end of %s: %w", s.cfg.Path, err)
+	}
 	for n, found := 0, false; !found && exists(s.rotated(n)); n++ {
 		var err error
 		if found, err = s.readIDs(ctx, s.rotated(n), at, seen); err != nil {
@@ -79,7 +89,7 @@ func (s *file) Resume(ctx context.Context, text string, seen func(id string)) er
 // after at if at is in that file. It reads line by line, so that a line of another
 // writer hides no other line.
 func (s *file) readIDs(ctx context.Context, path string, at position, seen func(id string)) (found bool, err error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return false, err
 	}

@@ -1,7 +1,12 @@
 package stdoutrelay
 
 import (
+	"errors"
 	"os"
+	"path/filepath"
+	"slices"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
@@ -10,23 +15,46 @@ import (
 const maxKeptBuffer = 16 << 20
 
 func newSink(cfg sinkConfig, outs *outputs) (relay.Sink, error) {
-	info, err := os.Stat(cfg.Path)
-	if cfg.Path == "" || err == nil && !info.Mode().IsRegular() { // a pipe, a device
-		out, err := outs.acquire(cfg.Path)
-		if err != nil {
-			return nil, err
-		}
-		s := &stream{outs: outs, out: out}
+	regular, err := look(cfg.Path)
+	if err != nil {
+		return nil, err
+	}
+	if !regular { // a pipe, a device
+		s := &stream{outs: outs, path: cfg.Path}
 		s.format = cfg.Format
 		return s, nil
 	}
 	f := &file{cfg: cfg}
 	f.format = cfg.Format
-	if err := f.open(); err != nil {
-		return nil, err
-	}
 	return f, nil
 }
+
+// look reports whether there is, or would be, a regular file at path, and why the sink
+// could not open it. It opens nothing: a pipe's reader would see its writer go.
+func look(path string) (regular bool, err error) {
+	if path == "" || slices.Contains(ownOutputs, path) {
+		return false, nil
+	}
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		regular, err = true, unix.Access(filepath.Dir(path), unix.W_OK|unix.X_OK)
+	case err != nil:
+	case info.Mode()&os.ModeSymlink != 0:
+		err = unix.ELOOP
+	case info.IsDir():
+		err = errNotFile
+	default:
+		regular, err = info.Mode().IsRegular(), unix.Access(path, unix.W_OK)
+	}
+	if err != nil {
+		return false, classify(&os.PathError{Op: "open", Path: path, Err: err})
+	}
+	return regular, nil
+}
+
+// ownOutputs are links to what the process has open, not to files.
+var ownOutputs = []string{"/dev/stdout", "/dev/stderr"}
 
 // writer lays a batch out in one buffer, so that one call writes it.
 type writer struct {

@@ -63,28 +63,38 @@ func TestLayouts(t *testing.T) {
 	}
 }
 
+// After a crash the position proves that the file is the pipeline's own. The sink cuts
+// what follows the last whole message, and nothing before the position.
 func TestTornEndIsCut(t *testing.T) {
 	t.Parallel()
-	for name, tc := range map[string]struct{ format, before, want string }{
-		"jsonl":               {"jsonl", "{\"a\":1}\n{\"b\":", "{\"a\":1}\n"},
-		"jsonl whole":         {"jsonl", "{\"a\":1}\n", "{\"a\":1}\n"},
-		"jsonl nothing whole": {"jsonl", "{\"b\":", ""},
-		"jsonl long":          {"jsonl", "{\"a\":1}\n\"" + strings.Repeat("x", 300_000), "{\"a\":1}\n"},
-		"csv":                 {"csv", csvHeader + "a,b", csvHeader},
-		"pretty":              {"json_pretty", "{\n  \"a\": 1\n}\n{\n  \"b\": {\n  }\n", "{\n  \"a\": 1\n}\n"},
-		"pretty scalar":       {"json_pretty", "1\n[\n  2,\n", "1\n"},
-		"pretty empty":        {"json_pretty", "{}\n{\n", "{}\n"},
-		"raw":                 {"raw", "abc", "abc"},
+	for name, tc := range map[string]struct{ format, settled, after, want string }{
+		"jsonl":               {"jsonl", "{\"a\":1}\n", "{\"b\":", ""},
+		"jsonl whole":         {"jsonl", "{\"a\":1}\n", "{\"b\":2}\n", "{\"b\":2}\n"},
+		"jsonl several":       {"jsonl", "{\"a\":1}\n", "{\"b\":2}\n{\"c\"", "{\"b\":2}\n"},
+		"jsonl long":          {"jsonl", "{\"a\":1}\n", "\"" + strings.Repeat("x", 300_000), ""},
+		"jsonl long, several": {"jsonl", "{\"a\":1}\n", "{\"b\":2}\n\"" + strings.Repeat("x", 300_000), "{\"b\":2}\n"},
+		"jsonl in a line":     {"jsonl", "not ours", "\n{\"b\":", "\n"},
+		"csv":                 {"csv", csvHeader, "a,b", ""},
+		"pretty":              {"json_pretty", "{\n  \"a\": 1\n}\n", "{\n  \"b\": {\n  }\n", ""},
+		"pretty scalar":       {"json_pretty", "1\n", "[\n  2,\n", ""},
+		"pretty empty":        {"json_pretty", "{}\n", "{\n", ""},
+		"raw":                 {"raw", "abc", "def", "def"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			path := filepath.Join(t.TempDir(), "out")
-			if err := os.WriteFile(path, []byte(tc.before), 0o600); err != nil {
+			appendTo(t, path, []byte(tc.settled))
+			cfg := sinkConfig{Format: tc.format, Path: path}
+			at, err := openFile(t, cfg).Position(t.Context())
+			if err != nil {
 				t.Fatal(err)
 			}
-			openFile(t, sinkConfig{Format: tc.format, Path: path})
-			if got, _ := os.ReadFile(path); string(got) != tc.want {
-				t.Fatalf("after opening, the file is %.80q, want %q", got, tc.want)
+			appendTo(t, path, []byte(tc.after))
+			if err := openFile(t, cfg).Resume(t.Context(), at, func(string) {}); err != nil {
+				t.Fatal(err)
+			}
+			if got, _ := os.ReadFile(path); string(got) != tc.settled+tc.want {
+				t.Fatalf("after resuming, the file is %.80q, want %q", got, tc.settled+tc.want)
 			}
 		})
 	}

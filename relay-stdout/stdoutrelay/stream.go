@@ -11,7 +11,8 @@ import (
 type stream struct {
 	writer
 	outs   *outputs
-	out    *output
+	path   string
+	out    *output // nil before the first message
 	began  bool
 	cut    string // id of the message whose rest the output completes
 	closed bool
@@ -30,6 +31,12 @@ func (s *stream) Publish(ctx context.Context, batch []relay.Message) error {
 	}
 	if err := ctx.Err(); err != nil {
 		return err
+	}
+	if s.out == nil {
+		var err error
+		if s.out, err = s.outs.acquire(s.path); err != nil {
+			return err
+		}
 	}
 	if err := s.out.begin(ctx); err != nil {
 		return err
@@ -73,16 +80,16 @@ func (w *writer) begin(i int) int {
 
 // Close implements [relay.Sink].
 func (s *stream) Close() error {
-	if s.closed {
+	wasOpen := s.out != nil && !s.closed
+	if s.closed = true; !wasOpen {
 		return nil
 	}
-	s.closed = true
 	return s.outs.release(s.out)
 }
 
 // Ping implements [relay.Pinger].
 func (s *stream) Ping(context.Context) error {
-	_, err := s.out.f.Stat()
+	_, err := look(s.path)
 	return err
 }
 
