@@ -100,6 +100,48 @@ CREATE TABLE pgtrickle.relay_dead_letters (
 CREATE INDEX IF NOT EXISTS relay_dead_letters_by_key
     ON pgtrickle.relay_dead_letters (relay_group_id, direction, pipeline, key, id);
 
+-- +table pgtrickle.relay_snapshots: for each pipeline that compares snapshots, how far it is in its outbox
+CREATE TABLE pgtrickle.relay_snapshots (
+    id             bigint   GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    relay_group_id text     NOT NULL,
+    pipeline       text     NOT NULL,
+    outbox_table   bigint   NOT NULL,
+    sequence_file  bigint   NOT NULL,
+    emitted_id     bigint   NOT NULL,
+    compared_id    bigint   NOT NULL,
+    removed_id     bigint   NOT NULL,
+    full_refresh   boolean  NOT NULL,
+    columns        text[],
+    UNIQUE (relay_group_id, pipeline)
+);
+-- +end
+
+-- +table pgtrickle.relay_snapshot_rows: the rows of the last snapshot that was compared
+CREATE TABLE pgtrickle.relay_snapshot_rows (
+    snapshot_id bigint  NOT NULL,
+    row_id      text    NOT NULL,
+    occurrence  integer NOT NULL,
+    hash        bytea   NOT NULL,
+    row         jsonb   NOT NULL,
+    PRIMARY KEY (snapshot_id, row_id, occurrence)
+);
+-- +end
+
+-- +table pgtrickle.relay_snapshot_changes: the changes that outbox rows brought, until they are delivered
+CREATE TABLE pgtrickle.relay_snapshot_changes (
+    snapshot_id  bigint  NOT NULL,
+    outbox_id    bigint  NOT NULL,
+    n            integer NOT NULL,
+    op           text    NOT NULL,
+    row_id       text    NOT NULL,
+    occurrence   integer NOT NULL,
+    full_refresh boolean NOT NULL,
+    row          jsonb   NOT NULL,
+    before       jsonb,
+    PRIMARY KEY (snapshot_id, outbox_id, n)
+);
+-- +end
+
 -- +table pgtrickle.relay_backend_keys: what each backend accepts in a configuration; backend * holds the keys of every pipeline
 CREATE TABLE pgtrickle.relay_backend_keys (
     backend       text    NOT NULL,

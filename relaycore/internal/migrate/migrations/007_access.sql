@@ -77,6 +77,9 @@ BEGIN
             ('relay_instances', 'SELECT, INSERT, UPDATE, DELETE'),
             ('relay_cursors', 'SELECT, INSERT, UPDATE, DELETE'),
             ('relay_dead_letters', 'SELECT, INSERT, UPDATE, DELETE'),
+            ('relay_snapshots', 'SELECT, INSERT, UPDATE, DELETE'),
+            ('relay_snapshot_rows', 'SELECT, INSERT, UPDATE, DELETE'),
+            ('relay_snapshot_changes', 'SELECT, INSERT, UPDATE, DELETE'),
             ('relay_outboxes', 'SELECT'), ('pgt_outbox_config', 'SELECT'), ('pgt_inbox_config', 'SELECT'),
             ('pgt_consumer_groups', 'SELECT'), ('pgt_consumer_offsets', 'SELECT')) g(name, privileges)
             WHERE to_regclass('pgtrickle.' || g.name) IS NOT NULL

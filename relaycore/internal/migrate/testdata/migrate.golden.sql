@@ -341,6 +341,69 @@ CREATE INDEX IF NOT EXISTS relay_dead_letters_by_key
 
 DO $do$
 BEGIN
+    IF NOT pgtrickle._relay_claim('table', 'pgtrickle.relay_snapshots', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE TABLE pgtrickle.relay_snapshots (
+    id             bigint   GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    relay_group_id text     NOT NULL,
+    pipeline       text     NOT NULL,
+    outbox_table   bigint   NOT NULL,
+    sequence_file  bigint   NOT NULL,
+    emitted_id     bigint   NOT NULL,
+    compared_id    bigint   NOT NULL,
+    removed_id     bigint   NOT NULL,
+    full_refresh   boolean  NOT NULL,
+    columns        text[],
+    UNIQUE (relay_group_id, pipeline)
+);
+$sql$;
+    COMMENT ON TABLE pgtrickle.relay_snapshots IS 'pgtrickle-relay: for each pipeline that compares snapshots, how far it is in its outbox';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('table', 'pgtrickle.relay_snapshot_rows', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE TABLE pgtrickle.relay_snapshot_rows (
+    snapshot_id bigint  NOT NULL,
+    row_id      text    NOT NULL,
+    occurrence  integer NOT NULL,
+    hash        bytea   NOT NULL,
+    row         jsonb   NOT NULL,
+    PRIMARY KEY (snapshot_id, row_id, occurrence)
+);
+$sql$;
+    COMMENT ON TABLE pgtrickle.relay_snapshot_rows IS 'pgtrickle-relay: the rows of the last snapshot that was compared';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('table', 'pgtrickle.relay_snapshot_changes', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE TABLE pgtrickle.relay_snapshot_changes (
+    snapshot_id  bigint  NOT NULL,
+    outbox_id    bigint  NOT NULL,
+    n            integer NOT NULL,
+    op           text    NOT NULL,
+    row_id       text    NOT NULL,
+    occurrence   integer NOT NULL,
+    full_refresh boolean NOT NULL,
+    row          jsonb   NOT NULL,
+    before       jsonb,
+    PRIMARY KEY (snapshot_id, outbox_id, n)
+);
+$sql$;
+    COMMENT ON TABLE pgtrickle.relay_snapshot_changes IS 'pgtrickle-relay: the changes that outbox rows brought, until they are delivered';
+END $do$;
+
+DO $do$
+BEGIN
     IF NOT pgtrickle._relay_claim('table', 'pgtrickle.relay_backend_keys', false) THEN
         RETURN;
     END IF;
@@ -519,7 +582,7 @@ $sql$;
     COMMENT ON TABLE pgtrickle.pgt_inbox_priority_config IS 'pgtrickle-relay: priorities of inboxes';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (1, 'tables', 'aa8ff1170e963ea9')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (1, 'tables', '66702cc3c541cbce')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 
@@ -3280,6 +3343,9 @@ BEGIN
             ('relay_instances', 'SELECT, INSERT, UPDATE, DELETE'),
             ('relay_cursors', 'SELECT, INSERT, UPDATE, DELETE'),
             ('relay_dead_letters', 'SELECT, INSERT, UPDATE, DELETE'),
+            ('relay_snapshots', 'SELECT, INSERT, UPDATE, DELETE'),
+            ('relay_snapshot_rows', 'SELECT, INSERT, UPDATE, DELETE'),
+            ('relay_snapshot_changes', 'SELECT, INSERT, UPDATE, DELETE'),
             ('relay_outboxes', 'SELECT'), ('pgt_outbox_config', 'SELECT'), ('pgt_inbox_config', 'SELECT'),
             ('pgt_consumer_groups', 'SELECT'), ('pgt_consumer_offsets', 'SELECT')) g(name, privileges)
             WHERE to_regclass('pgtrickle.' || g.name) IS NOT NULL
@@ -3330,7 +3396,7 @@ $sql$;
     COMMENT ON FUNCTION pgtrickle.relay_grant_access() IS 'pgtrickle-relay: gives the role pgtrickle_relay what a relay needs on everything that exists now; returns the statements that someone with more rights must run';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (7, 'access', 'df286f32a85309a0')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (7, 'access', '0cf6e88f0b902ed3')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 

@@ -103,6 +103,14 @@ func (t *Table) ConsumedName() string {
 // stream table. That can change while the outbox is read.
 func (t *Table) Registered() bool { return t.extension }
 
+// Stream returns the stream table's name, quoted for SQL; "" = unknown.
+func (t *Table) Stream() string {
+	if t.stream.Table == "" || t.stream.Schema == "" {
+		return ""
+	}
+	return pg.Identifier(t.stream.Schema, t.stream.Table)
+}
+
 // Type returns a column's type as format_type prints it, "" if there is no such column.
 func (t *Table) Type(column string) string { return t.types[column].typ }
 
