@@ -37,6 +37,7 @@ An unknown key, a wrong type and an unknown variable are refused when the pipeli
 | size | a number of bytes, or `"64MiB"` |
 | list | a JSON list, or a string with commas |
 | template | text with `{stream_table}`, `{op}`, `{outbox_id}`, `{refresh_id}` and `{row.FIELD}`; `{{` is a brace |
+| settings | an object with keys of its own |
 | secret | a string that is never shown; write it as `${env:NAME}` or `${file:/path}` |
 
 Every string may hold `${env:NAME}`, `${ENV:NAME}` and `${file:/path}`. The relay resolves them when

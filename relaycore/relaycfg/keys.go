@@ -14,7 +14,7 @@ import (
 // Key describes one key of a configuration.
 type Key struct {
 	Name     string          `json:"name"`
-	Type     string          `json:"type"` // string, integer, number, boolean, duration, size, list, object, template, secret
+	Type     string          `json:"type"` // string, integer, number, boolean, duration, size, list, object, settings, template, secret
 	Required bool            `json:"required,omitempty"`
 	Default  json.RawMessage `json:"default,omitempty"` // absent when the default is empty
 	Aliases  []string        `json:"aliases,omitempty"`
@@ -104,6 +104,8 @@ func typeName(t reflect.Type) string {
 		return "list"
 	case reflect.Map:
 		return "object"
+	case reflect.Struct:
+		return "settings"
 	default:
 		return "string"
 	}

@@ -22,7 +22,8 @@
 //
 // A field is a string, bool, int, int64, float64, map[string]string or
 // map[string]relay.Template. Or it has one of the types [List], [Ints], [Duration],
-// [Size], [Secret], [Secrets], relay.Template, or any type with UnmarshalText.
+// [Size], [Secret], [Secrets], relay.Template, any type with UnmarshalText, or a struct
+// whose UnmarshalJSON calls [Decode].
 //
 // [Sink] and [Source] make the factories of a backend from such a struct.
 package relaycfg
@@ -81,7 +82,7 @@ func Decode(raw json.RawMessage, cfg any) error {
 		}
 		seen[key.Name] = spelled
 		if err := set(target.FieldByIndex(key.index), key, unit, values[spelled]); err != nil {
-			errs = append(errs, Errorf(spelled, "%s", err))
+			errs = append(errs, within(spelled, err))
 		}
 	}
 	for _, key := range keys {
@@ -96,6 +97,14 @@ func Decode(raw json.RawMessage, cfg any) error {
 		return v.Validate()
 	}
 	return nil
+}
+
+// within returns err as a problem of key, or of a key inside it.
+func within(key string, err error) error {
+	if e, ok := errors.AsType[*Error](err); ok {
+		return Errorf(key+"."+e.Key, "%s", e.Problem)
+	}
+	return Errorf(key, "%s", err)
 }
 
 func failed(errs []error, key string) bool {

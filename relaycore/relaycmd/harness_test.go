@@ -57,6 +57,7 @@ type spoolConfig struct {
 	Delay  relaycfg.Duration `json:"delay" doc:"How long a publish takes."`
 	Token  relaycfg.Secret   `json:"token" doc:"Anything."`
 	Full   bool              `json:"full" doc:"Write what a message says, not only its id."`
+	Whole  bool              `json:"whole" doc:"Write all fields of a message as JSON."`
 	Poison string            `json:"poison" doc:"Refuse messages whose row has this in it, as long as there is a file PATH.poison."`
 }
 
@@ -122,6 +123,14 @@ func (s *spoolSink) poisoned(m *relay.Message) bool {
 }
 
 func (s *spoolSink) line(b *bytes.Buffer, m *relay.Message) {
+	if s.c.Whole {
+		whole, _ := json.Marshal(map[string]any{
+			"id": m.ID, "subject": m.Subject, "key": m.Key, "headers": m.WireHeaders(nil),
+			"row": string(m.Row), "before": string(m.Before), "body": string(m.Body),
+		})
+		b.Write(append(whole, '\n'))
+		return
+	}
 	b.WriteString(m.ID)
 	if s.c.Full {
 		b.WriteString(" " + m.Op)

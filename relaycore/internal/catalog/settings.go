@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/reshape"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
 )
@@ -19,14 +20,15 @@ type Settings struct {
 
 // Common are the keys of both directions.
 type Common struct {
-	BatchSize         int               `json:"batch_size" relay:"min=1" doc:"Messages one receive may return."`
-	PollInterval      relaycfg.Duration `json:"poll_interval_ms" relay:"alias=poll_interval" doc:"Upper bound of the pause between two polls of an idle source; twice as long for an outbox that has been quiet for ten seconds."`
-	MaxInFlightBytes  relaycfg.Size     `json:"max_in_flight_bytes" relay:"min=1" doc:"Bytes that may be between source and sink."`
-	Format            string            `json:"format" relay:"enum=envelope|payload|cloudevents|debezium" doc:"Shape of the bodies: as they are written, or as they arrive."`
-	OnError           string            `json:"on_error" relay:"enum=park|skip|halt" doc:"What a permanent failure of one message does: park its key behind it, skip it, or halt the pipeline."`
-	RateLimitMessages int64             `json:"rate_limit_messages" relay:"min=0" doc:"Messages a second at most; 0 is no limit."`
-	RateLimitBytes    relaycfg.Size     `json:"rate_limit_bytes" doc:"Bytes a second at most; 0 is no limit."`
-	RetentionHours    int64             `json:"retention_hours" relay:"min=0" doc:"Accepted as pg_trickle stores it. Retention belongs to the outbox or inbox, not to the pipeline."`
+	BatchSize         int                   `json:"batch_size" relay:"min=1" doc:"Messages one receive may return."`
+	PollInterval      relaycfg.Duration     `json:"poll_interval_ms" relay:"alias=poll_interval" doc:"Upper bound of the pause between two polls of an idle source; twice as long for an outbox that has been quiet for ten seconds."`
+	MaxInFlightBytes  relaycfg.Size         `json:"max_in_flight_bytes" relay:"min=1" doc:"Bytes that may be between source and sink."`
+	Format            string                `json:"format" relay:"enum=envelope|payload|cloudevents|debezium" doc:"Shape of the bodies: as they are written, or as they arrive."`
+	Columns           reshape.ColumnsConfig `json:"columns" doc:"Which columns of a row travel, and which are masked: an object with include or exclude (lists), mask (an object of null, hash or last4 by column) and salt (a secret for hash)."`
+	OnError           string                `json:"on_error" relay:"enum=park|skip|halt" doc:"What a permanent failure of one message does: park its key behind it, skip it, or halt the pipeline."`
+	RateLimitMessages int64                 `json:"rate_limit_messages" relay:"min=0" doc:"Messages a second at most; 0 is no limit."`
+	RateLimitBytes    relaycfg.Size         `json:"rate_limit_bytes" doc:"Bytes a second at most; 0 is no limit."`
+	RetentionHours    int64                 `json:"retention_hours" relay:"min=0" doc:"Accepted as pg_trickle stores it. Retention belongs to the outbox or inbox, not to the pipeline."`
 }
 
 // Forward are the keys of a pipeline from an outbox to a broker.

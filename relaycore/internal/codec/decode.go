@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/jsonscan"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/reshape"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
@@ -26,11 +27,16 @@ type DecoderConfig struct {
 	EventTypeFrom   string
 	AggregateIDFrom string
 	SourceFrom      string
+	// Columns change the rows, and the bodies around them, before anything else is made
+	// of them. nil changes nothing.
+	Columns *reshape.Columns
 }
 
 // Decoder fills Row, and the other fields that are in the body, of reverse messages.
-// It holds no state and may be used by several goroutines.
+// It is used by one goroutine.
 type Decoder struct {
+	columns                  *reshape.Columns
+	images                   bool // bodies have a row before and one after the change
 	unwrap                   func(m *relay.Message) error
 	id, subject, key, origin picker
 }
@@ -40,7 +46,7 @@ type picker func(m *relay.Message) (string, bool)
 // NewDecoder returns an error when the format is unknown or a From field has no
 // meaning.
 func NewDecoder(cfg DecoderConfig) (*Decoder, error) {
-	d := new(Decoder)
+	d := &Decoder{columns: cfg.Columns, images: cfg.Format == FormatDebezium}
 	switch cfg.Format {
 	case "", FormatEnvelope:
 		d.unwrap = unwrapEnvelope
@@ -94,8 +100,11 @@ func bodyText(body []byte, path []string) (string, bool) {
 // what its inbox row is to be made from, gets an Err.
 func (d *Decoder) Decode(batch []relay.Message) {
 	for i := range batch {
-		if m := &batch[i]; m.Err == nil {
+		switch m := &batch[i]; {
+		case m.Err == nil:
 			m.Err = d.decode(m)
+		case d.columns != nil:
+			d.columns.Apply(m)
 		}
 	}
 }
@@ -106,7 +115,16 @@ func (d *Decoder) decode(m *relay.Message) error {
 	if !tombstone {
 		m.Row = m.Body
 		if err := d.unwrap(m); err != nil {
-			return relay.Permanent(err)
+			m.Err = relay.Permanent(err)
+			if d.columns != nil {
+				d.columns.Apply(m)
+			}
+			return m.Err
+		}
+	}
+	if d.columns != nil {
+		if err := d.applyColumns(m); err != nil {
+			return err
 		}
 	}
 	for _, p := range []struct {
@@ -135,6 +153,37 @@ func (d *Decoder) decode(m *relay.Message) error {
 		m.Op = relay.OpEvent
 	}
 	return nil
+}
+
+// applyColumns changes the row, and the row's text in the body: a dead letter keeps the
+// body, and other fields may be taken from it.
+func (d *Decoder) applyColumns(m *relay.Message) error {
+	body, images := m.Body, [][]byte{m.Row, m.Before}
+	if d.images {
+		for _, at := range [][]string{{"before"}, {"after"}, {"payload", "before"}, {"payload", "after"}} {
+			image := m.Body
+			for _, name := range at {
+				image, _ = jsonscan.Field(image, name)
+			}
+			images = append(images, image)
+		}
+	}
+	for _, image := range images {
+		if len(image) == 0 || image[0] != '{' || bytes.Equal(image, m.Body) {
+			continue
+		}
+		masked, err := d.columns.Row(image)
+		if err != nil {
+			return relay.Permanent(err)
+		}
+		body = bytes.ReplaceAll(body, image, masked)
+	}
+	whole := bytes.Equal(m.Row, m.Body)
+	d.columns.Apply(m)
+	if m.Body = body; whole {
+		m.Body = m.Row
+	}
+	return m.Err
 }
 
 func validate(m *relay.Message) error {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/jsonscan"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/reshape"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
@@ -35,6 +36,8 @@ type EncoderConfig struct {
 	Headers     map[string]relay.Template // added to every message
 	Version     string                    // of the relay, for debezium's source
 
+	// Columns change the rows before anything is made of them; nil changes nothing.
+	Columns *reshape.Columns
 	// KeepInternal leaves the columns in the rows that pg_trickle adds for itself.
 	KeepInternal bool
 }
@@ -50,7 +53,7 @@ type Encoder struct {
 	recent   rendering             // the one that was used last
 	text     []byte                // keys and subjects of the batch in hand
 	spans    []span
-	members  []jsonscan.Member // of the row in hand
+	internal *reshape.Columns // leaves out what KeepInternal is about
 }
 
 type header struct {
@@ -73,7 +76,7 @@ type span struct{ subject, key, end int }
 
 // NewEncoder returns an error when the format is unknown.
 func NewEncoder(cfg EncoderConfig) (*Encoder, error) {
-	e := &Encoder{cfg: cfg, mime: typeJSON, subjects: make(map[subjectKey]string)}
+	e := &Encoder{cfg: cfg, mime: typeJSON, subjects: make(map[subjectKey]string), internal: reshape.WithoutPrefix("__pgt_")}
 	switch cfg.Format {
 	case "", FormatEnvelope:
 		e.write = e.appendEnvelope
@@ -97,6 +100,11 @@ func NewEncoder(cfg EncoderConfig) (*Encoder, error) {
 // gets an Err and keeps its row.
 func (e *Encoder) Encode(batch []relay.Message, buf []byte) []byte {
 	e.text, e.spans = e.text[:0], e.spans[:0]
+	if e.cfg.Columns != nil {
+		for i := range batch {
+			e.cfg.Columns.Apply(&batch[i])
+		}
+	}
 	for i := range batch {
 		e.spans = append(e.spans, e.address(&batch[i]))
 	}
@@ -152,21 +160,11 @@ func (e *Encoder) without(row []byte) []byte {
 	if !bytes.Contains(row, internalColumns) {
 		return row
 	}
-	var err error
-	if e.members, err = jsonscan.Members(e.members[:0], row); err != nil {
-		return row
+	kept, err := e.internal.Row(row)
+	if err != nil {
+		return row // not an object
 	}
-	out := append(make([]byte, 0, len(row)+2*len(e.members)), '{')
-	for _, c := range e.members {
-		if bytes.HasPrefix(c.Name, internalColumns) {
-			continue
-		}
-		if len(out) > 1 {
-			out = append(out, ", "...)
-		}
-		out = append(append(append(out, c.Name...), ": "...), c.Value...)
-	}
-	return append(out, '}')
+	return kept
 }
 
 // estimate returns the largest total length of the bodies of batch, if nothing in

@@ -12,6 +12,7 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/internal/codec"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/engine"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/reshape"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/supervisor"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
@@ -75,6 +76,7 @@ func newEncoder(s catalog.Settings, keyColumns []string, version string) (*codec
 	return codec.NewEncoder(codec.EncoderConfig{
 		Subject: s.SubjectTemplate, Format: s.Format, KeyField: s.KeyField, KeyTemplate: s.KeyTemplate,
 		KeyColumns: keyColumns, Headers: s.Headers, Version: version, KeepInternal: s.KeepInternalColumns,
+		Columns: reshape.NewColumns(s.Columns),
 	})
 }
 
@@ -94,6 +96,7 @@ func (e *ends) openReverse(ctx context.Context, from engine.State) error {
 	decoder, err := codec.NewDecoder(codec.DecoderConfig{
 		Format: s.Format, EventIDFrom: s.EventIDFrom, EventTypeFrom: s.EventTypeFrom,
 		AggregateIDFrom: s.AggregateIDFrom, SourceFrom: s.SourceFrom,
+		Columns: reshape.NewColumns(s.Columns),
 	})
 	if err != nil {
 		return relay.Fatal(err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/capture"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
@@ -71,12 +72,15 @@ func (e *ends) notes() []string {
 		return nil
 	}
 	method := map[string]string{"window": "snapshot windows", "fence": "the gap fence"}[src.Strategy()]
+	hidden := slices.ContainsFunc(src.KeyColumns(), func(c string) bool { return !s.Columns.Sends(c) })
 	order := "has no key: order is kept within the pipeline only, and a dead letter holds nothing back; set key_field or key_template"
 	switch {
 	case !s.KeyTemplate.IsZero():
 		order = "orders by key_template " + s.KeyTemplate.String()
 	case s.KeyField != "":
 		order = "orders by field " + s.KeyField
+	case hidden: // the encoder makes no key of a part of it
+		order = "columns leave the primary key out, so o" + order[len("has no key: o"):]
 	case len(src.KeyColumns()) > 0:
 		order = fmt.Sprintf("orders by the primary key %v", src.KeyColumns())
 	case s.KeyColumn != "":

@@ -145,6 +145,10 @@ BEGIN
                 RETURN format('%s: %s', member.key, pgtrickle._relay_template_problem(member.value #>> '{}'));
             END IF;
         END LOOP;
+    WHEN 'settings' THEN -- the relay knows the keys inside
+        IF kind <> 'object' THEN
+            RETURN format('wants an object, not %s', pgtrickle._relay_kind(v));
+        END IF;
     WHEN 'secret' THEN
         -- The value stays out of the error.
         IF kind NOT IN ('string', 'array') OR jsonb_path_exists(v, '$[*] ? (@.type() != "string")') THEN

@@ -766,6 +766,10 @@ BEGIN
                 RETURN format('%s: %s', member.key, pgtrickle._relay_template_problem(member.value #>> '{}'));
             END IF;
         END LOOP;
+    WHEN 'settings' THEN -- the relay knows the keys inside
+        IF kind <> 'object' THEN
+            RETURN format('wants an object, not %s', pgtrickle._relay_kind(v));
+        END IF;
     WHEN 'secret' THEN
         -- The value stays out of the error.
         IF kind NOT IN ('string', 'array') OR jsonb_path_exists(v, '$[*] ? (@.type() != "string")') THEN
@@ -1028,7 +1032,7 @@ $sql$;
     COMMENT ON FUNCTION pgtrickle._relay_check_config(text, text, jsonb) IS 'pgtrickle-relay: refuses a pipeline whose configuration is wrong';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (2, 'validation', 'd5ce1beed314cb59')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (2, 'validation', '7053d1f2a1aa44ae')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 
