@@ -105,6 +105,10 @@ chaos: servers build images ## kills, restarts and cuts at random while writers 
 chaos-short: ## chaos for CI: a fixed seed, half a minute a backend
 	CHAOS_SEED=143632076 CHAOS_MINUTES=0.5 CHAOS_KILLS=8 CHAOS_BACKLOG=200000 $(MAKE) chaos
 
+.PHONY: takeover
+takeover: servers build ## how evenly processes share pipelines, and how fast they take over after kill -9; TAKEOVER_KILLS, TAKEOVER_PIPELINES
+	cd e2e && RELAY_TAKEOVER=1 $(GO_TEST) -count=1 -timeout=1h -v ./takeover
+
 # Ratios of two programs on a shared machine: a low one is looked at twice.
 .PHONY: bench-short
 bench-short: ## the benchmark for CI: a few minutes, fails when a ratio falls twice

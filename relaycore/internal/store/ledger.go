@@ -22,6 +22,8 @@ var (
 	commitSQL string
 	//go:embed sql/commit_dead_letters.sql
 	commitDeadLettersSQL string
+	//go:embed sql/newly_dead.sql
+	newlyDeadSQL string
 	//go:embed sql/set_status.sql
 	setStatusSQL string
 	//go:embed sql/keep_far_ends.sql
@@ -61,12 +63,12 @@ func (s Store) Open(ctx context.Context, key Key, epoch int64, owner string) (*L
 		return nil, engine.State{}, fmt.Errorf("load cursor: %w", err)
 	}
 
-	commit := func(deadLetters string) string {
-		return strings.NewReplacer(":timeline", timelineExpr, ":dead_letters", deadLetters).Replace(commitSQL)
+	commit := func(deadLetters, newlyDead string) string {
+		return strings.NewReplacer(":timeline", timelineExpr, ":dead_letters", deadLetters, ":newly_dead", newlyDead).Replace(commitSQL)
 	}
 	return &Ledger{
 		store: s, key: key, epoch: epoch, owner: owner, timeline: timeline,
-		plainSQL: commit(""), deadLettersSQL: commit(commitDeadLettersSQL),
+		plainSQL: commit("", "0"), deadLettersSQL: commit(commitDeadLettersSQL, newlyDeadSQL),
 		farEndsSQL: strings.ReplaceAll(keepFarEndsSQL, ":timeline", timelineExpr),
 	}, state, nil
 }
@@ -130,16 +132,10 @@ func (l *Ledger) progress(c engine.Commit) pgx.StrictNamedArgs {
 			source = l.source()
 		}
 	}
-	dead := 0
-	for i := range c.DeadLetters {
-		if !c.DeadLetters[i].Parked() && c.DeadLetters[i].ID == 0 {
-			dead++
-		}
-	}
 	return l.store.args(l.key, pgx.StrictNamedArgs{
 		"epoch": l.epoch, "timeline": l.timeline, "owner": l.owner,
 		"checkpoint": state, "last_id": lastID, "source": source, "position": c.Position,
-		"delivered": c.Delivered, "skipped": c.Skipped, "dead": dead,
+		"delivered": c.Delivered, "skipped": c.Skipped,
 	})
 }
 

@@ -531,3 +531,29 @@ func TestCommitIsHOT(t *testing.T) {
 		}
 	}
 }
+
+// A redrive that fails again, and a row that is read again after a crash, are still the
+// same dead letter. A parked message that fails is a new one.
+func TestEachDeadLetterCountsOnce(t *testing.T) {
+	t.Parallel()
+	pool := newDatabase(t)
+	l, _ := open(t, pool, 1)
+	count := func(what string, want int) {
+		t.Helper()
+		var n int
+		if err := pool.QueryRow(t.Context(), `SELECT dead_lettered FROM pgtrickle.relay_cursors WHERE pipeline = 'orders'`).Scan(&n); err != nil || n != want {
+			t.Errorf("%s: dead_lettered is %d, %v; want %d", what, n, err, want)
+		}
+	}
+	commit(t, l, engine.Commit{DeadLetters: []engine.DeadLetter{refused(1, "a"), parked(2, "a")}})
+	count("one is dead, one parked", 1)
+	commit(t, l, engine.Commit{DeadLetters: []engine.DeadLetter{refused(1, "a")}})
+	count("the row is read again after a crash", 1)
+	if _, err := pool.Exec(t.Context(), `SELECT pgtrickle.relay_dlq_retry('orders')`); err != nil {
+		t.Fatal(err)
+	}
+	commit(t, l, engine.Commit{DeadLetters: []engine.DeadLetter{refused(1, "a")}})
+	count("a redrive fails again", 1)
+	commit(t, l, engine.Commit{DeadLetters: []engine.DeadLetter{refused(2, "a")}})
+	count("the parked one is refused, too", 2)
+}

@@ -81,7 +81,7 @@ func (r *runner) run(ctx context.Context) {
 		started := time.Now()
 		err := r.attempt(ctx)
 		if r.stop.Err() != nil || ctx.Err() != nil {
-			if err != nil && !errors.Is(err, context.Canceled) {
+			if err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, lease.ErrHeld) {
 				r.log.Warn("pipeline stopped with an error", "err", oneLine(err))
 			}
 			return
