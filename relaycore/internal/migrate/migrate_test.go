@@ -366,7 +366,7 @@ func TestKnownBackends(t *testing.T) {
 	if len(backends) != 9 {
 		t.Errorf("%d entries; want %s and eight backends", len(backends), migrate.Common)
 	}
-	types := "string integer number boolean duration size list object template secret"
+	types := "string integer number boolean duration size list object settings template secret"
 	for _, b := range backends {
 		for _, keys := range [][]relaycfg.Key{b.Sink, b.Source} {
 			for _, k := range keys {
