@@ -11,6 +11,7 @@ func Backend() relay.Backend {
 		Name:          "redis",
 		Sink:          relaycfg.Sink(sinkDefaults(), newSink),
 		Source:        relaycfg.Source(sourceDefaults(), newSource),
+		Copies:        2, // the row and its body; the client writes it as it is
 		SinkGuarantee: sinkGuarantee(),
 		SourceGuarantee: relay.Guarantee{
 			Delivery: "at least once",

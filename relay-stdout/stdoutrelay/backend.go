@@ -20,6 +20,7 @@ func Backend() relay.Backend {
 		Source: relaycfg.Source(sourceDefaults(), func(_ context.Context, env relay.Env, cfg sourceConfig) (relay.Source, error) {
 			return newSource(cfg, env, input)
 		}),
+		Copies: 2, // the row and its body; the client writes it as it is
 		SinkGuarantee: relay.Guarantee{
 			Delivery: "effectively once into a file, with format envelope or cloudevents; at least once otherwise",
 			Dedup:    "the file's tail is read back after a crash",

@@ -59,6 +59,11 @@ type Backend struct {
 	// subject_template because the backend's destinations are subjects.
 	SubjectKey string
 
+	// Copies is how many times a message is in memory while the sink sends it: its row,
+	// its body, and the copies of the client. The largest row of a pipeline follows from
+	// it. 0 means 3.
+	Copies int
+
 	// SinkGuarantee and SourceGuarantee describe in a few words what an operator gets.
 	SinkGuarantee   Guarantee
 	SourceGuarantee Guarantee

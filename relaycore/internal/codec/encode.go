@@ -184,7 +184,7 @@ func (e *Encoder) estimate(batch []relay.Message) int {
 // corrected. The key is rendered even if the subject fails, because a dead letter
 // parks its key.
 func (e *Encoder) address(m *relay.Message) (s span) {
-	known := m.Err == nil // otherwise it stands for rows that could not be read
+	known := m.Err == nil || m.Row != nil // otherwise it stands for rows that could not be read
 	s.subject = len(e.text)
 	if m.Subject == "" {
 		m.Err = cmp.Or(m.Err, e.subject(m))

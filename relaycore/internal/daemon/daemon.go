@@ -119,7 +119,8 @@ func Run(ctx context.Context, cfg Config) error {
 func newDaemon(ctx context.Context, cfg Config) (*daemon, error) {
 	d := &daemon{cfg: cfg, log: cfg.Logger, self: newInstance(&cfg), reg: prometheus.NewRegistry()}
 	d.phase.start()
-	d.budget = engine.NewBudget(budget(cfg.MaxInFlight, limitMemory(d.log)))
+	limit := limitMemory(d.log)
+	d.budget = engine.NewBudget(budget(cfg.MaxInFlight, limit), largeBudget(limit))
 
 	if err := d.openPools(ctx); err != nil {
 		return nil, err

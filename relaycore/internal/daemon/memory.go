@@ -59,6 +59,18 @@ const (
 	minBudget = 4 << 20
 )
 
+// noLimit is the budget for large messages of a process whose memory nothing limits.
+const noLimit = 1 << 30
+
+// largeBudget returns how many bytes all pipelines together may hold of large messages:
+// half of the limit. A quarter is for usual messages, and a quarter for all else.
+func largeBudget(memoryLimit int64) int64 {
+	if memoryLimit > 0 {
+		return memoryLimit / 2
+	}
+	return noLimit
+}
+
 // budget returns how many bytes all pipelines together may hold between source and
 // sink. A limit of 0 is none.
 func budget(configured, memoryLimit int64) int64 {

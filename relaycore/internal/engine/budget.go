@@ -3,20 +3,58 @@ package engine
 import (
 	"context"
 	"sync"
+
+	"golang.org/x/sync/semaphore"
 )
 
 // Budget bounds the bytes that all pipelines of a process hold between source and
-// sink.
+// sink. Large messages have a budget of their own. A pipeline waits for its turn before
+// it reads one. Meanwhile others go on with messages of the usual size.
 type Budget struct {
-	size int64
+	size      int64
+	largeSize int64
+	large     *semaphore.Weighted
 
 	mu    sync.Mutex
 	used  int64
 	freed chan struct{} // closed by the next release; nil if no pipeline waits
 }
 
-// NewBudget returns a budget of so many bytes.
-func NewBudget(bytes int64) *Budget { return &Budget{size: bytes} }
+// NewBudget returns a budget of so many bytes, and of so many for large messages.
+func NewBudget(bytes, large int64) *Budget {
+	return &Budget{size: bytes, largeSize: large, large: semaphore.NewWeighted(large)}
+}
+
+// Largest returns the bytes that one message may have, of which so many copies are in
+// memory while it is sent. A nil budget has no bound, and Largest is 0.
+func (b *Budget) Largest(copies int) int64 {
+	if b == nil {
+		return 0
+	}
+	return b.largeSize / int64(copies)
+}
+
+// acquireLarge waits until n bytes are left for large messages, in the order of calls.
+func (b *Budget) acquireLarge(ctx context.Context, n int64) error {
+	if b == nil || n == 0 {
+		return nil
+	}
+	return b.large.Acquire(ctx, n)
+}
+
+func (b *Budget) releaseLarge(n int64) {
+	if b != nil && n > 0 {
+		b.large.Release(n)
+	}
+}
+
+// held is what a chunk has reserved, in bytes.
+type held struct {
+	usual int64 // within the limits on what is in flight
+	large int64 // for a large message
+}
+
+func (h held) plus(more held) held { return held{h.usual + more.usual, h.large + more.large} }
 
 // share is what one pipeline holds of a budget.
 type share struct {

@@ -2,6 +2,7 @@ package engine_test
 
 import (
 	"errors"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,7 +15,7 @@ import (
 // pipeline still delivers.
 func TestStuckPipelineDoesNotStarveAnother(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		budget := engine.NewBudget(20_000)
+		budget := engine.NewBudget(20_000, 20_000)
 		stuck, healthy := newBench(10_000, 10), newBench(10_000, 10)
 		stuck.sink.answer = func(int, []relay.Message) error { return errors.New("down") }
 		for _, b := range []*bench{stuck, healthy} {
@@ -39,7 +40,7 @@ func TestStuckPipelineDoesNotStarveAnother(t *testing.T) {
 // held: the budget is the process's.
 func TestAbandonedRunGivesTheBudgetBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		budget := engine.NewBudget(1 << 20)
+		budget := engine.NewBudget(1<<20, 1<<20)
 		b := newBench(10_000, 10)
 		b.cfg.Budget, b.cfg.Batch = budget, 10
 		b.sink.answer = func(int, []relay.Message) error { time.Sleep(time.Millisecond); return nil }
@@ -49,5 +50,52 @@ func TestAbandonedRunGivesTheBudgetBack(t *testing.T) {
 		b.kill()
 		<-b.result
 		want(t, "bytes in flight after the run", budget.Used(), int64(0))
+	})
+}
+
+// asking is a table all of whose rows are large.
+type asking struct {
+	*table
+	bytes int64
+}
+
+func (a *asking) Wants() int64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.next == len(a.rows) {
+		return 0
+	}
+	return a.bytes
+}
+
+// Pipelines hold as many large messages at a time as the budget has room for, and give
+// all of it back.
+func TestLargeMessagesWaitForTheirTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		budget := engine.NewBudget(1<<20, 1000)
+		var atOnce, most atomic.Int64
+		var benches []*bench
+		for range 4 {
+			b := newBench(20, 2)
+			b.cfg.Source, b.cfg.Budget, b.cfg.Batch, b.cfg.Copies = &asking{b.source, 200}, budget, 1, 2
+			b.sink.answer = func(int, []relay.Message) error {
+				most.Store(max(most.Load(), atOnce.Add(1)))
+				time.Sleep(time.Second)
+				atOnce.Add(-1)
+				return nil
+			}
+			benches = append(benches, b)
+			b.start()
+		}
+		time.Sleep(10 * time.Minute)
+		for _, b := range benches {
+			want(t, "arrivals", len(b.arrived()), 20)
+			b.finish(t)
+		}
+		if n := most.Load(); n > 2 {
+			t.Errorf("%d messages of 400 bytes were at the sinks at once, with a budget of 1000", n)
+		}
+		want(t, "bytes that are left in the budget", budget.Used(), int64(0))
+		want(t, "bytes of large messages that are left", budget.LargeUsed(), int64(0))
 	})
 }

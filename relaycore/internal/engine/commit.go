@@ -67,7 +67,7 @@ func (c *committer) add(s settlement) {
 	if c.checkpointer != nil && len(s.DeadLetters) == 0 {
 		defer c.free(s)
 	} else {
-		c.sum.bytes += s.bytes
+		c.sum.bytes = c.sum.bytes.plus(s.bytes)
 		c.sum.bufs = append(c.sum.bufs, s.bufs...)
 	}
 	if s.done != nil {
@@ -91,6 +91,9 @@ func (c *committer) add(s settlement) {
 // free releases the memory of s, and its buffers.
 func (c *committer) free(s settlement) {
 	c.release(s.bytes)
+	if s.bytes.large > 0 {
+		return
+	}
 	for _, buf := range s.bufs {
 		c.buffers.Put(buf)
 	}

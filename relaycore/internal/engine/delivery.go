@@ -42,7 +42,7 @@ func (d *delivery) join(c chunk) {
 		chunks = append(chunks, next)
 		count += len(next.messages)
 		size += next.size
-		d.out.bytes += next.bytes
+		d.out.bytes = d.out.bytes.plus(next.bytes)
 		d.out.bufs = append(d.out.bufs, next.buf)
 	}
 
@@ -344,7 +344,7 @@ func (d *delivery) skip() {
 
 // deadLetter makes m a dead letter and, in park mode, adds its key to parked.
 func (d *delivery) deadLetter(m *relay.Message, class string, why error, parked map[string]bool) {
-	d.out.DeadLetters = append(d.out.DeadLetters, DeadLetter{Message: *m, Class: class, Reason: why.Error(), Attempts: 1})
+	d.out.DeadLetters = append(d.out.DeadLetters, d.stored(m, DeadLetter{Class: class, Reason: why.Error(), Attempts: 1}))
 	d.Meter.DeadLettered(1)
 	if m.Key != "" && d.OnError == OnErrorPark {
 		parked[d.Ledger.Key(m.Key)] = true
@@ -372,8 +372,27 @@ func (d *delivery) logDeadLetters() {
 
 // park stores m behind the dead letters of its key.
 func (d *delivery) park(m *relay.Message) {
-	d.out.DeadLetters = append(d.out.DeadLetters, DeadLetter{Message: *m, Class: ClassParked, Reason: "waits behind a dead letter of its key"})
+	d.out.DeadLetters = append(d.out.DeadLetters, d.stored(m, DeadLetter{Class: ClassParked, Reason: "waits behind a dead letter of its key"}))
 	d.Meter.Parked(1)
+}
+
+// maxStored bounds the bytes of a message that are stored with a dead letter. A larger
+// one is read from its row again.
+const maxStored = 1 << 20
+
+// stored returns l with the message m, or with a reference to its row.
+func (d *delivery) stored(m *relay.Message, l DeadLetter) DeadLetter {
+	l.Message = *m
+	_, tooLarge := errors.AsType[*TooLargeError](m.Err)
+	large := len(m.Row)+len(m.Before) > maxStored
+	if _, ok := d.Source.(Refetcher); !ok || m.OutboxID == 0 || !tooLarge && !large {
+		return l
+	}
+	l.ByReference = true
+	if large {
+		l.Message.Row, l.Message.Before, l.Message.Body = nil, nil, nil
+	}
+	return l
 }
 
 // isParked reports whether m has to wait behind a dead letter of its key.
@@ -415,6 +434,9 @@ func halted(m *relay.Message, why error) error {
 
 // unreadableClass returns the class of a message that could not be decoded or encoded.
 func unreadableClass(m *relay.Message) string {
+	if _, ok := errors.AsType[*TooLargeError](m.Err); ok {
+		return ClassTooLarge
+	}
 	if m.Row != nil && m.Body == nil {
 		return ClassEncode
 	}

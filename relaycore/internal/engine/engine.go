@@ -15,6 +15,9 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
+// DefaultCopies are the row, its body, and a copy of the client.
+const DefaultCopies = 3
+
 // What to do with a message that can never be delivered.
 const (
 	OnErrorPark = "park" // dead-letter it and park the later ones of its key
@@ -37,6 +40,7 @@ type Config struct {
 	Batch         int           // messages a receive may return; 0 means 1000
 	InFlightBytes int64         // between source and sink; 0 means 16 MiB
 	Budget        *Budget       // that it shares with other pipelines; nil means none
+	Copies        int           // of a message while it is sent; 0 means 3
 	OnError       string        // "" means park
 	RateMessages  float64       // a second; 0 means no limit
 	RateBytes     float64       // a second; 0 means no limit
@@ -80,6 +84,7 @@ type Engine struct {
 func New(cfg Config) *Engine {
 	cfg.Batch = cmp.Or(cfg.Batch, 1000)
 	cfg.InFlightBytes = cmp.Or(cfg.InFlightBytes, 16<<20)
+	cfg.Copies = cmp.Or(cfg.Copies, DefaultCopies)
 	cfg.OnError = cmp.Or(cfg.OnError, OnErrorPark)
 	cfg.CommitEvery = cmp.Or(cfg.CommitEvery, 50*time.Millisecond)
 	if cfg.Trusted == nil {

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
@@ -53,7 +54,37 @@ const (
 	ClassEncode  = "encode"  // it could not be put into the wanted form
 	ClassRefused = "refused" // the sink refused it for good
 	ClassParked  = "parked"  // it waits behind an earlier dead letter of its key
+
+	ClassTooLarge = "too_large" // it was not read, because the memory does not allow it
 )
+
+// TooLargeError is the [relay.Message.Err] of a message that was not read, because it is
+// larger than the process's memory allows.
+type TooLargeError struct {
+	What        string // such as "row 7 of public.outbox_orders"
+	Length, Max int64  // bytes
+}
+
+func (e *TooLargeError) Error() string {
+	return fmt.Sprintf("%s has %d bytes, and the relay's memory allows %d: give it more memory, then retry", e.What, e.Length, e.Max)
+}
+
+// Refetcher is a [relay.Source] that can read a row again, for dead letters that are too
+// large to be stored.
+type Refetcher interface {
+	// Refetch returns the messages of a row, without tokens. It calls hold with the
+	// bytes of a large row before it reads it. Its error is permanent if the row is
+	// gone, or too large. It is called by another goroutine than Receive.
+	Refetch(ctx context.Context, outboxID int64, hold func(bytes int64) error) ([]relay.Message, error)
+}
+
+// Asker is a [relay.Source] that asks before it reads a large message.
+type Asker interface {
+	// Wants returns the bytes of the large message that the next Receive returns, 0 if
+	// it is of the usual size. It is called by the goroutine of Receive. A Receive that
+	// finds a large message returns no messages, so that Wants can be asked.
+	Wants() int64
+}
 
 // DeadLetter is a message that could not be delivered, or that is parked behind one.
 type DeadLetter struct {
@@ -62,6 +93,9 @@ type DeadLetter struct {
 	Class    string
 	Reason   string
 	Attempts int
+	// ByReference means that the message has no row and no body: they are read again
+	// from the source to deliver it.
+	ByReference bool
 }
 
 // Parked reports whether the message only waits behind a dead letter.

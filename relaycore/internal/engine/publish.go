@@ -28,7 +28,7 @@ type settlement struct {
 	messages []relay.Message // to be acknowledged
 	spent    []relay.Message // the source's slice, to be reused; messages may lie in it
 	joined   []relay.Message // the engine's slice, to be reused; messages may lie in it
-	bytes    int64           // to be released
+	bytes    held            // to be released
 	bufs     []*[]byte       // to be reused
 	done     chan<- struct{} // closed once all of it is durable; nil if nothing waits for it
 }

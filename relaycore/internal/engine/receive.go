@@ -11,7 +11,7 @@ import (
 type chunk struct {
 	messages []relay.Message
 	size     int     // of the messages
-	bytes    int64   // reserved within the limits on what is in flight
+	bytes    held    // reserved
 	buf      *[]byte // into which the messages were encoded
 }
 
@@ -20,7 +20,14 @@ type chunk struct {
 func (r *run) receiveAll(ctx context.Context) error {
 	receiving := step{failures: r.failures, name: "receive"}
 	for {
+		large, err := r.reserveLarge(ctx)
+		if err != nil {
+			return nil
+		}
 		batch, err := r.Source.Receive(ctx, r.Batch)
+		if len(batch) == 0 || err != nil {
+			r.Budget.releaseLarge(large)
+		}
 		switch {
 		case ctx.Err() != nil:
 			return nil
@@ -38,7 +45,7 @@ func (r *run) receiveAll(ctx context.Context) error {
 			continue
 		}
 
-		c, err := r.reserve(ctx, batch)
+		c, err := r.reserve(ctx, batch, large)
 		if err != nil || !r.hand(ctx, r.received, c) {
 			return nil
 		}
@@ -56,10 +63,25 @@ func (r *run) hand(ctx context.Context, to chan<- chunk, c chunk) bool {
 	}
 }
 
+// reserveLarge reserves the memory for what the source asks for; 0 for a usual message.
+func (r *run) reserveLarge(ctx context.Context) (int64, error) {
+	asker, ok := r.Source.(Asker)
+	if !ok {
+		return 0, nil
+	}
+	n := asker.Wants() * int64(r.Copies)
+	if n == 0 {
+		return 0, nil
+	}
+	r.Logger.Debug("waits for memory", "bytes", n)
+	return n, r.Budget.acquireLarge(ctx, n)
+}
+
 // reserve waits until batch, and what will be encoded from it, is within the limits
 // on what is in flight. It counts the overhead of a message twice: the garbage
 // collector lets the heap grow before it collects what was delivered.
-func (r *run) reserve(ctx context.Context, batch []relay.Message) (chunk, error) {
+// large is reserved already, for the rows of batch.
+func (r *run) reserve(ctx context.Context, batch []relay.Message, large int64) (chunk, error) {
 	size := 0
 	for i := range batch {
 		size += batch[i].Size() + len(batch[i].Row)
@@ -67,32 +89,42 @@ func (r *run) reserve(ctx context.Context, batch []relay.Message) (chunk, error)
 	r.Meter.Received(len(batch), size)
 
 	bytes := int64(size + relay.MessageOverhead*len(batch))
-	c := chunk{messages: batch, size: size, bytes: min(bytes, r.InFlightBytes)}
-	if err := r.local.Acquire(ctx, c.bytes); err != nil {
+	if large > 0 {
+		bytes = int64(2 * relay.MessageOverhead * len(batch))
+	}
+	bytes = min(bytes, r.InFlightBytes)
+	c := chunk{messages: batch, size: size, bytes: held{bytes, large}}
+	if err := r.local.Acquire(ctx, bytes); err != nil {
+		r.Budget.releaseLarge(large)
 		return c, err
 	}
-	if err := r.share.acquire(ctx, c.bytes); err != nil {
-		r.local.Release(c.bytes)
+	if err := r.share.acquire(ctx, bytes); err != nil {
+		r.local.Release(bytes)
+		r.Budget.releaseLarge(large)
 		return c, err
 	}
-	r.Meter.InFlight(c.bytes)
+	r.Meter.InFlight(bytes + large)
 	return c, nil
 }
 
 // release gives back what reserve took.
-func (r *run) release(bytes int64) {
-	if bytes == 0 {
+func (r *run) release(h held) {
+	if h == (held{}) {
 		return
 	}
-	r.local.Release(bytes)
-	r.share.release(bytes)
-	r.Meter.InFlight(-bytes)
+	r.local.Release(h.usual)
+	r.share.release(h.usual)
+	r.Budget.releaseLarge(h.large)
+	r.Meter.InFlight(-h.usual - h.large)
 }
 
 // transformAll encodes or decodes what was received, while the source reads on.
 func (r *run) transformAll(ctx context.Context) {
 	for c := range r.received {
-		c.buf = r.buffers.Get().(*[]byte)
+		c.buf = new([]byte) // that of a large message is not kept
+		if c.bytes.large == 0 {
+			c.buf = r.buffers.Get().(*[]byte)
+		}
 		*c.buf = r.transform(c.messages, (*c.buf)[:0])
 		if !r.hand(ctx, r.ready, c) {
 			break

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
@@ -31,7 +32,12 @@ func (p *publisher) redriveAll(ctx context.Context) error {
 		if len(stored) == 0 {
 			break
 		}
-		if err := p.redriveSome(ctx, stored); err != nil {
+		if stored[0].ByReference {
+			err = p.redriveReference(ctx, stored[0])
+		} else {
+			err = p.redriveSome(ctx, untilReference(stored))
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -64,6 +70,74 @@ func (p *publisher) redriveSome(ctx context.Context, stored []DeadLetter) error 
 	p.Logger.Info("redrove dead letters", "delivered", len(d.out.Redriven), "still_dead", len(d.out.DeadLetters))
 	// What was delivered is settled, even if a stop left some.
 	return errors.Join(err, p.flush(ctx, d.out))
+}
+
+// untilReference returns the dead letters in front of the first one by reference.
+func untilReference(stored []DeadLetter) []DeadLetter {
+	if i := slices.IndexFunc(stored, func(l DeadLetter) bool { return l.ByReference }); i > 0 {
+		return stored[:i]
+	}
+	return stored
+}
+
+// redriveReference reads a dead letter's row again, and delivers it. A row that was too
+// large to be read may have several messages.
+func (p *publisher) redriveReference(ctx context.Context, stored DeadLetter) error {
+	var batch []relay.Message
+	var reserved int64
+	defer func() { p.Budget.releaseLarge(reserved) }()
+	err := p.retry(ctx, "read the row of a dead letter", func() (err error) {
+		batch, err = p.refetch(ctx, &stored, &reserved)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	p.transform(batch, nil)
+
+	d := p.newDelivery(make(map[string]bool))
+	left, err := d.deliver(ctx, d.partitionRedrive(batch))
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	again := slices.ContainsFunc(d.out.DeadLetters, func(l DeadLetter) bool { return p.Ledger.Key(l.Message.ID) == stored.Message.ID })
+	if len(left) == 0 && !again {
+		d.out.Redriven = []int64{stored.ID}
+	}
+	p.Logger.Info("redrove dead letter from its row", "outbox_id", stored.Message.OutboxID, "still_dead", len(d.out.DeadLetters))
+	return errors.Join(err, p.flush(ctx, d.out))
+}
+
+// refetch returns the messages of a dead letter's row: all, if the row was never read.
+// Without a row it returns the dead letter's own message with the error.
+func (p *publisher) refetch(ctx context.Context, stored *DeadLetter, reserved *int64) ([]relay.Message, error) {
+	source, ok := p.Source.(Refetcher)
+	if !ok {
+		return nil, relay.Fatal(errors.New("dead letter without a body, from a source that cannot read it again"))
+	}
+	batch, err := source.Refetch(ctx, stored.Message.OutboxID, func(bytes int64) error {
+		if *reserved > 0 {
+			return nil // by a call that failed later
+		}
+		n := bytes * int64(p.Copies)
+		if err := p.Budget.acquireLarge(ctx, n); err != nil {
+			return err
+		}
+		*reserved = n
+		return nil
+	})
+	if err == nil && stored.Class != ClassTooLarge {
+		batch = slices.DeleteFunc(batch, func(m relay.Message) bool { return p.Ledger.Key(m.ID) != stored.Message.ID })
+		if len(batch) == 0 {
+			err = relay.Permanent(errors.New("its row no longer has this message; discard it"))
+		}
+	}
+	if relay.IsPermanent(err) {
+		failed := stored.Message
+		failed.Err = err
+		return []relay.Message{failed}, nil
+	}
+	return batch, err
 }
 
 // partitionRedrive is partition for dead letters. One that cannot be encoded is dead,

@@ -35,9 +35,12 @@ type Config struct {
 
 	// PollInterval bounds the wait of an idle source between polls; 0 means 100 ms.
 	PollInterval time.Duration
-	// ReadBytes bounds the memory that the rows of one read take; a larger single row
-	// is read whole. 0 means 4 MiB.
+	// ReadBytes bounds the memory that the rows of one read take. A larger single row is
+	// read by itself. 0 means 4 MiB.
 	ReadBytes int
+	// MaxRow bounds the payload of one row, in bytes. A larger one becomes a message with
+	// a [engine.TooLargeError]. 0 means no bound.
+	MaxRow int64
 	// Polled is called after each read of the table; found reports whether it
 	// returned rows. It may be nil.
 	Polled func(found bool)

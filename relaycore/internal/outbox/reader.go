@@ -31,6 +31,8 @@ type reader struct {
 
 	read     scan.Read       // the last one
 	claim    *rows.Claim     // a claim check that is being read; nil = none is
+	large    *rows.Large     // that comes next; nil = none does
+	wants    int64           // its length in bytes, if the caller is to find memory for it
 	delta    table.Delta     // of the claim checks
 	ready    []relay.Message // read and not yet returned
 	caughtUp bool            // the last read left nothing behind
@@ -56,9 +58,13 @@ func (r *reader) receive(ctx context.Context, limit int, wait bool) ([]relay.Mes
 				return nil, err
 			}
 		}
+		asks := r.wants == 0
 		more, err := r.poll(ctx, limit)
 		if err != nil {
 			return nil, err
+		}
+		if asks && wait && r.wants > 0 {
+			return nil, nil // the caller finds memory for it first
 		}
 		r.caughtUp = !more
 		if r.caughtUp && !wait && len(r.ready) == 0 {
@@ -92,9 +98,12 @@ func (r *reader) poll(ctx context.Context, limit int) (more bool, err error) {
 		r.pace.heldUp = false
 	}
 
-	if r.claim != nil {
+	switch {
+	case r.claim != nil:
 		more, err = true, r.readClaim(ctx, c, db)
-	} else {
+	case r.large != nil:
+		more, err = true, r.readLarge(ctx, db)
+	default:
 		more, err = r.readRows(ctx, db, limit)
 	}
 	r.shared.setPosition(r.table, r.scanner.Position())
@@ -147,8 +156,10 @@ func (r *reader) readRows(ctx context.Context, db scan.DB, limit int) (more bool
 	if r.claim = r.builder.Claim(); r.claim != nil {
 		r.pace.rows = firstRows
 	}
-	r.pass(r.claim == nil)
-	return read.More || r.claim != nil, nil
+	r.large = r.builder.Large()
+	alone := r.claim != nil || r.large != nil // a row that is read by itself
+	r.pass(!alone)
+	return read.More || alone, nil
 }
 
 // pass makes the builder's chunk ready. Last ends the read that it belongs to.

@@ -78,7 +78,7 @@ func (s serverDB) Query(_ context.Context, _ string, _ []int16, args []string, e
 		return err
 	}
 	for id := from; id <= s.last; id++ {
-		if more, err := each([][]byte{strconv.AppendInt(nil, id, 10), []byte("{}")}); err != nil || !more {
+		if more, err := each([][]byte{strconv.AppendInt(nil, id, 10), []byte("{}"), nil}); err != nil || !more {
 			return err
 		}
 	}

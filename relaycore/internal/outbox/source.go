@@ -76,6 +76,9 @@ func (s *Source) Receive(ctx context.Context, limit int) ([]relay.Message, error
 	return s.receive(ctx, limit, true)
 }
 
+// Wants implements engine.Asker.
+func (s *Source) Wants() int64 { return s.reader.wants }
+
 // Look is Receive for callers that do not wait for new rows: it returns no messages if a
 // read of the table finds none.
 func (s *Source) Look(ctx context.Context, limit int) ([]relay.Message, error) {

@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -52,6 +53,7 @@ func (e *ends) openForward(ctx context.Context, from relay.Checkpoint, o outboxO
 	src, err := outbox.Open(ctx, e.Readers, outbox.Config{
 		Outbox: s.StreamTable, Settings: s.Forward.Settings, Group: e.Group, Pipeline: e.pipeline.Name,
 		Checkpoint: from, PollInterval: s.PollInterval.D(), Wake: o.wake, Polled: o.polled, Logger: e.log,
+		MaxRow: e.Budget.Largest(cmp.Or(e.resolved.Backend.Copies, engine.DefaultCopies)),
 	})
 	if err != nil {
 		return err

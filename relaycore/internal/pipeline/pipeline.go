@@ -5,6 +5,7 @@
 package pipeline
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -70,7 +71,7 @@ func (r *Runner) Run(ctx context.Context, job *supervisor.Job) (err error) {
 	s := resolved.Settings
 	eng := engine.New(engine.Config{
 		Pipeline: job.Pipeline.Name, Source: e.source, Sink: e.sink, Transform: e.transform, Ledger: ledger, State: state,
-		Batch: s.BatchSize, InFlightBytes: int64(s.MaxInFlightBytes), Budget: r.Budget,
+		Batch: s.BatchSize, InFlightBytes: int64(s.MaxInFlightBytes), Budget: r.Budget, Copies: resolved.Backend.Copies,
 		OnError: s.OnError, RateMessages: float64(s.RateLimitMessages), RateBytes: float64(s.RateLimitBytes),
 		Trusted: job.Trusted, Meter: job.Meter, Logger: job.Logger, Changed: status.changed,
 	})
@@ -79,7 +80,8 @@ func (r *Runner) Run(ctx context.Context, job *supervisor.Job) (err error) {
 		Outbox: e.outboxName(), Lag: lag, PollInterval: s.PollInterval.D(), Guarantee: e.guarantee().Delivery, Redrive: eng.Redrive,
 	})
 	status.changed(nil)
-	job.Logger.Info("pipeline runs", "backend", resolved.Backend.Name, "epoch", job.Epoch)
+	job.Logger.Info("pipeline runs", "backend", resolved.Backend.Name, "epoch", job.Epoch,
+		"largest_row_bytes", r.Budget.Largest(cmp.Or(resolved.Backend.Copies, engine.DefaultCopies)))
 	return lost(eng.Run(ctx, job.Stop))
 }
 

@@ -33,6 +33,23 @@ type stage struct {
 	queue  relaytest.Queue
 	failed error // what the backend's constructors return
 	opened int   // how many sources the backend has opened
+
+	refuse func(m *relay.Message) bool // messages that the sink refuses; nil = none
+}
+
+// picky is a sink that refuses messages.
+type picky struct {
+	relay.Sink
+	stage *stage
+}
+
+func (p picky) Publish(ctx context.Context, batch []relay.Message) error {
+	for i := range batch {
+		if p.stage.refuse != nil && p.stage.refuse(&batch[i]) {
+			return relay.Permanent(errors.New("refused"))
+		}
+	}
+	return p.Sink.Publish(ctx, batch)
 }
 
 func newStage(t *testing.T) (*stage, catalog.Snapshot) {
@@ -40,25 +57,11 @@ func newStage(t *testing.T) (*stage, catalog.Snapshot) {
 	ctx := t.Context()
 	st := &stage{pool: pgtest.Pool(t)}
 	st.runner = &Runner{Pool: st.pool, Readers: st.pool, Inboxes: st.pool, Group: "g", Owner: "test", Version: "v1"}
-	registry, err := relay.NewRegistry(relay.Backend{
-		Name: "memory",
-		Sink: relaycfg.Sink(struct{}{}, func(context.Context, relay.Env, struct{}) (relay.Sink, error) {
-			return st.queue.Sink(), st.failed
-		}),
-		Source: relaycfg.Source(struct{}{}, func(context.Context, relay.Env, struct{}) (relay.Source, error) {
-			st.opened++
-			return st.queue.Source(), st.failed
-		}),
-		SinkGuarantee:   relay.Guarantee{Delivery: "at least once"},
-		SourceGuarantee: relay.Guarantee{Delivery: "once"},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	registry := registryOf(t, st)
 	if err := migrate.Up(ctx, st.pool, migrate.Specs(registry.Backends())); err != nil {
 		t.Fatal(err)
 	}
-	_, err = st.pool.Exec(ctx, `
+	_, err := st.pool.Exec(ctx, `
 		CREATE TABLE public.orders (id int PRIMARY KEY);
 		SELECT pgtrickle.enable_outbox('public.orders');
 		INSERT INTO public.orders SELECT generate_series(1, 5);
@@ -73,6 +76,26 @@ func newStage(t *testing.T) (*stage, catalog.Snapshot) {
 		t.Fatalf("Load = %v, %v", snapshot, err)
 	}
 	return st, snapshot // in, out
+}
+
+func registryOf(t *testing.T, st *stage) *relay.Registry {
+	t.Helper()
+	registry, err := relay.NewRegistry(relay.Backend{
+		Name: "memory",
+		Sink: relaycfg.Sink(struct{}{}, func(context.Context, relay.Env, struct{}) (relay.Sink, error) {
+			return picky{st.queue.Sink(), st}, st.failed
+		}),
+		Source: relaycfg.Source(struct{}{}, func(context.Context, relay.Env, struct{}) (relay.Source, error) {
+			st.opened++
+			return st.queue.Source(), st.failed
+		}),
+		SinkGuarantee:   relay.Guarantee{Delivery: "at least once"},
+		SourceGuarantee: relay.Guarantee{Delivery: "once"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return registry
 }
 
 func (st *stage) job(t *testing.T, p catalog.Pipeline) (job *supervisor.Job, reported *events, stop func()) {

@@ -159,6 +159,7 @@ type sweep struct {
 	name   string
 	hours  int
 	opts   Options
+	kept   []int64 // rows that dead letters refer to
 	report Report
 }
 
@@ -178,14 +179,29 @@ func (s *sweep) run(ctx context.Context) error {
 		}
 	}
 
+	if s.kept, err = referred(ctx, s.conn, readers); err != nil {
+		return err
+	}
 	var partitioned bool
 	if err := s.conn.QueryRow(ctx, partitionedSQL, s.table()).Scan(&partitioned); err != nil {
 		return err
 	}
 	if partitioned {
+		if len(s.kept) > 0 {
+			s.report.Floor = min(floor, slices.Min(s.kept)-1)
+		}
 		return s.dropPartitions(ctx)
 	}
 	return s.deleteRows(ctx)
+}
+
+// referred returns the rows that dead letters of the readers refer to.
+func referred(ctx context.Context, db pg.Querier, readers []table.Reader) ([]int64, error) {
+	names := make([]string, len(readers))
+	for i, r := range readers {
+		names[i] = r.Name
+	}
+	return store.ReferredRows(ctx, db, names)
 }
 
 func (s *sweep) deleteRows(ctx context.Context) error {
@@ -199,7 +215,7 @@ func (s *sweep) deleteRows(ctx context.Context) error {
 			s.report.HeldBack = true
 			return nil
 		}
-		tag, err := s.conn.Exec(ctx, sql, first, s.report.Floor, first+int64(s.opts.Batch)-1, s.hours)
+		tag, err := s.conn.Exec(ctx, sql, first, s.report.Floor, first+int64(s.opts.Batch)-1, s.hours, s.kept)
 		if err != nil {
 			return err
 		}
@@ -215,8 +231,9 @@ func (s *sweep) deleteRows(ctx context.Context) error {
 
 // firstExpired returns the id of the first row behind after, and whether it has expired.
 func (s *sweep) firstExpired(ctx context.Context, after int64) (id int64, expired bool, err error) {
-	sql := `SELECT id, created_at < now() - make_interval(hours => $1) FROM ` + s.table() + ` WHERE id > $2 ORDER BY id LIMIT 1`
-	err = s.conn.QueryRow(ctx, sql, s.hours, after).Scan(&id, &expired)
+	sql := `SELECT id, created_at < now() - make_interval(hours => $1) FROM ` + s.table() +
+		` WHERE id > $2 AND id <> ALL ($3::bigint[]) ORDER BY id LIMIT 1`
+	err = s.conn.QueryRow(ctx, sql, s.hours, after, s.kept).Scan(&id, &expired)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return 0, false, nil
 	}

@@ -42,6 +42,7 @@ type deadLetter struct {
 	Class       string      `json:"class"`
 	Attempts    int         `json:"attempts"`
 	Status      string      `json:"status"`
+	ByReference bool        `json:"by_reference"`
 }
 
 // deadLetters encodes one row for each message id, because a statement can change a
@@ -77,6 +78,7 @@ func (l *Ledger) deadLetter(d *engine.DeadLetter) deadLetter {
 		StreamTable: text(m.StreamTable), OutboxID: m.OutboxID, RefreshID: text(m.RefreshID), FullRefresh: m.FullRefresh,
 		Origin: text(m.Origin), MessageTime: timestamp(m.Time),
 		Error: text(d.Reason), Class: d.Class, Attempts: max(d.Attempts, 1), Status: statusDead,
+		ByReference: d.ByReference,
 	}
 	if d.Parked() {
 		row.Status, row.Attempts = statusParked, 0
@@ -120,7 +122,7 @@ func (l *Ledger) scanDeliverable(row pgx.CollectableRow) (engine.DeadLetter, err
 	var body, headers []byte
 	var sent *time.Time
 	err := row.Scan(&d.ID, &m.ID, &m.Key, &m.Subject, &m.Op, &body, &m.Before, &m.ContentType, &headers,
-		&m.StreamTable, &m.OutboxID, &m.RefreshID, &m.FullRefresh, &m.Origin, &sent, &d.Class, &d.Attempts)
+		&m.StreamTable, &m.OutboxID, &m.RefreshID, &m.FullRefresh, &m.Origin, &sent, &d.Class, &d.Attempts, &d.ByReference)
 	if err != nil {
 		return engine.DeadLetter{}, err
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
@@ -70,6 +71,22 @@ func (s Store) DeadRows(ctx context.Context, pipeline string) (ids []int64, dead
 		return nil, nil, fmt.Errorf("read dead letters: %w", err)
 	}
 	return ids, dead, nil
+}
+
+// ReferredRows returns the outbox ids to which dead letters of these forward pipelines
+// refer, in all groups. The bodies of these rows are stored nowhere else.
+func ReferredRows(ctx context.Context, db pg.Querier, pipelines []string) ([]int64, error) {
+	rows, err := db.Query(ctx, `
+		SELECT DISTINCT outbox_id FROM pgtrickle.relay_dead_letters
+		WHERE by_reference AND direction = 'forward' AND outbox_id IS NOT NULL AND pipeline = ANY ($1)`, pipelines)
+	if err != nil {
+		return nil, fmt.Errorf("read dead letters: %w", err)
+	}
+	ids, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	if err != nil {
+		return nil, fmt.Errorf("read dead letters: %w", err)
+	}
+	return ids, nil
 }
 
 // DeadLetterFilter selects dead letters of the group. A zero field selects all.

@@ -97,6 +97,7 @@ CREATE TABLE pgtrickle.relay_dead_letters (
 );
 -- +end
 
+ALTER TABLE pgtrickle.relay_dead_letters ADD COLUMN IF NOT EXISTS by_reference boolean NOT NULL DEFAULT false;
 CREATE INDEX IF NOT EXISTS relay_dead_letters_by_key
     ON pgtrickle.relay_dead_letters (relay_group_id, direction, pipeline, key, id);
 

@@ -336,6 +336,7 @@ $sql$;
     COMMENT ON TABLE pgtrickle.relay_dead_letters IS 'pgtrickle-relay: messages that no retry can deliver, and those parked behind one of the same key';
 END $do$;
 
+ALTER TABLE pgtrickle.relay_dead_letters ADD COLUMN IF NOT EXISTS by_reference boolean NOT NULL DEFAULT false;
 CREATE INDEX IF NOT EXISTS relay_dead_letters_by_key
     ON pgtrickle.relay_dead_letters (relay_group_id, direction, pipeline, key, id);
 
@@ -582,7 +583,7 @@ $sql$;
     COMMENT ON TABLE pgtrickle.pgt_inbox_priority_config IS 'pgtrickle-relay: priorities of inboxes';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (1, 'tables', '66702cc3c541cbce')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (1, 'tables', '944e57427ce5697d')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 

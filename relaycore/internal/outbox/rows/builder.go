@@ -46,6 +46,8 @@ type chunk struct {
 	slots []Slot
 	bytes int
 	claim *Claim // the row that ended the chunk
+	large *Large // the row that ended the chunk
+	whole []byte // payload that is kept as it is, without a copy
 
 	arena []byte // payloads
 	text  []byte // ids, keys and refresh ids; becomes one string
@@ -79,6 +81,9 @@ func (b *Builder) Bytes() int { return b.chunk.bytes }
 
 // Claim returns the claim check that ended the chunk, nil if none did.
 func (b *Builder) Claim() *Claim { return b.chunk.claim }
+
+// Large returns the large row that ended the chunk, nil if none did.
+func (b *Builder) Large() *Large { return b.chunk.large }
 
 // Discard drops the chunk.
 func (b *Builder) Discard() {
@@ -117,6 +122,9 @@ func (b *Builder) Finish() ([]relay.Message, []Slot) {
 func (b *Builder) keep(p []byte) []byte {
 	c := &b.chunk
 	c.bytes += len(p)
+	if len(p) > 0 && len(c.whole) > 0 && &p[0] == &c.whole[0] {
+		return p
+	}
 	if cap(c.arena)-len(c.arena) < len(p) {
 		c.arena = make([]byte, 0, max(len(p), min(max(2*cap(c.arena), 16<<10), 512<<10)))
 	}
@@ -136,9 +144,17 @@ type event struct {
 	index               int
 }
 
-// Row adds the messages of one row. It returns false if the row is a claim check,
-// which ends the chunk.
+// Row adds the messages of one row. It returns false if the row is a claim check, or has
+// a large payload, which ends the chunk.
 func (b *Builder) Row(v [][]byte, id int64) bool {
+	if at := b.layout.size; at >= 0 && v[at] != nil {
+		b.chunk.large = newLarge(v, id)
+		return false
+	}
+	return b.row(v, id)
+}
+
+func (b *Builder) row(v [][]byte, id int64) bool {
 	l := b.layout
 	e := event{id: id, idText: v[l.id]}
 	if l.created >= 0 {

@@ -9,7 +9,7 @@ import (
 )
 
 func testBuilder() *Builder {
-	l := &Layout{id: 0, payload: 1, created: 2, refresh: 3, claim: 4, op: -1, key: -1, headers: -1, eventID: -1}
+	l := &Layout{id: 0, payload: 1, created: 2, refresh: 3, claim: 4, op: -1, key: -1, headers: -1, eventID: -1, size: -1}
 	return &Builder{source: source{table: "outbox_orders", stream: "orders", qualified: "pgtrickle.outbox_orders"}, layout: l}
 }
 
@@ -165,7 +165,7 @@ func BenchmarkDecode(b *testing.B) {
 // TestGivenByTheRow: the messages of a row get its headers, key and event id. A row
 // without them costs no allocation.
 func TestGivenByTheRow(t *testing.T) { // counts allocations, so not in parallel
-	l := &Layout{id: 0, payload: 1, created: 2, refresh: 3, claim: 4, op: -1, key: 5, headers: 6, eventID: 7}
+	l := &Layout{id: 0, payload: 1, created: 2, refresh: 3, claim: 4, op: -1, key: 5, headers: 6, eventID: 7, size: -1}
 	b := &Builder{source: source{table: "outbox_orders", stream: "orders", qualified: "pgtrickle.outbox_orders"}, layout: l}
 	row := func(payload, key, headers, eventID string) [][]byte {
 		v := append(testRow("7", payload), nil, nil, nil)

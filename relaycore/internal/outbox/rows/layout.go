@@ -16,7 +16,14 @@ type Layout struct {
 	names, types []string // expressions, and their types
 
 	id, payload, created, refresh, claim, op, key, headers, eventID int // -1 = not selected
+	size                                                            int // stored, of a large payload; null for others
+
+	whole string // expression of the payload, however large
 }
+
+// largeStored is the stored size of a payload, in bytes, above which a read returns the
+// size alone. What is stored may be compressed, hardly ever to less than a fiftieth.
+const largeStored = 128 << 10
 
 // NewLayout selects the columns of t that play a part.
 func NewLayout(t *table.Table) *Layout {
@@ -36,6 +43,9 @@ func NewLayout(t *table.Table) *Layout {
 	}
 	l.id = add(c.ID, t.Type(c.ID))
 	l.payload = add(c.Payload, t.Type(c.Payload))
+	l.whole = l.names[l.payload]
+	size := "pg_column_size(" + l.whole + ")"
+	l.names[l.payload] = fmt.Sprintf("CASE WHEN %s <= %d THEN %s END", size, largeStored, l.whole)
 	l.created = add(c.Created, "timestamp with time zone")
 	l.refresh = add(c.Refresh, "text")
 	l.claim = add(c.Claim, t.Type(c.Claim))
@@ -43,6 +53,9 @@ func NewLayout(t *table.Table) *Layout {
 	l.key = add(c.Key, "text")
 	l.headers = add(c.Headers, t.Type(c.Headers))
 	l.eventID = add(c.EventID, "text")
+	l.size = len(l.names)
+	l.names = append(l.names, fmt.Sprintf("CASE WHEN %s > %d THEN %s END", size, largeStored, size))
+	l.types = append(l.types, "integer")
 	return l
 }
 

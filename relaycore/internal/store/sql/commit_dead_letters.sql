@@ -9,15 +9,15 @@
 , stored AS (
     INSERT INTO pgtrickle.relay_dead_letters AS d
         (relay_group_id, direction, pipeline, message_id, key, subject, op, body, before, content_type, headers,
-        stream_table, outbox_id, refresh_id, full_refresh, origin, message_time, error, class, attempts, status)
+        stream_table, outbox_id, refresh_id, full_refresh, origin, message_time, error, class, attempts, status, by_reference)
     SELECT @group, @direction, @pipeline, m.message_id, m.key, m.subject, m.op,
         decode(m.body, 'base64'), decode(m.before, 'base64'), m.content_type, m.headers,
         m.stream_table, nullif(m.outbox_id, 0), nullif(m.refresh_id, ''), m.full_refresh, nullif(m.origin, ''),
-        m.message_time, m.error, m.class, m.attempts, m.status
+        m.message_time, m.error, m.class, m.attempts, m.status, m.by_reference
     FROM moved, ROWS FROM (json_to_recordset(@dead_letters::json) AS (
         message_id text, key text, subject text, op text, body text, before text, content_type text, headers jsonb,
         stream_table text, outbox_id bigint, refresh_id text, full_refresh boolean, origin text,
-        message_time timestamptz, error text, class text, attempts integer, status text)) WITH ORDINALITY AS m
+        message_time timestamptz, error text, class text, attempts integer, status text, by_reference boolean)) WITH ORDINALITY AS m
     ORDER BY m.ordinality
     ON CONFLICT (relay_group_id, direction, pipeline, message_id) DO UPDATE SET
         key = excluded.key, subject = excluded.subject, op = excluded.op,
@@ -26,7 +26,7 @@
         stream_table = excluded.stream_table, outbox_id = excluded.outbox_id,
         refresh_id = excluded.refresh_id, full_refresh = excluded.full_refresh,
         origin = excluded.origin, message_time = excluded.message_time,
-        error = excluded.error, class = excluded.class, status = excluded.status,
+        error = excluded.error, class = excluded.class, status = excluded.status, by_reference = excluded.by_reference,
         attempts = excluded.attempts + CASE WHEN d.body = excluded.body THEN d.attempts ELSE 0 END,
         created_at = CASE WHEN d.body = excluded.body THEN d.created_at ELSE now() END, updated_at = now()
     WHERE d.status <> 'dead' OR excluded.status = 'dead'

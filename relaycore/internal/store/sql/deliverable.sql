@@ -8,7 +8,7 @@ WITH mine AS (
 )
 SELECT id, message_id, key, coalesce(subject, ''), coalesce(op, ''), body, before, coalesce(content_type, ''), headers,
     coalesce(stream_table, ''), coalesce(outbox_id, 0), coalesce(refresh_id, ''), full_refresh, coalesce(origin, ''),
-    message_time, class, attempts
+    message_time, class, attempts, by_reference
 FROM mine
 WHERE id < coalesce(blocked_at, 9223372036854775807)
 ORDER BY id

@@ -1,0 +1,140 @@
+package outbox_test
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/engine"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox"
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest/pgtest"
+)
+
+// random is SQL of an incompressible text of so many characters.
+const random = `(SELECT left(string_agg(md5(i::text || 'é'), 'é'), %d) FROM generate_series(1, %[1]d / 30) i)`
+
+// next returns the messages of one Receive, and what the source asked for before.
+func next(t *testing.T, src *outbox.Source) (msgs []relay.Message, asked int64) {
+	t.Helper()
+	for range 20 {
+		asked = max(asked, src.Wants())
+		msgs, err := src.Receive(t.Context(), 100)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(msgs) > 0 {
+			return msgs, asked
+		}
+	}
+	t.Fatal("no message comes")
+	return nil, 0
+}
+
+// TestLargeRowsComeAlone: a large row is read by itself, in its place between the others.
+// Above a mebibyte the source asks for the memory first.
+func TestLargeRowsComeAlone(t *testing.T) {
+	t.Parallel()
+	bothStrategies(t, func(t *testing.T, pool *pgxpool.Pool) {
+		exec(t, pool, insertOne, 1, 2)
+		for _, size := range []int{500_000, 3_000_000} {
+			exec(t, pool, `INSERT INTO pgtrickle.outbox_orders (payload) SELECT jsonb_build_object('v', 1,
+				'inserted', jsonb_build_array(jsonb_build_object('x', x), jsonb_build_object('y', 1))) FROM `+fmt.Sprintf(random, size)+` r(x)`)
+		}
+		exec(t, pool, insertOne, 5, 6)
+		src := open(t, pool, relay.Checkpoint{})
+		for i, want := range []struct {
+			ids   string
+			size  int
+			asked int64
+		}{{"1:0 2:0", 8, 0}, {"3:0 3:1", 500_000, 0}, {"4:0 4:1", 3_000_000, 3_000_000}, {"5:0 6:0", 8, 0}} {
+			msgs, asked := next(t, src)
+			if ids(msgs) != want.ids || len(msgs[0].Row) < want.size || len(msgs[0].Row) > want.size*5/4 || msgs[0].Err != nil {
+				t.Fatalf("read %d: %s, %d bytes, %v; want %s, %d bytes", i, ids(msgs), len(msgs[0].Row), msgs[0].Err, want.ids, want.size)
+			}
+			if asked < want.asked || asked > want.asked*5/4 {
+				t.Errorf("read %d: asked for %d bytes, want about %d", i, asked, want.asked)
+			}
+			checkpoint(t, src, msgs)
+		}
+		nothing(t, src)
+		c := checkpoint(t, src, nil)
+		nothing(t, open(t, pool, c))
+	})
+}
+
+// TestLargePayloadIsWhole compares payloads of each type with what PostgreSQL has.
+func TestLargePayloadIsWhole(t *testing.T) {
+	t.Parallel()
+	for _, typ := range []string{"jsonb", "json", "text", "bytea"} {
+		t.Run(typ, func(t *testing.T) {
+			t.Parallel()
+			pool := pgtest.Pool(t)
+			value := `jsonb_build_object('x', x)::text`
+			if typ == "bytea" {
+				value = "convert_to(" + value + ", 'UTF8')"
+			}
+			exec(t, pool, `CREATE TABLE events (id bigserial PRIMARY KEY, payload `+typ+`)`)
+			exec(t, pool, `INSERT INTO events (payload) SELECT (`+value+`)::`+typ+` FROM `+fmt.Sprintf(random, 5_000_000)+` r(x)`)
+			src := open(t, pool, relay.Checkpoint{}, func(c *outbox.Config) { c.Outbox = "public.events" })
+			msgs, _ := next(t, src)
+			var want string
+			text := "payload::text"
+			if typ == "bytea" {
+				text = "convert_from(payload, 'UTF8')"
+			}
+			if err := pool.QueryRow(t.Context(), `SELECT `+text+` FROM events`).Scan(&want); err != nil {
+				t.Fatal(err)
+			}
+			if msgs[0].Err != nil || string(msgs[0].Row) != want {
+				t.Errorf("%d bytes arrived of %d, %v", len(msgs[0].Row), len(want), msgs[0].Err)
+			}
+		})
+	}
+}
+
+// TestRowTooLarge: a row that is larger than the memory allows is not read. Its key and
+// its subject are made of its small members.
+func TestRowTooLarge(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	exec(t, pool, `CREATE TABLE events (id bigserial PRIMARY KEY, payload jsonb)`)
+	exec(t, pool, `INSERT INTO events (payload) SELECT jsonb_build_object('customer', 7, 'x', x) FROM `+fmt.Sprintf(random, 5_000_000)+` r(x)`)
+	exec(t, pool, `INSERT INTO events (payload) SELECT '{"customer": 8}'`)
+	src := open(t, pool, relay.Checkpoint{}, func(c *outbox.Config) { c.Outbox, c.MaxRow = "public.events", 4_000_000 })
+	msgs, asked := next(t, src)
+	tooLarge, ok := errors.AsType[*engine.TooLargeError](msgs[0].Err)
+	if len(msgs) != 1 || !ok || tooLarge.Length < 5_000_000 || tooLarge.Max != 4_000_000 || !relay.IsPermanent(msgs[0].Err) {
+		t.Fatalf("%d messages, error %v; want one that is too large", len(msgs), msgs[0].Err)
+	}
+	if string(msgs[0].Row) != `{"customer": 7}` || asked != 0 {
+		t.Errorf("row %.100s, asked for %d bytes; want its small members, and no bytes", msgs[0].Row, asked)
+	}
+	if msgs, _ = next(t, src); string(msgs[0].Row) != `{"customer": 8}` {
+		t.Errorf("the next row is %.100s", msgs[0].Row)
+	}
+}
+
+// TestLargeRowIsDeleted: a row that is deleted before its payload is read is reported.
+func TestLargeRowIsDeleted(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	exec(t, pool, `CREATE TABLE events (id bigserial PRIMARY KEY, payload jsonb)`)
+	exec(t, pool, `INSERT INTO events (payload) SELECT jsonb_build_object('x', x) FROM `+fmt.Sprintf(random, 5_000_000)+` r(x)`)
+	src := open(t, pool, relay.Checkpoint{}, func(c *outbox.Config) { c.Outbox = "public.events" })
+	deadline := time.Now().Add(20 * time.Second)
+	for src.Wants() == 0 && time.Now().Before(deadline) {
+		if msgs, err := src.Receive(t.Context(), 100); err != nil || len(msgs) > 0 {
+			t.Fatalf("Receive = %d messages, %v", len(msgs), err)
+		}
+	}
+	exec(t, pool, `DELETE FROM events`)
+	msgs, _ := next(t, src)
+	if msgs[0].Err == nil || !strings.Contains(msgs[0].Err.Error(), "row 1 of public.events was deleted before its payload was read") {
+		t.Errorf("error %v, want that the row was deleted", msgs[0].Err)
+	}
+}

@@ -1,0 +1,132 @@
+package pipeline
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/engine"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/retention"
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
+)
+
+func (st *stage) exec(t *testing.T, sql string) {
+	t.Helper()
+	if _, err := st.pool.Exec(t.Context(), sql); err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+}
+
+// value returns the first column of the first row, as text.
+func (st *stage) value(t *testing.T, sql string) (text string) {
+	t.Helper()
+	if err := st.pool.QueryRow(t.Context(), sql).Scan(&text); err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+	return text
+}
+
+// runUntil runs a pipeline until sql returns want.
+func (st *stage) runUntil(t *testing.T, p catalog.Pipeline, budget *engine.Budget, sql, want string) {
+	t.Helper()
+	st.runner.Budget = budget
+	job, _, stop := st.job(t, p)
+	done := make(chan error, 1)
+	go func() { done <- st.runner.Run(t.Context(), job) }()
+	for deadline := time.Now().Add(30 * time.Second); st.value(t, sql) != want; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Errorf("%s = %s, want %s", sql, st.value(t, sql), want)
+			break
+		}
+	}
+	stop()
+	if err := <-done; err != nil {
+		t.Errorf("Run = %v", err)
+	}
+}
+
+// newDocuments returns a stage with a pipeline of an outbox with four rows. 1 has 5 MB,
+// and 2 another key. 3 and 4 have the key of 1, and 3 has the 5 MB as its old row.
+func newDocuments(t *testing.T) (*stage, catalog.Pipeline) {
+	t.Helper()
+	st, snapshot := newStage(t)
+	st.exec(t, `CREATE TABLE documents (id int PRIMARY KEY, body text);
+		SELECT pgtrickle.enable_outbox('documents');
+		SELECT pgtrickle.set_relay_outbox('big', '{"stream_table": "documents", "sink_type": "memory", "subject_template": "s"}');
+		INSERT INTO documents SELECT 1, string_agg(md5(i::text), '') FROM generate_series(1, 156250) i`)
+	st.exec(t, `INSERT INTO documents VALUES (2, 'small')`)
+	st.exec(t, `UPDATE documents SET body = 'small' WHERE id = 1`)
+	st.exec(t, `UPDATE documents SET body = 'smaller' WHERE id = 1`)
+	again, err := catalog.New(registryOf(t, st), relaycfg.Unrestricted()).Load(t.Context(), st.pool)
+	if err != nil || len(again) != len(snapshot)+1 {
+		t.Fatalf("Load = %v, %v", again, err)
+	}
+	for _, p := range again {
+		if p.Name == "big" {
+			return st, p
+		}
+	}
+	t.Fatal("no pipeline big")
+	return nil, catalog.Pipeline{}
+}
+
+func (st *stage) arrived() (sizes []int) {
+	for _, m := range st.queue.Messages() {
+		sizes = append(sizes, len(m.Body)/1_000_000)
+	}
+	return sizes
+}
+
+const deadLetters = `SELECT string_agg(format('%s %s %s %s', outbox_id, class, by_reference, octet_length(body) < 1000), ', ' ORDER BY id)
+	FROM pgtrickle.relay_dead_letters`
+
+// TestTooLargeRow: a row that the memory does not allow becomes a dead letter that refers
+// to it. Its key waits, retention keeps the row, and a retry with more memory delivers it.
+func TestTooLargeRow(t *testing.T) {
+	t.Parallel()
+	st, big := newDocuments(t)
+	small, enough := engine.NewBudget(1<<20, 6_000_000), engine.NewBudget(1<<20, 60_000_000)
+	st.runUntil(t, big, small, `SELECT count(*) FROM pgtrickle.relay_dead_letters`, "3")
+	if got, want := st.value(t, deadLetters), "1 too_large t t, 3 parked t t, 4 parked f t"; got != want {
+		t.Errorf("dead letters %s, want %s", got, want)
+	}
+	if why := st.value(t, `SELECT min(error) FROM pgtrickle.relay_dead_letters WHERE class = 'too_large'`); !strings.Contains(why, "2000000") {
+		t.Errorf("error %q, want one with the limit", why)
+	}
+
+	st.exec(t, `UPDATE pgtrickle.outbox_documents SET created_at = now() - interval '1 year'`)
+	if _, err := retention.Sweep(t.Context(), st.pool, retention.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	if got := st.value(t, `SELECT string_agg(id::text, ' ') FROM pgtrickle.outbox_documents`); got != "1 3" {
+		t.Errorf("rows %s are left, want 1 and 3, which dead letters refer to", got)
+	}
+
+	st.exec(t, `SELECT pgtrickle.relay_dlq_retry('big')`)
+	st.runUntil(t, big, small, `SELECT count(*) FILTER (WHERE status = 'dead') FROM pgtrickle.relay_dead_letters`, "1") // still too large
+	st.exec(t, `SELECT pgtrickle.relay_dlq_retry('big')`)
+	st.runUntil(t, big, enough, `SELECT count(*) FROM pgtrickle.relay_dead_letters`, "0")
+	if got := st.arrived(); !slices.Equal(got, []int{0, 5, 0, 0}) {
+		t.Errorf("messages of %v MB arrived, want 0, 5, 0 and 0", got)
+	}
+}
+
+// TestRefusedLargeRow: a large row that the far end refuses is not stored a second time.
+// If its row is gone, a retry reports that.
+func TestRefusedLargeRow(t *testing.T) {
+	t.Parallel()
+	st, big := newDocuments(t)
+	st.refuse = func(m *relay.Message) bool { return len(m.Body) > 1_000_000 }
+	budget := engine.NewBudget(1<<20, 60_000_000)
+	st.runUntil(t, big, budget, `SELECT count(*) FROM pgtrickle.relay_dead_letters`, "3")
+	if got, want := st.value(t, deadLetters), "1 refused t t, 3 parked t t, 4 parked f t"; got != want {
+		t.Errorf("dead letters %s, want %s", got, want)
+	}
+	st.refuse = nil
+	st.exec(t, `SELECT pgtrickle.relay_dlq_retry('big')`)
+	st.exec(t, `DELETE FROM pgtrickle.outbox_documents WHERE id = 1`)
+	st.runUntil(t, big, budget, `SELECT count(*) FROM pgtrickle.relay_dead_letters WHERE error LIKE '%is gone%'`, "1")
+}
