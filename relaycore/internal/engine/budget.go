@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sync/semaphore"
 )
@@ -14,6 +15,7 @@ type Budget struct {
 	size      int64
 	largeSize int64
 	large     *semaphore.Weighted
+	waiting   atomic.Int32 // calls of acquireLarge that wait
 
 	mu    sync.Mutex
 	used  int64
@@ -36,9 +38,11 @@ func (b *Budget) Largest(copies int) int64 {
 
 // acquireLarge waits until n bytes are left for large messages, in the order of calls.
 func (b *Budget) acquireLarge(ctx context.Context, n int64) error {
-	if b == nil || n == 0 {
+	if b == nil || n == 0 || b.large.TryAcquire(n) {
 		return nil
 	}
+	b.waiting.Add(1)
+	defer b.waiting.Add(-1)
 	return b.large.Acquire(ctx, n)
 }
 
@@ -47,6 +51,9 @@ func (b *Budget) releaseLarge(n int64) {
 		b.large.Release(n)
 	}
 }
+
+// wanted reports whether more than so many pipelines wait for a large message.
+func (b *Budget) wanted(beyond int32) bool { return b != nil && b.waiting.Load() > beyond }
 
 // held is what a chunk has reserved, in bytes.
 type held struct {

@@ -53,6 +53,34 @@ func TestAbandonedRunGivesTheBudgetBack(t *testing.T) {
 	})
 }
 
+// A pipeline whose far end is away gives up its large message when another pipeline
+// waits. Its run ends, and the message is read again later.
+func TestLargeMessageOfAStuckPipelineMakesRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		budget := engine.NewBudget(1<<20, 1000)
+		stuck, healthy := newBench(2, 2), newBench(5, 2)
+		stuck.sink.answer = func(int, []relay.Message) error { return errors.New("down") }
+		for _, b := range []*bench{stuck, healthy} {
+			b.cfg.Source, b.cfg.Budget, b.cfg.Batch, b.cfg.Copies = &asking{b.source, 300}, budget, 1, 3
+		}
+		stuck.start()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if budget.LargeUsed() == 0 {
+			t.Fatal("the stuck pipeline holds no large message")
+		}
+		healthy.start()
+		time.Sleep(time.Minute)
+		want(t, "arrivals", len(healthy.arrived()), 5)
+		if err := <-stuck.result; err == nil || relay.IsFatal(err) {
+			t.Errorf("Run = %v, want an error after which the pipeline is run again", err)
+		}
+		stuck.kill()
+		healthy.finish(t)
+		want(t, "bytes of large messages that are left", budget.LargeUsed(), int64(0))
+	})
+}
+
 // asking is a table all of whose rows are large.
 type asking struct {
 	*table

@@ -92,7 +92,7 @@ func (c *committer) add(s settlement) {
 func (c *committer) free(s settlement) {
 	c.release(s.bytes)
 	if s.bytes.large > 0 {
-		return
+		return // a buffer that holds a large message is not kept
 	}
 	for _, buf := range s.bufs {
 		c.buffers.Put(buf)

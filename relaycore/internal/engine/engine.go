@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -175,6 +176,8 @@ type run struct {
 
 	local    *semaphore.Weighted // bytes in flight of this pipeline
 	share    share               // and of all that share its budget
+	large    atomic.Int64        // bytes reserved for large messages
+	asks     atomic.Int32        // 1 while it waits for more of them
 	encoding sync.Mutex          // see transform
 }
 

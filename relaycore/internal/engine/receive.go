@@ -26,7 +26,7 @@ func (r *run) receiveAll(ctx context.Context) error {
 		}
 		batch, err := r.Source.Receive(ctx, r.Batch)
 		if len(batch) == 0 || err != nil {
-			r.Budget.releaseLarge(large)
+			r.releaseLarge(large)
 		}
 		switch {
 		case ctx.Err() != nil:
@@ -65,16 +65,25 @@ func (r *run) hand(ctx context.Context, to chan<- chunk, c chunk) bool {
 
 // reserveLarge reserves the memory for what the source asks for; 0 for a usual message.
 func (r *run) reserveLarge(ctx context.Context) (int64, error) {
-	asker, ok := r.Source.(Asker)
-	if !ok {
-		return 0, nil
+	var n int64
+	if asker, ok := r.Source.(Asker); ok {
+		n = asker.Wants() * int64(r.Copies)
 	}
-	n := asker.Wants() * int64(r.Copies)
 	if n == 0 {
 		return 0, nil
 	}
-	r.Logger.Debug("waits for memory", "bytes", n)
-	return n, r.Budget.acquireLarge(ctx, n)
+	r.asks.Store(1)
+	defer r.asks.Store(0)
+	if err := r.Budget.acquireLarge(ctx, n); err != nil {
+		return 0, err
+	}
+	r.large.Add(n)
+	return n, nil
+}
+
+func (r *run) releaseLarge(n int64) {
+	r.large.Add(-n)
+	r.Budget.releaseLarge(n)
 }
 
 // reserve waits until batch, and what will be encoded from it, is within the limits
@@ -95,12 +104,12 @@ func (r *run) reserve(ctx context.Context, batch []relay.Message, large int64) (
 	bytes = min(bytes, r.InFlightBytes)
 	c := chunk{messages: batch, size: size, bytes: held{bytes, large}}
 	if err := r.local.Acquire(ctx, bytes); err != nil {
-		r.Budget.releaseLarge(large)
+		r.releaseLarge(large)
 		return c, err
 	}
 	if err := r.share.acquire(ctx, bytes); err != nil {
 		r.local.Release(bytes)
-		r.Budget.releaseLarge(large)
+		r.releaseLarge(large)
 		return c, err
 	}
 	r.Meter.InFlight(bytes + large)
@@ -114,17 +123,14 @@ func (r *run) release(h held) {
 	}
 	r.local.Release(h.usual)
 	r.share.release(h.usual)
-	r.Budget.releaseLarge(h.large)
+	r.releaseLarge(h.large)
 	r.Meter.InFlight(-h.usual - h.large)
 }
 
 // transformAll encodes or decodes what was received, while the source reads on.
 func (r *run) transformAll(ctx context.Context) {
 	for c := range r.received {
-		c.buf = new([]byte) // that of a large message is not kept
-		if c.bytes.large == 0 {
-			c.buf = r.buffers.Get().(*[]byte)
-		}
+		c.buf = r.buffers.Get().(*[]byte)
 		*c.buf = r.transform(c.messages, (*c.buf)[:0])
 		if !r.hand(ctx, r.ready, c) {
 			break
