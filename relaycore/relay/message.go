@@ -81,8 +81,12 @@ const (
 	HeaderKey         = "Pgtrickle-Key"
 	HeaderSubject     = "Pgtrickle-Subject"
 	HeaderReplay      = "Pgtrickle-Replay"
-	HeaderContentType = "Content-Type"
-	HeaderTraceparent = "traceparent"
+	// HeaderRowID is the __pgt_row_id of a change between two snapshots, and
+	// HeaderRowOccurrence counts the rows that have the same one, from 2 on.
+	HeaderRowID         = "Pgtrickle-Row-Id"
+	HeaderRowOccurrence = "Pgtrickle-Row-Occurrence"
+	HeaderContentType   = "Content-Type"
+	HeaderTraceparent   = "traceparent"
 )
 
 // WireHeaders appends to dst the headers that every backend with headers writes. These

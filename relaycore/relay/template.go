@@ -105,6 +105,16 @@ func (t Template) UsesRow() bool {
 	return slices.ContainsFunc(t.parts, func(p part) bool { return p.field != "" })
 }
 
+// Fields returns the fields of the row that the template renders.
+func (t Template) Fields() (fields []string) {
+	for _, p := range t.parts {
+		if p.field != "" {
+			fields = append(fields, p.field)
+		}
+	}
+	return fields
+}
+
 // PerMessage reports whether two rows of one outbox row can render differently
 // for a reason other than their operation.
 func (t Template) PerMessage() bool {

@@ -268,12 +268,16 @@ func (e *Encoder) key(m *relay.Message) (err error) {
 		value, ok := jsonscan.First(m.Row, column)
 		if !ok { // a projection without its primary key has no key
 			e.text = e.text[:start]
-			return nil
+			break
 		}
 		if i > 0 {
 			e.text = append(e.text, ',')
 		}
 		e.text = jsonscan.AppendText(e.text, value)
+	}
+	if len(e.text) == start {
+		id, _ := m.Header(relay.HeaderRowID)
+		e.text = append(e.text, id...)
 	}
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/progress"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/scan"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/snapshot"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/table"
 )
 
@@ -18,12 +19,14 @@ type shared struct {
 	current  atomic.Pointer[view]
 	position atomic.Pointer[place]
 	claimed  atomic.Int64 // the highest claim check received
+	compared atomic.Int64 // the highest row whose snapshot was compared
 }
 
 // view is the outbox as it is open now.
 type view struct {
 	table   *table.Table
 	tracker *progress.Tracker
+	state   *snapshot.State // nil = snapshots are not compared
 }
 
 // place is how far the reads of a table are.
@@ -32,10 +35,14 @@ type place struct {
 	position scan.Position
 }
 
-func (s *shared) set(t *table.Table, tracker *progress.Tracker, p scan.Position) {
+func (s *shared) set(v view, p scan.Position) {
 	s.claimed.Store(0)
-	s.current.Store(&view{t, tracker})
-	s.setPosition(t, p)
+	s.compared.Store(table.Beginning)
+	if v.state != nil {
+		s.compared.Store(v.state.Compared())
+	}
+	s.current.Store(&v)
+	s.setPosition(v.table, p)
 }
 
 func (s *shared) setPosition(t *table.Table, p scan.Position) { s.position.Store(&place{t, p}) }

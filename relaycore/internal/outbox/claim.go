@@ -23,9 +23,15 @@ var (
 
 // readClaim reads the next deltas of a claim check, as many as the memory of one read
 // allows. A read that fails is repeated from where it started.
-func (r *reader) readClaim(ctx context.Context, q pg.Querier, db scan.DB) error {
+func (r *reader) readClaim(ctx context.Context, c conn, db scan.DB) error {
 	claim := *r.claim
-	last, err := r.readDeltas(ctx, q, db, &claim)
+	var last bool
+	var err error
+	if r.state != nil && claim.Snapshot() && (claim.Inline || !r.state.Whole(claim.ID)) {
+		last, err = r.readChanges(ctx, c, db, &claim)
+	} else {
+		last, err = r.readDeltas(ctx, c, db, &claim)
+	}
 	if err != nil {
 		return fmt.Errorf("row %d: %w", claim.ID, err)
 	}

@@ -33,6 +33,15 @@ type Config struct {
 	// row.
 	Checkpoint relay.Checkpoint
 
+	// Epoch is that of the pipeline's lease, 0 if there is none. Snapshots are compared
+	// under a lease only.
+	Epoch int64
+	// KeyFields are the fields of a row that make up its key and its destination. They
+	// are kept of a deleted row if Settings.DiffState is keys.
+	KeyFields []string
+	// KeepInternal makes a change of the extension's own columns a change of the row.
+	KeepInternal bool
+
 	// PollInterval bounds the wait of an idle source between polls; 0 means 100 ms.
 	PollInterval time.Duration
 	// ReadBytes bounds the memory that the rows of one read take. A larger single row is

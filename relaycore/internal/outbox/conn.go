@@ -6,6 +6,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/scan"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/snapshot"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
 )
 
@@ -18,6 +19,7 @@ type connector interface {
 // conn is a connection that one read has to itself.
 type conn interface {
 	pg.Querier
+	snapshot.Beginner
 	Release()
 	// forget drops the prepared statements.
 	forget(ctx context.Context) error

@@ -27,10 +27,13 @@ type consumer struct {
 	closed   bool
 }
 
-// Committed implements [relay.Checkpointer]. It reports to the extension which
+// Committed implements [relay.Checkpointer]. It removes stored changes, and reports to the extension which
 // claim-check rows no reader needs any longer. All readers share them, so the slowest one
 // decides.
 func (s *Source) Committed(ctx context.Context, c relay.Checkpoint) error {
+	if err := s.removeChanges(ctx, c); err != nil {
+		return err
+	}
 	u := &s.consumer
 	if c.LastID < u.upTo {
 		u.upTo = 0 // the ids have restarted

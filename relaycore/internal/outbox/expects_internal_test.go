@@ -12,7 +12,7 @@ func TestExpects(t *testing.T) {
 	t.Parallel()
 	s := &Source{}
 	start := progress.Start{Position: scan.Fence.Behind(10), Safe: 10, Resumed: &progress.Checkpoint{Part: &[2]int64{12, 3}, Done: [][3]int64{{14, 2, 4}}}}
-	s.shared.set(&table.Table{Name: "out:box"}, progress.New(start, progress.NewNotifier(), nil), start.Position)
+	s.shared.set(view{table: &table.Table{Name: "out:box"}, tracker: progress.New(start, progress.NewNotifier(), nil)}, start.Position)
 	for id, want := range map[string]bool{
 		"out:box:10:0": false,
 		"out:box:11:0": true,

@@ -9,6 +9,7 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/progress"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/rows"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/scan"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/snapshot"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/table"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
@@ -18,7 +19,8 @@ import (
 type opening struct {
 	table  *table.Table
 	start  progress.Start
-	reused bool // see [Source.Reused]
+	state  *snapshot.State // nil = snapshots are not compared
+	reused bool            // see [Source.Reused]
 }
 
 // open describes the table, checks that it can be read without losing a row, and
@@ -65,7 +67,12 @@ func open(ctx context.Context, q pg.Querier, cfg *Config, c relay.Checkpoint, ru
 	if o.start.Position == nil {
 		o.start.Position = strategy.Behind(o.start.Safe)
 	}
-	o.start.Gap, err = progress.GapBehind(ctx, q, t, known, lowest)
+	if o.start.Gap, err = progress.GapBehind(ctx, q, t, known, lowest); err != nil {
+		return nil, err
+	}
+	o.state, err = openState(ctx, q, cfg, t, snapshot.Start{
+		Origin: here, Behind: o.start.Safe, Known: cp != nil || o.start.Safe > t.BeforeFirstID(), Reused: o.reused,
+	})
 	return o, err
 }
 
@@ -179,17 +186,20 @@ func (s *Source) use(o *opening) {
 			"effect", "if they were not rolled back, retention deleted rows that had not been delivered")
 	})
 	layout := rows.NewLayout(t)
+	if o.state != nil {
+		layout.LeaveSnapshots()
+	}
 	scanner := start.Position.Scan(t, layout, start.Safe)
 
 	s.reader = &reader{
 		cfg: &s.cfg, conns: pool{s.pool}, shared: &s.shared, pace: &s.pace,
-		table: t, tracker: tracker, scanner: scanner, delta: t.Delta,
+		table: t, tracker: tracker, scanner: scanner, delta: t.Delta, state: o.state,
 		builder: rows.NewBuilder(t, layout, settled, s.spare),
 		watch:   watch{origin: start.Origin, checked: time.Now()},
 		highest: max(start.Safe, start.Gap.To),
 	}
 	s.reused = o.reused
-	s.shared.set(t, tracker, start.Position)
+	s.shared.set(view{t, tracker, o.state}, start.Position)
 	if t.Delta.Name != "" && start.Safe > 0 {
 		// The last owner may have been killed before it gave up the rows of claim
 		// checks that it had settled.

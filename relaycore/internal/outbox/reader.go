@@ -10,6 +10,7 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/progress"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/rows"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/scan"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/snapshot"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/table"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
@@ -34,6 +35,7 @@ type reader struct {
 	large    *rows.Large     // that comes next; nil = none does
 	wants    int64           // its length in bytes, if the caller is to find memory for it
 	delta    table.Delta     // of the claim checks
+	state    *snapshot.State // nil = snapshots are not compared
 	ready    []relay.Message // read and not yet returned
 	caughtUp bool            // the last read left nothing behind
 	highest  int64           // id that was read
@@ -98,6 +100,11 @@ func (r *reader) poll(ctx context.Context, limit int) (more bool, err error) {
 		r.pace.heldUp = false
 	}
 
+	if r.state != nil {
+		if err := r.state.Seed(ctx, c); err != nil {
+			return false, r.explain(err)
+		}
+	}
 	switch {
 	case r.claim != nil:
 		more, err = true, r.readClaim(ctx, c, db)
@@ -174,6 +181,9 @@ func (r *reader) explain(err error) error {
 	name := r.table.Qualified()
 	err = fmt.Errorf("read outbox %s: %w", name, err)
 	switch {
+	case errors.Is(err, snapshot.ErrGone):
+		r.watch.failed = true
+		return &reopenError{reason: err.Error()}
 	case pg.IsDenied(err):
 		return relay.Fatal(fmt.Errorf("%w; GRANT SELECT ON %s TO pgtrickle_relay", err, name))
 	case pg.Is(err, pgerrcode.UndefinedTable, pgerrcode.UndefinedColumn, pgerrcode.InvalidColumnReference, pgerrcode.FeatureNotSupported):

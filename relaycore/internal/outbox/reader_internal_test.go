@@ -41,6 +41,8 @@ type serverConn struct{ *server }
 func (c serverConn) Release()                     { c.inUse-- }
 func (c serverConn) forget(context.Context) error { c.forgot++; return nil }
 
+func (serverConn) Begin(context.Context) (pgx.Tx, error) { return nil, errors.ErrUnsupported }
+
 func (serverConn) Exec(context.Context, string, ...any) (pgconn.CommandTag, error) {
 	return pgconn.CommandTag{}, errors.ErrUnsupported
 }

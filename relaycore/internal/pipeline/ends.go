@@ -35,6 +35,7 @@ type ends struct {
 type outboxOptions struct {
 	wake   <-chan struct{}
 	polled func(found bool)
+	epoch  int64
 }
 
 func (e *ends) open(ctx context.Context, from engine.State, o outboxOptions) error {
@@ -52,6 +53,7 @@ func (e *ends) openForward(ctx context.Context, from relay.Checkpoint, o outboxO
 	s := e.resolved.Settings
 	src, err := outbox.Open(ctx, e.Readers, outbox.Config{
 		Outbox: s.StreamTable, Settings: s.Forward.Settings, Group: e.Group, Pipeline: e.pipeline.Name,
+		Epoch: o.epoch, KeyFields: keyFields(s), KeepInternal: s.KeepInternalColumns,
 		Checkpoint: from, PollInterval: s.PollInterval.D(), Wake: o.wake, Polled: o.polled, Logger: e.log,
 		MaxRow: e.Budget.Largest(cmp.Or(e.resolved.Backend.Copies, engine.DefaultCopies)),
 	})
@@ -72,6 +74,18 @@ func (e *ends) openForward(ctx context.Context, from relay.Checkpoint, o outboxO
 	}
 	e.transform = encoder.Encode
 	return e.openSink(ctx)
+}
+
+// keyFields returns the fields of a row that the encoder needs beside the body.
+func keyFields(s catalog.Settings) []string {
+	fields := append(s.KeyTemplate.Fields(), s.SubjectTemplate.Fields()...)
+	if s.KeyField != "" {
+		fields = append(fields, s.KeyField)
+	}
+	for _, value := range s.Headers {
+		fields = append(fields, value.Fields()...)
+	}
+	return fields
 }
 
 func newEncoder(s catalog.Settings, keyColumns []string, version string) (*codec.Encoder, error) {

@@ -57,7 +57,7 @@ func (r *Runner) Run(ctx context.Context, job *supervisor.Job) (err error) {
 
 	e := &ends{Runner: r, pipeline: job.Pipeline, resolved: resolved, log: job.Logger, keepFarEnds: ledger.KeepFarEnds}
 	defer e.close()
-	if err := e.open(opening, state, outboxOptions{wake: job.Wake, polled: job.Meter.Polled}); err != nil {
+	if err := e.open(opening, state, outboxOptions{wake: job.Wake, polled: job.Meter.Polled, epoch: job.Epoch}); err != nil {
 		return job.Pipeline.Explain(err)
 	}
 	opened()

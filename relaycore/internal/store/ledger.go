@@ -24,6 +24,8 @@ var (
 	commitDeadLettersSQL string
 	//go:embed sql/newly_dead.sql
 	newlyDeadSQL string
+	//go:embed sql/current.sql
+	currentSQL string
 	//go:embed sql/set_status.sql
 	setStatusSQL string
 	//go:embed sql/keep_far_ends.sql
@@ -84,6 +86,14 @@ func (s Store) Load(ctx context.Context, key Key) (engine.State, error) {
 		return engine.State{}, fmt.Errorf("load cursor: %w", err)
 	}
 	return state, nil
+}
+
+// Current reports whether epoch is that of the pipeline's owner.
+func (s Store) Current(ctx context.Context, key Key, epoch int64) (current bool, err error) {
+	if err := s.db.QueryRow(ctx, currentSQL, s.args(key, pgx.StrictNamedArgs{"epoch": epoch})).Scan(&current); err != nil {
+		return false, fmt.Errorf("read the epoch of pipeline %q: %w", key.Name, err)
+	}
+	return current, nil
 }
 
 // load reads a cursor, of any epoch if epoch is nil.

@@ -177,7 +177,7 @@ func (b *Builder) row(v [][]byte, id int64) bool {
 	switch {
 	case b.source.plain:
 		b.plainRow(v, &e)
-	case v[l.claim] != nil && v[l.claim][0] == 't':
+	case v[l.claim] != nil && v[l.claim][0] != 'f':
 		if b.claimRow(v, &e) {
 			return false
 		}

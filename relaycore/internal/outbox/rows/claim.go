@@ -13,8 +13,9 @@ import (
 // Claim is a claim check: a row whose deltas are in another table. It records how far
 // they are read.
 type Claim struct {
-	ID   int64
-	Next int64 // the row_num behind which to go on
+	ID     int64
+	Next   int64 // the row_num behind which to go on
+	Inline bool  // the rows are in the payload, which was not read
 
 	created time.Time
 	refresh string
@@ -28,7 +29,7 @@ func (c *Claim) Snapshot() bool { return c.full }
 // claimRow records a claim check. It returns false if the row cannot be decoded and
 // became a message.
 func (b *Builder) claimRow(v [][]byte, e *event) bool {
-	c := &Claim{ID: e.id, Next: table.Beginning, created: e.created}
+	c := &Claim{ID: e.id, Next: table.Beginning, created: e.created, Inline: v[b.layout.claim][0] == 's'}
 	raw := v[b.layout.payload]
 	if raw == nil || string(raw) == "null" {
 		c.full = true // the extension copies the whole stream table
@@ -82,6 +83,38 @@ func (d *Deltas) Add(num int64, operation, row []byte) {
 		d.b.message(&d.event, op, data, nil, d.c.full && op != relay.OpDelete, nil)
 	}
 	d.c.index = d.event.index
+}
+
+// Change is a change that the comparison of snapshots found. RowID is nil if the row is
+// sent as it stands. Full is whether it is part of a snapshot.
+type Change struct {
+	Op, Row, Before, RowID, Occurrence []byte
+	Full                               bool
+}
+
+// Change adds change number n.
+func (d *Deltas) Change(n int64, c Change) {
+	d.c.Next = n
+	b, before := d.b, len(d.b.chunk.msgs)
+	row := b.keep(c.Row)
+	if firstByte(row) != '{' {
+		b.undecodable(&d.event, row, fmt.Errorf("row %d of the snapshot is not an object", n))
+	} else {
+		var old []byte
+		if c.Before != nil {
+			old = b.keep(c.Before)
+		}
+		b.message(&d.event, opOf(c.Op), row, old, c.Full, nil)
+	}
+	d.c.index = d.event.index
+	if c.RowID == nil || len(b.chunk.msgs) == before {
+		return
+	}
+	m := &b.chunk.msgs[before]
+	m.Headers = append(make([]relay.Header, 0, 2), relay.Header{Name: relay.HeaderRowID, Value: string(c.RowID)})
+	if string(c.Occurrence) != "1" {
+		m.Headers = append(m.Headers, relay.Header{Name: relay.HeaderRowOccurrence, Value: string(c.Occurrence)})
+	}
 }
 
 // Undecodable adds a message that reports why the deltas cannot be read.

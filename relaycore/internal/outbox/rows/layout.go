@@ -59,6 +59,18 @@ func NewLayout(t *table.Table) *Layout {
 	return l
 }
 
+// LeaveSnapshots leaves the payloads of snapshots on the server. Their rows are claim
+// checks.
+func (l *Layout) LeaveSnapshots() {
+	array := "jsonb_typeof((" + l.whole + ")::jsonb) = 'array'"
+	l.names[l.claim] = "CASE WHEN " + l.names[l.claim] + " THEN 't' WHEN " + array + " THEN 's' ELSE 'f' END"
+	l.types[l.claim] = "text"
+	for _, i := range []int{l.payload, l.size} {
+		// The type of a payload is looked at last, because that reads it.
+		l.names[i] = "CASE WHEN (" + l.names[i] + ") IS NOT NULL AND (" + array + ") IS NOT TRUE THEN " + l.names[i] + " END"
+	}
+}
+
 // Columns renders the select list, under the names c0, c1, … The id is c0.
 func (l *Layout) Columns() string { return l.render(l.names, "") }
 

@@ -11,6 +11,8 @@ import (
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/table"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
 var (
@@ -89,7 +91,14 @@ func (s *State) transact(ctx context.Context, db Beginner, id int64, do func(tx 
 	var compared int64
 	_, err = tx.Exec(ctx, settingsSQL)
 	if err == nil {
-		err = tx.QueryRow(ctx, lockSQL, s.id, s.owner.Epoch).Scan(&compared, &full)
+		err = tx.QueryRow(ctx, lockSQL, s.id).Scan(&compared, &full)
+	}
+	if err == nil {
+		var current bool
+		current, err = store.New(tx, s.owner.Group).Current(ctx, store.Key{Direction: relay.Forward, Name: s.owner.Pipeline}, s.owner.Epoch)
+		if err == nil && !current {
+			err = ErrGone
+		}
 	}
 	if err == nil && compared < id {
 		err = do(tx, full)
@@ -99,7 +108,7 @@ func (s *State) transact(ctx context.Context, db Beginner, id int64, do func(tx 
 		err = tx.Commit(ctx)
 	}
 	if errors.Is(err, pgx.ErrNoRows) {
-		err = errors.New("the pipeline has another owner, or its state was dropped")
+		err = ErrGone
 	}
 	if err != nil {
 		return fmt.Errorf("compare the snapshot of row %d: %w", id, err)

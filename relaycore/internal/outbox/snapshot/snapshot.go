@@ -46,6 +46,9 @@ var (
 	dropSQL string
 )
 
+// ErrGone reports that the pipeline has another owner, or its state was dropped.
+var ErrGone = errors.New("the pipeline has another owner, or its snapshot state was dropped")
+
 // Owner is the pipeline that a state belongs to. A comparison under an epoch that has
 // passed fails.
 type Owner struct {
@@ -59,7 +62,9 @@ type Options struct {
 	Columns []string
 	// Internal makes a change of the extension's own columns a change of the row.
 	Internal bool
-	Logger   *slog.Logger
+	// Emit sends snapshots as they stand from now on. Changes that are stored go first.
+	Emit   bool
+	Logger *slog.Logger
 }
 
 // Start is where the reader of the outbox goes on.
@@ -117,11 +122,11 @@ func (s *State) open(ctx context.Context, q pg.Querier, start Start) error {
 		s.emitted, s.compared, s.removed = math.MinInt64, start.Behind, start.Behind
 		err = q.QueryRow(ctx, resetSQL, s.id, start.Origin.Table, start.Origin.Sequence, start.Behind, s.emitted,
 			other || back, s.opts.Columns).Scan(&full)
-	case other:
+	case other, s.opts.Emit:
 		full = true
 		_, err = q.Exec(ctx, markSQL, s.id, s.opts.Columns)
 	}
-	if err == nil && full {
+	if err == nil && full && !s.opts.Emit {
 		s.opts.Logger.Warn("next snapshot is sent whole", "table", s.table.Qualified(), "new_outbox", moved,
 			"diff_state_changed", other, "checkpoint_moved_back", back)
 	}
@@ -139,12 +144,7 @@ func (s *State) create(ctx context.Context, q pg.Querier, start Start) error {
 	if seed {
 		s.emitted, s.compared = *newest, *newest-1
 	}
-	level := slog.LevelInfo
-	if !seed {
-		level = slog.LevelWarn
-	}
-	s.opts.Logger.Log(ctx, level, "pipeline compares snapshots now", "table", s.table.Qualified(),
-		"newest_outbox_id", newest, "first_snapshot_whole", !seed)
+	s.opts.Logger.Info("pipeline compares snapshots now", "table", s.table.Qualified(), "first_snapshot_whole", !seed)
 	return q.QueryRow(ctx, createSQL, s.owner.Group, s.owner.Pipeline, start.Origin.Table, start.Origin.Sequence,
 		s.emitted, s.compared, !seed, s.opts.Columns).Scan(&s.id)
 }
@@ -153,7 +153,7 @@ func (s *State) create(ctx context.Context, q pg.Querier, start Start) error {
 func (s *State) Compared() int64 { return s.compared }
 
 // Whole reports whether the snapshot of outbox row id is sent as it stands.
-func (s *State) Whole(id int64) bool { return id <= s.emitted }
+func (s *State) Whole(id int64) bool { return id <= s.emitted || s.opts.Emit && id > s.compared }
 
 // PageSQL returns the statement that reads the next changes of an outbox row, or its
 // whole snapshot. The columns are number, operation, row, row before, row id, occurrence,
@@ -168,6 +168,9 @@ func (s *State) PageSQL(whole bool) string {
 
 // ID returns the number of the state, the first argument of PageSQL.
 func (s *State) ID() int64 { return s.id }
+
+// Removes reports whether Remove has something to do.
+func (s *State) Removes(upTo int64) bool { return upTo > s.removed }
 
 // Remove removes the changes of rows up to the id upTo, which are delivered.
 func (s *State) Remove(ctx context.Context, q pg.Querier, upTo int64) error {

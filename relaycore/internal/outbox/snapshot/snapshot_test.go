@@ -230,9 +230,9 @@ func TestEmptiedByClaimCheck(t *testing.T) {
 		before, want string
 		truncate     bool
 	}{
-		"by its counts":              {truncate: true, want: "delete 1.1 a, delete 2.1 b"},
-		"the table is empty":         {before: `GRANT SELECT ON public.s TO pgtrickle_relay`, want: "delete 1.1 a, delete 2.1 b"},
-		"it may not be read":         {},
+		"by its counts":      {truncate: true, want: "delete 1.1 a, delete 2.1 b"},
+		"the table is empty": {before: `GRANT SELECT ON public.s TO pgtrickle_relay`, want: "delete 1.1 a, delete 2.1 b"},
+		"it may not be read": {},
 		"something was consumed now": {before: `GRANT SELECT ON public.s TO pgtrickle_relay;
 			UPDATE pgtrickle.pgt_outbox_config SET last_drained_at = now() + interval '1 hour'`},
 	} {
