@@ -14,7 +14,7 @@ import (
 // connConfig is the part of a configuration that sink and source share: how to
 // reach a server and log in.
 type connConfig struct {
-	URL         relaycfg.List   `json:"url" relay:"required" doc:"Servers to connect to, for example nats://host:4222 or tls://host:4222; the first that answers is used."`
+	URL         relaycfg.List   `json:"url" relay:"required,secret" doc:"Servers to connect to, for example nats://host:4222 or tls://host:4222; the first that answers is used."`
 	Credentials string          `json:"credentials_file" relay:"file" doc:"Path of a credentials file: a user JWT with its nkey seed."`
 	NKey        string          `json:"nkey_file" relay:"file" doc:"Path of a file that holds an nkey seed."`
 	User        string          `json:"user" doc:"User name."`

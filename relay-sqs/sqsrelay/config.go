@@ -12,9 +12,9 @@ import (
 
 // connConfig is how either direction reaches the queue.
 type connConfig struct {
-	QueueURL        string            `json:"queue_url" relay:"required" doc:"The queue's URL; a name that ends in .fifo makes it a FIFO queue."`
+	QueueURL        string            `json:"queue_url" relay:"required,secret" doc:"The queue's URL; a name that ends in .fifo makes it a FIFO queue."`
 	Region          string            `json:"region" doc:"AWS region; that of queue_url when empty."`
-	Endpoint        string            `json:"endpoint" doc:"Server to talk to instead of AWS; that of queue_url when its host is not at amazonaws.com."`
+	Endpoint        string            `json:"endpoint" relay:"secret" doc:"Server to talk to instead of AWS; that of queue_url when its host is not at amazonaws.com."`
 	AccessKeyID     string            `json:"access_key_id" doc:"Static credentials; the SDK's chain (environment, files, container, instance) when empty."`
 	SecretAccessKey relaycfg.Secret   `json:"secret_access_key" doc:"The secret of access_key_id."`
 	SessionToken    relaycfg.Secret   `json:"session_token" doc:"The session token, when access_key_id is a temporary one."`
@@ -26,7 +26,7 @@ type connConfig struct {
 func (c *connConfig) validate() error {
 	u, err := url.Parse(c.QueueURL)
 	if err != nil || u.Host == "" || path.Base(u.Path) == "/" || path.Base(u.Path) == "." {
-		return relaycfg.Errorf("queue_url", "%q is not the URL of a queue, such as https://sqs.eu-west-1.amazonaws.com/123456789012/orders", c.QueueURL)
+		return relaycfg.Errorf("queue_url", "is not the URL of a queue, such as https://sqs.eu-west-1.amazonaws.com/123456789012/orders")
 	}
 	switch {
 	case (c.AccessKeyID == "") != (c.SecretAccessKey == ""):

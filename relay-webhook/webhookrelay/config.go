@@ -18,7 +18,7 @@ const (
 )
 
 type sinkConfig struct {
-	URL             relay.Template            `json:"url" relay:"required" doc:"Where to send to, http or https; variables may stand in the path and the query, where their values are escaped."`
+	URL             relay.Template            `json:"url" relay:"required,secret" doc:"Where to send to, http or https; variables may stand in the path and the query, where their values are escaped."`
 	Method          string                    `json:"method" relay:"enum=POST|PUT|PATCH" doc:"Method of the request."`
 	Headers         map[string]relay.Template `json:"headers" doc:"Further headers; their values take variables."`
 	Mode            string                    `json:"mode" relay:"enum=event|batch" doc:"One request per event, or one for many with a JSON array as its body."`

@@ -18,6 +18,8 @@ type Access struct {
 	env      []string // names, or prefixes that end in "*"
 	dirs     []string // absolute
 	operator bool     // the values are the operator's own: no variable is reserved
+
+	resolved map[string]string // reference by value, if not nil; see [Concealer]
 }
 
 // NewAccess permits the variables and directories of two comma-separated lists. A

@@ -90,6 +90,8 @@ func (a *Access) expandString(s string) (string, error) {
 		}
 		if err != nil {
 			failure = fmt.Errorf("%s: %w", ref, err)
+		} else if a.resolved != nil {
+			a.resolved[value] = ref
 		}
 		return value
 	})

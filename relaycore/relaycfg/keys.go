@@ -26,6 +26,8 @@ type Key struct {
 	File bool `json:"-"` // the value names a file
 	PEM  bool `json:"-"` // the value may also be the PEM text of the file
 
+	Secret bool `json:"-"` // the value is a secret, or a URL that may hold one
+
 	index []int
 }
 
@@ -58,6 +60,8 @@ func appendKeys(keys []Key, v reflect.Value, index []int) []Key {
 			switch word {
 			case "file", "pem":
 				key.File, key.PEM = true, word == "pem"
+			case "secret":
+				key.Secret = true
 			case "required":
 				key.Required = true
 			case "alias":
@@ -71,6 +75,7 @@ func appendKeys(keys []Key, v reflect.Value, index []int) []Key {
 				key.Min = &least
 			}
 		}
+		key.Secret = key.Secret || key.Type == "secret"
 		if !v.Field(i).IsZero() && key.Type != "secret" {
 			key.Default, _ = json.Marshal(v.Field(i).Interface())
 		}

@@ -19,6 +19,7 @@
 //	file       the value names a file, which the operator must permit
 //	pem        as file, or the value is the PEM text itself
 //	unit=s     a bare number counts seconds
+//	secret     the value, such as a URL, may hold a secret
 //
 // A field is a string, bool, int, int64, float64, map[string]string or
 // map[string]relay.Template. Or it has one of the types [List], [Ints], [Duration],

@@ -84,32 +84,32 @@ func (p *program) previews(ctx context.Context, db *database, pl catalog.Pipelin
 	}
 	defer r.Source.Close() //nolint:errcheck // it was only read
 
-	messages := []preview{}
+	conceal, messages := pl.Concealer().Text, []preview{}
 	for len(messages) < o.count {
 		batch, err := r.Next(ctx, o.count-len(messages))
 		if err != nil || len(batch) == 0 {
 			return messages, err
 		}
 		for i := range batch {
-			messages = append(messages, newPreview(&batch[i]))
+			messages = append(messages, newPreview(&batch[i], conceal))
 		}
 	}
 	return messages, nil
 }
 
-func newPreview(m *relay.Message) preview {
+func newPreview(m *relay.Message, conceal func(string) string) preview {
 	v := preview{
-		ID: m.ID, OutboxID: m.OutboxID, Op: m.Op, Subject: m.Subject, Key: m.Key, ContentType: m.ContentType,
+		ID: m.ID, OutboxID: m.OutboxID, Op: m.Op, Subject: conceal(m.Subject), Key: m.Key, ContentType: m.ContentType,
 		Headers: make(map[string]string),
 	}
 	for _, h := range m.WireHeaders(nil) {
-		v.Headers[h.Name] = h.Value
+		v.Headers[h.Name] = conceal(h.Value)
 	}
 	if v.Body = slices.Clone(json.RawMessage(m.Body)); !json.Valid(v.Body) {
 		v.Body, _ = json.Marshal(string(m.Body))
 	}
 	if m.Err != nil {
-		v.Error = m.Err.Error()
+		v.Error = conceal(m.Err.Error())
 	}
 	return v
 }

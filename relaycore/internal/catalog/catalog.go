@@ -109,6 +109,16 @@ func (p *Pipeline) ownSubject(s *Settings, own json.RawMessage) error {
 	return nil
 }
 
+// Concealer returns what hides the pipeline's secrets in logs, errors and tables.
+func (p *Pipeline) Concealer() *relaycfg.Concealer {
+	c := relaycfg.NewConcealer()
+	if p.malformed == nil && p.own != nil {
+		c.Add(p.access, p.common.keys, p.common.raw())
+		c.Add(p.access, p.own.keys, p.own.raw())
+	}
+	return c
+}
+
 // Malformed reports whether Err remains whatever the secrets are.
 func (p *Pipeline) Malformed() bool { return p.malformed != nil }
 
@@ -160,13 +170,21 @@ func New(reg *relay.Registry, access *relaycfg.Access) *Catalog {
 	return &Catalog{reg: reg, access: access, seed: maphash.MakeSeed()}
 }
 
-const listSQL = `SELECT name, direction, enabled, config::text FROM pgtrickle.list_relay_configs()`
+// A configuration that is larger than set_relay_outbox accepts is not transferred: others
+// may write to the tables. maxConfig is in bytes.
+const (
+	configSQL = `CASE WHEN pg_catalog.octet_length(config::text) <= 262144 THEN config::text ELSE '{}' END,
+		pg_catalog.octet_length(config::text)`
+	maxConfig = 256 << 10
+)
+
+const listSQL = `SELECT name, direction, enabled, ` + configSQL + ` FROM pgtrickle.list_relay_configs()`
 
 // A role may have rights on the tables but not on the function.
 const tablesSQL = `
-SELECT name, 'forward', enabled, config::text FROM pgtrickle.relay_outbox_config
+SELECT name, 'forward', enabled, ` + configSQL + ` FROM pgtrickle.relay_outbox_config
 UNION ALL
-SELECT name, 'reverse', enabled, config::text FROM pgtrickle.relay_inbox_config`
+SELECT name, 'reverse', enabled, ` + configSQL + ` FROM pgtrickle.relay_inbox_config`
 
 // loadTimeout bounds one load: a database that does not answer must not end the polling.
 const loadTimeout = time.Minute
@@ -219,7 +237,7 @@ func (c *Catalog) rows(ctx context.Context, db pg.Querier, sql string) ([]Row, e
 	return pgx.CollectRows(result, func(r pgx.CollectableRow) (Row, error) {
 		var row Row
 		var config string
-		err := r.Scan(&row.Name, &row.Direction, &row.Enabled, &config)
+		err := r.Scan(&row.Name, &row.Direction, &row.Enabled, &config, &row.size)
 		row.Config = json.RawMessage(config)
 		return row, err
 	})

@@ -20,6 +20,8 @@ type Row struct {
 	Direction relay.Direction
 	Enabled   bool
 	Config    json.RawMessage
+
+	size int // of Config in the catalog; a large one is not transferred
 }
 
 // section is the part of a configuration that one struct decodes. It holds values by
@@ -167,6 +169,9 @@ func Normalise(row Row, reg *relay.Registry, access *relaycfg.Access) Pipeline {
 }
 
 func (n *normaliser) split() error {
+	if n.row.size > maxConfig {
+		return fmt.Errorf("config has %d bytes, at most %d are read; refer to files with ${file:PATH}", n.row.size, maxConfig)
+	}
 	var top map[string]json.RawMessage
 	if err := json.Unmarshal(n.row.Config, &top); err != nil || top == nil {
 		return fmt.Errorf("config is not a JSON object")

@@ -67,11 +67,11 @@ func TestPipelineErrors(t *testing.T) {
 	t.Parallel()
 	pool := migrated(t)
 	for _, tc := range []struct{ sql, code, want string }{
-		{`SELECT pgtrickle.set_relay_outbox('p', 'o', NULL, '{"url":"x"}')`, "P0001", `relay.invalid_config: sink JSONB must contain a "type" key. Got: {"url": "x"}`},
-		{`SELECT pgtrickle.set_relay_outbox('p', 'o', NULL, NULL)`, "P0001", `relay.invalid_config: sink JSONB must contain a "type" key. Got: <NULL>`},
+		{`SELECT pgtrickle.set_relay_outbox('p', 'o', NULL, '{"url":"x"}')`, "P0001", `relay.invalid_config: sink JSONB must contain a "type" key`},
+		{`SELECT pgtrickle.set_relay_outbox('p', 'o', NULL, NULL)`, "P0001", `relay.invalid_config: sink JSONB must contain a "type" key`},
 		{`SELECT pgtrickle.set_relay_outbox('p', '', NULL, '{"type":"stdout"}')`, "P0001", `relay.invalid_config: outbox name must not be empty`},
 		{`SELECT pgtrickle.set_relay_outbox('p', NULL, NULL, '{"type":"stdout"}')`, "P0001", `relay.invalid_config: outbox name must not be empty`},
-		{`SELECT pgtrickle.set_relay_inbox('p', 'i', '{}')`, "P0001", `relay.invalid_config: source JSONB must contain a "type" key. Got: {}`},
+		{`SELECT pgtrickle.set_relay_inbox('p', 'i', '{}')`, "P0001", `relay.invalid_config: source JSONB must contain a "type" key`},
 		{`SELECT pgtrickle.set_relay_inbox('p', '', '{"type":"stdin"}')`, "P0001", `relay.invalid_config: inbox name must not be empty`},
 		{`SELECT pgtrickle.set_relay_outbox('', config => '{"stream_table":"t","sink_type":"stdout"}')`, "P0001", `pipeline name must not be empty`},
 		{`SELECT pgtrickle.enable_relay('x')`, "P0002", `relay: pipeline "x" not found`},

@@ -9,6 +9,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -46,16 +48,24 @@ func (r *Runner) Run(ctx context.Context, job *supervisor.Job) (err error) {
 	if err != nil {
 		return relay.Fatal(err)
 	}
+	conceal := job.Pipeline.Concealer()
+	log := conceal.Logger(job.Logger)
 	opening, opened := openContext(ctx, job.Stop)
 	defer opened()
 	ledger, state, err := r.store().Open(opening, job.Pipeline.Key, job.Epoch, r.Owner)
 	if err != nil {
 		return lost(err)
 	}
-	status := newStatus(ctx, ledger.SetStatus, job)
-	defer func() { status.end(ctx, err) }()
+	status := newStatus(ctx, ledger.SetStatus, job, conceal)
+	defer func() {
+		err = conceal.Error(err)
+		status.end(ctx, err)
+	}()
+	if job.Pipeline.Direction == relay.Forward {
+		ledger.Conceal(conceal.Text, slices.Collect(maps.Keys(resolved.Settings.Headers)))
+	}
 
-	e := &ends{Runner: r, pipeline: job.Pipeline, resolved: resolved, log: job.Logger, keepFarEnds: ledger.KeepFarEnds}
+	e := &ends{Runner: r, pipeline: job.Pipeline, resolved: resolved, log: log, keepFarEnds: ledger.KeepFarEnds}
 	defer e.close()
 	if err := e.open(opening, state, outboxOptions{wake: job.Wake, polled: job.Meter.Polled, epoch: job.Epoch}); err != nil {
 		return job.Pipeline.Explain(err)
@@ -73,7 +83,7 @@ func (r *Runner) Run(ctx context.Context, job *supervisor.Job) (err error) {
 		Pipeline: job.Pipeline.Name, Source: e.source, Sink: e.sink, Transform: e.transform, Ledger: ledger, State: state,
 		Batch: s.BatchSize, InFlightBytes: int64(s.MaxInFlightBytes), Budget: r.Budget, Copies: resolved.Backend.Copies,
 		OnError: s.OnError, RateMessages: float64(s.RateLimitMessages), RateBytes: float64(s.RateLimitBytes),
-		Trusted: job.Trusted, Meter: job.Meter, Logger: job.Logger, Changed: status.changed,
+		Trusted: job.Trusted, Meter: job.Meter, Logger: log, Changed: status.changed,
 	})
 	lag, _ := e.source.(relay.Lagger)
 	job.Events.Opened(supervisor.Opened{

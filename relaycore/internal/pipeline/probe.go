@@ -23,7 +23,14 @@ func (r *Runner) Probe(
 	if err != nil {
 		return g, nil, err
 	}
-	e := &ends{Runner: r, pipeline: pl, resolved: resolved, log: log}
+	conceal := pl.Concealer()
+	defer func() {
+		err = conceal.Error(err)
+		for i := range notes {
+			notes[i] = conceal.Text(notes[i])
+		}
+	}()
+	e := &ends{Runner: r, pipeline: pl, resolved: resolved, log: conceal.Logger(log)}
 	defer e.close()
 	if pl.Direction == relay.Reverse && busy {
 		err := e.openInbox(ctx)

@@ -63,9 +63,10 @@ func (r *Runner) Sink(ctx context.Context, pl catalog.Pipeline, log *slog.Logger
 	if err != nil {
 		return nil, err
 	}
-	e := &ends{Runner: r, pipeline: pl, resolved: resolved, log: log}
+	conceal := pl.Concealer()
+	e := &ends{Runner: r, pipeline: pl, resolved: resolved, log: conceal.Logger(log)}
 	if err := e.openSink(ctx); err != nil {
-		return nil, pl.Explain(err)
+		return nil, conceal.Error(pl.Explain(err))
 	}
 	return e.sink, nil
 }

@@ -32,6 +32,8 @@ type ReplayReport struct {
 // even if Replay returns an error.
 func (r *Runner) Replay(ctx context.Context, pl catalog.Pipeline, o ReplayOptions, log *slog.Logger) (ReplayReport, error) {
 	report := ReplayReport{Pipeline: pl.Name, From: o.From, To: o.To}
+	conceal := pl.Concealer()
+	log = conceal.Logger(log)
 	reader, err := r.Read(ctx, pl, o.From, log)
 	if err != nil {
 		return report, err
@@ -54,7 +56,7 @@ func (r *Runner) Replay(ctx context.Context, pl catalog.Pipeline, o ReplayOption
 		}
 	}
 	err = rp.run(ctx)
-	return rp.report, err
+	return rp.report, conceal.Error(err)
 }
 
 // replayer copies a range of outbox rows to a sink.

@@ -10,6 +10,7 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/supervisor"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
 )
 
 const statusTimeout = 5 * time.Second
@@ -20,6 +21,7 @@ const statusTimeout = 5 * time.Second
 type status struct {
 	set   func(ctx context.Context, status, reason string) error
 	job   *supervisor.Job
+	hide  *relaycfg.Concealer
 	dirty chan struct{}
 	done  chan struct{}
 
@@ -30,8 +32,10 @@ type status struct {
 
 type cursorStatus struct{ status, reason string }
 
-func newStatus(ctx context.Context, set func(ctx context.Context, status, reason string) error, job *supervisor.Job) *status {
-	s := &status{set: set, job: job, dirty: make(chan struct{}, 1), done: make(chan struct{})}
+func newStatus(
+	ctx context.Context, set func(ctx context.Context, status, reason string) error, job *supervisor.Job, hide *relaycfg.Concealer,
+) *status {
+	s := &status{set: set, job: job, hide: hide, dirty: make(chan struct{}, 1), done: make(chan struct{})}
 	go func() {
 		defer close(s.done)
 		var written cursorStatus
@@ -50,6 +54,7 @@ func newStatus(ctx context.Context, set func(ctx context.Context, status, reason
 
 // changed reports that the pipeline fails for now, or with nil that it recovered.
 func (s *status) changed(err error) {
+	err = s.hide.Error(err)
 	s.job.Events.Changed(err)
 	latest := cursorStatus{store.StatusRunning, ""}
 	if err != nil {

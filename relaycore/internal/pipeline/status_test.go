@@ -12,6 +12,7 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/supervisor"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
 )
 
 // events records what a run reports.
@@ -52,7 +53,7 @@ func TestStatusOfACursor(t *testing.T) {
 				ctx, abandon := context.WithCancel(t.Context())
 				defer abandon()
 				reported := new(events)
-				s := newStatus(ctx, set, &supervisor.Job{Events: reported, Logger: slog.New(slog.DiscardHandler)})
+				s := newStatus(ctx, set, &supervisor.Job{Events: reported, Logger: slog.New(slog.DiscardHandler)}, relaycfg.NewConcealer())
 				for _, err := range tc.changes {
 					s.changed(err)
 					synctest.Wait()

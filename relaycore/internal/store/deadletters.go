@@ -5,6 +5,7 @@ import (
 	_ "embed"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -73,11 +74,11 @@ func (l *Ledger) deadLetters(dead []engine.DeadLetter) ([]byte, error) {
 func (l *Ledger) deadLetter(d *engine.DeadLetter) deadLetter {
 	m := &d.Message
 	row := deadLetter{
-		MessageID: indexed(m.ID), Key: indexed(m.Key), Subject: text(m.Subject), Op: text(m.Op),
-		Body: m.Row, Before: m.Before, ContentType: text(m.ContentType), Headers: headerPairs(m.Headers),
+		MessageID: indexed(m.ID), Key: indexed(m.Key), Subject: text(l.conceal(m.Subject)), Op: text(m.Op),
+		Body: m.Row, Before: m.Before, ContentType: text(m.ContentType), Headers: l.headerPairs(m.Headers),
 		StreamTable: text(m.StreamTable), OutboxID: m.OutboxID, RefreshID: text(m.RefreshID), FullRefresh: m.FullRefresh,
 		Origin: text(m.Origin), MessageTime: timestamp(m.Time),
-		Error: text(d.Reason), Class: d.Class, Attempts: max(d.Attempts, 1), Status: statusDead,
+		Error: text(l.conceal(d.Reason)), Class: d.Class, Attempts: max(d.Attempts, 1), Status: statusDead,
 		ByReference: d.ByReference,
 	}
 	if d.Parked() {
@@ -94,10 +95,12 @@ func (l *Ledger) deadLetter(d *engine.DeadLetter) deadLetter {
 	return row
 }
 
-func headerPairs(headers []relay.Header) [][2]string {
-	pairs := make([][2]string, len(headers))
-	for i, h := range headers {
-		pairs[i] = [2]string{text(h.Name), text(h.Value)}
+func (l *Ledger) headerPairs(headers []relay.Header) [][2]string {
+	pairs := make([][2]string, 0, len(headers))
+	for _, h := range headers {
+		if !slices.Contains(l.rendered, h.Name) {
+			pairs = append(pairs, [2]string{text(h.Name), text(h.Value)})
+		}
 	}
 	return pairs
 }

@@ -43,6 +43,10 @@ type Ledger struct {
 	// read it. Then commits are checked by the epoch alone.
 	timeline string
 	source   func() string // the table that checkpoints belong to
+	// conceal hides secrets in the texts of dead letters, and rendered names the headers
+	// that dead letters leave out.
+	conceal  func(text string) string
+	rendered []string
 	// The statements of a commit, without and with dead letters.
 	plainSQL, deadLettersSQL string
 	farEndsSQL               string
@@ -70,9 +74,17 @@ func (s Store) Open(ctx context.Context, key Key, epoch int64, owner string) (*L
 	}
 	return &Ledger{
 		store: s, key: key, epoch: epoch, owner: owner, timeline: timeline,
+		conceal:  func(text string) string { return text },
 		plainSQL: commit("", "0"), deadLettersSQL: commit(commitDeadLettersSQL, newlyDeadSQL),
 		farEndsSQL: strings.ReplaceAll(keepFarEndsSQL, ":timeline", timelineExpr),
 	}, state, nil
+}
+
+// Conceal makes dead letters of a forward pipeline leave out the headers called
+// rendered, whose templates may hold secrets. They are rendered again at redrive, as
+// the subject is. The subject and the error are stored as conceal returns them.
+func (l *Ledger) Conceal(conceal func(text string) string, rendered []string) {
+	l.conceal, l.rendered = conceal, rendered
 }
 
 // Load returns the state that the next owner of a pipeline would find. It is the

@@ -557,3 +557,22 @@ func TestEachDeadLetterCountsOnce(t *testing.T) {
 	commit(t, l, engine.Commit{DeadLetters: []engine.DeadLetter{refused(2, "a")}})
 	count("the parked one is refused, too", 2)
 }
+
+// A dead letter stores no secret of the configuration: neither a rendered header, nor
+// one in its subject or error. The message's own headers stay.
+func TestDeadLettersWithoutSecrets(t *testing.T) {
+	t.Parallel()
+	pool := newDatabase(t)
+	l, _ := open(t, pool, 1)
+	l.Conceal(func(text string) string { return strings.ReplaceAll(text, "canary", "${env:C}") }, []string{"Authorization"})
+	d := refused(1, "a")
+	d.Message.Subject, d.Reason = "orders.canary", "endpoint does not know canary"
+	d.Message.Headers = []relay.Header{{Name: "traceparent", Value: "00-1"}, {Name: "Authorization", Value: "Bearer canary"}}
+	commit(t, l, engine.Commit{DeadLetters: []engine.DeadLetter{d}})
+
+	var row, headers string
+	err := pool.QueryRow(t.Context(), `SELECT r::text, headers::text FROM pgtrickle.relay_dead_letters r`).Scan(&row, &headers)
+	if err != nil || strings.Contains(row, "canary") || !strings.Contains(row, "know ${env:C}") || headers != `[["traceparent", "00-1"]]` {
+		t.Errorf("relay_dead_letters has %s, %v; want no secret and the header traceparent", row, err)
+	}
+}

@@ -366,6 +366,9 @@ BEGIN
     IF coalesce(p_name, '') = '' THEN
         RAISE EXCEPTION 'relay.invalid_config: pipeline name must not be empty';
     END IF;
+    IF octet_length(p_config::text) > 262144 THEN
+        RAISE EXCEPTION 'relay.invalid_config: the configuration is larger than 256 KiB; refer to files with ${file:...}';
+    END IF;
     problems := pgtrickle._relay_config_problems(p_direction, p_config);
     IF problems <> '{}' THEN
         RAISE EXCEPTION 'relay.invalid_config: %', array_to_string(problems, '; ')

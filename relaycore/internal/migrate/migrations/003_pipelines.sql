@@ -38,7 +38,7 @@ DECLARE
     stored jsonb;
 BEGIN
     IF coalesce(p_sink ->> 'type', '') = '' THEN
-        RAISE EXCEPTION 'relay.invalid_config: sink JSONB must contain a "type" key. Got: %', p_sink;
+        RAISE EXCEPTION 'relay.invalid_config: sink JSONB must contain a "type" key';
     END IF;
     IF coalesce(p_outbox, '') = '' THEN
         RAISE EXCEPTION 'relay.invalid_config: outbox name must not be empty';
@@ -82,7 +82,7 @@ DECLARE
     stored jsonb;
 BEGIN
     IF coalesce(p_source ->> 'type', '') = '' THEN
-        RAISE EXCEPTION 'relay.invalid_config: source JSONB must contain a "type" key. Got: %', p_source;
+        RAISE EXCEPTION 'relay.invalid_config: source JSONB must contain a "type" key';
     END IF;
     IF coalesce(p_inbox, '') = '' THEN
         RAISE EXCEPTION 'relay.invalid_config: inbox name must not be empty';

@@ -1023,6 +1023,9 @@ BEGIN
     IF coalesce(p_name, '') = '' THEN
         RAISE EXCEPTION 'relay.invalid_config: pipeline name must not be empty';
     END IF;
+    IF octet_length(p_config::text) > 262144 THEN
+        RAISE EXCEPTION 'relay.invalid_config: the configuration is larger than 256 KiB; refer to files with ${file:...}';
+    END IF;
     problems := pgtrickle._relay_config_problems(p_direction, p_config);
     IF problems <> '{}' THEN
         RAISE EXCEPTION 'relay.invalid_config: %', array_to_string(problems, '; ')
@@ -1033,7 +1036,7 @@ $sql$;
     COMMENT ON FUNCTION pgtrickle._relay_check_config(text, text, jsonb) IS 'pgtrickle-relay: refuses a pipeline whose configuration is wrong';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (2, 'validation', '7053d1f2a1aa44ae')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (2, 'validation', '8d8e6c0fd5d2a209')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 
@@ -1103,7 +1106,7 @@ DECLARE
     stored jsonb;
 BEGIN
     IF coalesce(p_sink ->> 'type', '') = '' THEN
-        RAISE EXCEPTION 'relay.invalid_config: sink JSONB must contain a "type" key. Got: %', p_sink;
+        RAISE EXCEPTION 'relay.invalid_config: sink JSONB must contain a "type" key';
     END IF;
     IF coalesce(p_outbox, '') = '' THEN
         RAISE EXCEPTION 'relay.invalid_config: outbox name must not be empty';
@@ -1161,7 +1164,7 @@ DECLARE
     stored jsonb;
 BEGIN
     IF coalesce(p_source ->> 'type', '') = '' THEN
-        RAISE EXCEPTION 'relay.invalid_config: source JSONB must contain a "type" key. Got: %', p_source;
+        RAISE EXCEPTION 'relay.invalid_config: source JSONB must contain a "type" key';
     END IF;
     IF coalesce(p_inbox, '') = '' THEN
         RAISE EXCEPTION 'relay.invalid_config: inbox name must not be empty';
@@ -1376,7 +1379,7 @@ $sql$;
     COMMENT ON FUNCTION pgtrickle.list_relay_configs() IS 'pgtrickle-relay: all pipelines, by name';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (3, 'pipelines', '2a6223970d38634e')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (3, 'pipelines', 'd94c6d3c53e71c29')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 
