@@ -205,13 +205,13 @@ func (s *sink) find(ctx context.Context, name string) (kafka.Topic, error) {
 			return meta, nil
 		case meta.Error != nil && !errors.Is(meta.Error, kafka.UnknownTopicOrPartition):
 			s.cluster.reset()
-			return kafka.Topic{}, classify(fmt.Errorf("look up topic %q: %w", name, meta.Error))
+			return kafka.Topic{}, s.refuse(name, classify(fmt.Errorf("look up topic %q: %w", name, meta.Error)))
 		case attempt >= 1 && s.cfg.CreateIfMissing:
 			if err := s.create(ctx, name); err != nil {
 				return kafka.Topic{}, err
 			}
 		case attempt >= 3:
-			return kafka.Topic{}, missing(name, "create it, or set create_if_missing to true")
+			return kafka.Topic{}, s.refuse(name, missing(name, "create it, or set create_if_missing to true"))
 		}
 		s.cluster.reset()
 		if err := backoff.Sleep(ctx, time.Duration(attempt)*150*time.Millisecond); err != nil {

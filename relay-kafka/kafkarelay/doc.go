@@ -64,8 +64,9 @@
 //
 //	the message can never be delivered    MESSAGE_TOO_LARGE, RECORD_LIST_TOO_LARGE, INVALID_RECORD,
 //	                                      INVALID_TIMESTAMP, INVALID_TOPIC_EXCEPTION; more than max_message_bytes;
-//	                                      a topic name that Kafka does not allow; a row without the template's field
-//	the pipeline stops                    a topic that does not exist (create_if_missing false); SASL_AUTHENTICATION_FAILED,
+//	                                      a topic name that Kafka does not allow; a row without the template's field;
+//	                                      a topic that the row names and that is missing or denied
+//	the pipeline stops                    another topic that does not exist (create_if_missing false); SASL_AUTHENTICATION_FAILED,
 //	                                      UNSUPPORTED_SASL_MECHANISM, ILLEGAL_SASL_STATE; TOPIC_, GROUP_, CLUSTER_ and
 //	                                      TRANSACTIONAL_ID_AUTHORIZATION_FAILED, SECURITY_DISABLED; a certificate that is
 //	                                      not trusted, expired, or for another name; INVALID_REPLICATION_FACTOR,

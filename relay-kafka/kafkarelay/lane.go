@@ -212,6 +212,12 @@ func (l *lane) settle(b *sent, a *produce.ResponsePartition, batch []relay.Messa
 		l.err = err
 		l.doubt(b, batch, err)
 		p.doubt.lost = slices.Contains(sequenceLost, code)
+	case code == kafka.TopicAuthorizationFailed && l.sink.ofRow():
+		bad := make(map[int32]error, len(b.indexes))
+		for _, i := range b.indexes {
+			bad[i] = relay.Permanent(err)
+		}
+		l.drop(b, bad)
 	case !relay.IsPermanent(err):
 		l.err = err
 	case len(a.RecordErrors) > 0:

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/compress"
@@ -41,6 +42,7 @@ type sink struct {
 	name    []byte // a rendered topic
 	active  []*partition
 	where   map[string]*topic // the topic of a key, in a wave
+	refused map[string]refusal
 	lanes   []*lane
 	spread  int // partition for messages without a key
 }
@@ -48,7 +50,7 @@ type sink struct {
 func newSink(ctx context.Context, env relay.Env, cfg sinkConfig) (*sink, error) {
 	s := &sink{
 		cfg: cfg, env: env, acks: kafka.RequireAll, producer: producer{id: -1},
-		topics: make(map[string]*topic), where: make(map[string]*topic),
+		topics: make(map[string]*topic), where: make(map[string]*topic), refused: make(map[string]refusal),
 	}
 	if cfg.Acks == "1" {
 		s.acks = kafka.RequireOne
@@ -175,7 +177,7 @@ func (s *sink) refresh(ctx context.Context) error {
 	}
 	for name := range s.topics {
 		_, err := s.learn(ctx, name)
-		if s.fixed == nil && relay.IsFatal(err) {
+		if s.fixed == nil && (relay.IsFatal(err) || relay.IsPermanent(err)) {
 			s.drop(name) // the error comes back with a message for this topic
 			continue
 		}
@@ -259,7 +261,44 @@ func (s *sink) topicOf(ctx context.Context, m *relay.Message) (*topic, error) {
 	if t, ok := s.topics[string(s.name)]; ok {
 		return t, nil
 	}
+	if r, ok := s.refused[string(s.name)]; ok && time.Since(r.at) < refusedFor {
+		return nil, r.err
+	}
 	return s.learn(ctx, string(s.name))
+}
+
+// refusal is why messages for a topic that a row names cannot be sent. It holds for a
+// second, because to look a missing topic up takes as long.
+type refusal struct {
+	err error
+	at  time.Time
+}
+
+const (
+	refusedFor = time.Second
+	maxRefused = 1000
+)
+
+// refuse returns the error for a topic that is missing or denied.
+func (s *sink) refuse(name string, err error) error {
+	if !relay.IsFatal(err) || !s.ofRow() {
+		return err
+	}
+	if len(s.refused) >= maxRefused {
+		clear(s.refused)
+	}
+	err = relay.Permanent(err)
+	s.refused[name] = refusal{err, time.Now()}
+	return err
+}
+
+// ofRow reports whether the fields of a row name the topic. Then a topic that is missing
+// or denied is the fault of that row, and others go on.
+func (s *sink) ofRow() bool {
+	if s.cfg.Topic.IsZero() {
+		return s.env.Subject.PerMessage()
+	}
+	return s.cfg.Topic.PerMessage()
 }
 
 // send sends the queued messages and returns the first error after which nothing

@@ -306,9 +306,12 @@ func TestTopicTemplate(t *testing.T) {
 	if to, err := s.(relay.Router).Destination(&batch[0]); err != nil || to != topic+".k0" {
 		t.Errorf("Destination = %q, %v", to, err)
 	}
-	gone := relaytest.Message(4, "k2")
-	if err := s.Publish(t.Context(), []relay.Message{gone}); !relay.IsFatal(err) || !strings.Contains(err.Error(), "create_if_missing") {
-		t.Errorf("Publish to a missing topic = %v, want a fatal error that names create_if_missing", err)
+	// A row that names a missing topic stops its key and no other.
+	batch = []relay.Message{relaytest.Message(4, "k2"), relaytest.Message(5, "k0"), relaytest.Message(6, "k2")}
+	err = s.Publish(t.Context(), batch)
+	if !errors.As(err, &partial) || len(partial.Failed) != 2 || !relay.IsPermanent(partial.Failed[0]) ||
+		!strings.Contains(partial.Failed[0].Error(), "create_if_missing") {
+		t.Errorf("Publish to a missing topic = %v, want messages 0 and 2 alone refused, with the cure", err)
 	}
 }
 
