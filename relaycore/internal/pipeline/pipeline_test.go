@@ -54,8 +54,13 @@ func (p picky) Publish(ctx context.Context, batch []relay.Message) error {
 
 func newStage(t *testing.T) (*stage, catalog.Snapshot) {
 	t.Helper()
+	return newStageOn(t, pgtest.Pool(t))
+}
+
+func newStageOn(t *testing.T, pool *pgxpool.Pool) (*stage, catalog.Snapshot) {
+	t.Helper()
 	ctx := t.Context()
-	st := &stage{pool: pgtest.Pool(t)}
+	st := &stage{pool: pool}
 	st.runner = &Runner{Pool: st.pool, Readers: st.pool, Inboxes: st.pool, Group: "g", Owner: "test", Version: "v1"}
 	registry := registryOf(t, st)
 	if err := migrate.Up(ctx, st.pool, migrate.Specs(registry.Backends())); err != nil {

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"time"
+	"unicode/utf8"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/jsonscan"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/table"
@@ -38,6 +39,7 @@ type source struct {
 	qualified string
 	plain     bool
 	raw       bool // the payload need not be JSON
+	anyBytes  bool // text need not be UTF-8
 }
 
 // chunk is what the rows since the last Finish have become.
@@ -66,7 +68,10 @@ type cut struct{ id, idEnd, key, keyEnd, refresh, refreshEnd int }
 func NewBuilder(t *table.Table, l *Layout, settled Settled, spare chan []relay.Message) *Builder {
 	typ := t.Type(t.Columns.Payload)
 	return &Builder{
-		source:  source{table: t.Name, stream: t.StreamTable, qualified: t.Qualified(), plain: t.Plain, raw: typ != "json" && typ != "jsonb"},
+		source: source{
+			table: t.Name, stream: t.StreamTable, qualified: t.Qualified(), plain: t.Plain,
+			raw: typ != "json" && typ != "jsonb", anyBytes: t.NoEncoding,
+		},
 		layout:  l,
 		settled: settled,
 		spare:   spare,
@@ -157,6 +162,12 @@ func (b *Builder) Row(v [][]byte, id int64) bool {
 func (b *Builder) row(v [][]byte, id int64) bool {
 	l := b.layout
 	e := event{id: id, idText: v[l.id]}
+	if b.source.anyBytes && !b.isText(v) {
+		first := len(b.chunk.slots)
+		b.undecodable(&e, b.keep(v[l.payload]), errors.New("it has bytes that are not UTF-8, and its database has no encoding"))
+		b.end(id, first)
+		return true
+	}
 	if l.created >= 0 {
 		e.created = parseTime(v[l.created])
 	}
@@ -188,6 +199,17 @@ func (b *Builder) row(v [][]byte, id int64) bool {
 		b.headers(b.chunk.msgs[firstMessage:], v[l.headers], &e)
 	}
 	b.end(id, first)
+	return true
+}
+
+// isText reports whether the columns of a row are UTF-8.
+func (b *Builder) isText(v [][]byte) bool {
+	l := b.layout
+	for _, i := range []int{l.payload, l.refresh, l.op, l.key, l.headers, l.eventID} {
+		if i >= 0 && l.types[i] == "bytea" && !utf8.Valid(v[i]) {
+			return false
+		}
+	}
 	return true
 }
 

@@ -37,6 +37,10 @@ func NewLayout(t *table.Table) *Layout {
 		if t.Type(name) != typ {
 			expr += "::" + typ
 		}
+		if t.NoEncoding && (typ == "text" || strings.HasPrefix(typ, "json")) {
+			// One text that is not UTF-8 would make the server refuse the whole read.
+			expr, typ = "convert_to(("+expr+")::text, 'SQL_ASCII')", "bytea"
+		}
 		l.names = append(l.names, expr)
 		l.types = append(l.types, typ)
 		return len(l.names) - 1
@@ -89,14 +93,16 @@ func (l *Layout) render(items []string, prefix string) string {
 }
 
 // Formats returns the result formats of the columns, and of extra text columns behind
-// them. The time and a payload of type bytea are binary, all others are text.
+// them. The time and columns of type bytea are binary, all others are text.
 func (l *Layout) Formats(extra int) []int16 {
 	f := make([]int16, len(l.names)+extra)
 	if l.created >= 0 {
 		f[l.created] = 1
 	}
-	if l.types[l.payload] == "bytea" {
-		f[l.payload] = 1
+	for i, typ := range l.types {
+		if typ == "bytea" {
+			f[i] = 1
+		}
 	}
 	return f
 }

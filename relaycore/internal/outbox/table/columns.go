@@ -47,6 +47,9 @@ func (t *Table) introspect(ctx context.Context, q pg.Querier) error {
 	if err != nil {
 		return fmt.Errorf("read definition of %s: %w", name, err)
 	}
+	if err := q.QueryRow(ctx, `SELECT current_setting('server_encoding') = 'SQL_ASCII'`).Scan(&t.NoEncoding); err != nil {
+		return fmt.Errorf("read the encoding of the database: %w", err)
+	}
 	rows, err := q.Query(ctx, columnsSQL, t.OID)
 	if err != nil {
 		return fmt.Errorf("read columns of %s: %w", name, err)

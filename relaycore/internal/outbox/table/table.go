@@ -27,6 +27,7 @@ type Table struct {
 	StreamTable  string   // value of {stream_table}
 	Keys         []string // primary key of the stream table; nil = unknown
 	Plain        bool     // a row is one event, not a container of deltas
+	NoEncoding   bool     // the database is SQL_ASCII, so text can be any bytes
 
 	Columns    Columns
 	IDUnique   bool
