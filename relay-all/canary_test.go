@@ -116,6 +116,7 @@ func TestCanaries(t *testing.T) {
 		name, value, _ := strings.Cut(v, "=")
 		t.Setenv(name, value)
 	}
+	t.Chdir(t.TempDir()) // the file sink creates what a relative path names
 	const access = "--allow-files=/"
 	p := start(t, url, "--log-level", "debug", "--log-format", "json", "--pprof", access)
 	eventually(t, "all pipelines are tried", 2*patience, func() bool {
