@@ -60,7 +60,7 @@ func (s *sink) spreadOver() []*lane {
 		}
 		if l == nil {
 			if used == len(s.lanes) {
-				s.lanes = append(s.lanes, &lane{sink: s, writer: batchWriter{attributes: s.attributes}})
+				s.lanes = append(s.lanes, &lane{sink: s, writer: batchWriter{attributes: s.attributes, pipeline: s.env.Identity}})
 			}
 			l = s.lanes[used]
 			used++

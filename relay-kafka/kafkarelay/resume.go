@@ -199,11 +199,16 @@ func (s *sink) readTail(ctx context.Context, p *partition, end int64, seen func(
 	sp := &spot{place: place{p.topic.name, p.id}, offset: p.end}
 	for sp.offset < end {
 		err := f.read(ctx, []*spot{sp}, func(_ *spot, r *protocol.Record) error {
-			for i := range r.Headers {
-				if strings.EqualFold(r.Headers[i].Key, relay.HeaderDedupKey) {
-					seen(string(r.Headers[i].Value))
-					break
+			var m relay.Message
+			pipeline := ""
+			for _, h := range r.Headers {
+				if strings.EqualFold(h.Key, relay.HeaderPipelineID) {
+					pipeline = string(h.Value)
 				}
+				m.AddWireHeader(h.Key, string(h.Value))
+			}
+			if s.env.Wrote(pipeline) && m.ID != "" {
+				seen(m.ID)
 			}
 			return nil
 		})

@@ -45,6 +45,7 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // takes 0.35 µs for a message of 400 bytes, where a drain takes 8 µs.
 type batchWriter struct {
 	attributes protocol.Attributes
+	pipeline   string // identity of the pipeline
 
 	// The rest of the batch in hand.
 	messages []relay.Message
@@ -98,6 +99,9 @@ func (w *batchWriter) ReadRecord() (*protocol.Record, error) {
 		w.record.Value = &w.value
 	}
 	w.header("pgtrickle-dedup-key", m.ID)
+	if w.pipeline != "" {
+		w.header("pgtrickle-pipeline-id", w.pipeline)
+	}
 	if m.Subject != w.topic {
 		w.header("pgtrickle-subject", m.Subject)
 	}
@@ -152,9 +156,10 @@ func recordSize(m *relay.Message) int {
 	return n
 }
 
-// maxRecordSize is at least what m takes in a batch that is not compressed. The 200
-// bytes are for what recordSize leaves out and for the record's own fields.
-func maxRecordSize(m *relay.Message) int { return recordSize(m) + 200 + 10*len(m.Headers) }
+// maxRecordSize is at least what m takes in a batch that is not compressed. The 256
+// bytes are for what recordSize leaves out, for the pipeline's identity and for the
+// record's own fields.
+func maxRecordSize(m *relay.Message) int { return recordSize(m) + 256 + 10*len(m.Headers) }
 
 // balancer spreads keys as the Java client does, so that its producers and the
 // relay put a key into the same partition.

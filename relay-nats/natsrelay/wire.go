@@ -28,7 +28,10 @@ const headerLine = 12
 // encode returns m for the client, the bytes that count against the server's
 // limits, and whether m has a header for which the server may refuse it alone.
 func (e *encoder) encode(m *relay.Message, reply string) (msg *nats.Msg, size int, demanding bool) {
-	e.wire = append(e.wire[:0], relay.Header{Name: nats.MsgIdHdr, Value: m.ID})
+	e.wire = append(e.wire[:0], relay.Header{Name: nats.MsgIdHdr, Value: m.Delivery()})
+	if m.Delivery() != m.ID {
+		e.wire = append(e.wire, relay.Header{Name: relay.HeaderDedupKey, Value: m.ID})
+	}
 	e.wire = m.WireHeaders(e.wire)
 	if len(m.Headers) > 0 {
 		e.wire, demanding = userHeaders(e.wire, len(e.wire)-len(m.Headers))

@@ -188,10 +188,10 @@ func (s *sink) Resume(ctx context.Context, from string, seen func(id string)) er
 		}
 		st := s.tails.get([]byte(name))
 		st.tail = after
-		err := scan(ctx, s.client, name, after, "+", func(id, dedup string) {
-			st.tail = id
-			if dedup != "" {
-				seen(dedup)
+		err := scan(ctx, s.client, name, after, "+", func(e written) {
+			st.tail = e.entry
+			if e.event != "" && s.env.Wrote(e.pipeline) {
+				seen(e.event)
 			}
 		})
 		if isWrongType(err) && s.cfg.Stream.PerMessage() {
@@ -312,9 +312,12 @@ func pattern(t relay.Template) string {
 	return p.String()
 }
 
-// scan reads a stream behind after, in pages of bounded size, and calls visit
-// with each entry's id and its field dedup_key, "" where it has none.
-func scan(ctx context.Context, client redis.UniversalClient, name, after, end string, visit func(id, dedup string)) error {
+// written is what an entry's fields tell of its writer; "" where it lacks one.
+type written struct{ entry, event, pipeline string }
+
+// scan reads a stream behind after, in pages of bounded size, and calls visit for each
+// entry.
+func scan(ctx context.Context, client redis.UniversalClient, name, after, end string, visit func(written)) error {
 	count := int64(16)
 	for {
 		page, err := client.XRangeN(ctx, name, "("+after, end, count).Result()
@@ -327,8 +330,9 @@ func scan(ctx context.Context, client redis.UniversalClient, name, after, end st
 				text, _ := value.(string)
 				bytes += len(field) + len(text)
 			}
-			dedup, _ := x.Values[fieldID].(string)
-			visit(x.ID, dedup)
+			event, _ := x.Values[fieldID].(string)
+			pipeline, _ := x.Values[fieldPipeline].(string)
+			visit(written{x.ID, event, pipeline})
 			after = x.ID
 		}
 		if int64(len(page)) < count {

@@ -312,6 +312,9 @@ func (s *sink) fill(m *relay.Message, r routed) *entry {
 
 	from := len(s.headers)
 	s.headers = m.WireHeaders(s.headers)
+	if s.env.Identity != "" {
+		s.headers = append(s.headers, relay.Header{Name: relay.HeaderPipelineID, Value: s.env.Identity})
+	}
 	headers := s.headers[from:]
 	if len(headers) > 0 && headers[0].Name == relay.HeaderOp {
 		headers = headers[1:] // a field of its own

@@ -14,6 +14,8 @@ const (
 	fieldOp      = "op"
 	fieldPayload = "payload"
 
+	fieldPipeline = "pgtrickle-pipeline-id" // of entries that a pipeline wrote
+
 	headerPrefix = "header:"
 )
 
@@ -28,6 +30,8 @@ func fieldName(header string) string {
 		return "pgtrickle-key"
 	case relay.HeaderContentType:
 		return "content-type"
+	case relay.HeaderPipelineID:
+		return fieldPipeline
 	case relay.HeaderTraceparent:
 		return header
 	}

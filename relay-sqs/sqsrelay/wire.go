@@ -46,7 +46,7 @@ func (w *entries) fill(e *types.SendMessageBatchRequestEntry, m *relay.Message, 
 		e.MessageAttributes = make(map[string]types.MessageAttributeValue, maxAttributes)
 	}
 	if w.fifo {
-		id, g := token(m.ID), token(group)
+		id, g := token(m.Delivery()), token(group)
 		e.MessageDeduplicationId, e.MessageGroupId = &id, &g
 	}
 	size := len(body)

@@ -120,7 +120,7 @@ func (s *sink) sendArray(ctx context.Context, u *url.URL, messages []relay.Messa
 func batchID(messages []relay.Message) string {
 	h := sha256.New()
 	for i := range messages {
-		_, _ = h.Write([]byte(messages[i].ID))
+		_, _ = h.Write([]byte(messages[i].Delivery()))
 		_, _ = h.Write([]byte{'\n'})
 	}
 	return "batch_" + hex.EncodeToString(h.Sum(nil)[:16])

@@ -143,6 +143,9 @@ func (w *worker) event(ctx context.Context, m *relay.Message) error {
 	}
 	h := newHead()
 	w.fields = m.WireHeaders(w.fields[:0])
+	if m.Delivery() != m.ID {
+		w.fields = append(w.fields, relay.Header{Name: relay.HeaderDedupKey, Value: m.ID})
+	}
 	if m.Subject != "" {
 		w.fields = append(w.fields, relay.Header{Name: relay.HeaderSubject, Value: m.Subject})
 	}
@@ -154,7 +157,7 @@ func (w *worker) event(ctx context.Context, m *relay.Message) error {
 	if err := w.addConfigured(h, m); err != nil {
 		return fmt.Errorf("message %s: %w", m.ID, err)
 	}
-	if err := w.identify(h, m.ID, m.Body); err != nil {
+	if err := w.identify(h, m.Delivery(), m.Body); err != nil {
 		return err
 	}
 	_, err = w.post(ctx, u, h, m.Body, maxDetail)

@@ -20,8 +20,12 @@ const (
 
 // Env is what the engine lends a backend. It is a struct so that it can grow.
 type Env struct {
-	Pipeline string       // the pipeline's name
-	Group    string       // --relay-group-id
+	Pipeline string // the pipeline's name
+	Group    string // --relay-group-id
+	// Identity tells the pipeline from all others in the world, also from one of the
+	// same name in another database. A sink that is read back writes it beside the
+	// event's id, and recognises only what has it, or has none. "" for a source.
+	Identity string
 	Logger   *slog.Logger // never nil; carries the pipeline's name
 	// Subject is the template from which the engine renders Message.Subject, for
 	// sinks that create what takes the messages. Zero for a source.
@@ -40,6 +44,10 @@ type Env struct {
 	// It is nil for a sink, and for commands that only look.
 	KeepFarEnds func(ctx context.Context, state string) error
 }
+
+// Wrote reports whether the pipeline may have written something with that identity beside
+// it. Without one it may be of an older relay.
+func (e Env) Wrote(identity string) bool { return identity == "" || identity == e.Identity }
 
 // Backend is one broker: a value that a binary's main passes on. It is a struct
 // of functions and not an interface, so that a new field breaks no backend.

@@ -1,6 +1,8 @@
 package relay
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"strconv"
 	"strings"
 	"time"
@@ -21,9 +23,13 @@ const (
 // before it is published. A reverse message starts with Body, and gets its Row
 // from the engine's decoder.
 type Message struct {
-	// ID identifies the message across redeliveries and restarts. It is the key
-	// by which receivers drop duplicates. Never empty, never random.
+	// ID identifies the event across redeliveries, restarts and pipelines. An inbox
+	// drops duplicates by it. Never empty, the same whenever the row is read.
 	ID string
+	// DeliveryID identifies the event as this pipeline delivers it, for far ends that
+	// drop what they have under an id: [DeliveryID] makes it. Two pipelines give the same
+	// event two. Empty means ID; [Message.Delivery] returns what counts.
+	DeliveryID string
 	// Subject is where the message is addressed: the rendered subject template
 	// (forward) or the event type (reverse).
 	Subject string
@@ -74,7 +80,8 @@ type Header struct{ Name, Value string }
 // Names of the standard headers, as they are written by backends whose headers
 // keep their case. Backends with lower-case headers use strings.ToLower.
 const (
-	HeaderDedupKey    = "Pgtrickle-Dedup-Key"
+	HeaderDedupKey    = "Pgtrickle-Dedup-Key"   // Message.ID
+	HeaderPipelineID  = "Pgtrickle-Pipeline-Id" // Env.Identity, on far ends that are read back
 	HeaderOp          = "Pgtrickle-Op"
 	HeaderOutboxID    = "Pgtrickle-Outbox-Id"
 	HeaderFullRefresh = "Pgtrickle-Full-Refresh"
@@ -113,6 +120,33 @@ func (m *Message) WireHeaders(dst []Header) []Header {
 	return append(dst, m.Headers...)
 }
 
+// MaxDeliveryID is the length in bytes up to which a delivery id has the event's id. A
+// longer one has a hash in its place, so that every far end takes it.
+const MaxDeliveryID = 64
+
+// DeliveryID returns the id under which the pipeline of that identity delivers the event
+// of that id: "identity.id", at most 64 bytes. Of a longer id it has 40 hexadecimal
+// digits of its SHA-256 hash, behind an "h". Identities have the same length, so two
+// pipelines never share one. Without an identity it is the event's id.
+func DeliveryID(identity, id string) string {
+	if identity == "" {
+		return id
+	}
+	if len(identity)+1+len(id) <= MaxDeliveryID {
+		return identity + "." + id
+	}
+	sum := sha256.Sum256([]byte(id))
+	return identity + ".h" + hex.EncodeToString(sum[:20])
+}
+
+// Delivery returns the DeliveryID, or the ID of a message without one.
+func (m *Message) Delivery() string {
+	if m.DeliveryID == "" {
+		return m.ID
+	}
+	return m.DeliveryID
+}
+
 // outboxIDText cuts the id out of "<table>:<id>:<row>" where it can, because a
 // substring costs no allocation. An application can give any id.
 func (m *Message) outboxIDText() string {
@@ -134,6 +168,7 @@ func (m *Message) AddWireHeader(name, value string) {
 	switch {
 	case sameHeader(name, HeaderDedupKey):
 		m.ID = value
+	case sameHeader(name, HeaderPipelineID): // of the relay that wrote it, for its own use
 	case sameHeader(name, HeaderOp):
 		m.Op = value
 	case sameHeader(name, HeaderOutboxID):

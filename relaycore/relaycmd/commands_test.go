@@ -144,7 +144,7 @@ func TestReplay(t *testing.T) {
 	}
 	full := func() []string {
 		b, _ := os.ReadFile(w.spool("p"))
-		return strings.Split(strings.TrimSpace(string(b)), "\n")
+		return strings.Split(strings.TrimSpace(named(string(b))), "\n")
 	}
 	cursor := func() (c string) {
 		if err := w.pool.QueryRow(t.Context(), `SELECT format('%s %s %s %s', epoch, last_id, delivered, checkpoint) FROM pgtrickle.relay_cursors`).Scan(&c); err != nil {
@@ -156,7 +156,7 @@ func TestReplay(t *testing.T) {
 	before := cursor()
 	delivered := full()
 	for i, line := range delivered {
-		if want := fmt.Sprintf(`outbox_orders:%d:0 insert {"id":%d,"note":"x"}`, i+1, i+1); line != want {
+		if want := fmt.Sprintf(`outbox_orders.identity_:%d:0 insert {"id":%d,"note":"x"}`, i+1, i+1); line != want {
 			t.Errorf("delivered %q; want %q", line, want)
 		}
 	}
@@ -168,7 +168,7 @@ func TestReplay(t *testing.T) {
 		t.Fatalf("replayed %q; want rows 2 to 4", again)
 	}
 	for i, line := range again {
-		if want := fmt.Sprintf(`outbox_orders:%d:0 insert replayed {"id":%d,"note":"x"}`, i+2, i+2); line != want {
+		if want := fmt.Sprintf(`outbox_orders.identity_:%d:0 insert replayed {"id":%d,"note":"x"}`, i+2, i+2); line != want {
 			t.Errorf("replayed %q; want %q", line, want)
 		}
 	}
@@ -177,7 +177,7 @@ func TestReplay(t *testing.T) {
 	if err := json.Unmarshal([]byte(out), &report); err != nil || report != (pipeline.ReplayReport{Pipeline: "p", From: 6, To: 99, Published: 1}) {
 		t.Errorf("replay prints %s, %v; want one published", out, err)
 	}
-	if last := full()[9]; !strings.HasPrefix(last, "outbox_orders:6:0:replay:") {
+	if last := full()[9]; !strings.HasPrefix(last, "outbox_orders.identity_:6:0:replay:") {
 		t.Errorf("replayed %q; want a new id", last)
 	}
 	time.Sleep(time.Second) // for a checkpoint that should not come
@@ -186,7 +186,7 @@ func TestReplay(t *testing.T) {
 	}
 	w.insert(t, 7, 7)
 	eventually(t, "the pipeline goes on", patience, func() bool { return len(full()) == 11 })
-	if got, want := full()[10], `outbox_orders:7:0 insert {"id":7,"note":"x"}`; got != want {
+	if got, want := full()[10], `outbox_orders.identity_:7:0 insert {"id":7,"note":"x"}`; got != want {
 		t.Errorf("delivered %q; want %q, not marked", got, want)
 	}
 	w.refused(t, `select the rows with --from ID --to ID`, "replay", "p")
@@ -275,7 +275,7 @@ func TestSlowOutboxIsReadOn(t *testing.T) {
 		args []string
 		want string
 	}{
-		"preview": {[]string{"preview", "p", "-n", "5"}, "outbox_orders:2:0\n"},
+		"preview": {[]string{"preview", "p", "-n", "5"}, "outbox_orders.identity_:2:0\n"},
 		"replay":  {[]string{"replay", "p", "--from", "1", "--to", "2"}, "replayed rows 1 to 2 of p: 2 messages published, 0 refused\n"},
 	} {
 		t.Run(name, func(t *testing.T) {

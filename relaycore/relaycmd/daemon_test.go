@@ -408,7 +408,7 @@ func TestDeniedTables(t *testing.T) {
 	for _, args := range [][]string{{"status"}, {"dlq", "list"}, {"verify", "good"}} {
 		w.command(t, args...)
 	}
-	if out := w.command(t, "preview", "good", "--from", "1", "-n", "1"); !strings.Contains(out, "outbox_orders:1:0") {
+	if out := w.command(t, "preview", "good", "--from", "1", "-n", "1"); !strings.Contains(out, "outbox_orders.identity_:1:0") {
 		t.Errorf("preview prints %q; want the first message", out)
 	}
 	out, _, code := runBinary(t, nil, "check", "--postgres-url", w.url)

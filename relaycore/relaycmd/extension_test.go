@@ -69,20 +69,20 @@ func TestExtension(t *testing.T) {
 		exttest.Write(t, w.pool, "outbox_orders", &text),
 		exttest.Write(t, w.pool, "outbox_orders", &delta),
 	}
-	want := strings.Split(fmt.Sprintf(`outbox_orders:%[1]d:0 insert full {"id": 1, "total": 9.50}
-outbox_orders:%[1]d:1 insert full {"id": 2, "total": 1}
-outbox_orders:%[2]d:0 insert {"id": 3}
-outbox_orders:%[2]d:1 delete {"id": 1}
-outbox_orders:%[3]d:0 insert full {"id": 4}
-outbox_orders:%[4]d:0 insert {"id": 5}
-outbox_orders:%[4]d:1 delete {"id": 2}
-outbox_orders:%[5]d:0 insert {"id": 3}
-outbox_orders:%[5]d:1 delete {"id": 1}`, ids[0], ids[2], ids[3], ids[4], ids[11]), "\n")
+	want := strings.Split(fmt.Sprintf(`outbox_orders.identity_:%[1]d:0 insert full {"id": 1, "total": 9.50}
+outbox_orders.identity_:%[1]d:1 insert full {"id": 2, "total": 1}
+outbox_orders.identity_:%[2]d:0 insert {"id": 3}
+outbox_orders.identity_:%[2]d:1 delete {"id": 1}
+outbox_orders.identity_:%[3]d:0 insert full {"id": 4}
+outbox_orders.identity_:%[4]d:0 insert {"id": 5}
+outbox_orders.identity_:%[4]d:1 delete {"id": 2}
+outbox_orders.identity_:%[5]d:0 insert {"id": 3}
+outbox_orders.identity_:%[5]d:1 delete {"id": 1}`, ids[0], ids[2], ids[3], ids[4], ids[11]), "\n")
 	deadline := time.Now().Add(patience)
 	var got []string
 	for ; len(got) < len(want) && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		b, _ := os.ReadFile(w.spool("out"))
-		got = strings.Split(strings.TrimSpace(string(b)), "\n")
+		got = strings.Split(strings.TrimSpace(named(string(b))), "\n")
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("delivered\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
@@ -107,7 +107,7 @@ outbox_orders:%[5]d:1 delete {"id": 1}`, ids[0], ids[2], ids[3], ids[4], ids[11]
 	} {
 		l := found[i]
 		prefix := fmt.Sprintf(`row %d of "pgtrickle"."outbox_orders": `, ids[6+i])
-		if l.MessageID != fmt.Sprintf("outbox_orders:%d:0", ids[6+i]) || !strings.HasPrefix(l.Error, prefix+want.err) || l.Class != "decode" || l.Status != "dead" {
+		if l.MessageID != fmt.Sprintf("outbox_orders.identity_:%d:0", ids[6+i]) || !strings.HasPrefix(l.Error, prefix+want.err) || l.Class != "decode" || l.Status != "dead" {
 			t.Errorf("dead letter %d is %+v; want the error %q", i, l, prefix+want.err)
 		}
 		if !sameJSON(l.Body, want.body) {

@@ -46,6 +46,7 @@ type State struct {
 	Position   string           // of the sink; "" when there is none
 	FarEnds    string           // of a source, as it stored them; "" when there are none
 	Clean      bool             // the last owner stopped in good order
+	Identity   string           // of the pipeline: see [relay.Env]; "" before it has run
 }
 
 // Classes of dead letters.

@@ -58,6 +58,7 @@ func (p *publisher) redriveSome(ctx context.Context, stored []DeadLetter) error 
 	batch := make([]relay.Message, len(stored))
 	for i := range stored {
 		batch[i] = stored[i].Message
+		batch[i].DeliveryID = relay.DeliveryID(p.State.Identity, batch[i].ID)
 	}
 	p.transform(batch, nil)
 
@@ -83,8 +84,7 @@ func untilReference(stored []DeadLetter) []DeadLetter {
 // redriveReference reads a dead letter's row again, and delivers it. A row that was too
 // large to be read may have several messages.
 func (p *publisher) redriveReference(ctx context.Context, stored DeadLetter) error {
-	var batch []relay.Message
-	var reserved int64
+	batch, reserved := []relay.Message(nil), int64(0)
 	defer func() { p.Budget.releaseLarge(reserved) }()
 	err := p.retry(ctx, "read the row of a dead letter", func() (err error) {
 		batch, err = p.refetch(ctx, &stored, &reserved)

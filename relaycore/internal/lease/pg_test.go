@@ -25,11 +25,12 @@ import (
 const schema = `
 CREATE SCHEMA pgtrickle;
 CREATE TABLE pgtrickle.relay_cursors (
-	relay_group_id text, direction text, pipeline text, epoch bigint NOT NULL DEFAULT 0, owner text, updated_at timestamptz NOT NULL DEFAULT now(),
+	relay_group_id text, direction text, pipeline text, epoch bigint NOT NULL DEFAULT 0, owner text, identity text, updated_at timestamptz NOT NULL DEFAULT now(),
 	PRIMARY KEY (relay_group_id, direction, pipeline));
 CREATE TABLE pgtrickle.relay_instances (
 	instance_id text PRIMARY KEY, relay_group_id text NOT NULL, binary_name text, version text, backends text[] NOT NULL, hostname text, pid int,
-	lock_key bigint NOT NULL, draining boolean DEFAULT false, started_at timestamptz DEFAULT now());`
+	lock_key bigint NOT NULL, draining boolean DEFAULT false, started_at timestamptz DEFAULT now(),
+	id_form smallint NOT NULL DEFAULT 0);`
 
 func database(t *testing.T) (*pgxpool.Pool, *pgx.ConnConfig) {
 	t.Helper()

@@ -3,12 +3,11 @@ package outbox
 import (
 	"context"
 	"fmt"
-	"strconv"
-	"strings"
 	"sync/atomic"
 	"time"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/progress"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/rows"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/scan"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/snapshot"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/table"
@@ -27,6 +26,7 @@ type view struct {
 	table   *table.Table
 	tracker *progress.Tracker
 	state   *snapshot.State // nil = snapshots are not compared
+	ids     rows.IDs
 }
 
 // place is how far the reads of a table are.
@@ -43,6 +43,13 @@ func (s *shared) set(v view, p scan.Position) {
 	}
 	s.current.Store(&v)
 	s.setPosition(v.table, p)
+}
+
+// identify records the identity that the outbox has got under the reader.
+func (s *shared) identify(ids rows.IDs) {
+	v := *s.view()
+	v.ids = ids
+	s.current.Store(&v)
 }
 
 func (s *shared) setPosition(t *table.Table, p scan.Position) { s.position.Store(&place{t, p}) }
@@ -62,9 +69,9 @@ func (s *Source) Lag(ctx context.Context) (rows int64, seconds float64, err erro
 		return 0, 0, fmt.Errorf("measure lag of %s: %w", t.Qualified(), err)
 	}
 	if rows > maxCounted && behind != nil {
-		var highest int64
-		if err := s.pool.QueryRow(ctx, `SELECT coalesce(max(`+t.ID()+`), 0)::bigint FROM `+t.Qualified()).Scan(&highest); err != nil {
-			return 0, 0, fmt.Errorf("measure lag of %s: %w", t.Qualified(), err)
+		highest, err := table.HighestID(ctx, s.pool, t)
+		if err != nil {
+			return 0, 0, err
 		}
 		rows += max(highest-*behind, 0)
 	}
@@ -96,19 +103,15 @@ func (s *Source) Unaccounted(ctx context.Context) (int64, error) {
 // deleted by retention or rolled back, over the checkpoint's life.
 func (s *Source) Overtaken() int64 { return s.shared.view().tracker.Overtaken() }
 
-// Expects implements engine.Expecter. An id has its row and its index, unless the
+// Expects implements engine.Expecter. An id ends in its row and its index, unless the
 // application gave it. Expects may return true for a message that is settled, if one in
 // front of it is not.
 func (s *Source) Expects(id string) bool {
 	v := s.shared.view()
-	rest, ours := strings.CutPrefix(id, v.table.Name+":")
-	first, second, both := strings.Cut(rest, ":")
-	row, err := strconv.ParseInt(first, 10, 64)
-	index, err2 := strconv.ParseInt(second, 10, 64)
-	if !ours || !both || err != nil || err2 != nil {
-		return v.table.Columns.EventID != ""
+	if row, index, ok := rows.ParseMessageID(id, v.table.Name, v.ids.Outbox); ok {
+		return v.tracker.Unsettled(row, index)
 	}
-	return v.tracker.Unsettled(row, index)
+	return v.table.Columns.EventID != ""
 }
 
 // SetPollInterval bounds the wait of an idle source between polls. It must not be called

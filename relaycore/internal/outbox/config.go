@@ -29,6 +29,8 @@ type Config struct {
 	// again under these names after a failover, and [Verify] reads it.
 	Group    string
 	Pipeline string
+	// Identity is the pipeline's; see [relay.Env].
+	Identity string
 	// Checkpoint is the position to start behind; the zero value starts at the first
 	// row.
 	Checkpoint relay.Checkpoint

@@ -79,7 +79,7 @@ func (d *differ) want(list ...string) []relay.Message {
 	for i := range batch {
 		m := &batch[i]
 		_, v, _ := strings.Cut(string(m.Row), `"v": "`)
-		got := strings.TrimPrefix(m.ID, "outbox_s:") + " " + m.Op + " " + strings.TrimRight(strings.Split(v, `"`)[0], " ")
+		got := rowOf(m.ID) + " " + m.Op + " " + strings.TrimRight(strings.Split(v, `"`)[0], " ")
 		if m.FullRefresh {
 			got += "!"
 		}

@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/progress"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/rows"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/scan"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/table"
 )
@@ -12,7 +13,7 @@ func TestExpects(t *testing.T) {
 	t.Parallel()
 	s := &Source{}
 	start := progress.Start{Position: scan.Fence.Behind(10), Safe: 10, Resumed: &progress.Checkpoint{Part: &[2]int64{12, 3}, Done: [][3]int64{{14, 2, 4}}}}
-	s.shared.set(view{table: &table.Table{Name: "out:box"}, tracker: progress.New(start, progress.NewNotifier(), nil)}, start.Position)
+	s.shared.set(view{table: &table.Table{Name: "out:box"}, tracker: progress.New(start, progress.NewNotifier(), nil), ids: rows.IDs{Outbox: "identity"}}, start.Position)
 	for id, want := range map[string]bool{
 		"out:box:10:0": false,
 		"out:box:11:0": true,
@@ -24,7 +25,11 @@ func TestExpects(t *testing.T) {
 		"out:box:15":   false,
 		"out:box:x:0":  false,
 		"other:11:0":   false,
-		"":             false,
+
+		"identity.t:11:0": true,
+		"identity:11:0":   true,
+		"identity.t:10:0": false,
+		"":                false,
 	} {
 		if got := s.Expects(id); got != want {
 			t.Errorf("Expects(%q) = %t, want %t", id, got, want)

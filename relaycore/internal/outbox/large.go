@@ -61,9 +61,9 @@ func (s *Source) Refetch(ctx context.Context, outboxID int64, hold func(bytes in
 		return nil, err
 	}
 	defer c.Release()
-	t := s.shared.view().table
-	layout := rows.NewLayout(t)
-	b := rows.NewBuilder(t, layout, nil, nil)
+	v := s.shared.view()
+	t, layout := v.table, rows.NewLayout(v.table)
+	b := rows.NewBuilder(t, layout, v.ids, nil, nil)
 	found := false
 	sql := `SELECT ` + layout.Columns() + ` FROM ` + t.Qualified() + ` WHERE ` + t.ID() + ` = $1::bigint LIMIT 1`
 	err = db.Query(ctx, sql, layout.Formats(0), []string{strconv.FormatInt(outboxID, 10)}, func(v [][]byte) (bool, error) {

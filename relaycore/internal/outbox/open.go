@@ -20,7 +20,8 @@ type opening struct {
 	table  *table.Table
 	start  progress.Start
 	state  *snapshot.State // nil = snapshots are not compared
-	reused bool            // see [Source.Reused]
+	ids    rows.IDs
+	reused bool // see [Source.Reused]
 }
 
 // open describes the table, checks that it can be read without losing a row, and
@@ -50,7 +51,11 @@ func open(ctx context.Context, q pg.Querier, cfg *Config, c relay.Checkpoint, ru
 	if err != nil {
 		return nil, err
 	}
-	o := &opening{table: t, start: progress.Start{Origin: here, Safe: t.BeforeFirstID(), Counted: t.Sequence.OID != 0}}
+	ids, err := identify(ctx, q, cfg, t, here)
+	if err != nil {
+		return nil, err
+	}
+	o := &opening{table: t, ids: ids, start: progress.Start{Origin: here, Safe: t.BeforeFirstID(), Counted: t.Sequence.OID != 0}}
 	if lowest != nil {
 		o.start.Safe = min(o.start.Safe, *lowest-1)
 	}
@@ -96,10 +101,10 @@ func (o *opening) fromCheckpoint(
 	ctx context.Context, q pg.Querier, cfg *Config, strategy scan.Strategy, cp *progress.Checkpoint, running int64,
 ) (known int64, err error) {
 	switch change, detail := compare(cp.Of, o.start.Origin, o.table.Partitioned); {
-	case change == elsewhere && cfg.Settings.OnRestore != "rebase":
+	case change == elsewhere && cfg.Settings.OnRestore == "refuse":
 		return 0, relay.Fatal(fmt.Errorf("the checkpoint was made in %s: "+
 			"this is a restored or cloned copy, and a relay here may send to the original's receivers; "+
-			"disable the pipeline, or set on_restore to rebase, which goes on behind id %d and may repeat rows", detail, cp.Safe))
+			"disable the pipeline, or set on_restore to continue, which goes on behind id %d and may repeat rows", detail, cp.Safe))
 	case change == elsewhere:
 		cfg.Logger.Warn("checkpoint is of another database", "checkpoint", detail, "behind_id", cp.Safe)
 		o.start.Safe, o.reused = cp.Safe, true
@@ -109,14 +114,13 @@ func (o *opening) fromCheckpoint(
 		return table.Beginning, nil
 	case change == restarted:
 		cfg.Logger.Error("outbox ids have restarted", "table", o.table.Qualified(), "detail", detail,
-			"effect", "the table is read from its first row; receivers that remember message ids drop new rows whose ids repeat",
-			"cure", fmt.Sprintf("ALTER SEQUENCE %s RESTART WITH %d", o.table.Sequence.Name, cp.Safe+1))
+			"effect", "the table is read from its first row; only with dedup_key_format legacy do receivers drop rows whose ids repeat")
 		o.reused = true
 		return table.Beginning, nil
 	case change == promoted:
 		cfg.Logger.Warn("server was promoted or restored",
 			"timeline", o.start.Origin.Timeline, "checkpoint", cp.Of.Timeline, "behind_id", cp.Safe,
-			"effect", "rows may repeat; ids of lost rows are handed out again, and receivers that remember message ids drop new rows under them")
+			"effect", "rows may repeat; ids of lost rows are handed out again, to messages of other ids unless dedup_key_format is legacy")
 		o.reused = true
 	}
 
@@ -130,8 +134,8 @@ func (o *opening) fromCheckpoint(
 	}
 	err = position.Check(ctx, q)
 	switch {
-	case scan.IsBackwards(err) && cfg.Settings.OnRestore != "rebase":
-		return 0, relay.Fatal(fmt.Errorf("%w; disable the pipeline, or set on_restore to rebase, which may repeat rows", err))
+	case scan.IsBackwards(err) && cfg.Settings.OnRestore == "refuse":
+		return 0, relay.Fatal(fmt.Errorf("%w; disable the pipeline, or set on_restore to continue, which may repeat rows", err))
 	case scan.IsBackwards(err):
 		safe := cp.Safe
 		if running != table.Beginning {
@@ -194,12 +198,12 @@ func (s *Source) use(o *opening) {
 	s.reader = &reader{
 		cfg: &s.cfg, conns: pool{s.pool}, shared: &s.shared, pace: &s.pace,
 		table: t, tracker: tracker, scanner: scanner, delta: t.Delta, state: o.state,
-		builder: rows.NewBuilder(t, layout, settled, s.spare),
+		builder: rows.NewBuilder(t, layout, o.ids, settled, s.spare),
 		watch:   watch{origin: start.Origin, checked: time.Now()},
 		highest: max(start.Safe, start.Gap.To),
 	}
 	s.reused = o.reused
-	s.shared.set(view{t, tracker, o.state}, start.Position)
+	s.shared.set(view{t, tracker, o.state, o.ids}, start.Position)
 	if t.Delta.Name != "" && start.Safe > 0 {
 		// The last owner may have been killed before it gave up the rows of claim
 		// checks that it had settled.

@@ -97,13 +97,16 @@ func first(msgs []relay.Message) string {
 	return msgs[0].ID
 }
 
+// rowOf returns the row and the index of an id.
+func rowOf(id string) string { return id[strings.IndexByte(id, ':')+1:] }
+
 func ids(msgs []relay.Message) string {
 	var b strings.Builder
 	for i := range msgs {
 		if i > 0 {
 			b.WriteByte(' ')
 		}
-		b.WriteString(strings.TrimPrefix(msgs[i].ID, "outbox_orders:"))
+		b.WriteString(rowOf(msgs[i].ID))
 	}
 	return b.String()
 }

@@ -92,13 +92,13 @@ func testReader(s *server) *reader {
 	t := &table.Table{Schema: "public", Name: "events", OID: 1, Plain: true, Columns: table.Columns{ID: "id", Payload: "payload"}}
 	l := rows.NewLayout(t)
 	start := progress.Start{Position: scan.Fence.Behind(0)}
-	cfg := &Config{PollInterval: 100 * time.Millisecond, Settings: Settings{Strategy: "fence"}}
+	cfg := &Config{PollInterval: 100 * time.Millisecond, Settings: Settings{Strategy: "fence", DedupKeyFormat: "legacy"}}
 	cfg.defaults()
 	s.oid = 1
 	return &reader{
 		cfg: cfg, conns: s, shared: new(shared), pace: &pace{rows: firstRows, claimRows: firstRows},
 		table: t, tracker: progress.New(start, progress.NewNotifier(), nil), scanner: start.Position.Scan(t, l, 0),
-		builder: rows.NewBuilder(t, l, nil, nil),
+		builder: rows.NewBuilder(t, l, rows.IDs{}, nil, nil),
 		watch:   watch{origin: table.Origin{Table: 1}, checked: time.Now()},
 	}
 }

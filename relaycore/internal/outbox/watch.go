@@ -62,6 +62,9 @@ func (r *reader) check(ctx context.Context, q pg.Querier) error {
 	if err := r.follow(ctx, q); err != nil {
 		return err
 	}
+	if err := r.identify(ctx, q); err != nil {
+		return err
+	}
 	if now.Origin.File != w.origin.File && !r.table.Partitioned {
 		// VACUUM FULL, or TRUNCATE without a restart of the ids. Neither moves the
 		// position.
@@ -91,6 +94,22 @@ func (r *reader) follow(ctx context.Context, q pg.Querier) error {
 		w.failed = true
 		return &reopenError{reason: "the stream table was created again and has outbox " + now.Qualified()}
 	}
+	return nil
+}
+
+// identify gives the outbox the identity that it could not get while an older relay ran.
+// No id changes by that: rows that were read, or that the older relay has published, are
+// up to LegacyTo.
+func (r *reader) identify(ctx context.Context, q pg.Querier) error {
+	if r.builder.Identified() || r.cfg.Settings.DedupKeyFormat == "legacy" {
+		return nil
+	}
+	ids, err := identify(ctx, q, r.cfg, r.table, r.watch.origin)
+	if err != nil {
+		return err
+	}
+	r.builder.SetIDs(r.table, ids)
+	r.shared.identify(ids)
 	return nil
 }
 

@@ -26,6 +26,7 @@ type ends struct {
 	log       *slog.Logger
 	source    relay.Source
 	sink      relay.Sink
+	identity  string // see [relay.Env]
 	transform func(batch []relay.Message, buf []byte) []byte
 	// keepFarEnds is nil for commands, which hold no lease.
 	keepFarEnds func(ctx context.Context, state string) error
@@ -39,6 +40,7 @@ type outboxOptions struct {
 }
 
 func (e *ends) open(ctx context.Context, from engine.State, o outboxOptions) error {
+	e.identity = from.Identity
 	if e.pipeline.Direction == relay.Forward {
 		return e.openForward(ctx, from.Checkpoint, o)
 	}
@@ -46,7 +48,7 @@ func (e *ends) open(ctx context.Context, from engine.State, o outboxOptions) err
 }
 
 func (e *ends) env() relay.Env {
-	return relay.Env{Pipeline: e.pipeline.Name, Group: e.Group, Logger: e.log, Subject: e.resolved.Settings.SubjectTemplate}
+	return relay.Env{Pipeline: e.pipeline.Name, Group: e.Group, Identity: e.identity, Logger: e.log, Subject: e.resolved.Settings.SubjectTemplate}
 }
 
 func (e *ends) openForward(ctx context.Context, from relay.Checkpoint, o outboxOptions) error {
@@ -54,7 +56,7 @@ func (e *ends) openForward(ctx context.Context, from relay.Checkpoint, o outboxO
 	src, err := outbox.Open(ctx, e.Readers, outbox.Config{
 		Outbox: s.StreamTable, Settings: s.Forward.Settings, Group: e.Group, Pipeline: e.pipeline.Name,
 		Epoch: o.epoch, KeyFields: keyFields(s), KeepInternal: s.KeepInternalColumns,
-		Checkpoint: from, PollInterval: s.PollInterval.D(), Wake: o.wake, Polled: o.polled, Logger: e.log,
+		Identity: e.identity, Checkpoint: from, PollInterval: s.PollInterval.D(), Wake: o.wake, Polled: o.polled, Logger: e.log,
 		MaxRow: e.Budget.Largest(cmp.Or(e.resolved.Backend.Copies, engine.DefaultCopies)),
 	})
 	if err != nil {
@@ -125,7 +127,7 @@ func (e *ends) openReverse(ctx context.Context, from engine.State) error {
 		return err
 	}
 	env := e.env()
-	env.Subject, env.Checkpoint = relay.Template{}, from.Checkpoint
+	env.Identity, env.Subject, env.Checkpoint = "", relay.Template{}, from.Checkpoint
 	env.ScopeIDs = s.IDScope == catalog.IDScopeFarEnd
 	env.FarEnds, env.KeepFarEnds = from.FarEnds, e.keepFarEnds
 	source, err := e.resolved.Backend.Source.Open(ctx, env, e.resolved.Config)

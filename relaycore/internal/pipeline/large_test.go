@@ -88,6 +88,7 @@ const deadLetters = `SELECT string_agg(format('%s %s %s %s', outbox_id, class, b
 func TestTooLargeRow(t *testing.T) {
 	t.Parallel()
 	st, big := newDocuments(t)
+	st.exec(t, `UPDATE pgtrickle.outbox_documents SET created_at = now() - interval '1 year'`) // before the ids are made of it
 	small, enough := engine.NewBudget(1<<20, 6_000_000), engine.NewBudget(1<<20, 60_000_000)
 	st.runUntil(t, big, small, `SELECT count(*) FROM pgtrickle.relay_dead_letters`, "3")
 	if got, want := st.value(t, deadLetters), "1 too_large t t, 3 parked t t, 4 parked f t"; got != want {
@@ -97,7 +98,6 @@ func TestTooLargeRow(t *testing.T) {
 		t.Errorf("error %q, want one with the limit", why)
 	}
 
-	st.exec(t, `UPDATE pgtrickle.outbox_documents SET created_at = now() - interval '1 year'`)
 	if _, err := retention.Sweep(t.Context(), st.pool, retention.Options{}); err != nil {
 		t.Fatal(err)
 	}

@@ -56,6 +56,9 @@ func (r *Runner) Run(ctx context.Context, job *supervisor.Job) (err error) {
 	if err != nil {
 		return lost(err)
 	}
+	if resolved.Settings.DedupKeyFormat == "legacy" {
+		state.Identity = "" // delivery ids are the events' ids
+	}
 	status := newStatus(ctx, ledger.SetStatus, job, conceal)
 	defer func() {
 		err = conceal.Error(err)

@@ -15,6 +15,7 @@ type Reader struct {
 	Source   *outbox.Source
 	Settings catalog.Settings // of the pipeline
 	encoder  *codec.Encoder
+	identity string // of the pipeline; see [relay.Env]
 }
 
 // Read opens the pipeline's outbox where the next owner would continue, or at the
@@ -25,14 +26,16 @@ func (r *Runner) Read(ctx context.Context, pl catalog.Pipeline, from int64, log 
 		return nil, err
 	}
 	s := resolved.Settings
-	config := outbox.Config{Outbox: s.StreamTable, Settings: s.Forward.Settings, PollInterval: s.PollInterval.D(), Logger: log}
+	state, err := r.store().Load(ctx, pl.Key)
+	if err != nil {
+		return nil, err
+	}
+	config := outbox.Config{
+		Outbox: s.StreamTable, Settings: s.Forward.Settings, Identity: state.Identity, PollInterval: s.PollInterval.D(), Logger: log,
+	}
 	if from != 0 {
 		config.Checkpoint.LastID = from - 1
 	} else {
-		state, err := r.store().Load(ctx, pl.Key)
-		if err != nil {
-			return nil, err
-		}
 		config.Group, config.Pipeline, config.Checkpoint = r.Group, pl.Name, state.Checkpoint
 	}
 	src, err := outbox.Open(ctx, r.Pool, config)
@@ -44,7 +47,7 @@ func (r *Runner) Read(ctx context.Context, pl catalog.Pipeline, from int64, log 
 		_ = src.Close() // err matters more
 		return nil, err
 	}
-	return &Reader{Source: src, Settings: s, encoder: encoder}, nil
+	return &Reader{Source: src, Settings: s, encoder: encoder, identity: state.Identity}, nil
 }
 
 // Next returns at most limit encoded messages, none at the end of the outbox.
@@ -57,14 +60,14 @@ func (r *Reader) Next(ctx context.Context, limit int) ([]relay.Message, error) {
 	return batch, nil
 }
 
-// Sink opens the sink of a forward pipeline.
-func (r *Runner) Sink(ctx context.Context, pl catalog.Pipeline, log *slog.Logger) (relay.Sink, error) {
+// openSink opens the sink of a forward pipeline.
+func (r *Runner) openSink(ctx context.Context, pl catalog.Pipeline, identity string, log *slog.Logger) (relay.Sink, error) {
 	resolved, err := pl.Resolve()
 	if err != nil {
 		return nil, err
 	}
 	conceal := pl.Concealer()
-	e := &ends{Runner: r, pipeline: pl, resolved: resolved, log: conceal.Logger(log)}
+	e := &ends{Runner: r, pipeline: pl, resolved: resolved, log: conceal.Logger(log), identity: identity}
 	if err := e.openSink(ctx); err != nil {
 		return nil, conceal.Error(pl.Explain(err))
 	}

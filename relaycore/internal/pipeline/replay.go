@@ -40,7 +40,7 @@ func (r *Runner) Replay(ctx context.Context, pl catalog.Pipeline, o ReplayOption
 	}
 	defer reader.Source.Close() //nolint:errcheck // it was only read
 
-	sink, err := r.Sink(ctx, pl, log)
+	sink, err := r.openSink(ctx, pl, reader.identity, log)
 	if err != nil {
 		return report, err
 	}
@@ -140,6 +140,7 @@ func (r *replayer) selectFrom(batch []relay.Message) (selected []relay.Message, 
 			m.Headers = append(m.Headers[:len(m.Headers):len(m.Headers)], r.header)
 			if r.newIDs {
 				m.ID += ":replay:" + r.header.Value
+				m.DeliveryID = relay.DeliveryID(r.reader.identity, m.ID)
 			}
 			selected = append(selected, *m)
 		}

@@ -138,7 +138,7 @@ func lock(ctx context.Context, db pg.Querier, i Instance) error {
 func Record(ctx context.Context, db pg.Querier, i Instance) error {
 	_, err := db.Exec(ctx, registerSQL, pgx.StrictNamedArgs{
 		"id": i.ID, "group": i.Group, "binary": i.Binary, "version": i.Version, "backends": i.Backends,
-		"hostname": i.Hostname, "pid": i.PID, "lock_key": i.LockKey, "draining": i.Draining, "started": i.Started,
+		"hostname": i.Hostname, "pid": i.PID, "lock_key": i.LockKey, "draining": i.Draining, "started": i.Started, "id_form": idForm,
 	})
 	if pg.IsMissing(err) {
 		return ErrNoCatalog

@@ -103,7 +103,7 @@ func (s Store) Unlock(ctx context.Context, key Key) error {
 
 // Acquire raises the epoch of a pipeline whose lock is held, and names the owner.
 func (s Store) Acquire(ctx context.Context, key Key, owner string) (epoch int64, err error) {
-	err = s.db.QueryRow(ctx, acquireSQL, s.args(key, pgx.StrictNamedArgs{"owner": owner})).Scan(&epoch)
+	err = s.db.QueryRow(ctx, acquireSQL, s.args(key, pgx.StrictNamedArgs{"owner": owner, "identity": newIdentity()})).Scan(&epoch)
 	if err != nil {
 		return 0, fmt.Errorf("raise the epoch: %w", err)
 	}

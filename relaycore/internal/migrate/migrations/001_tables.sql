@@ -66,6 +66,20 @@ CREATE TABLE pgtrickle.relay_cursors (
 ) WITH (fillfactor = 50);
 -- +end
 ALTER TABLE pgtrickle.relay_cursors ADD COLUMN IF NOT EXISTS far_ends jsonb;
+ALTER TABLE pgtrickle.relay_cursors ADD COLUMN IF NOT EXISTS identity text;
+
+-- Relays that do not know identities write no id_form.
+ALTER TABLE pgtrickle.relay_instances ADD COLUMN IF NOT EXISTS id_form smallint NOT NULL DEFAULT 0;
+
+-- +table pgtrickle.relay_outbox_identities: what tells the rows of an outbox from those of all others in the world
+CREATE TABLE pgtrickle.relay_outbox_identities (
+    outbox    oid         NOT NULL PRIMARY KEY,
+    identity  text        NOT NULL,
+    origin    jsonb       NOT NULL,
+    legacy_to bigint      NOT NULL,
+    made_at   timestamptz NOT NULL DEFAULT now()
+);
+-- +end
 
 -- +table pgtrickle.relay_dead_letters: messages that no retry can deliver, and those parked behind one of the same key
 CREATE TABLE pgtrickle.relay_dead_letters (

@@ -298,6 +298,27 @@ $sql$;
     COMMENT ON TABLE pgtrickle.relay_cursors IS 'pgtrickle-relay: checkpoint and lease epoch of each pipeline in each group';
 END $do$;
 ALTER TABLE pgtrickle.relay_cursors ADD COLUMN IF NOT EXISTS far_ends jsonb;
+ALTER TABLE pgtrickle.relay_cursors ADD COLUMN IF NOT EXISTS identity text;
+
+-- Relays that do not know identities write no id_form.
+ALTER TABLE pgtrickle.relay_instances ADD COLUMN IF NOT EXISTS id_form smallint NOT NULL DEFAULT 0;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('table', 'pgtrickle.relay_outbox_identities', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE TABLE pgtrickle.relay_outbox_identities (
+    outbox    oid         NOT NULL PRIMARY KEY,
+    identity  text        NOT NULL,
+    origin    jsonb       NOT NULL,
+    legacy_to bigint      NOT NULL,
+    made_at   timestamptz NOT NULL DEFAULT now()
+);
+$sql$;
+    COMMENT ON TABLE pgtrickle.relay_outbox_identities IS 'pgtrickle-relay: what tells the rows of an outbox from those of all others in the world';
+END $do$;
 
 DO $do$
 BEGIN
@@ -583,7 +604,7 @@ $sql$;
     COMMENT ON TABLE pgtrickle.pgt_inbox_priority_config IS 'pgtrickle-relay: priorities of inboxes';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (1, 'tables', '944e57427ce5697d')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (1, 'tables', '4e32c788298d9851')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 
@@ -3350,6 +3371,7 @@ BEGIN
             ('relay_consumer_offsets', 'SELECT, INSERT, UPDATE'),
             ('relay_instances', 'SELECT, INSERT, UPDATE, DELETE'),
             ('relay_cursors', 'SELECT, INSERT, UPDATE, DELETE'),
+            ('relay_outbox_identities', 'SELECT, INSERT, UPDATE'),
             ('relay_dead_letters', 'SELECT, INSERT, UPDATE, DELETE'),
             ('relay_snapshots', 'SELECT, INSERT, UPDATE, DELETE'),
             ('relay_snapshot_rows', 'SELECT, INSERT, UPDATE, DELETE'),
@@ -3404,7 +3426,7 @@ $sql$;
     COMMENT ON FUNCTION pgtrickle.relay_grant_access() IS 'pgtrickle-relay: gives the role pgtrickle_relay what a relay needs on everything that exists now; returns the statements that someone with more rights must run';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (7, 'access', '0cf6e88f0b902ed3')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (7, 'access', '01a7fe67a134b0b3')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"time"
 	"unicode/utf8"
 
@@ -17,6 +16,7 @@ import (
 // chunk share a few large allocations; all other memory is used again.
 type Builder struct {
 	source  source
+	ids     ids
 	layout  *Layout
 	settled Settled
 	chunk   chunk
@@ -34,7 +34,6 @@ type Builder struct {
 
 // source is what the builder knows of the table.
 type source struct {
-	table     string // first part of message ids
 	stream    string
 	qualified string
 	plain     bool
@@ -61,22 +60,29 @@ type chunk struct {
 const maxReused = 4096
 
 // cut is where the strings of a message are in text.
-type cut struct{ id, idEnd, key, keyEnd, refresh, refreshEnd int }
+type cut struct{ delivery, id, idEnd, key, keyEnd, refresh, refreshEnd int }
 
 // NewBuilder returns a builder for rows of t. Messages in settled get a slot only. The
 // builder takes slices of messages from spare, if there are any.
-func NewBuilder(t *table.Table, l *Layout, settled Settled, spare chan []relay.Message) *Builder {
+func NewBuilder(t *table.Table, l *Layout, ids IDs, settled Settled, spare chan []relay.Message) *Builder {
 	typ := t.Type(t.Columns.Payload)
 	return &Builder{
 		source: source{
-			table: t.Name, stream: t.StreamTable, qualified: t.Qualified(), plain: t.Plain,
+			stream: t.StreamTable, qualified: t.Qualified(), plain: t.Plain,
 			raw: typ != "json" && typ != "jsonb", anyBytes: t.NoEncoding,
 		},
+		ids:     newIDs(t, ids),
 		layout:  l,
 		settled: settled,
 		spare:   spare,
 	}
 }
+
+// SetIDs changes how ids are made, from the next row on.
+func (b *Builder) SetIDs(t *table.Table, ids IDs) { b.ids = newIDs(t, ids) }
+
+// Identified reports whether the outbox has an identity.
+func (b *Builder) Identified() bool { return b.ids.outbox != "" }
 
 // envelope lists the members of a versioned payload; vals and lists are indexed alike.
 var envelope = []string{"v", "inserted", "updated", "deleted", "full_refresh", "claim_check", "refresh_id"}
@@ -111,6 +117,7 @@ func (b *Builder) Finish() ([]relay.Message, []Slot) {
 		}
 		m, at := &msgs[i], &c.cuts[i]
 		m.ID = text[at.id:at.idEnd]
+		m.DeliveryID = b.ids.delivery(text[at.delivery:at.idEnd], m.ID)
 		m.Key = text[at.key:at.keyEnd]
 		if at.refreshEnd > at.refresh {
 			m.RefreshID = text[at.refresh:at.refreshEnd]
@@ -231,16 +238,8 @@ func (b *Builder) message(e *event, op string, row, before []byte, full bool, er
 		return
 	}
 	ch := &b.chunk
-	c := cut{id: len(ch.text), key: e.key, keyEnd: e.keyEnd, refresh: e.refresh, refreshEnd: e.refreshEnd}
-	if e.given != nil && index == 0 {
-		ch.text = append(ch.text, e.given...)
-	} else {
-		ch.text = append(ch.text, b.source.table...)
-		ch.text = append(ch.text, ':')
-		ch.text = append(ch.text, e.idText...)
-		ch.text = append(ch.text, ':')
-		ch.text = strconv.AppendInt(ch.text, int64(index), 10)
-	}
+	c := cut{delivery: len(ch.text), key: e.key, keyEnd: e.keyEnd, refresh: e.refresh, refreshEnd: e.refreshEnd}
+	ch.text, c.id = b.ids.append(ch.text, e, index)
 	c.idEnd = len(ch.text)
 
 	ch.cuts = append(ch.cuts, c)

@@ -5,12 +5,15 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/table"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
+var oldForm = newIDs(&table.Table{Name: "outbox_orders"}, IDs{})
+
 func testBuilder() *Builder {
 	l := &Layout{id: 0, payload: 1, created: 2, refresh: 3, claim: 4, op: -1, key: -1, headers: -1, eventID: -1, size: -1}
-	return &Builder{source: source{table: "outbox_orders", stream: "orders", qualified: "pgtrickle.outbox_orders"}, layout: l}
+	return &Builder{source: source{stream: "orders", qualified: "pgtrickle.outbox_orders"}, ids: oldForm, layout: l}
 }
 
 func testRow(id, payload string) [][]byte {
@@ -166,7 +169,7 @@ func BenchmarkDecode(b *testing.B) {
 // without them costs no allocation.
 func TestGivenByTheRow(t *testing.T) { // counts allocations, so not in parallel
 	l := &Layout{id: 0, payload: 1, created: 2, refresh: 3, claim: 4, op: -1, key: 5, headers: 6, eventID: 7, size: -1}
-	b := &Builder{source: source{table: "outbox_orders", stream: "orders", qualified: "pgtrickle.outbox_orders"}, layout: l}
+	b := &Builder{source: source{stream: "orders", qualified: "pgtrickle.outbox_orders"}, ids: oldForm, layout: l}
 	row := func(payload, key, headers, eventID string) [][]byte {
 		v := append(testRow("7", payload), nil, nil, nil)
 		for i, s := range []string{key, headers, eventID} {

@@ -232,6 +232,14 @@ func Sharing(ctx context.Context, q pg.Querier, t *Table) ([]string, error) {
 	return names, nil
 }
 
+// HighestID returns the highest id in the table, 0 if it is empty.
+func HighestID(ctx context.Context, q pg.Querier, t *Table) (highest int64, err error) {
+	if err := q.QueryRow(ctx, `SELECT coalesce(max(`+t.ID()+`), 0)::bigint FROM `+t.Qualified()).Scan(&highest); err != nil {
+		return 0, fmt.Errorf("read the highest id of %s: %w", t.Qualified(), err)
+	}
+	return highest, nil
+}
+
 // FirstID returns the lowest id in the table, nil if the table is empty.
 func FirstID(ctx context.Context, q pg.Querier, t *Table) (*int64, error) {
 	var first *int64

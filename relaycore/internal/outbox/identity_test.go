@@ -1,0 +1,110 @@
+package outbox_test
+
+import (
+	"context"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/migrate"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox"
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest/pgtest"
+)
+
+// identified returns a database with the relay's schema and an outbox of table orders.
+func identified(t *testing.T) *pgxpool.Pool {
+	t.Helper()
+	pool := pgtest.Pool(t)
+	if err := migrate.Up(t.Context(), pool, nil); err != nil {
+		t.Fatal(err)
+	}
+	exec(t, pool, `CREATE TABLE orders (id int PRIMARY KEY); SELECT pgtrickle.enable_outbox('public.orders')`)
+	return pool
+}
+
+// pipeline opens the outbox for a pipeline of that identity.
+func pipeline(t *testing.T, pool *pgxpool.Pool, identity string, change ...func(*outbox.Config)) *outbox.Source {
+	t.Helper()
+	set := func(c *outbox.Config) { c.Outbox, c.Identity = "public.orders", identity }
+	return open(t, pool, relay.Checkpoint{}, append([]func(*outbox.Config){set}, change...)...)
+}
+
+// TestIdentity: the same event has one id and, by two pipelines, two delivery ids. Events
+// of two databases, and of a table that was made anew, have different ids.
+func TestIdentity(t *testing.T) {
+	t.Parallel()
+	one, other := identified(t), identified(t)
+	for _, pool := range []*pgxpool.Pool{one, other} {
+		exec(t, pool, `INSERT INTO orders VALUES (1)`)
+	}
+	a, b := receive(t, pipeline(t, one, "aaaaaaaaaaaa"), 1)[0], receive(t, pipeline(t, one, "bbbbbbbbbbbb"), 1)[0]
+	if a.ID != b.ID || a.DeliveryID == b.DeliveryID || a.DeliveryID != relay.DeliveryID("aaaaaaaaaaaa", a.ID) {
+		t.Errorf("two pipelines: ids %s and %s, deliveries %s and %s", a.ID, b.ID, a.DeliveryID, b.DeliveryID)
+	}
+	if again := receive(t, pipeline(t, one, "aaaaaaaaaaaa"), 1)[0]; again.ID != a.ID || again.DeliveryID != a.DeliveryID {
+		t.Errorf("read again: %s and %s, want %s and %s", again.ID, again.DeliveryID, a.ID, a.DeliveryID)
+	}
+	if c := receive(t, pipeline(t, other, "aaaaaaaaaaaa"), 1)[0]; c.ID == a.ID {
+		t.Errorf("two databases share %s", c.ID)
+	}
+
+	for name, sql := range map[string]string{
+		"the outbox made anew": `SELECT pgtrickle.disable_outbox('public.orders'); SELECT pgtrickle.enable_outbox('public.orders')`,
+		"ids begin again":      `TRUNCATE pgtrickle.outbox_orders RESTART IDENTITY`,
+	} {
+		exec(t, one, sql)
+		exec(t, one, `DELETE FROM orders WHERE id = 2; TRUNCATE pgtrickle.outbox_orders RESTART IDENTITY; INSERT INTO orders VALUES (2)`)
+		if c := receive(t, pipeline(t, one, "aaaaaaaaaaaa"), 1)[0]; rowOf(c.ID) != rowOf(a.ID) || c.ID == a.ID || c.DeliveryID == a.DeliveryID {
+			t.Errorf("%s: %s after %s", name, c.ID, a.ID)
+		}
+	}
+	legacy := func(c *outbox.Config) { c.Settings.DedupKeyFormat = "legacy" }
+	if c := receive(t, pipeline(t, one, "aaaaaaaaaaaa", legacy), 1)[0]; c.ID != "outbox_orders:1:0" || c.DeliveryID != c.ID {
+		t.Errorf("dedup_key_format legacy gives %s and %s", c.ID, c.DeliveryID)
+	}
+}
+
+// TestIdentityAtAnUpgrade: while an older relay runs, every id has the old form. Then the
+// rows that it may have published keep that form, and a source that runs goes on with
+// the new one, without reading anything again.
+func TestIdentityAtAnUpgrade(t *testing.T) {
+	t.Parallel()
+	pool := identified(t)
+	older, err := pool.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer older.Release()
+	exec(t, pool, `INSERT INTO pgtrickle.relay_instances (instance_id, relay_group_id, backends, lock_key) VALUES ('older', 'g', '{}', 77);
+		INSERT INTO pgtrickle.relay_cursors (relay_group_id, direction, pipeline, checkpoint) SELECT 'g', 'forward', 'p',
+			jsonb_build_object('of', jsonb_build_object('table', 'pgtrickle.outbox_orders'::regclass::oid::bigint));
+		INSERT INTO orders VALUES (1)`)
+	if _, err := older.Exec(t.Context(), `SELECT pg_advisory_lock(77)`); err != nil {
+		t.Fatal(err)
+	}
+	src := pipeline(t, pool, "aaaaaaaaaaaa")
+	if m := receive(t, src, 1)[0]; m.ID != "outbox_orders:1:0" || m.DeliveryID != m.ID {
+		t.Errorf("beside an older relay: %s, %s", m.ID, m.DeliveryID)
+	}
+
+	if _, err := older.Exec(t.Context(), `SELECT pg_advisory_unlock(77)`); err != nil {
+		t.Fatal(err)
+	}
+	for i := 2; ; i++ { // until the source has noticed
+		exec(t, pool, `INSERT INTO orders VALUES ($1)`, i)
+		if m := receive(t, src, 1)[0]; strings.HasPrefix(m.DeliveryID, "aaaaaaaaaaaa.") {
+			break
+		}
+	}
+	all := receive(t, pipeline(t, pool, "aaaaaaaaaaaa"), 2)
+	if all[0].ID != "outbox_orders:1:0" || all[0].DeliveryID != all[0].ID {
+		t.Errorf("the first row has %s, %s after the upgrade", all[0].ID, all[0].DeliveryID)
+	}
+	var first int64
+	err = pool.QueryRow(context.Background(), `SELECT legacy_to FROM pgtrickle.relay_outbox_identities`).Scan(&first)
+	if err != nil || first < 1 {
+		t.Errorf("rows up to %d keep the old form, %v", first, err)
+	}
+}
