@@ -12,8 +12,8 @@ import (
 
 // TestIdentities: two databases with the same table, each with two pipelines of the same
 // names, write to one far end. Each event arrives once by each pipeline, and once in an
-// inbox, which goes by the event's id. So do the events of an outbox that was made anew,
-// and what a relay delivers again after kill -9.
+// inbox, which goes by the event's id. So do the events of an outbox that was created
+// again, and what a relay delivers again after kill -9.
 func TestIdentities(t *testing.T) {
 	for _, k := range kinds() {
 		if k.Server == "" {
@@ -51,9 +51,11 @@ func testIdentities(t *testing.T, k ends.Kind) {
 		insert(db, rows/2+1, rows)
 	}
 	forwarded(t, databases)
-	one.Exec(t, `SELECT pgtrickle.disable_outbox('public.events')`)
-	one.Exec(t, `SELECT pgtrickle.enable_outbox('public.events')`)
-	insert(one, rows+1, 2*rows+1) // one more than before, so that forwarded can tell
+	rig.Until(t, patience, "the outbox is created again", func(ctx context.Context) (bool, error) { // a reader may be in the way
+		_, err := one.Pool.Exec(ctx, `SELECT pgtrickle.disable_outbox('public.events'); SELECT pgtrickle.enable_outbox('public.events')`)
+		return err == nil, err
+	})
+	insert(one, rows+1, 2*rows+1) // one more than before, so that forwarded notices
 	forwarded(t, databases)
 
 	arrived, err := end.Arrived(t.Context())

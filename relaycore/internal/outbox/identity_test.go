@@ -32,7 +32,7 @@ func pipeline(t *testing.T, pool *pgxpool.Pool, identity string, change ...func(
 }
 
 // TestIdentity: the same event has one id and, by two pipelines, two delivery ids. Events
-// of two databases, and of a table that was made anew, have different ids.
+// of two databases, and of a table that was created again, have different ids.
 func TestIdentity(t *testing.T) {
 	t.Parallel()
 	one, other := identified(t), identified(t)
@@ -67,8 +67,8 @@ func TestIdentity(t *testing.T) {
 }
 
 // TestIdentityAtAnUpgrade: while an older relay runs, every id has the old form. Then the
-// rows that it may have published keep that form, and a source that runs goes on with
-// the new one, without reading anything again.
+// rows that it may have published keep that form. A source that runs goes on with the new
+// one, and reads nothing again.
 func TestIdentityAtAnUpgrade(t *testing.T) {
 	t.Parallel()
 	pool := identified(t)
@@ -106,5 +106,27 @@ func TestIdentityAtAnUpgrade(t *testing.T) {
 	err = pool.QueryRow(context.Background(), `SELECT legacy_to FROM pgtrickle.relay_outbox_identities`).Scan(&first)
 	if err != nil || first < 1 {
 		t.Errorf("rows up to %d keep the old form, %v", first, err)
+	}
+}
+
+// TestIdentityOfATableSwappedUnderASource: the source notices before it delivers a row of
+// the new table that this is another one. So no row gets two ids.
+func TestIdentityOfATableSwappedUnderASource(t *testing.T) {
+	t.Parallel()
+	pool := identified(t)
+	exec(t, pool, `INSERT INTO orders VALUES (1), (2)`)
+	src := pipeline(t, pool, "aaaaaaaaaaaa")
+	before := receive(t, src, 2)
+	checkpoint(t, src, before)
+	exec(t, pool, `BEGIN; SELECT pgtrickle.disable_outbox('public.orders'); SELECT pgtrickle.enable_outbox('public.orders');
+		INSERT INTO orders VALUES (3), (4); COMMIT`)
+	after := receive(t, src, 2)
+	identity := func(m relay.Message) string { return m.ID[:12] }
+	if identity(after[0]) == identity(before[0]) || identity(after[1]) != identity(after[0]) {
+		t.Errorf("ids %s and %s after %s", after[0].ID, after[1].ID, before[0].ID)
+	}
+	checkpoint(t, src, after)
+	if again, err := src.Look(t.Context(), 2); err != nil || len(again) != 0 {
+		t.Errorf("received %d more, %v; want each row once", len(again), err)
 	}
 }

@@ -120,6 +120,10 @@ func (r *reader) poll(ctx context.Context, limit int) (more bool, err error) {
 
 	r.watch.failed = true
 	r.builder.Discard()
+	if scan.IsReplaced(err) {
+		r.watch.suspect = true
+		return true, nil // the next call opens the outbox again
+	}
 	if pg.Is(err, pgerrcode.FeatureNotSupported, pgerrcode.InvalidSQLStatementName) && ctx.Err() == nil {
 		// The table has changed under a prepared statement, or a pooler has lost it.
 		err = errors.Join(err, c.forget(ctx))

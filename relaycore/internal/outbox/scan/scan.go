@@ -25,6 +25,8 @@ import (
 	"math"
 	"strings"
 
+	"github.com/jackc/pgerrcode"
+
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/rows"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/table"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
@@ -197,15 +199,23 @@ func addXid(t *table.Table) string {
 	return "SELECT pgtrickle.outbox_add_xid(" + pg.Literal(t.Qualified()) + ")"
 }
 
-// fill replaces the names in a template by what they mean for t. More are pairs.
+// fill replaces the names in a template by what they mean for t. More are pairs. {same}
+// fails for another table of that name, created since, because its rows would get ids of
+// the old one's; see [IsReplaced]. The planner folds it, so it costs nothing.
 func fill(template string, t *table.Table, more ...string) string {
 	created := "NULL::timestamptz"
 	if t.Columns.Created != "" {
 		created = pg.Identifier(t.Columns.Created) + "::timestamptz"
 	}
-	pairs := append([]string{"{table}", t.Qualified(), "{id}", t.ID(), "{xid}", t.Xid(), "{created}", created}, more...)
+	same := fmt.Sprintf("1 / (%s::regclass = %d::oid)::int = 1", pg.Literal(t.Qualified()), t.OID)
+	pairs := append([]string{
+		"{table}", t.Qualified(), "{id}", t.ID(), "{xid}", t.Xid(), "{created}", created, "{same}", same,
+	}, more...)
 	return strings.NewReplacer(pairs...).Replace(template)
 }
+
+// IsReplaced reports whether err shows that another table has the table's name now.
+func IsReplaced(err error) bool { return pg.Is(err, pgerrcode.DivisionByZero) }
 
 const maxID = math.MaxInt64
 

@@ -3,5 +3,5 @@
 SELECT r.*
 FROM unnest($1::bigint[], $2::bigint[]) AS gap(lo, hi)
 CROSS JOIN LATERAL (
-	SELECT {columns} FROM {table} WHERE {id} >= gap.lo AND {id} <= gap.hi ORDER BY {id} LIMIT $3::int) r
+	SELECT {columns} FROM {table} WHERE {same} AND {id} >= gap.lo AND {id} <= gap.hi ORDER BY {id} LIMIT $3::int) r
 LIMIT $3::int

@@ -6,7 +6,7 @@ LEFT JOIN LATERAL (
 	FROM unnest($1::xid8[], $2::xid8[]) AS arm(lo, hi)
 	CROSS JOIN LATERAL (
 		SELECT {columns} FROM {table}
-		WHERE {xid} >= arm.lo AND {xid} <= arm.hi AND {xid} < pg_snapshot_xmax(pg_current_snapshot()) AND {id} > $3::bigint
+		WHERE {same} AND {xid} >= arm.lo AND {xid} <= arm.hi AND {xid} < pg_snapshot_xmax(pg_current_snapshot()) AND {id} > $3::bigint
 		ORDER BY {xid} LIMIT {few}) r
 ) r ON true
 ORDER BY c0 LIMIT $4::int

@@ -9,7 +9,7 @@ WITH size AS MATERIALIZED (
 	FROM unnest($1::xid8[], $2::xid8[]) AS arm(lo, hi)
 	CROSS JOIN LATERAL (
 		SELECT 1 FROM {table}
-		WHERE {xid} >= arm.lo AND {xid} <= arm.hi AND {xid} < pg_snapshot_xmax(pg_current_snapshot()) AND {id} > $3::bigint
+		WHERE {same} AND {xid} >= arm.lo AND {xid} <= arm.hi AND {xid} < pg_snapshot_xmax(pg_current_snapshot()) AND {id} > $3::bigint
 		ORDER BY {xid} LIMIT {over}) r
 )
 SELECT {nulls}, pg_current_snapshot()::text || ' ' || n{last} FROM size
@@ -19,7 +19,7 @@ UNION ALL
 	FROM unnest($1::xid8[], $2::xid8[]) AS arm(lo, hi)
 	CROSS JOIN LATERAL (
 		SELECT {columns} FROM {table}
-		WHERE {xid} >= arm.lo AND {xid} <= arm.hi AND {xid} < pg_snapshot_xmax(pg_current_snapshot()) AND {id} > $3::bigint
+		WHERE {same} AND {xid} >= arm.lo AND {xid} <= arm.hi AND {xid} < pg_snapshot_xmax(pg_current_snapshot()) AND {id} > $3::bigint
 		ORDER BY {xid} LIMIT {over}) r
 	WHERE (SELECT n FROM size) BETWEEN 1 AND {small}
 	ORDER BY c0 LIMIT $4::int
