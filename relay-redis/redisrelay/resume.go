@@ -312,7 +312,7 @@ func pattern(t relay.Template) string {
 	return p.String()
 }
 
-// written is what an entry's fields tell of its writer; "" where it lacks one.
+// written identifies an entry, its event and the pipeline that wrote it; "" if unknown.
 type written struct{ entry, event, pipeline string }
 
 // scan reads a stream behind after, in pages of bounded size, and calls visit for each

@@ -283,7 +283,11 @@ func (s *source) requestID(h http.Header, own string) string {
 func (s *source) givenID(h http.Header, own string) string {
 	switch s.cfg.Auth {
 	case authStandard:
-		return cmp.Or(h.Get(headerWebhookID), h.Get("Svix-Id"))
+		id := cmp.Or(h.Get(headerWebhookID), h.Get("Svix-Id"))
+		if own != "" && relay.Delivers(id, own) {
+			return own // signed with id, which is made of it
+		}
+		return id
 	case authStripe:
 		return "" // the body's
 	case authGitHub:

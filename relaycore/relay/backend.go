@@ -22,8 +22,8 @@ const (
 type Env struct {
 	Pipeline string // the pipeline's name
 	Group    string // --relay-group-id
-	// Identity tells the pipeline from all others in the world, also from one of the
-	// same name in another database. A sink that is read back writes it beside the
+	// Identity distinguishes the pipeline from all others in the world, also from one of
+	// the same name in another database. A sink that is read back writes it beside the
 	// event's id, and recognises only what has it, or has none. "" for a source.
 	Identity string
 	Logger   *slog.Logger // never nil; carries the pipeline's name

@@ -139,6 +139,12 @@ func DeliveryID(identity, id string) string {
 	return identity + ".h" + hex.EncodeToString(sum[:20])
 }
 
+// Delivers reports whether delivery is a delivery id of the event of that id.
+func Delivers(delivery, id string) bool {
+	identity, _, ok := strings.Cut(delivery, ".")
+	return ok && DeliveryID(identity, id) == delivery
+}
+
 // Delivery returns the DeliveryID, or the ID of a message without one.
 func (m *Message) Delivery() string {
 	if m.DeliveryID == "" {

@@ -14,8 +14,8 @@ import (
 
 // identify returns how the ids of an outbox's messages are made. The first reader gives
 // the outbox an identity. It gets another one when its ids may belong to other rows than
-// before: the table was created again, its ids have restarted, or, where the ids have no
-// time, a standby was promoted.
+// before. That is so if the table was created again, or its ids have restarted. Where ids
+// have no time, the promotion of a standby suffices.
 //
 // In a restored or cloned database the identity stays, so that what was delivered before
 // has the same ids. With on_restore fork it gets another one.
@@ -52,6 +52,7 @@ func replaced(id store.OutboxIdentity, here table.Origin, t *table.Table, onRest
 		return !rows.Timed(t)
 	case elsewhere:
 		return onRestore == "fork"
+	case unchanged:
 	}
 	return false
 }

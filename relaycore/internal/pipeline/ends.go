@@ -48,7 +48,10 @@ func (e *ends) open(ctx context.Context, from engine.State, o outboxOptions) err
 }
 
 func (e *ends) env() relay.Env {
-	return relay.Env{Pipeline: e.pipeline.Name, Group: e.Group, Identity: e.identity, Logger: e.log, Subject: e.resolved.Settings.SubjectTemplate}
+	return relay.Env{
+		Pipeline: e.pipeline.Name, Group: e.Group, Identity: e.identity,
+		Logger: e.log, Subject: e.resolved.Settings.SubjectTemplate,
+	}
 }
 
 func (e *ends) openForward(ctx context.Context, from relay.Checkpoint, o outboxOptions) error {

@@ -24,7 +24,7 @@ var (
 	identifyOutboxSQL      = strings.ReplaceAll(identifyOutboxTemplate, ":holder", holderSQL)
 )
 
-// OutboxIdentity tells the rows of an outbox from those of all others in the world.
+// OutboxIdentity distinguishes the rows of an outbox from those of all others in the world.
 type OutboxIdentity struct {
 	Name     string          // "" if the outbox has none yet
 	LegacyTo int64           // ids up to it have been delivered under names of the old form

@@ -33,8 +33,8 @@ type ids struct {
 	timed    bool
 }
 
-func newIDs(t *table.Table, of IDs) ids {
-	i := ids{table: t.Name, outbox: of.Outbox, pipeline: of.Pipeline, legacyTo: of.LegacyTo, timed: Timed(t)}
+func newIDs(t *table.Table, set IDs) ids {
+	i := ids{table: t.Name, outbox: set.Outbox, pipeline: set.Pipeline, legacyTo: set.LegacyTo, timed: Timed(t)}
 	if i.outbox == "" {
 		i.legacyTo = math.MaxInt64
 	}

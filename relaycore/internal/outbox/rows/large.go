@@ -35,7 +35,7 @@ func (b *Builder) RefuseLarge(row *Large, members []byte, op string, why error) 
 	v := row.values
 	e := event{id: row.ID, idText: v[b.layout.id]}
 	if at := b.layout.created; at >= 0 {
-		e.created = parseTime(v[at])
+		e.created = parseTime(v[at]) // part of the id
 	}
 	if at := b.layout.eventID; at >= 0 {
 		e.given = v[at]

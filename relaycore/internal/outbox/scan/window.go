@@ -71,7 +71,7 @@ func checkFuture(ctx context.Context, q pg.Querier, t *table.Table) error {
 		return nil
 	}
 	return relay.Fatal(fmt.Errorf("rows of %s have transaction ids of another cluster, up to %s: the table was restored or copied; "+
-		"UPDATE %s SET %s = '3' WHERE %s >= pg_snapshot_xmax(pg_current_snapshot()), and set on_restore to continue", name, future, name, xid, xid))
+		"UPDATE %s SET %s = '3' WHERE %s >= pg_snapshot_xmax(pg_current_snapshot()); set on_restore to continue", name, future, name, xid, xid))
 }
 
 var (
