@@ -289,6 +289,31 @@ BEGIN
     RETURN id;
 END $fn$;
 
+-- A stream table of a query. Its row id is made of the whole row, as the extension does it
+-- for queries without a key.
+CREATE TABLE pgtrickle.fixture_queries (stream TEXT PRIMARY KEY, query TEXT NOT NULL);
+
+CREATE FUNCTION pgtrickle.create_stream_table(name TEXT, query TEXT, schedule TEXT DEFAULT '1m', refresh_mode TEXT DEFAULT 'DIFFERENTIAL') RETURNS void LANGUAGE plpgsql AS $fn$
+BEGIN
+    query := format('SELECT hashtextextended(q::text, 0) AS __pgt_row_id, q.* FROM (%s) q', query);
+    EXECUTE format('CREATE TABLE %s AS %s', name, query);
+    INSERT INTO pgtrickle.fixture_queries VALUES (name, query);
+    PERFORM pgtrickle.fixture_stream_table(name::regclass);
+END $fn$;
+
+CREATE FUNCTION pgtrickle.refresh_stream_table(p_name TEXT) RETURNS void LANGUAGE plpgsql AS $fn$
+DECLARE
+    source   TEXT := (SELECT query FROM pgtrickle.fixture_queries WHERE stream = p_name);
+    inserted BIGINT;
+    deleted  BIGINT;
+BEGIN
+    EXECUTE format('SELECT (SELECT count(*) FROM (%2$s EXCEPT ALL TABLE %1$s) i), (SELECT count(*) FROM (TABLE %1$s EXCEPT ALL %2$s) d)', p_name, source)
+        INTO inserted, deleted;
+    EXECUTE format('DELETE FROM %1$s; INSERT INTO %1$s %2$s', p_name, source);
+    PERFORM pgtrickle.fixture_refresh(p_name::regclass, inserted, deleted,
+        coalesce(current_setting('pg_trickle.outbox_inline_threshold_rows', true), '10000')::bigint);
+END $fn$;
+
 -- The event triggers run with the rights of the role that runs a command.
 CREATE FUNCTION pgtrickle.fixture_track() RETURNS event_trigger LANGUAGE plpgsql AS $fn$
 BEGIN

@@ -1,6 +1,7 @@
 // Package retention deletes delivered rows from the outboxes that the relay made,
 // once they are older than pgt_outbox_config.retention_hours. Outboxes of the
-// extension are left to the extension, which deletes by age alone.
+// extension are left to the extension, which deletes by age alone. Snapshots that a
+// pipeline has compared go when the pipeline is deleted.
 //
 // A row is deleted if it has expired and every reader has it. Readers are the
 // pipelines of all groups, disabled ones and those that have never run included, and
@@ -30,6 +31,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/grove/pgtrickle-relay/relaycore/backoff"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/snapshot"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/table"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
@@ -116,6 +118,7 @@ func Sweep(ctx context.Context, pool *pgxpool.Pool, opts Options) ([]Report, err
 		}
 		reports = append(reports, s.report)
 	}
+	errs = append(errs, snapshot.Sweep(ctx, conn))
 	return reports, errors.Join(errs...)
 }
 

@@ -42,6 +42,8 @@ var (
 	emittedSQL string
 	//go:embed sql/remove.sql
 	removeSQL string
+	//go:embed sql/sweep.sql
+	sweepSQL string
 	//go:embed sql/drop.sql
 	dropSQL string
 )
@@ -205,6 +207,14 @@ func Drop(ctx context.Context, q pg.Querier, owner Owner, behind int64) (gone bo
 		return false, fmt.Errorf("drop the snapshot state of pipeline %q: %w", owner.Pipeline, err)
 	}
 	return true, nil
+}
+
+// Sweep drops the states of pipelines that do not exist.
+func Sweep(ctx context.Context, q pg.Querier) error {
+	if _, err := q.Exec(ctx, sweepSQL); err != nil && !pg.IsUnavailable(err) {
+		return fmt.Errorf("drop snapshot states of deleted pipelines: %w", err)
+	}
+	return nil
 }
 
 // fill replaces the names in a template; rows is the query of a snapshot's rows.

@@ -361,6 +361,29 @@ func TestEpochHasPassed(t *testing.T) {
 	s.want(s.changes(id), "")
 }
 
+// TestSweep drops the state of a pipeline that was deleted, and no other.
+func TestSweep(t *testing.T) {
+	t.Parallel()
+	s := newStream(t, "1, 1, 'a'")
+	s.exec(`SELECT pgtrickle.set_relay_outbox('p', config => '{"stream_table": "public.s", "sink_type": "stdout"}')`)
+	s.open(snapshot.Start{Behind: 0})
+	s.compare(s.refresh(false), false)
+	const count = `SELECT (SELECT count(*) FROM pgtrickle.relay_snapshots) || ' ' || (SELECT count(*) FROM pgtrickle.relay_snapshot_rows)
+		|| ' ' || (SELECT count(*) FROM pgtrickle.relay_snapshot_changes)`
+	sweep := func(want string) {
+		t.Helper()
+		if err := snapshot.Sweep(t.Context(), s.plain); err != nil {
+			t.Fatal(err)
+		}
+		if got := s.column(count); got != want {
+			t.Errorf("states, rows and changes: %s, want %s", got, want)
+		}
+	}
+	sweep("1 1 1")
+	s.exec(`SELECT pgtrickle.delete_relay('p')`)
+	sweep("0 0 0")
+}
+
 // TestDrop: a state with undelivered changes stays.
 func TestDrop(t *testing.T) {
 	t.Parallel()
