@@ -178,9 +178,7 @@ const (
 	maxConfig = 256 << 10
 )
 
-const listSQL = `SELECT name, direction, enabled, ` + configSQL + ` FROM pgtrickle.list_relay_configs()`
-
-// A role may have rights on the tables but not on the function.
+// list_relay_configs leaves secrets out.
 const tablesSQL = `
 SELECT name, 'forward', enabled, ` + configSQL + ` FROM pgtrickle.relay_outbox_config
 UNION ALL
@@ -194,16 +192,9 @@ func (c *Catalog) Load(ctx context.Context, db pg.Querier) (Snapshot, error) {
 	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
 	defer cancel()
 
-	rows, err := c.rows(ctx, db, listSQL)
-	if pg.IsMissing(err) || pg.IsDenied(err) {
-		var fallback error
-		if rows, fallback = c.rows(ctx, db, tablesSQL); fallback != nil {
-			if pg.IsMissing(fallback) {
-				return nil, store.ErrNoCatalog
-			}
-			return nil, fmt.Errorf("load pipelines: %w", errors.Join(err, fallback))
-		}
-		err = nil
+	rows, err := c.rows(ctx, db, tablesSQL)
+	if pg.IsMissing(err) {
+		return nil, store.ErrNoCatalog
 	}
 	if err != nil {
 		return nil, fmt.Errorf("load pipelines: %w", err)

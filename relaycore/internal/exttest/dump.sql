@@ -8,7 +8,8 @@ acl(oid, text) AS (
     WHERE a.grantee NOT IN (SELECT oid FROM pg_roles WHERE rolname IN ('pgtrickle_relay', 'pgtrickle_owner')) AND a.grantee <> a.grantor GROUP BY o.oid)
 SELECT format('%s %s %s owner=%s options=%s acl=%s comment=%s', c.relkind, c.oid, c.relname, c.relowner::regrole, c.reloptions,
     (SELECT text FROM acl WHERE acl.oid = c.oid), obj_description(c.oid, 'pg_class'))
-FROM pg_class c WHERE c.relnamespace = 'pgtrickle'::regnamespace AND c.relname NOT LIKE 'relay\_%' OR c.oid IN (
+FROM pg_class c WHERE c.relnamespace = 'pgtrickle'::regnamespace AND c.relname NOT LIKE 'relay\_%'
+    AND c.oid NOT IN (SELECT objoid FROM ours WHERE classoid = 'pg_class'::regclass) OR c.oid IN (
     SELECT to_regclass('pgtrickle.' || n) FROM unnest(ARRAY['relay_outbox_config', 'relay_inbox_config', 'relay_consumer_offsets']) n)
 UNION ALL
 SELECT format('column %s.%s %s notnull=%s default=%s', c.relname, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, pg_get_expr(d.adbin, d.adrelid))
@@ -22,6 +23,7 @@ WHERE connamespace = 'pgtrickle'::regnamespace AND (conrelid::regclass::text LIK
 UNION ALL
 SELECT format('trigger %s %s', tgrelid::regclass, pg_get_triggerdef(g.oid)) FROM pg_trigger g JOIN pg_class c ON c.oid = tgrelid
 WHERE c.relnamespace = 'pgtrickle'::regnamespace AND NOT tgisinternal
+    AND c.oid NOT IN (SELECT objoid FROM ours WHERE classoid = 'pg_class'::regclass)
 UNION ALL
 SELECT format('function %s owner=%s acl=%s comment=%s %s', p.oid, p.proowner::regrole, (SELECT text FROM acl WHERE acl.oid = p.oid),
     obj_description(p.oid, 'pg_proc'), pg_get_functiondef(p.oid))

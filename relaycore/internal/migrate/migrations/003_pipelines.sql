@@ -1,5 +1,206 @@
 -- Pipelines: the extension's functions with its signatures and error texts, and
 -- the documented form set_relay_outbox('name', config => '{...}').
+--
+-- A pipeline belongs to the role that set it. As with outboxes (005), a SECURITY DEFINER
+-- function cannot tell its caller. So the functions run as the caller and insert a row,
+-- whose default names the caller, and a trigger does the work.
+
+-- +table pgtrickle.relay_pipeline_owners: the role that a pipeline belongs to; without a row it belongs to the owner of the catalog
+CREATE TABLE pgtrickle.relay_pipeline_owners (
+    direction text NOT NULL,
+    name      text NOT NULL,
+    owner     text NOT NULL,
+    PRIMARY KEY (direction, name)
+);
+-- +end
+
+-- +table pgtrickle._relay_pipeline_requests: what roles ask of pipelines; a trigger does it at once, so no row is ever stored
+CREATE TABLE pgtrickle._relay_pipeline_requests (
+    caller    name NOT NULL DEFAULT current_user,
+    action    text NOT NULL,
+    direction text,
+    name      text,
+    enabled   boolean,
+    config    jsonb,
+    owner     text,
+    CONSTRAINT caller_must_be_current_user CHECK (false)
+);
+GRANT INSERT ON pgtrickle._relay_pipeline_requests TO PUBLIC; -- the trigger checks the caller
+-- +end
+
+-- +function pgtrickle._relay_config_name(jsonb, text[]): the value of the first of some keys that a configuration has, at its top or in an object of it
+CREATE OR REPLACE FUNCTION pgtrickle._relay_config_name(p_config jsonb, p_keys text[]) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT o.object ->> k.key FROM unnest(p_keys) WITH ORDINALITY AS k(key, n),
+        (VALUES (1, p_config), (2, p_config -> 'source'), (3, p_config -> 'sink')) AS o(n, object)
+        WHERE jsonb_typeof(o.object) = 'object' AND o.object ->> k.key <> '' ORDER BY o.n, k.n LIMIT 1
+$fn$;
+-- +end
+
+-- +function pgtrickle._relay_may_use(name, text, jsonb): what keeps a role from the outbox or inbox that a configuration names, null if nothing does
+-- The relay resolves names by rules of its own. So each table that a name could mean must be
+-- the role's to use.
+CREATE OR REPLACE FUNCTION pgtrickle._relay_may_use(p_caller name, p_direction text, p_config jsonb) RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    named  text := pgtrickle._relay_config_name(p_config, CASE p_direction WHEN 'forward' THEN '{stream_table,outbox}' ELSE '{inbox_table,inbox}' END::text[]);
+    wanted constant text := CASE p_direction WHEN 'forward' THEN 'SELECT' ELSE 'INSERT' END;
+    space  text := coalesce(pgtrickle._relay_config_name(p_config, '{inbox_schema,schema}'), 'pgtrickle');
+    dot    integer := strpos(named, '.');
+    usable boolean;
+BEGIN
+    IF named IS NULL THEN
+        RETURN NULL; -- which the check of the keys refuses
+    ELSIF named ~ '["$]' OR space ~ '["$]' THEN
+        RETURN format('%s must be written as schema.table, without quotes and references', quote_literal(named));
+    ELSIF p_direction = 'reverse' THEN
+        SELECT bool_and(has_table_privilege(p_caller, c.oid, wanted)) INTO usable FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+            WHERE (n.nspname = space AND c.relname = named)
+               OR (dot > 0 AND n.nspname = left(named, dot - 1) AND c.relname = substr(named, dot + 1));
+    ELSE
+        -- A bare name is taken as that of an outbox alone: it could come to mean another table later.
+        SELECT bool_and(has_table_privilege(p_caller, c.oid, wanted) OR pg_has_role(p_caller, s.relowner, 'USAGE') IS TRUE) INTO usable
+            FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+            LEFT JOIN LATERAL pgtrickle._relay_stream_of(CASE n.nspname WHEN 'pgtrickle' THEN c.relname::text END) AS o(stream) ON true
+            LEFT JOIN pg_class s ON s.oid = o.stream LEFT JOIN pg_namespace sn ON sn.oid = s.relnamespace
+            WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND (
+                (dot = 0 AND n.nspname = 'pgtrickle' AND c.relname = named AND o.stream IS NOT NULL)
+                OR (dot = 0 AND n.nspname = 'pgtrickle' AND c.relname = named AND c.relname LIKE 'outbox\_%')
+                OR (dot > 0 AND n.nspname = left(named, dot - 1) AND c.relname = substr(named, dot + 1))
+                OR (dot > 0 AND sn.nspname = left(named, dot - 1) AND s.relname = substr(named, dot + 1)));
+    END IF;
+    RETURN CASE
+        WHEN usable IS NULL AND dot = 0 AND p_direction = 'forward' THEN format('there is no outbox %s: name the table as schema.table', quote_literal(named))
+        WHEN usable IS NULL THEN format('there is no table %s', quote_literal(named))
+        WHEN NOT usable THEN format('role %I has no %s on %s', p_caller, wanted, quote_literal(named)) END;
+END $fn$;
+-- +end
+
+-- +function pgtrickle._relay_stream_of(text): the table whose changes an outbox of ours records, null where there is none
+CREATE OR REPLACE FUNCTION pgtrickle._relay_stream_of(p_outbox text) RETURNS oid
+LANGUAGE plpgsql STABLE SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+BEGIN
+    IF p_outbox IS NULL OR to_regclass('pgtrickle.relay_outboxes') IS NULL THEN
+        RETURN NULL;
+    END IF;
+    RETURN pgtrickle._relay_stream_oid(p_outbox);
+END $fn$;
+-- +end
+
+-- +function pgtrickle._relay_pipeline_request(): does what a row of _relay_pipeline_requests asks for, if the pipeline is its caller's
+CREATE OR REPLACE FUNCTION pgtrickle._relay_pipeline_request() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    all_of constant boolean := pg_has_role(NEW.caller, (SELECT relowner FROM pg_class WHERE oid = TG_RELID), 'USAGE');
+    fn     constant text := CASE NEW.action WHEN 'set' THEN CASE NEW.direction WHEN 'forward' THEN 'set_relay_outbox' ELSE 'set_relay_inbox' END
+                            WHEN 'enable' THEN CASE WHEN NEW.enabled THEN 'enable_relay' ELSE 'disable_relay' END
+                            WHEN 'delete' THEN 'delete_relay' WHEN 'give' THEN 'relay_pipeline_owner' END;
+    p      record;
+    refused text;
+    found_any boolean := false;
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_proc f WHERE f.pronamespace = to_regnamespace('pgtrickle') AND f.proname = fn
+                     AND has_function_privilege(NEW.caller, f.oid, 'EXECUTE')) THEN
+        RAISE EXCEPTION 'permission denied for function %', coalesce(fn, NEW.action) USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    FOR p IN
+        SELECT c.direction, c.config, o.owner, r.oid AS owner_oid FROM (
+            SELECT 'forward', f.name, f.config FROM pgtrickle.relay_outbox_config f UNION ALL SELECT 'reverse', f.name, f.config FROM pgtrickle.relay_inbox_config f) c(direction, name, config)
+            LEFT JOIN pgtrickle.relay_pipeline_owners o ON o.direction = c.direction AND o.name = c.name LEFT JOIN pg_roles r ON r.rolname = o.owner
+            WHERE c.name = NEW.name AND (NEW.action <> 'set' OR c.direction = NEW.direction)
+    LOOP
+        found_any := true;
+        IF NOT all_of AND pg_has_role(NEW.caller, p.owner_oid, 'USAGE') IS NOT TRUE THEN
+            RAISE EXCEPTION 'pipeline "%" belongs to %', NEW.name, coalesce('role ' || p.owner, 'the owner of schema pgtrickle') USING ERRCODE = 'insufficient_privilege',
+                HINT = format('Let it run SELECT pgtrickle.relay_pipeline_owner(%L, %L).', NEW.name, NEW.caller);
+        END IF;
+        IF NOT all_of AND NEW.action = 'enable' AND NEW.enabled THEN
+            refused := pgtrickle._relay_may_use(NEW.caller, p.direction, p.config);
+        END IF;
+    END LOOP;
+    IF NEW.action = 'set' AND NOT all_of THEN
+        refused := pgtrickle._relay_may_use(NEW.caller, NEW.direction, NEW.config);
+    ELSIF NEW.action <> 'set' AND NOT found_any THEN
+        RAISE EXCEPTION 'relay: pipeline "%" not found', NEW.name USING ERRCODE = 'no_data_found';
+    END IF;
+    IF refused IS NOT NULL THEN
+        RAISE EXCEPTION 'pipeline "%": %', NEW.name, refused USING ERRCODE = 'insufficient_privilege';
+    END IF;
+
+    CASE NEW.action
+        WHEN 'set' THEN
+            PERFORM pgtrickle._relay_check_config(NEW.direction, NEW.name,
+                CASE WHEN NEW.enabled IS NULL THEN NEW.config -- the flat form; the other one has the type twice
+                     WHEN NEW.direction = 'forward' THEN NEW.config - 'sink_type' ELSE NEW.config - 'source_type' END);
+            EXECUTE format('INSERT INTO pgtrickle.%I AS c (name, enabled, config) VALUES ($1, coalesce($2, false), $3)
+                ON CONFLICT (name) DO UPDATE SET enabled = coalesce($2, c.enabled), config = excluded.config',
+                CASE NEW.direction WHEN 'forward' THEN 'relay_outbox_config' ELSE 'relay_inbox_config' END)
+                USING NEW.name, NEW.enabled, CASE NEW.direction WHEN 'forward' THEN NEW.config ELSE pgtrickle._relay_with_id_scope(NEW.name, NEW.config) END;
+            IF NOT found_any THEN
+                INSERT INTO pgtrickle.relay_pipeline_owners AS o (direction, name, owner) VALUES (NEW.direction, NEW.name, NEW.caller)
+                    ON CONFLICT (direction, name) DO UPDATE SET owner = excluded.owner;
+            END IF;
+        WHEN 'enable' THEN
+            UPDATE pgtrickle.relay_outbox_config SET enabled = NEW.enabled WHERE name = NEW.name;
+            UPDATE pgtrickle.relay_inbox_config SET enabled = NEW.enabled WHERE name = NEW.name;
+        WHEN 'delete' THEN
+            DELETE FROM pgtrickle.relay_outbox_config WHERE name = NEW.name;
+            DELETE FROM pgtrickle.relay_inbox_config WHERE name = NEW.name;
+            DELETE FROM pgtrickle.relay_pipeline_owners WHERE name = NEW.name;
+        WHEN 'give' THEN
+            IF NOT all_of AND NOT pg_has_role(NEW.caller, NEW.owner, 'USAGE') THEN
+                RAISE EXCEPTION 'must be a member of role %', NEW.owner USING ERRCODE = 'insufficient_privilege';
+            END IF;
+            INSERT INTO pgtrickle.relay_pipeline_owners AS o (direction, name, owner)
+                SELECT d.direction, NEW.name, r.rolname FROM pg_roles r, (
+                    SELECT 'forward' FROM pgtrickle.relay_outbox_config WHERE name = NEW.name
+                    UNION ALL SELECT 'reverse' FROM pgtrickle.relay_inbox_config WHERE name = NEW.name) d(direction) WHERE r.rolname = NEW.owner
+                ON CONFLICT (direction, name) DO UPDATE SET owner = excluded.owner;
+            IF NOT FOUND THEN
+                RAISE EXCEPTION 'role % does not exist', NEW.owner USING ERRCODE = 'undefined_object';
+            END IF;
+    END CASE;
+    RETURN NULL;
+END $fn$;
+-- +end
+
+-- +trigger _relay_pipeline_request on pgtrickle._relay_pipeline_requests
+CREATE TRIGGER _relay_pipeline_request BEFORE INSERT ON pgtrickle._relay_pipeline_requests
+    FOR EACH ROW WHEN (NEW.caller = current_user) EXECUTE FUNCTION pgtrickle._relay_pipeline_request();
+ALTER TABLE pgtrickle._relay_pipeline_requests ENABLE ALWAYS TRIGGER _relay_pipeline_request;
+-- +end
+
+-- +function pgtrickle._relay_mask(jsonb, boolean): a configuration with *** for its secrets; references to secrets stay
+CREATE OR REPLACE FUNCTION pgtrickle._relay_mask(p_value jsonb, p_secret boolean DEFAULT false) RETURNS jsonb
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $fn$
+BEGIN
+    RETURN CASE jsonb_typeof(p_value)
+        WHEN 'object' THEN coalesce((SELECT jsonb_object_agg(e.key,
+            pgtrickle._relay_mask(e.value, p_secret OR e.key ~* 'pass|secret|token|headers|cred|url|endpoint|tls_key|private'))
+            FROM jsonb_each(p_value) e), '{}')
+        WHEN 'array' THEN coalesce((SELECT jsonb_agg(pgtrickle._relay_mask(e.value, p_secret) ORDER BY e.n)
+            FROM jsonb_array_elements(p_value) WITH ORDINALITY AS e(value, n)), '[]')
+        WHEN 'string' THEN CASE WHEN p_secret AND p_value #>> '{}' !~ '^[$][{](env|file):[^}]*[}]$' THEN '"***"' ELSE p_value END
+        ELSE p_value END;
+END $fn$;
+-- +end
+
+-- The pipelines that the current role may read: its own, or all with SELECT on the tables.
+-- Current_user in a view is the role that queries it. The extension's tables get no view,
+-- which would stand in the way of its updates.
+DO $do$
+BEGIN
+    IF pgtrickle._relay_claim('function', 'pgtrickle.list_relay_configs()', false) THEN
+        CREATE OR REPLACE VIEW pgtrickle.relay_pipelines WITH (security_barrier) AS
+            SELECT c.name, c.direction, c.enabled, c.config, o.owner FROM (
+                SELECT f.name, 'forward'::text AS direction, f.enabled, f.config FROM pgtrickle.relay_outbox_config f
+                UNION ALL SELECT f.name, 'reverse'::text, f.enabled, f.config FROM pgtrickle.relay_inbox_config f) c
+            LEFT JOIN pgtrickle.relay_pipeline_owners o USING (direction, name) LEFT JOIN pg_catalog.pg_roles r ON r.rolname = o.owner
+            WHERE has_table_privilege('pgtrickle.relay_outbox_config', 'SELECT') OR pg_has_role(r.oid, 'USAGE');
+        COMMENT ON VIEW pgtrickle.relay_pipelines IS 'pgtrickle-relay: the pipelines that the current role may read';
+        GRANT SELECT ON pgtrickle.relay_pipelines TO PUBLIC;
+    END IF;
+END $do$;
 
 -- +function pgtrickle.relay_config_notify(): tells running relays that a pipeline has changed
 CREATE OR REPLACE FUNCTION pgtrickle.relay_config_notify() RETURNS trigger
@@ -32,7 +233,7 @@ CREATE TRIGGER relay_inbox_config_notify AFTER INSERT OR UPDATE OR DELETE ON pgt
 CREATE OR REPLACE FUNCTION pgtrickle.set_relay_outbox(
     p_name text, p_outbox text, p_group text, p_sink jsonb, p_retention_hours integer DEFAULT 24, p_enabled boolean DEFAULT true
 ) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
 #variable_conflict use_column
 DECLARE
     stored jsonb;
@@ -48,9 +249,7 @@ BEGIN
         'source', jsonb_build_object('outbox', p_outbox, 'group', p_group, 'retention_hours', p_retention_hours),
         'sink_type', p_sink ->> 'type',
         'sink', p_sink);
-    PERFORM pgtrickle._relay_check_config('forward', p_name, stored - 'sink_type');
-    INSERT INTO pgtrickle.relay_outbox_config (name, enabled, config) VALUES (p_name, p_enabled, stored)
-        ON CONFLICT (name) DO UPDATE SET enabled = excluded.enabled, config = excluded.config;
+    INSERT INTO pgtrickle._relay_pipeline_requests (action, direction, name, enabled, config) VALUES ('set', 'forward', p_name, coalesce(p_enabled, true), stored);
 END $fn$;
 -- +end
 
@@ -76,7 +275,7 @@ CREATE OR REPLACE FUNCTION pgtrickle.set_relay_inbox(
     p_name text, p_inbox text, p_source jsonb, p_max_retries integer DEFAULT 3, p_schedule text DEFAULT '1s',
     p_with_dead_letter boolean DEFAULT true, p_retention_hours integer DEFAULT 24, p_enabled boolean DEFAULT true
 ) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
 #variable_conflict use_column
 DECLARE
     stored jsonb;
@@ -93,10 +292,7 @@ BEGIN
         'sink_type', 'pg-inbox',
         'sink', jsonb_build_object('inbox', p_inbox, 'max_retries', p_max_retries, 'schedule', p_schedule,
                                    'with_dead_letter', p_with_dead_letter, 'retention_hours', p_retention_hours));
-    PERFORM pgtrickle._relay_check_config('reverse', p_name, stored - 'source_type');
-    stored := pgtrickle._relay_with_id_scope(p_name, stored);
-    INSERT INTO pgtrickle.relay_inbox_config (name, enabled, config) VALUES (p_name, p_enabled, stored)
-        ON CONFLICT (name) DO UPDATE SET enabled = excluded.enabled, config = excluded.config;
+    INSERT INTO pgtrickle._relay_pipeline_requests (action, direction, name, enabled, config) VALUES ('set', 'reverse', p_name, coalesce(p_enabled, true), stored);
 END $fn$;
 -- +end
 
@@ -104,57 +300,35 @@ END $fn$;
 
 -- +function pgtrickle.set_relay_outbox(text, jsonb): creates or replaces a forward pipeline; a new one is disabled
 CREATE OR REPLACE FUNCTION pgtrickle.set_relay_outbox(p_name text, config jsonb) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
 #variable_conflict use_column
 BEGIN
-    PERFORM pgtrickle._relay_check_config('forward', p_name, set_relay_outbox.config);
-    INSERT INTO pgtrickle.relay_outbox_config (name, enabled, config) VALUES (p_name, false, set_relay_outbox.config)
-        ON CONFLICT (name) DO UPDATE SET config = excluded.config;
+    INSERT INTO pgtrickle._relay_pipeline_requests (action, direction, name, config) VALUES ('set', 'forward', p_name, set_relay_outbox.config);
 END $fn$;
 -- +end
 
 -- +function pgtrickle.set_relay_inbox(text, jsonb): creates or replaces a reverse pipeline; a new one is disabled
 CREATE OR REPLACE FUNCTION pgtrickle.set_relay_inbox(p_name text, config jsonb) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
 #variable_conflict use_column
 BEGIN
-    PERFORM pgtrickle._relay_check_config('reverse', p_name, set_relay_inbox.config);
-    INSERT INTO pgtrickle.relay_inbox_config (name, enabled, config)
-        VALUES (p_name, false, pgtrickle._relay_with_id_scope(p_name, set_relay_inbox.config))
-        ON CONFLICT (name) DO UPDATE SET config = excluded.config;
-END $fn$;
--- +end
-
--- +function pgtrickle._relay_set_enabled(text, boolean): enables or disables the pipelines of a name
-CREATE OR REPLACE FUNCTION pgtrickle._relay_set_enabled(p_name text, p_enabled boolean) RETURNS void
-LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
-DECLARE
-    forward bigint;
-    reverse bigint;
-BEGIN
-    UPDATE pgtrickle.relay_outbox_config SET enabled = p_enabled WHERE name = p_name;
-    GET DIAGNOSTICS forward = ROW_COUNT;
-    UPDATE pgtrickle.relay_inbox_config SET enabled = p_enabled WHERE name = p_name;
-    GET DIAGNOSTICS reverse = ROW_COUNT;
-    IF forward + reverse = 0 THEN
-        RAISE EXCEPTION 'relay: pipeline "%" not found', p_name USING ERRCODE = 'no_data_found';
-    END IF;
+    INSERT INTO pgtrickle._relay_pipeline_requests (action, direction, name, config) VALUES ('set', 'reverse', p_name, set_relay_inbox.config);
 END $fn$;
 -- +end
 
 -- +function pgtrickle.enable_relay(text): starts the pipelines of a name
 CREATE OR REPLACE FUNCTION pgtrickle.enable_relay(p_name text) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
 BEGIN
-    PERFORM pgtrickle._relay_set_enabled(p_name, true);
+    INSERT INTO pgtrickle._relay_pipeline_requests (action, name, enabled) VALUES ('enable', p_name, true);
 END $fn$;
 -- +end
 
 -- +function pgtrickle.disable_relay(text): stops the pipelines of a name
 CREATE OR REPLACE FUNCTION pgtrickle.disable_relay(p_name text) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
 BEGIN
-    PERFORM pgtrickle._relay_set_enabled(p_name, false);
+    INSERT INTO pgtrickle._relay_pipeline_requests (action, name, enabled) VALUES ('enable', p_name, false);
 END $fn$;
 -- +end
 
@@ -180,47 +354,41 @@ END $fn$;
 
 -- +function pgtrickle.delete_relay(text): deletes the pipelines of a name; their checkpoints stay
 CREATE OR REPLACE FUNCTION pgtrickle.delete_relay(p_name text) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
-DECLARE
-    forward bigint;
-    reverse bigint;
+LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
 BEGIN
-    DELETE FROM pgtrickle.relay_outbox_config WHERE name = p_name;
-    GET DIAGNOSTICS forward = ROW_COUNT;
-    DELETE FROM pgtrickle.relay_inbox_config WHERE name = p_name;
-    GET DIAGNOSTICS reverse = ROW_COUNT;
-    IF forward + reverse = 0 THEN
-        RAISE EXCEPTION 'relay: pipeline "%" not found', p_name USING ERRCODE = 'no_data_found';
-    END IF;
+    INSERT INTO pgtrickle._relay_pipeline_requests (action, name) VALUES ('delete', p_name);
 END $fn$;
 -- +end
 
--- +function pgtrickle.get_relay_config(text): the pipelines of a name, one for each direction
+-- +function pgtrickle.relay_pipeline_owner(text, text): gives the pipelines of a name to a role
+CREATE OR REPLACE FUNCTION pgtrickle.relay_pipeline_owner(p_name text, p_role text) RETURNS void
+LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+BEGIN
+    INSERT INTO pgtrickle._relay_pipeline_requests (action, name, owner) VALUES ('give', p_name, p_role);
+END $fn$;
+-- +end
+
+-- +function pgtrickle.get_relay_config(text): the caller's pipelines of a name, one for each direction, with their secrets
 CREATE OR REPLACE FUNCTION pgtrickle.get_relay_config(p_name text)
 RETURNS TABLE (name text, direction text, enabled boolean, config jsonb)
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+LANGUAGE plpgsql STABLE SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
-        SELECT c.name, 'forward'::text, c.enabled, c.config FROM pgtrickle.relay_outbox_config c WHERE c.name = p_name
-        UNION ALL
-        SELECT c.name, 'reverse'::text, c.enabled, c.config FROM pgtrickle.relay_inbox_config c WHERE c.name = p_name;
+        SELECT c.name, c.direction, c.enabled, c.config FROM pgtrickle.relay_pipelines c WHERE c.name = p_name ORDER BY 2;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'relay: pipeline "%" not found', p_name USING ERRCODE = 'no_data_found';
     END IF;
 END $fn$;
 -- +end
 
--- +function pgtrickle.list_relay_configs(): all pipelines, by name
+-- +function pgtrickle.list_relay_configs(): the caller's pipelines, by name, without their secrets
 CREATE OR REPLACE FUNCTION pgtrickle.list_relay_configs()
 RETURNS TABLE (name text, direction text, enabled boolean, config jsonb)
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+LANGUAGE plpgsql STABLE SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
-        SELECT c.name, 'forward'::text, c.enabled, c.config FROM pgtrickle.relay_outbox_config c
-        UNION ALL
-        SELECT c.name, 'reverse'::text, c.enabled, c.config FROM pgtrickle.relay_inbox_config c
-        ORDER BY 1, 2;
+        SELECT c.name, c.direction, c.enabled, pgtrickle._relay_mask(c.config) FROM pgtrickle.relay_pipelines c ORDER BY 1, 2;
 END $fn$;
 -- +end

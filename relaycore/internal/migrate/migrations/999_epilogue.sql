@@ -13,7 +13,7 @@ DECLARE
         '_relay_capturing', '_relay_trigger', '_relay_triggers', '_relay_row_json', '_relay_text_settings', '_relay_capture_source',
         '_relay_write_capture', '_relay_drop_capture', '_relay_capture_truncate', '_relay_headers', '_relay_header_problem',
         '_relay_publish_problem', '_relay_publish_payload', '_relay_publish_insert',
-        '_relay_may', '_relay_grant', '_relay_grant_inbox', '_relay_wake'];
+        '_relay_mask', '_relay_may', '_relay_grant', '_relay_grant_inbox', '_relay_wake'];
     fn regprocedure;
 BEGIN
     FOR fn IN

@@ -8,9 +8,7 @@ FROM (VALUES
     ('relay_snapshot_changes', 'SELECT'), ('relay_snapshot_changes', 'INSERT'), ('relay_snapshot_changes', 'UPDATE'), ('relay_snapshot_changes', 'DELETE'),
     ('relay_instances', 'SELECT'), ('relay_instances', 'INSERT'), ('relay_instances', 'UPDATE'), ('relay_instances', 'DELETE'),
     ('relay_consumer_offsets', 'SELECT'), ('relay_consumer_offsets', 'INSERT'), ('relay_consumer_offsets', 'UPDATE'),
+    ('relay_outbox_config', 'SELECT'), ('relay_inbox_config', 'SELECT'),
     ('pgt_outbox_config', 'SELECT'), ('pgt_inbox_config', 'SELECT')) p(name, privilege)
 JOIN pg_catalog.pg_class c ON c.relname = p.name AND c.relnamespace = 'pgtrickle'::regnamespace
 WHERE NOT has_table_privilege(c.oid, p.privilege)
-UNION ALL
-SELECT 'EXECUTE ON FUNCTION ' || f.oid::regprocedure FROM pg_catalog.pg_proc f
-WHERE f.pronamespace = 'pgtrickle'::regnamespace AND f.proname = 'list_relay_configs' AND NOT has_function_privilege(f.oid, 'EXECUTE')

@@ -19,7 +19,8 @@ SELECT l FROM state, LATERAL (
 
     UNION ALL SELECT 2, 0, '-- pg_trickle 0.29 refuses relay objects that it did not make. As superuser, here, before ALTER EXTENSION pg_trickle UPDATE:' WHERE way = 'old'
     UNION ALL SELECT 2, 1, format('ALTER EXTENSION pg_trickle ADD TABLE pgtrickle.%I;', relname) FROM ours WHERE way = 'old'
-    UNION ALL SELECT 2, 2, format('ALTER EXTENSION pg_trickle ADD FUNCTION %s;', p.oid::regprocedure) FROM pg_catalog.pg_proc p
+    UNION ALL SELECT 2, 2, 'DROP VIEW IF EXISTS pgtrickle.relay_pipelines;' WHERE way = 'old'
+    UNION ALL SELECT 2, 3, format('ALTER EXTENSION pg_trickle ADD FUNCTION %s;', p.oid::regprocedure) FROM pg_catalog.pg_proc p
         WHERE way = 'old' AND p.pronamespace = to_regnamespace('pgtrickle') AND p.proname IN ('set_relay_outbox', 'set_relay_inbox', 'enable_relay', 'disable_relay',
             'delete_relay', 'get_relay_config', 'list_relay_configs', 'relay_config_notify') AND p.pronargs <> 2 -- not our own overloads
 

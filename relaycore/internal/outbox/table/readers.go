@@ -191,13 +191,13 @@ func each(ctx context.Context, q pg.Querier, sql string, args, into []any, do fu
 // pipeline is a forward pipeline and its stream_table as it is stored; "" = none.
 type pipeline struct{ Name, Stream string }
 
-// forwardPipelines returns all forward pipelines. A role that may not call the
-// function may be allowed to read the table.
+// forwardPipelines returns all forward pipelines. A role that may not read the table
+// may be allowed to call the function, which shows the role's own.
 func forwardPipelines(ctx context.Context, q pg.Querier) ([]pipeline, error) {
 	var found []pipeline
 	var p pipeline
 	var err error
-	for _, configs := range []string{`pgtrickle.list_relay_configs() WHERE direction = 'forward'`, `pgtrickle.relay_outbox_config`} {
+	for _, configs := range []string{`pgtrickle.relay_outbox_config`, `pgtrickle.list_relay_configs() WHERE direction = 'forward'`} {
 		sql := strings.Replace(pipelinesSQL, "{configs}", configs, 1)
 		err = each(ctx, q, sql, nil, []any{&p.Name, &p.Stream}, func() { found = append(found, p) })
 		if !pg.IsMissing(err) && !pg.IsDenied(err) {
