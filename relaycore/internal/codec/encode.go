@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -28,13 +29,16 @@ const (
 
 // EncoderConfig describes how rows become messages.
 type EncoderConfig struct {
-	Subject     relay.Template            // of every message
-	Format      string                    // "" means envelope
-	KeyField    string                    // a field of the row
-	KeyTemplate relay.Template            // goes before KeyField
-	KeyColumns  []string                  // the primary key, if none of the other two is set
-	Headers     map[string]relay.Template // added to every message
-	Version     string                    // of the relay, for debezium's source
+	Subject     relay.Template // of every message
+	Format      string         // "" means envelope
+	KeyField    string         // a field of the row
+	KeyTemplate relay.Template // goes before KeyField
+	KeyColumns  []string       // the primary key, if none of the other two is set
+	// LookUpKey returns the present KeyColumns, for a row that lacks one of them, because
+	// columns can be renamed; may be nil.
+	LookUpKey func() ([]string, error)
+	Headers   map[string]relay.Template // added to every message
+	Version   string                    // of the relay, for debezium's source
 
 	// Columns change the rows before anything is made of them; nil changes nothing.
 	Columns *reshape.Columns
@@ -54,6 +58,8 @@ type Encoder struct {
 	text     []byte                // keys and subjects of the batch in hand
 	spans    []span
 	internal *reshape.Columns // leaves out what KeepInternal is about
+	keys     [][]string       // primary keys of rows, the present one first
+	asked    time.Time        // when LookUpKey was last called
 }
 
 type header struct {
@@ -88,6 +94,9 @@ func NewEncoder(cfg EncoderConfig) (*Encoder, error) {
 		e.write = e.appendDebezium
 	default:
 		return nil, fmt.Errorf("unknown format %q", cfg.Format)
+	}
+	if len(cfg.KeyColumns) > 0 {
+		e.keys = [][]string{cfg.KeyColumns}
 	}
 	for name, value := range cfg.Headers {
 		e.headers = append(e.headers, header{name, value})
@@ -264,22 +273,62 @@ func (e *Encoder) key(m *relay.Message) (err error) {
 		return nil
 	}
 	start := len(e.text)
-	for i, column := range e.cfg.KeyColumns {
-		value, ok := jsonscan.First(m.Row, column)
-		if !ok { // a projection without its primary key has no key
-			e.text = e.text[:start]
-			break
-		}
-		if i > 0 {
-			e.text = append(e.text, ',')
-		}
-		e.text = jsonscan.AppendText(e.text, value)
-	}
-	if len(e.text) == start {
+	if err = e.primaryKey(m); len(e.text) == start {
 		id, _ := m.Header(relay.HeaderRowID)
 		e.text = append(e.text, id...)
 	}
+	return err
+}
+
+// askEvery bounds how often LookUpKey is called, for projections without their primary
+// key.
+const askEvery = time.Second
+
+// primaryKey appends the values of the primary key. A row that was written before a
+// column was renamed has its old name, so the keys before are tried, too. Otherwise the
+// row has no key.
+func (e *Encoder) primaryKey(m *relay.Message) error {
+	if len(e.keys) == 0 || e.appendKey(m.Row) || e.cfg.LookUpKey == nil || time.Since(e.asked) < askEvery {
+		return nil
+	}
+	if _, numbered := m.Header(relay.HeaderRowID); numbered {
+		return nil
+	}
+	now, err := e.cfg.LookUpKey()
+	if err != nil {
+		return fmt.Errorf("look up the primary key for %s: %w", m.ID, err)
+	}
+	e.asked = time.Now()
+	if len(now) > 0 && !slices.Equal(now, e.keys[0]) {
+		e.keys = append([][]string{now}, e.keys[:min(len(e.keys), maxKeys-1)]...)
+		e.appendKey(m.Row)
+	}
 	return nil
+}
+
+// maxKeys bounds the primary keys that are tried.
+const maxKeys = 4
+
+func (e *Encoder) appendKey(row []byte) bool {
+	start := len(e.text)
+	for _, columns := range e.keys {
+		missing := false
+		for i, column := range columns {
+			value, ok := jsonscan.First(row, column)
+			if missing = !ok; missing {
+				break
+			}
+			if i > 0 {
+				e.text = append(e.text, ',')
+			}
+			e.text = jsonscan.AppendText(e.text, value)
+		}
+		if !missing {
+			return true
+		}
+		e.text = e.text[:start]
+	}
+	return false
 }
 
 func (e *Encoder) appendEnvelope(dst []byte, m *relay.Message) []byte {

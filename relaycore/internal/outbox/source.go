@@ -65,6 +65,16 @@ func (s *Source) Follows() bool { return s.shared.view().table.Registered() }
 // KeyColumns returns the primary key of the stream table, nil if it is unknown.
 func (s *Source) KeyColumns() []string { return slices.Clone(s.shared.view().table.Keys) }
 
+// LookUpKey returns the primary key of the stream table as it is now, nil if it is
+// unknown.
+func (s *Source) LookUpKey(ctx context.Context) ([]string, error) {
+	keys, err := table.PrimaryKey(ctx, s.pool, s.cfg.Outbox)
+	if relay.IsFatal(err) { // the table has another name now
+		return nil, nil
+	}
+	return keys, err
+}
+
 // Reused reports whether ids behind the checkpoint may have belonged to other rows: the
 // table's ids have restarted, or the database was restored or promoted. Then a message
 // id that the far end has need not be of the row that has it now. It must be called

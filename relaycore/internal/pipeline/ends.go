@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/grove/pgtrickle-relay/relaycore/inbox"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
@@ -73,13 +75,16 @@ func (e *ends) openForward(ctx context.Context, from relay.Checkpoint, o outboxO
 		}
 		src.SetPollInterval(max(quiet, s.PollInterval.D()))
 	}
-	encoder, err := newEncoder(s, src.KeyColumns(), e.Version)
+	encoder, err := newEncoder(s, src, e.Version, e.log)
 	if err != nil {
 		return relay.Fatal(err)
 	}
 	e.transform = encoder.Encode
 	return e.openSink(ctx)
 }
+
+// lookUpTimeout bounds the query for a primary key.
+const lookUpTimeout = 10 * time.Second
 
 // keyFields returns the fields of a row that the encoder needs beside the body.
 func keyFields(s catalog.Settings) []string {
@@ -93,10 +98,27 @@ func keyFields(s catalog.Settings) []string {
 	return fields
 }
 
-func newEncoder(s catalog.Settings, keyColumns []string, version string) (*codec.Encoder, error) {
+func newEncoder(s catalog.Settings, src *outbox.Source, version string, log *slog.Logger) (*codec.Encoder, error) {
+	keys, warned := src.KeyColumns(), false
+	lookUp := func() ([]string, error) {
+		ctx, cancel := context.WithTimeout(context.Background(), lookUpTimeout)
+		defer cancel()
+		now, err := src.LookUpKey(ctx)
+		switch {
+		case err != nil:
+		case !slices.Equal(now, keys):
+			log.Info("primary key has changed", "before", keys, "now", now)
+			keys = now
+		case !warned:
+			warned = true
+			log.Warn("row lacks its primary key", "columns", keys,
+				"effect", "rows without these columns have no key, and no order", "cure", "set key_field or key_template")
+		}
+		return now, err
+	}
 	return codec.NewEncoder(codec.EncoderConfig{
 		Subject: s.SubjectTemplate, Format: s.Format, KeyField: s.KeyField, KeyTemplate: s.KeyTemplate,
-		KeyColumns: keyColumns, Headers: s.Headers, Version: version, KeepInternal: s.KeepInternalColumns,
+		KeyColumns: keys, LookUpKey: lookUp, Headers: s.Headers, Version: version, KeepInternal: s.KeepInternalColumns,
 		Columns: reshape.NewColumns(s.Columns),
 	})
 }

@@ -244,3 +244,36 @@ func TestRead(t *testing.T) {
 		t.Errorf("Verify = %+v, %v; want 5 committed and pending", acc, err)
 	}
 }
+
+// TestRenamedPrimaryKey: rows keep their key if a column of the primary key is renamed
+// under a running pipeline: those written before, with the old name, and those after.
+func TestRenamedPrimaryKey(t *testing.T) {
+	t.Parallel()
+	st, snapshot := newStage(t)
+	job, _, stop := st.job(t, snapshot[1])
+	done := make(chan error, 1)
+	go func() { done <- st.runner.Run(t.Context(), job) }()
+	until := func(delivered int64) {
+		t.Helper()
+		for deadline := time.Now().Add(20 * time.Second); st.cursor(t, snapshot[1]).Delivered < delivered; time.Sleep(5 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("cursor %+v after 20s, want %d delivered", st.cursor(t, snapshot[1]), delivered)
+			}
+		}
+	}
+	until(5)
+	st.exec(t, `BEGIN; INSERT INTO public.orders VALUES (6); ALTER TABLE public.orders RENAME COLUMN id TO order_id;
+		INSERT INTO public.orders VALUES (7); COMMIT`)
+	until(7)
+	stop()
+	if err := <-done; err != nil {
+		t.Errorf("Run = %v", err)
+	}
+	var keys []string
+	for _, m := range st.queue.Messages() {
+		keys = append(keys, m.Key)
+	}
+	if got := strings.Join(keys, " "); got != "1 2 3 4 5 6 7" {
+		t.Errorf("keys %q, want 1 to 7", got)
+	}
+}

@@ -42,7 +42,7 @@ func (r *Runner) Read(ctx context.Context, pl catalog.Pipeline, from int64, log 
 	if err != nil {
 		return nil, err
 	}
-	encoder, err := newEncoder(s, src.KeyColumns(), r.Version)
+	encoder, err := newEncoder(s, src, r.Version, log)
 	if err != nil {
 		_ = src.Close() // err matters more
 		return nil, err

@@ -69,6 +69,16 @@ func locate(ctx context.Context, q pg.Querier, name string) (*Table, error) {
 	return t, err
 }
 
+// PrimaryKey returns the primary key of the stream table of the outbox called name, nil
+// if it is unknown.
+func PrimaryKey(ctx context.Context, q pg.Querier, name string) ([]string, error) {
+	t, err := locate(ctx, q, name)
+	if err != nil {
+		return nil, err
+	}
+	return t.Keys, nil
+}
+
 // find looks in pgt_outbox_config first, because a stream table's name is the name of
 // a table too. The outbox's name is never derived from it.
 func find(ctx context.Context, q pg.Querier, name string) (*Table, error) {
