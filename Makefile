@@ -109,6 +109,12 @@ chaos-short: ## chaos for CI: a fixed seed, half a minute a backend
 takeover: servers build ## how evenly processes share pipelines, and how fast they take over after kill -9; TAKEOVER_KILLS, TAKEOVER_PIPELINES
 	cd e2e && RELAY_TAKEOVER=1 $(GO_TEST) -count=1 -timeout=1h -v ./takeover
 
+.PHONY: hostile hostile-short
+hostile: servers bin/pgtrickle-relay ## every client at servers of other kinds and at hostile ones, in bounded memory (5 minutes)
+	cd e2e && RELAY_HOSTILE=$(or $(HOSTILE),all) go run ./cmd/with-brokers pg18 -- $(GO_TEST) -count=1 -timeout=20m -parallel 3 -v ./hostile
+hostile-short: ## those for CI: the peers that ran away, and one that names itself (2 minutes)
+	$(MAKE) hostile HOSTILE=short
+
 # Ratios of two programs on a shared machine: a low one is looked at twice.
 .PHONY: bench-short
 bench-short: ## the benchmark for CI: a few minutes, fails when a ratio falls twice

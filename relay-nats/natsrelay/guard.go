@@ -2,11 +2,14 @@ package natsrelay
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -83,7 +86,7 @@ func (d *dialer) greet(conn net.Conn, address string) (net.Conn, error) {
 		}
 		n, err := plain.Read(info[len(info):cap(info)])
 		if info = info[:len(info)+n]; err != nil {
-			return nil, err
+			return nil, cmp.Or(ask(conn, plain, err), err)
 		}
 	}
 	var server struct {
@@ -107,6 +110,26 @@ func (d *dialer) greet(conn net.Conn, address string) (net.Conn, error) {
 		made = newGuard(secure)
 	}
 	return &replayed{Conn: made, first: info}, conn.SetDeadline(time.Time{})
+}
+
+// ask finds out what the server is if it has sent nothing in time: a server of another
+// kind waits for the client. It returns nil if err is not a timeout.
+func ask(conn, guarded net.Conn, err error) error {
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		return nil
+	}
+	if conn.SetDeadline(time.Now().Add(time.Second)) == nil {
+		_, _ = guarded.Write([]byte("PING\r\n\r\n"))
+		head := make([]byte, 64)
+		n, answer := guarded.Read(head)
+		if n > 0 {
+			return peer.Wrong(head[:n])
+		}
+		if _, wrong := errors.AsType[*relaynet.WrongPeerError](answer); wrong {
+			return answer
+		}
+	}
+	return fmt.Errorf("the server sent no INFO; check host and port of nats_url: %w", err)
 }
 
 // config returns the configuration of a handshake with the host of address.

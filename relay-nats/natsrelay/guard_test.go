@@ -111,6 +111,31 @@ func TestGuardPassesMessages(t *testing.T) {
 	}
 }
 
+// TestServersThatWait: a server of another kind waits for the client, and is asked.
+func TestServersThatWait(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct{ answer, want string }{
+		"HTTP":    {"HTTP/1.1 400 Bad Request\r\n\r\n", "this looks like an HTTP server"},
+		"Redis":   {"-ERR unknown command\r\n", "this looks like Redis"},
+		"silence": {"", "the server sent no INFO; check host and port of nats_url"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			near, far := net.Pipe()
+			defer near.Close()
+			go func() {
+				if _, err := far.Read(make([]byte, 64)); err == nil && tc.answer != "" {
+					_, _ = io.WriteString(far, tc.answer)
+				}
+			}()
+			_, err := (&dialer{}).greet(near, "localhost:4222")
+			if err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("greet = %v, want an error with %q", err, tc.want)
+			}
+		})
+	}
+}
+
 // FuzzGuard sends any bytes, also after a right greeting: the client does not panic, and
 // allocates no more than a message may have.
 func FuzzGuard(f *testing.F) {

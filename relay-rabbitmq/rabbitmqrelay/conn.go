@@ -85,6 +85,8 @@ func (c *connConfig) dialOne(ctx context.Context, env relay.Env, url string) (*c
 	if err != nil {
 		if refused := made.refused(); refused != nil {
 			err = refused
+		} else if broken, ok := errors.AsType[*amqp.Error](err); ok && broken.Code == amqp.FrameError && !broken.Server {
+			err = errors.New(broken.Reason) // the client's own, which it calls an exception
 		}
 		return nil, classify(fmt.Errorf("connect to RabbitMQ at %s: %w", net.JoinHostPort(uri.Host, strconv.Itoa(uri.Port)), err))
 	}

@@ -22,6 +22,7 @@ var (
 // classify marks err by the table in the package's documentation. Every
 // other error is transient.
 func (q *queue) classify(err error) error {
+	err = peer.Explain(err)
 	if _, wrong := errors.AsType[*relaynet.WrongPeerError](err); wrong {
 		return relay.Fatal(err)
 	}

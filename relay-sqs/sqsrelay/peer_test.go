@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
@@ -33,6 +34,7 @@ func answering(t *testing.T, answer func() io.Reader) string {
 				return
 			}
 			_, _ = conn.Read(make([]byte, 8<<10))
+			time.Sleep(50 * time.Millisecond) // the client has written all, and an error of that hides no other
 			_, _ = io.Copy(conn, answer())
 			_ = conn.Close()
 		}
@@ -53,6 +55,7 @@ func TestWrongPeers(t *testing.T) {
 		"NATS":         {text("INFO {\"server_id\":\"x\"}\r\n"), "this looks like a NATS server", true},
 		"AMQP":         {text("AMQP\x00\x00\x09\x01"), "this looks like an AMQP server", true},
 		"PostgreSQL":   {text("E\x00\x00\x00\x8aSFATAL\x00"), "this looks like PostgreSQL", true},
+		"TLS":          {text("\x15\x03\x01\x00\x02\x02\x28"), "this looks like TLS; set https:// in sqs_endpoint", true},
 		"random bytes": {text("\xd1\x00\x8c"), "bytes that are no answer", true},
 		"an endless head": {
 			func() io.Reader { return io.MultiReader(strings.NewReader("HTTP/1.1 200 OK\r\nx: "), endless{}) }, "server response headers exceeded", false,

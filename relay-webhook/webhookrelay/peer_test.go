@@ -21,6 +21,7 @@ func TestWrongPeers(t *testing.T) {
 		"NATS":         {"INFO {\"server_id\":\"x\"}\r\n", "this looks like a NATS server", true},
 		"AMQP":         {"AMQP\x00\x00\x09\x01", "this looks like an AMQP server", true},
 		"PostgreSQL":   {"E\x00\x00\x00\x8aSFATAL\x00", "this looks like PostgreSQL", true},
+		"TLS":          {"\x15\x03\x01\x00\x02\x02\x28", "this looks like TLS; set https:// in webhook_url", true},
 		"random bytes": {"\xd1\x00\x8c", "bytes that are no answer", true},
 		"a huge head":  {"HTTP/1.1 200 OK\r\nx: " + strings.Repeat("x", 1<<20), "server response headers exceeded", false},
 	} {

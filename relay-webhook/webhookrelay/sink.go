@@ -254,7 +254,7 @@ func (w *worker) exchange(parent context.Context, u *url.URL, h *head, body []by
 // unanswered returns the error of a request that ended with err and without an answer.
 func (s *sink) unanswered(parent, ctx context.Context, err error) error {
 	var wrapped *url.Error // of the client, which repeats the URL; that may hold a secret
-	wrong, isWrong := errors.AsType[*relaynet.WrongPeerError](err)
+	wrong, isWrong := errors.AsType[*relaynet.WrongPeerError](peer.Explain(err))
 	switch {
 	case isWrong:
 		return relay.Fatal(wrong)

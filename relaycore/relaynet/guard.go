@@ -42,6 +42,14 @@ func (p Peer) Wrong(head []byte) error {
 	return &WrongPeerError{Peer: p, Text: text}
 }
 
+// Explain returns the error of an HTTP client, or that for a server that wants TLS.
+func (p Peer) Explain(err error) error {
+	if err != nil && strings.Contains(err.Error(), `malformed HTTP response "\x15\x03`) {
+		return p.Wrong([]byte("\x15\x03"))
+	}
+	return err
+}
+
 // Errorf returns an error with a text of its own.
 func (p Peer) Errorf(format string, args ...any) error {
 	return &WrongPeerError{Peer: p, Text: fmt.Sprintf(format, args...)}
