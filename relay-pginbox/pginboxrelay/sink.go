@@ -31,7 +31,7 @@ func newSink(ctx context.Context, env relay.Env, cfg sinkConfig) (*sink, error) 
 	}
 
 	in, err := inbox.Open(ctx, pool, inbox.Config{
-		Schema: cfg.Schema, Table: cfg.Table, Source: env.Pipeline,
+		Schema: cfg.Schema, Table: cfg.Table, Source: env.Pipeline, Logger: env.Logger,
 		Columns: inbox.Columns{
 			ID: cfg.ID, Payload: cfg.Payload, EventType: cfg.EventType, Source: cfg.Source,
 			AggregateID: cfg.AggregateID, ReceivedAt: cfg.ReceivedAt, TraceID: cfg.TraceID,

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -20,6 +21,7 @@ type Config struct {
 	Table   string // as in the catalog, or schema.table
 	Source  string // value of the source column for messages without Origin
 	Columns Columns
+	Logger  *slog.Logger // nil logs nothing
 }
 
 // Columns names the columns to write. An empty name means the name in
@@ -43,7 +45,9 @@ type Sink struct {
 	pool       *pgxpool.Pool
 	table      *table
 	source     string
+	log        *slog.Logger
 	duplicates int
+	conflicts  int
 	fresh      int // batches in a row without a duplicate
 	closed     bool
 
@@ -69,6 +73,7 @@ var (
 	_ relay.Sink       = (*Sink)(nil)
 	_ relay.Limiter    = (*Sink)(nil)
 	_ relay.Duplicates = (*Sink)(nil)
+	_ relay.Conflicts  = (*Sink)(nil)
 	_ relay.Pinger     = (*Sink)(nil)
 	_ relay.Router     = (*Sink)(nil)
 	_ relay.Guarantor  = (*Sink)(nil)
@@ -82,7 +87,7 @@ func Open(ctx context.Context, pool *pgxpool.Pool, cfg Config) (*Sink, error) {
 	if err != nil {
 		return nil, classify(err)
 	}
-	s := &Sink{pool: pool, table: t, source: cfg.Source}
+	s := &Sink{pool: pool, table: t, source: cfg.Source, log: cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler))}
 	s.types = pgtype.NewMap()
 	s.columns = make([]values, len(t.columns))
 	s.params = make([][]byte, len(t.paramOIDs))
@@ -121,6 +126,7 @@ func (s *Sink) Publish(ctx context.Context, batch []relay.Message) error {
 	if again := len(batch) - inserted; again != 0 {
 		s.fresh = 0
 		s.duplicates += again
+		s.findConflicts(ctx, conn.Conn(), batch)
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/url"
 	"slices"
 	"strings"
@@ -265,6 +266,41 @@ func TestDuplicates(t *testing.T) {
 	}
 	if first, second := s.TakeDuplicates(), s.TakeDuplicates(); first != 1 || second != 0 {
 		t.Errorf("TakeDuplicates = %d, then %d; want 1, then 0", first, second)
+	}
+}
+
+// An id that the inbox has with another payload is no copy: it is counted and logged, with
+// both origins. The form of the JSON makes no difference.
+func TestConflicts(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	mustExec(t, pool, createInbox)
+	var log strings.Builder
+	s := open(t, pool, inbox.Config{Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	event := func(id, row, origin string) relay.Message {
+		m := message(id, row)
+		m.Row, m.Origin = []byte(row), origin
+		return m
+	}
+	if err := s.Publish(t.Context(), []relay.Message{event("a", `{"x":1,"y":2}`, "nats:A"), event("b", `1`, "nats:A")}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Publish(t.Context(), []relay.Message{event("a", `{"y": 2, "x": 1}`, "nats:A"), event("c", `1`, "nats:B")}); err != nil {
+		t.Fatal(err)
+	}
+	if n := s.TakeConflicts(); n != 0 || log.Len() > 0 {
+		t.Errorf("TakeConflicts = %d after a copy, log %q; want 0", n, log.String())
+	}
+	if err := s.Publish(t.Context(), []relay.Message{event("b", `2`, "nats:B"), event("d", `1`, "nats:B"), event("d", `2`, "nats:B")}); err != nil {
+		t.Fatal(err)
+	}
+	if n := s.TakeConflicts(); n != 2 {
+		t.Errorf("TakeConflicts = %d, want 2", n)
+	}
+	for _, want := range []string{"another event has this id", "origin=nats:B", "events=2"} {
+		if !strings.Contains(log.String(), want) {
+			t.Errorf("the log has no %q: %s", want, log.String())
+		}
 	}
 }
 

@@ -56,6 +56,7 @@ type table struct {
 
 	insert    statement // passes over what is there
 	plain     statement // fails on it, for less; empty with lookup
+	compare   string    // see compareSQL
 	lock      string
 	paramOIDs []uint32
 }
@@ -267,6 +268,8 @@ type wanted struct {
 // mapColumns decides which columns are filled, and returns that of the event id.
 func (t *table) mapColumns(configured, registered Columns, attrs []attribute) (id attribute, err error) {
 	filled := make(map[string]bool)
+	var payload attribute
+	source := ""
 	for _, w := range []wanted{
 		{fieldID, configured.ID, registered.ID, "event_id", true},
 		{fieldPayload, configured.Payload, registered.Payload, "payload", true},
@@ -293,10 +296,16 @@ func (t *table) mapColumns(configured, registered Columns, attrs []attribute) (i
 			continue
 		}
 		t.columns = append(t.columns, newColumn(w.field, attr))
-		if w.field == fieldID {
+		switch {
+		case w.field == fieldID:
 			id, t.idColumn = attr, attr.name
+		case w.field == fieldPayload:
+			payload = attr
+		case w.field == fieldSource && attr.selects:
+			source = pgx.Identifier{attr.name}.Sanitize()
 		}
 	}
+	t.compare = t.compareSQL(id, payload, source)
 	t.numberParams()
 	return id, t.checkRequired(filled, attrs)
 }

@@ -56,6 +56,13 @@ type Pinger interface {
 	Ping(ctx context.Context) error
 }
 
+// Conflicts is a [Sink] that recognises another event under the id of an earlier one.
+type Conflicts interface {
+	// TakeConflicts returns the number of messages since the last call that were taken
+	// for duplicates of another event, and starts again from zero.
+	TakeConflicts() int
+}
+
 // Duplicates is a [Sink] that knows which messages the far end already had.
 type Duplicates interface {
 	// TakeDuplicates returns the number of messages since the last call that were

@@ -268,6 +268,11 @@ func (p *publisher) countPublished(batch []relay.Message, bytes int, took time.D
 			p.Meter.Skipped(n)
 		}
 	}
+	if c, ok := p.Sink.(relay.Conflicts); ok {
+		if n := c.TakeConflicts(); n > 0 {
+			p.Meter.Conflicts(n)
+		}
+	}
 	for i := 0; i < len(batch); i += 1 + len(batch)/64 {
 		if !batch[i].Time.IsZero() {
 			p.Meter.Latency(batch[i].Time)

@@ -64,6 +64,7 @@ type Meter interface {
 	Published(messages, bytes int, took time.Duration)
 	Latency(created time.Time) // from the row's creation to now; sampled
 	Skipped(messages int)      // the far end had them
+	Conflicts(messages int)    // of these, other events with the same id
 	DeadLettered(messages int)
 	Parked(messages int)
 	PublishFailed()

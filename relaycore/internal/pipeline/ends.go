@@ -166,7 +166,7 @@ func (e *ends) openReverse(ctx context.Context, from engine.State) error {
 func (e *ends) openInbox(ctx context.Context) error {
 	s := e.resolved.Settings
 	sink, err := inbox.Open(ctx, e.Inboxes, inbox.Config{
-		Schema: s.InboxSchema, Table: s.InboxTable, Source: e.pipeline.Name,
+		Schema: s.InboxSchema, Table: s.InboxTable, Source: e.pipeline.Name, Logger: e.log,
 		Columns: inbox.Columns{
 			ID: s.Reverse.IDColumn, EventType: s.EventTypeColumn, Source: s.SourceColumn, AggregateID: s.AggregateIDColumn,
 			Payload: s.Reverse.PayloadColumn, ReceivedAt: s.ReceivedAtColumn, TraceID: s.TraceIDColumn,

@@ -246,7 +246,7 @@ func TestRead(t *testing.T) {
 }
 
 // TestRenamedPrimaryKey: rows keep their key if a column of the primary key is renamed
-// under a running pipeline. Some were written before, with the old name, others after.
+// under a running pipeline. This holds for rows with the old name and with the new one.
 func TestRenamedPrimaryKey(t *testing.T) {
 	t.Parallel()
 	st, snapshot := newStage(t)
