@@ -336,6 +336,7 @@ SET LOCAL allow_system_table_mods = off;
 DO $do$ DECLARE member text; BEGIN
     FOR member IN
         SELECT format('TABLE %s', oid::regclass) FROM pg_class WHERE relnamespace = 'pgtrickle'::regnamespace AND relkind = 'r'
+        UNION ALL SELECT format('SEQUENCE %s', oid::regclass) FROM pg_class WHERE relnamespace = 'pgtrickle'::regnamespace AND relkind = 'S'
         UNION ALL SELECT format('FUNCTION %s', oid::regprocedure) FROM pg_proc WHERE pronamespace = 'pgtrickle'::regnamespace
         UNION ALL SELECT format('EVENT TRIGGER %I', evtname) FROM pg_event_trigger
         UNION ALL SELECT 'SCHEMA pgtrickle'

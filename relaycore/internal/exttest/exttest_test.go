@@ -24,9 +24,9 @@ func extension(t *testing.T) (pool *pgxpool.Pool, url string) {
 	return pool, url
 }
 
-func exec(t *testing.T, pool *pgxpool.Pool, sql string) {
+func exec(t *testing.T, pool *pgxpool.Pool, sql string, args ...any) {
 	t.Helper()
-	if _, err := pool.Exec(context.Background(), sql); err != nil {
+	if _, err := pool.Exec(context.Background(), sql, args...); err != nil {
 		t.Fatalf("%s: %v", sql, err)
 	}
 }
