@@ -43,6 +43,10 @@ func TestExtension(t *testing.T) {
 	if err := os.WriteFile(w.spool("in"), []byte("{\"a\":1}\nnot json\n{\"a\":2}\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	out, stderr, code := runBinary(t, nil, "check", "out", "--postgres-url", w.url)
+	if code != 0 || !strings.Contains(out, "orders by __pgt_row_id, and sends the differences of snapshots") {
+		t.Errorf("check = %d %s%s", code, out, stderr)
+	}
 	p := startRelay(t, w.url)
 	eventually(t, "both run", patience, func() bool { return p.owned() == 2 })
 
@@ -125,7 +129,7 @@ outbox_orders.identity_:%[5]d:1 delete {"id": 1}`, ids[0], ids[2], ids[3], ids[4
 	})
 
 	// Nothing is left over: what is committed is delivered or dead.
-	out, stderr, code := runBinary(t, nil, "verify", "out", "--postgres-url", w.url)
+	out, stderr, code = runBinary(t, nil, "verify", "out", "--postgres-url", w.url)
 	if code != 0 || !strings.Contains(out, "unaccounted             0") {
 		t.Errorf("verify = %d %s%s", code, out, stderr)
 	}

@@ -129,6 +129,26 @@ func TestDifferences(t *testing.T) {
 	}
 }
 
+// TestDifferencesByWindow reads the outbox by snapshot windows.
+func TestDifferencesByWindow(t *testing.T) {
+	t.Parallel()
+	d := newDiffer(t, "diff")
+	exec(t, d.admin, fmt.Sprintf(withXid, "outbox_s"))
+	d.open()
+	if got := d.src.Strategy(); got != "window" {
+		t.Fatalf("strategy %s", got)
+	}
+	d.refresh(false)
+	d.commit(d.want("1:0 insert a!", "1:1 insert b!"))
+	exec(t, d.admin, `DELETE FROM public.s WHERE k = 1`)
+	d.refresh(true)
+	exec(t, d.admin, `INSERT INTO public.s VALUES (3, 1, 3, 'c')`)
+	d.refresh(false)
+	d.commit(d.want("2:0 delete a", "3:0 insert c")[:1])
+	d.open()
+	d.commit(d.want("3:0 insert c"))
+}
+
 // TestFromEmitToDiff: snapshots that came before are sent whole, and no id gets another
 // meaning. The way back is the same.
 func TestFromEmitToDiff(t *testing.T) {

@@ -30,6 +30,13 @@
 // event, op_column has its operation (insert if there is none), and key_column its key.
 // The members of the object in headers_column become headers.
 //
+// # Snapshots
+//
+// A row of the extension's outbox is a snapshot of the stream table. Under a lease, and
+// unless the pipeline is to emit it, its payload stays on the server. The reader takes the
+// row for a claim check: package snapshot compares it, and the stored changes are its
+// deltas.
+//
 // # Strategies
 //
 // Tables with an indexed column of type xid8 that defaults to pg_current_xact_id() are

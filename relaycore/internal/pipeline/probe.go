@@ -92,6 +92,8 @@ func (e *ends) notes() []string {
 		order = fmt.Sprintf("orders by the primary key %v", src.KeyColumns())
 	case s.KeyColumn != "":
 		order = "orders by column " + s.KeyColumn
+	case src.Follows() && s.Snapshot == "diff":
+		order = "orders by __pgt_row_id, and sends the differences of snapshots"
 	}
 	return []string{fmt.Sprintf("reads %s by %s", src.Table(), method), order}
 }
