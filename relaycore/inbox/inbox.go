@@ -262,7 +262,11 @@ func (s *Sink) collect(batch []relay.Message) {
 			case fieldID:
 				v.texts = append(v.texts, &m.ID)
 			case fieldPayload:
-				v.rows = append(v.rows, m.Row)
+				if m.Payload != nil {
+					v.rows = append(v.rows, m.Payload)
+				} else {
+					v.rows = append(v.rows, m.Row)
+				}
 			case fieldEventType:
 				v.add(&m.Subject)
 			case fieldSource:

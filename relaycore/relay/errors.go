@@ -12,6 +12,10 @@ import (
 // message of its key failed.
 var ErrHeldBack = errors.New("held back behind an earlier message of its key")
 
+// ErrFiltered is the Err of a message that its pipeline's filter drops. The engine settles
+// the message and does not publish it.
+var ErrFiltered = errors.New("dropped by the pipeline's filter")
+
 // ErrUnknownBackend is wrapped by [Registry.Lookup].
 var ErrUnknownBackend = errors.New("unknown backend")
 

@@ -43,7 +43,9 @@ type preview struct {
 	Headers     map[string]string `json:"headers"`
 	ContentType string            `json:"content_type"`
 	Body        json.RawMessage   `json:"body"`
-	Error       string            `json:"error,omitempty"` // why it would become a dead letter
+	Error       string            `json:"error,omitempty"`    // why it would become a dead letter
+	Filtered    string            `json:"filtered,omitempty"` // the filter, if it drops the message
+	Row         json.RawMessage   `json:"row,omitempty"`      // before filter and transform, if there is one
 }
 
 func (p *program) showPreview(ctx context.Context, o *previewOptions, name string) error {
@@ -91,13 +93,13 @@ func (p *program) previews(ctx context.Context, db *database, pl catalog.Pipelin
 			return messages, err
 		}
 		for i := range batch {
-			messages = append(messages, newPreview(&batch[i], conceal))
+			messages = append(messages, newPreview(&batch[i], &r.Settings, conceal))
 		}
 	}
 	return messages, nil
 }
 
-func newPreview(m *relay.Message, conceal func(string) string) preview {
+func newPreview(m *relay.Message, s *catalog.Settings, conceal func(string) string) preview {
 	v := preview{
 		ID: m.ID, OutboxID: m.OutboxID, Op: m.Op, Subject: conceal(m.Subject), Key: m.Key, ContentType: m.ContentType,
 		Headers: make(map[string]string),
@@ -108,7 +110,13 @@ func newPreview(m *relay.Message, conceal func(string) string) preview {
 	if v.Body = slices.Clone(json.RawMessage(m.Body)); !json.Valid(v.Body) {
 		v.Body, _ = json.Marshal(string(m.Body))
 	}
-	if m.Err != nil {
+	if s.Filter+s.Transform != "" {
+		v.Row = slices.Clone(json.RawMessage(m.Row))
+	}
+	switch {
+	case errors.Is(m.Err, relay.ErrFiltered):
+		v.Filtered = conceal(s.Filter)
+	case m.Err != nil:
 		v.Error = conceal(m.Err.Error())
 	}
 	return v
@@ -122,6 +130,13 @@ func (p *program) printPreviews(messages []preview) {
 		fmt.Fprintf(p.stdout, "%s\n  subject  %s\n  key      %s\n", printable(m.ID, m.Subject, orDash(m.Key))...)
 		for _, name := range slices.Sorted(maps.Keys(m.Headers)) {
 			fmt.Fprintf(p.stdout, "  header   %s: %s\n", printable(name, m.Headers[name])...)
+		}
+		if m.Row != nil {
+			fmt.Fprintf(p.stdout, "  row      %s\n", printableBody(m.Row))
+		}
+		if m.Filtered != "" {
+			fmt.Fprintf(p.stdout, "  FILTERED by %s\n", printable(m.Filtered)...)
+			continue
 		}
 		if m.Error != "" {
 			fmt.Fprintf(p.stdout, "  ERROR    %s\n", printable(m.Error)...)

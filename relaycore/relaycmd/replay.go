@@ -53,5 +53,8 @@ func (p *program) replayRows(ctx context.Context, o *replayOptions, name string)
 	}
 	fmt.Fprintf(p.stdout, "replayed rows %d to %d of %s: %d messages published, %d refused\n",
 		report.From, report.To, report.Pipeline, report.Published, report.Refused)
+	if report.Filtered > 0 {
+		fmt.Fprintf(p.stdout, "%d messages filtered\n", report.Filtered)
+	}
 	return nil
 }

@@ -35,6 +35,7 @@ type pipelineStatus struct {
 	LastID      int64      `json:"last_id"`
 	Delivered   int64      `json:"delivered"`
 	Skipped     int64      `json:"skipped"`
+	Filtered    int64      `json:"filtered"`
 	DeadLetters int64      `json:"dead_letters"`
 	Parked      int64      `json:"parked"`
 	Updated     *time.Time `json:"updated_at,omitempty"`
@@ -97,7 +98,7 @@ func (p *program) status(ctx context.Context, db *database) (*statusReport, erro
 		c, n := cursors[pl.Key], deadLetters[pl.Key]
 		st := pipelineStatus{
 			Name: pl.Name, Direction: string(pl.Direction), Backend: pl.Backend, Enabled: pl.Enabled, Epoch: c.Epoch, LastID: c.LastID,
-			Delivered: c.Delivered, Skipped: c.Skipped, DeadLetters: n.Dead, Parked: n.Parked, Updated: c.Updated,
+			Delivered: c.Delivered, Skipped: c.Skipped, Filtered: c.Filtered, DeadLetters: n.Dead, Parked: n.Parked, Updated: c.Updated,
 		}
 		st.State, st.Error = stateOf(pl, c, members)
 		if i := intruders[pl.Key]; i != nil && pl.Enabled {
@@ -137,14 +138,14 @@ func stateOf(pl *catalog.Pipeline, c store.Cursor, members []lease.Instance) (st
 
 func (p *program) printStatus(report *statusReport) error {
 	w := tabwriter.NewWriter(p.stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "PIPELINE\tDIRECTION\tBACKEND\tSTATE\tOWNER\tLAST ID\tDELIVERED\tDEAD\tPARKED\tUPDATED\tERROR")
+	fmt.Fprintln(w, "PIPELINE\tDIRECTION\tBACKEND\tSTATE\tOWNER\tLAST ID\tDELIVERED\tFILTERED\tDEAD\tPARKED\tUPDATED\tERROR")
 	for _, s := range report.Pipelines {
 		updated := "-"
 		if s.Updated != nil {
 			updated = s.Updated.UTC().Format(time.RFC3339)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%s\t%s\n", printable(s.Name, s.Direction, s.Backend, s.State, orDash(s.Owner),
-			s.LastID, s.Delivered, s.DeadLetters, s.Parked, updated, s.Error)...)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%d\t%s\t%s\n", printable(s.Name, s.Direction, s.Backend, s.State, orDash(s.Owner),
+			s.LastID, s.Delivered, s.Filtered, s.DeadLetters, s.Parked, updated, s.Error)...)
 	}
 	fmt.Fprintf(w, "\nINSTANCE\tBINARY\tVERSION\tHOST\tBACKENDS\tUP SINCE\n")
 	for _, i := range report.Instances {

@@ -24,9 +24,14 @@ func (p *program) verify(ctx context.Context, name string) error {
 	var acc outbox.Accounting
 	err := p.withDatabase(ctx, verifyTimeout, func(ctx context.Context, db *database) error {
 		pl, err := db.forward(name)
-		if err == nil {
-			acc, err = db.runner.Verify(ctx, pl)
+		if err != nil {
+			return err
 		}
+		if acc, err = db.runner.Verify(ctx, pl); err != nil {
+			return err
+		}
+		cursors, err := db.store.List(ctx)
+		acc.Filtered = cursors[pl.Key].Filtered
 		return err
 	})
 	if err != nil {
@@ -50,6 +55,9 @@ func (p *program) verify(ctx context.Context, name string) error {
 			{"overtaken by retention", acc.Overtaken},
 		} {
 			fmt.Fprintf(p.stdout, "  %-23s %d\n", line.what, line.n)
+		}
+		if acc.Filtered > 0 {
+			fmt.Fprintf(p.stdout, "  %-23s %d\n", "filtered messages", acc.Filtered)
 		}
 	}
 	if err == nil && acc.Unaccounted != 0 {

@@ -4,6 +4,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/grove/pgtrickle-relay/relaycore/internal/codec"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/reshape"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
@@ -20,15 +21,16 @@ type Settings struct {
 
 // Common are the keys of both directions.
 type Common struct {
-	BatchSize         int                   `json:"batch_size" relay:"min=1" doc:"Messages one receive may return."`
-	PollInterval      relaycfg.Duration     `json:"poll_interval_ms" relay:"alias=poll_interval" doc:"Upper bound of the pause between two polls of an idle source; twice as long for an outbox that has been quiet for ten seconds."`
-	MaxInFlightBytes  relaycfg.Size         `json:"max_in_flight_bytes" relay:"min=1" doc:"Bytes that may be between source and sink."`
-	Format            string                `json:"format" relay:"enum=envelope|payload|cloudevents|debezium" doc:"Shape of the bodies: as they are written, or as they arrive."`
-	Columns           reshape.ColumnsConfig `json:"columns" doc:"Which columns of a row travel, and which are masked: an object with include or exclude (lists), mask (an object of null, hash or last4 by column) and salt (a secret for hash)."`
-	OnError           string                `json:"on_error" relay:"enum=park|skip|halt" doc:"What a permanent failure of one message does: park its key behind it, skip it, or halt the pipeline."`
-	RateLimitMessages int64                 `json:"rate_limit_messages" relay:"min=0" doc:"Messages a second at most; 0 is no limit."`
-	RateLimitBytes    relaycfg.Size         `json:"rate_limit_bytes" doc:"Bytes a second at most; 0 is no limit."`
-	RetentionHours    int64                 `json:"retention_hours" relay:"min=0" doc:"Accepted as pg_trickle stores it. Retention belongs to the outbox or inbox, not to the pipeline."`
+	BatchSize        int                   `json:"batch_size" relay:"min=1" doc:"Messages one receive may return."`
+	PollInterval     relaycfg.Duration     `json:"poll_interval_ms" relay:"alias=poll_interval" doc:"Upper bound of the pause between two polls of an idle source; twice as long for an outbox that has been quiet for ten seconds."`
+	MaxInFlightBytes relaycfg.Size         `json:"max_in_flight_bytes" relay:"min=1" doc:"Bytes that may be between source and sink."`
+	Format           string                `json:"format" relay:"enum=envelope|payload|cloudevents|debezium" doc:"Shape of the bodies: as they are written, or as they arrive."`
+	Columns          reshape.ColumnsConfig `json:"columns" doc:"Which columns of a row travel, and which are masked: an object with include or exclude (lists), mask (an object of null, hash or last4 by column) and salt (a secret for hash)."`
+	reshape.JQConfig
+	OnError           string        `json:"on_error" relay:"enum=park|skip|halt" doc:"What a permanent failure of one message does: park its key behind it, skip it, or halt the pipeline."`
+	RateLimitMessages int64         `json:"rate_limit_messages" relay:"min=0" doc:"Messages a second at most; 0 is no limit."`
+	RateLimitBytes    relaycfg.Size `json:"rate_limit_bytes" doc:"Bytes a second at most; 0 is no limit."`
+	RetentionHours    int64         `json:"retention_hours" relay:"min=0" doc:"Accepted as pg_trickle stores it. Retention belongs to the outbox or inbox, not to the pipeline."`
 }
 
 // Forward are the keys of a pipeline from an outbox to a broker.
@@ -115,6 +117,9 @@ func (s *forwardSettings) Validate() error {
 	if s.KeyField != "" && !s.KeyTemplate.IsZero() {
 		return relaycfg.Errorf("key_template", `says the same as "key_field"; keep one`)
 	}
+	if s.Transform != "" && s.Format == codec.FormatDebezium {
+		return relaycfg.Errorf("transform", "makes one row, but format debezium has one before and one after the change; set another format")
+	}
 	return s.Common.validate()
 }
 
@@ -141,5 +146,5 @@ func (c *Common) validate() error {
 	if c.PollInterval <= 0 {
 		return relaycfg.Errorf("poll_interval_ms", "must be greater than 0")
 	}
-	return nil
+	return c.JQConfig.Validate()
 }

@@ -30,12 +30,15 @@ type DecoderConfig struct {
 	// Columns change the rows, and the bodies around them, before anything else is made
 	// of them. nil changes nothing.
 	Columns *reshape.Columns
+	// JQ filters and transforms rows once their keys are known; nil does not.
+	JQ *reshape.JQ
 }
 
 // Decoder fills Row, and the other fields that are in the body, of reverse messages.
 // It is used by one goroutine.
 type Decoder struct {
 	columns                  *reshape.Columns
+	jq                       *reshape.JQ
 	images                   bool // bodies have a row before and one after the change
 	unwrap                   func(m *relay.Message) error
 	id, subject, key, origin picker
@@ -46,7 +49,7 @@ type picker func(m *relay.Message) (string, bool)
 // NewDecoder returns an error when the format is unknown or a From field has no
 // meaning.
 func NewDecoder(cfg DecoderConfig) (*Decoder, error) {
-	d := &Decoder{columns: cfg.Columns, images: cfg.Format == FormatDebezium}
+	d := &Decoder{columns: cfg.Columns, jq: cfg.JQ, images: cfg.Format == FormatDebezium}
 	switch cfg.Format {
 	case "", FormatEnvelope:
 		d.unwrap = unwrapEnvelope
@@ -102,7 +105,9 @@ func (d *Decoder) Decode(batch []relay.Message) {
 	for i := range batch {
 		switch m := &batch[i]; {
 		case m.Err == nil:
-			m.Err = d.decode(m)
+			if m.Err = d.decode(m); m.Err == nil && d.jq != nil {
+				d.jq.Apply(m)
+			}
 		case d.columns != nil:
 			d.columns.Apply(m)
 		}

@@ -42,6 +42,8 @@ type EncoderConfig struct {
 
 	// Columns change the rows before anything is made of them; nil changes nothing.
 	Columns *reshape.Columns
+	// JQ filters and transforms rows once their keys and headers are known; nil does not.
+	JQ *reshape.JQ
 	// KeepInternal leaves the columns in the rows that pg_trickle adds for itself.
 	KeepInternal bool
 }
@@ -50,7 +52,7 @@ type EncoderConfig struct {
 // It is used by one goroutine.
 type Encoder struct {
 	cfg      EncoderConfig
-	write    func(dst []byte, m *relay.Message) []byte
+	write    func(dst []byte, m *relay.Message, payload []byte) []byte
 	mime     string
 	headers  []header
 	subjects map[subjectKey]string // renderings of a subject that does not look into rows
@@ -78,7 +80,10 @@ type rendering struct {
 }
 
 // span is where a message's strings lie in Encoder.text.
-type span struct{ subject, key, end int }
+type span struct {
+	subject, key, end int
+	read              bool // the whole row is known
+}
 
 // NewEncoder returns an error when the format is unknown.
 func NewEncoder(cfg EncoderConfig) (*Encoder, error) {
@@ -136,16 +141,23 @@ func (e *Encoder) Encode(batch []relay.Message, buf []byte) []byte {
 		if m.Key == "" {
 			m.Key = text[s.key:s.end]
 		}
+		if e.cfg.JQ != nil && s.read { // the filter may drop what has no subject
+			e.cfg.JQ.Apply(m)
+		}
 		if m.Err != nil {
 			continue
 		}
 		m.ContentType = e.mime
+		payload := m.Row
+		if m.Payload != nil {
+			payload = m.Payload
+		}
 		if e.write == nil {
-			m.Body = m.Row
+			m.Body = payload
 			continue
 		}
 		start := len(buf)
-		buf = e.write(buf, m)
+		buf = e.write(buf, m, payload)
 		m.Body = buf[start:len(buf):len(buf)]
 	}
 	return buf
@@ -193,6 +205,7 @@ func (e *Encoder) estimate(batch []relay.Message) int {
 // corrected. The key is rendered even if the subject fails, because a dead letter
 // parks its key.
 func (e *Encoder) address(m *relay.Message) (s span) {
+	s.read = m.Err == nil
 	known := m.Err == nil || m.Row != nil // otherwise it stands for rows that could not be read
 	s.subject = len(e.text)
 	if m.Subject == "" {
@@ -331,7 +344,7 @@ func (e *Encoder) appendKey(row []byte) bool {
 	return false
 }
 
-func (e *Encoder) appendEnvelope(dst []byte, m *relay.Message) []byte {
+func (e *Encoder) appendEnvelope(dst []byte, m *relay.Message, payload []byte) []byte {
 	dst = append(dst, `{"dedup_key":`...)
 	dst = appendString(dst, m.ID)
 	if m.Subject != "" && m.Subject == e.recent.subject {
@@ -339,7 +352,7 @@ func (e *Encoder) appendEnvelope(dst []byte, m *relay.Message) []byte {
 	} else {
 		dst = appendMiddle(dst, m.Subject)
 	}
-	dst = append(dst, m.Row...)
+	dst = append(dst, payload...)
 	dst = append(dst, `,"op":`...)
 	dst = appendString(dst, m.Op)
 	if m.FullRefresh {
@@ -364,7 +377,7 @@ func appendMiddle(dst []byte, subject string) []byte {
 
 // appendCloudEvent writes a CloudEvents 1.0 event in structured mode. The key is
 // its partitionkey extension, the operation its pgtrickleop extension.
-func appendCloudEvent(dst []byte, m *relay.Message) []byte {
+func appendCloudEvent(dst []byte, m *relay.Message, payload []byte) []byte {
 	dst = append(dst, `{"specversion":"1.0","id":`...)
 	dst = appendString(dst, m.ID)
 	dst = append(dst, `,"source":`...)
@@ -383,14 +396,15 @@ func appendCloudEvent(dst []byte, m *relay.Message) []byte {
 		dst = appendString(dst, m.Key)
 	}
 	dst = append(dst, `,"data":`...)
-	dst = append(dst, m.Row...)
+	dst = append(dst, payload...)
 	return append(dst, '}')
 }
 
 var debeziumOps = map[string]string{relay.OpInsert: "c", relay.OpUpdate: "u", relay.OpDelete: "d"}
 
-// appendDebezium writes Debezium's JSON envelope, without schema.
-func (e *Encoder) appendDebezium(dst []byte, m *relay.Message) []byte {
+// appendDebezium writes Debezium's JSON envelope, without schema. It has two rows, so a
+// pipeline with a transform cannot have this format.
+func (e *Encoder) appendDebezium(dst []byte, m *relay.Message, _ []byte) []byte {
 	op := debeziumOps[m.Op]
 	if m.FullRefresh && m.Op == relay.OpInsert {
 		op = "r" // a snapshot's row, to be upserted

@@ -59,6 +59,7 @@ type committer struct {
 func (c *committer) add(s settlement) {
 	c.sum.Delivered += s.Delivered
 	c.sum.Skipped += s.Skipped
+	c.sum.Filtered += s.Filtered
 	c.sum.DeadLetters = append(c.sum.DeadLetters, s.DeadLetters...)
 	c.sum.Redriven = append(c.sum.Redriven, s.Redriven...)
 	if s.Position != "" {
@@ -161,9 +162,9 @@ func (c *committer) commit(ctx context.Context, open bool) error {
 	// database that is away does not hold up a shutdown for long.
 	writing, cancel := c.outliving(ctx)
 	defer cancel()
-	counts := Commit{Delivered: c.sum.Delivered, Skipped: c.sum.Skipped}
+	counts := Commit{Delivered: c.sum.Delivered, Skipped: c.sum.Skipped, Filtered: c.sum.Filtered}
 	switch {
-	case !c.essential() && counts.Delivered+counts.Skipped == 0:
+	case !c.essential() && counts.Delivered+counts.Skipped+counts.Filtered == 0:
 	case !c.essential() && open && time.Since(c.counted) < countEvery:
 		keep = counts
 	default:

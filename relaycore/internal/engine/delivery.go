@@ -84,6 +84,8 @@ func (d *delivery) partition() (todo []relay.Message, behind map[string]bool, er
 		switch {
 		case d.tail.takeExpected(m.ID):
 			d.skip()
+		case errors.Is(m.Err, relay.ErrFiltered): // even behind a dead letter of its key: nothing is published
+			d.filtered()
 		case d.isParked(m, d.parked), d.isParked(m, behind):
 			d.park(m)
 		case m.Err == nil:
@@ -350,6 +352,13 @@ func (d *delivery) skip() {
 	d.Meter.Skipped(1)
 }
 
+// filtered counts a message that the pipeline's filter drops. It is settled with its
+// batch.
+func (d *delivery) filtered() {
+	d.out.Filtered++
+	d.Meter.Filtered(1)
+}
+
 // deadLetter makes m a dead letter and, in park mode, adds its key to parked.
 func (d *delivery) deadLetter(m *relay.Message, class string, why error, parked map[string]bool) {
 	d.out.DeadLetters = append(d.out.DeadLetters, d.stored(m, DeadLetter{Class: class, Reason: why.Error(), Attempts: 1}))
@@ -440,10 +449,14 @@ func halted(m *relay.Message, why error) error {
 	return relay.Fatal(fmt.Errorf("halted in front of message %s (on_error is halt): %w", m.ID, why))
 }
 
-// unreadableClass returns the class of a message that could not be decoded or encoded.
+// unreadableClass returns the class of a message that could not be decoded or encoded: the
+// one that the error has, if it has one.
 func unreadableClass(m *relay.Message) string {
-	if _, ok := errors.AsType[*TooLargeError](m.Err); ok {
-		return ClassTooLarge
+	if classed, ok := errors.AsType[interface {
+		error
+		Class() string
+	}](m.Err); ok {
+		return classed.Class()
 	}
 	if m.Row != nil && m.Body == nil {
 		return ClassEncode

@@ -65,6 +65,7 @@ type Meter interface {
 	Latency(created time.Time) // from the row's creation to now; sampled
 	Skipped(messages int)      // the far end had them
 	Conflicts(messages int)    // of these, other events with the same id
+	Filtered(messages int)     // the pipeline's filter drops them
 	DeadLettered(messages int)
 	Parked(messages int)
 	PublishFailed()

@@ -125,6 +125,7 @@ func (l *memory) Commit(_ context.Context, c engine.Commit) error {
 	}
 	l.total.Delivered += c.Delivered
 	l.total.Skipped += c.Skipped
+	l.total.Filtered += c.Filtered
 	for _, letter := range c.DeadLetters {
 		letter.Message.Key = l.Key(letter.Message.Key)
 		at := slices.IndexFunc(l.stored, func(o engine.DeadLetter) bool { return o.Message.ID == letter.Message.ID })

@@ -35,6 +35,7 @@ type Commit struct {
 	Position    string            // of the sink; "": as it was
 	Delivered   int64             // messages confirmed by the sink
 	Skipped     int64             // messages found to be at the sink already
+	Filtered    int64             // messages that the pipeline's filter drops
 	DeadLetters []DeadLetter      // messages that are dead or parked
 	Redriven    []int64           // ids of stored dead letters that are delivered now
 }
@@ -69,6 +70,9 @@ type TooLargeError struct {
 func (e *TooLargeError) Error() string {
 	return fmt.Sprintf("%s has %d bytes, and the relay's memory allows %d: give it more memory, then retry", e.What, e.Length, e.Max)
 }
+
+// Class is that of the dead letter.
+func (e *TooLargeError) Class() string { return ClassTooLarge }
 
 // Refetcher is a [relay.Source] that can read a row again, for dead letters that are too
 // large to be stored.

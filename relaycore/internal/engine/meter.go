@@ -9,6 +9,7 @@ func (noMeter) Published(int, int, time.Duration) {}
 func (noMeter) Latency(time.Time)                 {}
 func (noMeter) Skipped(int)                       {}
 func (noMeter) Conflicts(int)                     {}
+func (noMeter) Filtered(int)                      {}
 func (noMeter) DeadLettered(int)                  {}
 func (noMeter) Parked(int)                        {}
 func (noMeter) PublishFailed()                    {}

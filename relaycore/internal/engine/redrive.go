@@ -149,6 +149,8 @@ func (d *delivery) partitionRedrive(batch []relay.Message) (todo []relay.Message
 		switch m := &batch[i]; {
 		case d.tail.take(m.ID): // the owner before delivered it and stopped before it stored that
 			d.skip()
+		case errors.Is(m.Err, relay.ErrFiltered):
+			d.filtered()
 		case d.isParked(m, behind):
 			d.park(m)
 		case m.Err != nil:

@@ -29,6 +29,7 @@ const (
 	publishedBytes
 	skipped
 	conflicts
+	filtered
 	deadLettered
 	parked
 	publishErrors
@@ -44,6 +45,7 @@ var counterSeries = [numCounters]series{
 	publishedBytes: {name: "published_bytes_total", help: "Bytes of the messages that the sink confirmed."},
 	skipped:        {name: "dedup_skipped_total", help: "Messages that the receiver had before."},
 	conflicts:      {name: "id_conflicts_total", help: "Messages that an inbox took for copies of another event with the same id."},
+	filtered:       {name: "filtered_total", help: "Messages that the pipeline's filter dropped."},
 	deadLettered:   {name: "dead_letters_total", help: "Messages stored as dead letters."},
 	parked:         {name: "parked_total", help: "Messages parked behind a dead letter of their key."},
 	publishErrors:  {name: "publish_errors_total", help: "Failed publishes. Each was retried or ended in dead letters."},

@@ -84,6 +84,9 @@ func (p *Pipeline) Skipped(messages int) { p.counters[skipped].Add(float64(messa
 // Conflicts counts messages that were taken for copies of another event.
 func (p *Pipeline) Conflicts(messages int) { p.counters[conflicts].Add(float64(messages)) }
 
+// Filtered counts messages that the pipeline's filter drops.
+func (p *Pipeline) Filtered(messages int) { p.counters[filtered].Add(float64(messages)) }
+
 // DeadLettered counts messages stored as dead letters.
 func (p *Pipeline) DeadLettered(messages int) {
 	p.counters[deadLettered].Add(float64(messages))
@@ -235,6 +238,7 @@ type Numbers struct {
 	Received      int64    `json:"received"`
 	Published     int64    `json:"published"`
 	Skipped       int64    `json:"skipped"`
+	Filtered      int64    `json:"filtered"`
 	PublishErrors int64    `json:"publish_errors"`
 	SourceErrors  int64    `json:"source_errors"`
 	Restarts      int64    `json:"restarts"`
@@ -249,7 +253,7 @@ type Numbers struct {
 // Numbers reads the numbers of the pipeline.
 func (p *Pipeline) Numbers() Numbers {
 	n := Numbers{
-		Received: p.count(received), Published: p.count(published), Skipped: p.count(skipped),
+		Received: p.count(received), Published: p.count(published), Skipped: p.count(skipped), Filtered: p.count(filtered),
 		PublishErrors: p.count(publishErrors), SourceErrors: p.count(sourceErrors), Restarts: p.count(restarts),
 		DeadLetters: p.dead.Load(), Parked: p.waiting.Load(), InFlightBytes: p.inFlight.Load(), CommitAge: age(&p.lastCommit),
 	}

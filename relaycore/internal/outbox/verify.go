@@ -22,14 +22,17 @@ var accountSQL string
 //
 // A row of several messages counts as dead or parked when one of them is.
 type Accounting struct {
-	Table       string `json:"table"`
-	Strategy    string `json:"strategy"`
-	Committed   int64  `json:"committed"`
-	Delivered   int64  `json:"delivered"`
-	Dead        int64  `json:"dead"`
-	Parked      int64  `json:"parked"` // or waiting to be delivered again
-	Pending     int64  `json:"pending"`
-	Unaccounted int64  `json:"unaccounted"` // must be zero
+	Table     string `json:"table"`
+	Strategy  string `json:"strategy"`
+	Committed int64  `json:"committed"`
+	Delivered int64  `json:"delivered"`
+	Dead      int64  `json:"dead"`
+	// Filtered counts messages that the pipeline's filter has dropped since it was made.
+	// Their rows are in Delivered.
+	Filtered    int64 `json:"filtered"`
+	Parked      int64 `json:"parked"` // or waiting to be delivered again
+	Pending     int64 `json:"pending"`
+	Unaccounted int64 `json:"unaccounted"` // must be zero
 	// Overtaken counts ids that were gone before they could be delivered, deleted or
 	// rolled back.
 	Overtaken int64 `json:"overtaken"`

@@ -99,6 +99,10 @@ func keyFields(s catalog.Settings) []string {
 }
 
 func newEncoder(s catalog.Settings, src *outbox.Source, version string, log *slog.Logger) (*codec.Encoder, error) {
+	jq, err := reshape.NewJQ(s.JQConfig)
+	if err != nil {
+		return nil, err
+	}
 	keys, warned := src.KeyColumns(), false
 	lookUp := func() ([]string, error) {
 		ctx, cancel := context.WithTimeout(context.Background(), lookUpTimeout)
@@ -119,7 +123,7 @@ func newEncoder(s catalog.Settings, src *outbox.Source, version string, log *slo
 	return codec.NewEncoder(codec.EncoderConfig{
 		Subject: s.SubjectTemplate, Format: s.Format, KeyField: s.KeyField, KeyTemplate: s.KeyTemplate,
 		KeyColumns: keys, LookUpKey: lookUp, Headers: s.Headers, Version: version, KeepInternal: s.KeepInternalColumns,
-		Columns: reshape.NewColumns(s.Columns),
+		Columns: reshape.NewColumns(s.Columns), JQ: jq,
 	})
 }
 
@@ -136,10 +140,14 @@ func (e *ends) openSink(ctx context.Context) error {
 // as it is open.
 func (e *ends) openReverse(ctx context.Context, from engine.State) error {
 	s := e.resolved.Settings
+	jq, err := reshape.NewJQ(s.JQConfig)
+	if err != nil {
+		return relay.Fatal(err)
+	}
 	decoder, err := codec.NewDecoder(codec.DecoderConfig{
 		Format: s.Format, EventIDFrom: s.EventIDFrom, EventTypeFrom: s.EventTypeFrom,
 		AggregateIDFrom: s.AggregateIDFrom, SourceFrom: s.SourceFrom,
-		Columns: reshape.NewColumns(s.Columns),
+		Columns: reshape.NewColumns(s.Columns), JQ: jq,
 	})
 	if err != nil {
 		return relay.Fatal(err)

@@ -25,6 +25,7 @@ type ReplayReport struct {
 	To        int64  `json:"to"`
 	Published int64  `json:"published"`
 	Refused   int64  `json:"refused"`
+	Filtered  int64  `json:"filtered"`
 }
 
 // Replay publishes rows of a forward pipeline's outbox again. It may run beside the
@@ -133,6 +134,8 @@ func (r *replayer) selectFrom(batch []relay.Message) (selected []relay.Message, 
 		case m.OutboxID > r.report.To:
 			beyond++
 		case m.OutboxID < r.report.From: // a late row of an open window
+		case errors.Is(m.Err, relay.ErrFiltered):
+			r.report.Filtered++
 		case m.Err != nil:
 			r.report.Refused++
 			r.log.Warn("message cannot be replayed", "id", m.ID, "err", m.Err)

@@ -113,12 +113,16 @@ func WithoutPrefix(prefix string) *Columns { return &Columns{drop: prefix} }
 var errNotObject = errors.New("the row is not a JSON object, so the pipeline's columns cannot be applied; its text is withheld")
 
 // Apply changes the rows of m, and a key or header that is the value of a hidden
-// column. It withholds the text of a message that has an error or no columns, because
-// that may hold any of them.
+// column. It withholds the text of a message that cannot be read or has no columns,
+// because that may hold any of them. A large row of which only some members were read
+// keeps its error.
 func (c *Columns) Apply(m *relay.Message) {
-	if m.Err != nil {
+	if m.Err != nil && m.Body != nil {
 		Withhold(m, fmt.Errorf("message %s cannot be read; its text and the reason are withheld, because the pipeline has columns", m.ID))
 		return
+	}
+	if m.Row == nil {
+		return // nothing was read
 	}
 	c.hidden = c.hidden[:0]
 	row, err := c.Row(m.Row)

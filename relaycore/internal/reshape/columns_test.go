@@ -118,6 +118,17 @@ func TestColumnsWithhold(t *testing.T) {
 	}
 }
 
+// Of a row that is too large for the memory only some members are read.
+func TestColumnsOfALargeRow(t *testing.T) {
+	t.Parallel()
+	tooLarge := relay.Permanent(errors.New("row 7 has 1073741824 bytes"))
+	m := relay.Message{ID: "o:1:0", Row: []byte(`{"id": 1, "email": "canary"}`), Err: tooLarge}
+	columns(t, `{"exclude": ["email"]}`).Apply(&m)
+	if string(m.Row) != `{"id": 1}` || !errors.Is(m.Err, tooLarge) {
+		t.Errorf("row %s, %v", m.Row, m.Err)
+	}
+}
+
 func BenchmarkColumns(b *testing.B) {
 	row := []byte(`{"id": 1234567, "email": "ada@example.org", "note": "` + strings.Repeat("x", 200) + `"}`)
 	for _, mask := range []string{"null", "hash", "last4"} {

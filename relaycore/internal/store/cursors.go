@@ -43,6 +43,7 @@ type Cursor struct {
 	LastID       int64
 	Delivered    int64
 	Skipped      int64
+	Filtered     int64
 	DeadLettered int64
 	Status       string
 	Error        string
@@ -60,7 +61,7 @@ func (s Store) List(ctx context.Context) (map[Key]Cursor, error) {
 	var key Key
 	var c Cursor
 	_, err = pgx.ForEachRow(rows, []any{
-		&key.Direction, &key.Name, &c.Epoch, &c.Owner, &c.LastID, &c.Delivered, &c.Skipped, &c.DeadLettered,
+		&key.Direction, &key.Name, &c.Epoch, &c.Owner, &c.LastID, &c.Delivered, &c.Skipped, &c.Filtered, &c.DeadLettered,
 		&c.Status, &c.Error, &c.Updated, &c.Held,
 	}, func() error {
 		found[key] = c

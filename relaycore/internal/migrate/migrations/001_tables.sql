@@ -57,6 +57,7 @@ CREATE TABLE pgtrickle.relay_cursors (
     far_ends          jsonb,
     delivered         bigint      NOT NULL DEFAULT 0,
     skipped           bigint      NOT NULL DEFAULT 0,
+    filtered          bigint      NOT NULL DEFAULT 0,
     dead_lettered     bigint      NOT NULL DEFAULT 0,
     system_identifier text,
     status            text        NOT NULL DEFAULT 'new',
@@ -66,6 +67,7 @@ CREATE TABLE pgtrickle.relay_cursors (
 ) WITH (fillfactor = 50);
 -- +end
 ALTER TABLE pgtrickle.relay_cursors ADD COLUMN IF NOT EXISTS far_ends jsonb;
+ALTER TABLE pgtrickle.relay_cursors ADD COLUMN IF NOT EXISTS filtered bigint NOT NULL DEFAULT 0;
 ALTER TABLE pgtrickle.relay_cursors ADD COLUMN IF NOT EXISTS identity text;
 
 -- Relays that do not know identities write no id_form.

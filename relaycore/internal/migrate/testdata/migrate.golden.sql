@@ -287,6 +287,7 @@ CREATE TABLE pgtrickle.relay_cursors (
     far_ends          jsonb,
     delivered         bigint      NOT NULL DEFAULT 0,
     skipped           bigint      NOT NULL DEFAULT 0,
+    filtered          bigint      NOT NULL DEFAULT 0,
     dead_lettered     bigint      NOT NULL DEFAULT 0,
     system_identifier text,
     status            text        NOT NULL DEFAULT 'new',
@@ -298,6 +299,7 @@ $sql$;
     COMMENT ON TABLE pgtrickle.relay_cursors IS 'pgtrickle-relay: checkpoint and lease epoch of each pipeline in each group';
 END $do$;
 ALTER TABLE pgtrickle.relay_cursors ADD COLUMN IF NOT EXISTS far_ends jsonb;
+ALTER TABLE pgtrickle.relay_cursors ADD COLUMN IF NOT EXISTS filtered bigint NOT NULL DEFAULT 0;
 ALTER TABLE pgtrickle.relay_cursors ADD COLUMN IF NOT EXISTS identity text;
 
 -- Relays that do not know identities write no id_form.
@@ -604,7 +606,7 @@ $sql$;
     COMMENT ON TABLE pgtrickle.pgt_inbox_priority_config IS 'pgtrickle-relay: priorities of inboxes';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (1, 'tables', '4e32c788298d9851')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (1, 'tables', '2de749c43b4076ed')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 
