@@ -114,6 +114,21 @@ func TestTooLargeRow(t *testing.T) {
 	}
 }
 
+// TestRetriedLargeRow: a large row that was refused is read again, and delivered once.
+func TestRetriedLargeRow(t *testing.T) {
+	t.Parallel()
+	st, big := newDocuments(t)
+	st.refuse = func(m *relay.Message) bool { return len(m.Body) > 1_000_000 }
+	budget := engine.NewBudget(1<<20, 60_000_000)
+	st.runUntil(t, big, budget, `SELECT count(*) FROM pgtrickle.relay_dead_letters`, "3")
+	st.refuse = nil
+	st.exec(t, `SELECT pgtrickle.relay_dlq_retry('big')`)
+	st.runUntil(t, big, budget, `SELECT count(*) FROM pgtrickle.relay_dead_letters`, "0")
+	if got := st.arrived(); !slices.Equal(got, []int{0, 5, 0, 0}) {
+		t.Errorf("messages of %v MB arrived, want 0, 5, 0 and 0", got)
+	}
+}
+
 // TestRefusedLargeRow: a large row that the far end refuses is not stored a second time.
 // If its row is gone, a retry reports that.
 func TestRefusedLargeRow(t *testing.T) {
