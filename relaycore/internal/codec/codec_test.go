@@ -9,6 +9,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/codec"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/reshape"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
@@ -342,6 +343,42 @@ func BenchmarkEncode(b *testing.B) {
 		buf = e.Encode(batch, buf[:0])
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/1000, "ns/message")
+}
+
+// BenchmarkReshape has the cost of columns, filters and transforms beside that of none.
+func BenchmarkReshape(b *testing.B) {
+	for _, bench := range []struct {
+		name    string
+		columns reshape.ColumnsConfig
+		jq      reshape.JQConfig
+	}{
+		{name: "nothing"},
+		{name: "exclude", columns: reshape.ColumnsConfig{Exclude: []string{"sku"}}},
+		{name: "mask hash", columns: reshape.ColumnsConfig{Mask: map[string]string{"sku": "hash"}, Salt: "0123456789abcdef"}},
+		{name: "filter keeps", jq: reshape.JQConfig{Filter: `.row.quantity > 10`}},
+		{name: "filter drops", jq: reshape.JQConfig{Filter: `.row.quantity < 10`}},
+		{name: "transform", jq: reshape.JQConfig{Transform: `{id: .row.id, sku: .row.sku}`}},
+	} {
+		b.Run(bench.name, func(b *testing.B) {
+			jq, err := reshape.NewJQ(bench.jq)
+			if err != nil {
+				b.Fatal(err)
+			}
+			e, _ := codec.NewEncoder(codec.EncoderConfig{
+				Subject: template(b, "pgtrickle.{stream_table}.{op}"), KeyColumns: []string{"id"}, Columns: reshape.NewColumns(bench.columns), JQ: jq,
+			})
+			m := change(relay.OpInsert, `{"id": 7, "sku": "abcdef", "quantity": 12, "note": "`+strings.Repeat("x", 200)+`"}`)
+			batch, buf := make([]relay.Message, 1000), make([]byte, 0, 1<<20)
+			b.ReportAllocs()
+			for b.Loop() {
+				for i := range batch {
+					batch[i] = m
+				}
+				buf = e.Encode(batch, buf[:0])
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/1000, "ns/message")
+		})
+	}
 }
 
 // TestInternalColumns: what pg_trickle adds to rows for itself does not reach receivers,
