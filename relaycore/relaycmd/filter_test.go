@@ -201,3 +201,26 @@ func TestExpressionsInCommands(t *testing.T) {
 		return strings.Count(strings.Join(lineTexts(w.spool("fails")), ""), `{\"number\":\"x1\"}`) >= 2
 	})
 }
+
+// Into an inbox, too, the filter drops messages and the transform makes the payload.
+func TestFilterIntoAnInbox(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.exec(t, `SELECT pgtrickle.create_inbox('events')`)
+	if err := os.WriteFile(w.spool("in"), []byte("{\"id\": 1}\n{\"id\": 2, \"n\": 12345678901234567890.5}\n{\"id\": 3, \"n\": 0.10}\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	w.exec(t, `SELECT pgtrickle.set_relay_inbox('in', config => $1::jsonb), pgtrickle.enable_relay('in')`, fmt.Sprintf(
+		`{"inbox_table":"events","source_type":"spool","spool_path":%q,"filter":".row.id > 1","transform":"{n: .row.n, op: .op}"}`, w.spool("in")))
+	p := startRelay(t, w.url)
+	var arrived string
+	eventually(t, "arrival", patience, func() bool {
+		_ = w.pool.QueryRow(t.Context(), `SELECT string_agg(payload::text, ' ' ORDER BY event_id) FROM pgtrickle.events`).Scan(&arrived)
+		return arrived == `{"n": 12345678901234567890.5, "op": "event"} {"n": 0.10, "op": "event"}`
+	})
+	eventually(t, "count", patience, func() bool {
+		_, metrics := p.get("/metrics")
+		out, _, _ := runBinary(t, nil, "status", "--postgres-url", w.url, "--output", "json")
+		return strings.Contains(metrics, `filtered_total{direction="reverse",pipeline="in"} 1`) && strings.Contains(out, `"filtered": 1`)
+	})
+}
