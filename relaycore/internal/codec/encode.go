@@ -282,7 +282,7 @@ func (e *Encoder) key(m *relay.Message) (err error) {
 		if !ok {
 			return relay.Permanent(fmt.Errorf("key_field %q: the row of %s has no such field", e.cfg.KeyField, m.ID))
 		}
-		e.text = jsonscan.AppendText(e.text, value)
+		e.text = appendKeyText(e.text, value)
 		return nil
 	}
 	start := len(e.text)
@@ -334,7 +334,7 @@ func (e *Encoder) appendKey(row []byte) bool {
 			if i > 0 {
 				e.text = append(e.text, ',')
 			}
-			e.text = jsonscan.AppendText(e.text, value)
+			e.text = appendKeyText(e.text, value)
 		}
 		if !missing {
 			return true
