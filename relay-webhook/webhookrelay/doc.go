@@ -106,10 +106,12 @@
 //	401     token or signature missing, wrong, or too old
 //	404     no pipeline has this path
 //	405     neither POST nor PUT
+//	408     the body arrived too slowly: 64 KiB must arrive every 5 seconds
 //	409     an event with the same id and another body is on its way
 //	413     larger than max_body, or a batch that does not fit into max_pending
 //	415     a form, or a Content-Encoding
-//	429     max_pending is reached because the inbox is slower; Retry-After is set
+//	429     max_pending is reached because the inbox is slower; Retry-After is set. Or bodies
+//	        that are not verified yet use as much, most of it from this sender.
 //	503     the pipeline stops or restarts, or the inbox took longer than ack_timeout; Retry-After is set
 //
 // The pipeline runs in one process at a time. With several processes, put a load

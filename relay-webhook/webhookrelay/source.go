@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"mime"
 	"net/http"
 	"strconv"
@@ -33,11 +32,13 @@ type source struct {
 	stop    chan struct{} // closed by Close
 	arrived chan struct{} // holds a token when the queue may have grown
 
+	unverified unverified // bodies being read; max_pending bounds them, too
+
 	mu       sync.Mutex
 	closed   bool
 	queue    []*item          // not yet received
 	inFlight map[string]*item // not yet acknowledged, by id
-	reserved int64            // bytes of bodies being read and of events in flight
+	reserved int64            // bytes of verified bodies and of events in flight
 }
 
 // eventOverhead is about the memory of an event beside its body: the message, its item
@@ -56,6 +57,7 @@ func newSource(ctx context.Context, env relay.Env, cfg sourceConfig, shared *lis
 	s := &source{
 		cfg: cfg, pipeline: env.Pipeline, scopeIDs: env.ScopeIDs, shared: shared, verify: newVerifier(&cfg),
 		stop: make(chan struct{}), arrived: make(chan struct{}, 1), inFlight: make(map[string]*item),
+		unverified: unverified{max: int64(cfg.MaxPending), byRemote: make(map[string]int64)},
 	}
 	if err := shared.add(ctx, s, env.Logger); err != nil {
 		return nil, err
@@ -141,10 +143,11 @@ var (
 	errStopping = &refusal{http.StatusServiceUnavailable, "the pipeline is stopping or restarting"}
 	errSlow     = &refusal{http.StatusServiceUnavailable, "the inbox did not confirm the event in time; send it again"}
 	errFull     = &refusal{http.StatusTooManyRequests, "too many events wait for the inbox"}
+	errStalled  = &refusal{http.StatusRequestTimeout, "the body arrived too slowly; send it again"}
 	errConflict = &refusal{http.StatusConflict, "an event with this id and another body is in progress"}
 )
 
-// reserve counts bytes that have arrived or are about to be queued.
+// reserve counts bytes that are verified or about to be queued.
 func (s *source) reserve(size int64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -271,6 +274,12 @@ func (s *source) take(w http.ResponseWriter, r *http.Request) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	if !s.verify.after(r.Header, body) {
+		return 0, &refusal{http.StatusUnauthorized, "the signature is missing, wrong or too old"}
+	}
+	if err := s.reserve(int64(len(body))); err != nil {
+		return 0, err
+	}
 	items, err := s.accept(r, mediaType, body)
 	s.unreserve(int64(len(body))) // accept reserves its own
 	if err != nil {
@@ -279,7 +288,7 @@ func (s *source) take(w http.ResponseWriter, r *http.Request) (int, error) {
 	return len(items), s.wait(r.Context(), items)
 }
 
-// read returns the body, and has reserved its bytes.
+// read returns the body.
 func (s *source) read(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	limit := int64(s.cfg.MaxBody)
 	tooLarge := &refusal{http.StatusRequestEntityTooLarge, "the body is larger than " + strconv.FormatInt(limit, 10) + " bytes"}
@@ -290,7 +299,7 @@ func (s *source) read(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	case r.ContentLength >= 0:
 		size = r.ContentLength
 	}
-	body, err := s.readAll(http.MaxBytesReader(w, r.Body, limit), size)
+	body, err := s.unverified.readBody(w, r.RemoteAddr, http.MaxBytesReader(w, r.Body, limit), size)
 	var maxErr *http.MaxBytesError
 	if errors.As(err, &maxErr) {
 		return nil, tooLarge
@@ -298,44 +307,8 @@ func (s *source) read(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	return body, err
 }
 
-// firstRead is how many bytes of a body there is room for before any has come.
-const firstRead = 4 << 10
-
-// readAll reads a body of up to size bytes. It reserves memory for the bytes that have
-// arrived, and allocates twice as much. So a client without a secret that announces a
-// body and does not send it cannot use up max_pending.
-func (s *source) readAll(from io.Reader, size int64) (body []byte, err error) {
-	defer func() {
-		if err != nil {
-			s.unreserve(int64(len(body)))
-			body = nil
-		}
-	}()
-	most := int(size) + 1 // so that the end is seen without growing
-	body = make([]byte, 0, min(most, firstRead))
-	for {
-		if len(body) == cap(body) {
-			body = append(make([]byte, 0, min(most, 2*cap(body))), body...)
-		}
-		n, err := from.Read(body[len(body):cap(body)])
-		if full := s.reserve(int64(n)); full != nil {
-			return body, full
-		}
-		body = body[:len(body)+n]
-		switch {
-		case errors.Is(err, io.EOF):
-			return body, nil
-		case err != nil:
-			return body, err
-		}
-	}
-}
-
-// accept checks the body's signature and form and queues its events.
+// accept checks the body's form and queues its events.
 func (s *source) accept(r *http.Request, mediaType string, body []byte) ([]*item, error) {
-	if !s.verify.after(r.Header, body) {
-		return nil, &refusal{http.StatusUnauthorized, "the signature is missing, wrong or too old"}
-	}
 	n := s.count(body)
 	room := int64(n) * eventOverhead
 	if int64(len(body))+room > int64(s.cfg.MaxPending) {
