@@ -43,7 +43,7 @@ func drains() []drain {
 		{name: "redis", against: "pipelined XADD of 1000", floor: 0.65, share: 1, target: redisTarget},
 		{name: "kafka", against: "kafka-go Writer, acks=all, batches of 10,000", floor: 0.61, share: 1, warm: 3, target: kafkaTarget},
 		{name: "rabbitmq", against: "quorum queue, deferred confirms, window 1000", floor: 0.85, share: 3, target: rabbitTarget},
-		{name: "webhook", against: "net/http, one request an event, 16 at once", floor: 0.72, share: 5, target: webhookTarget},
+		{name: "webhook", against: "net/http, one request an event, 16 at once", floor: 0.63, share: 5, target: webhookTarget},
 		{name: "sqs", against: "SDK SendMessageBatch, 4 at once", floor: 0.9, most: 60_000, share: 1, warm: 3, target: sqsTarget},
 		{name: "pg-inbox", against: "INSERT of unnest, 1000 rows at a time", floor: 0.88, share: 3, target: inboxTarget},
 		{name: "nats-to-inbox", against: "INSERT of unnest, 1000 rows at a time", floor: 0.85, share: 3, reverse: true, target: natsInboxTarget},
