@@ -4,21 +4,20 @@ import (
 	"bytes"
 	"io"
 	"net"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats.go"
 
-	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
 )
 
 const greeting = "INFO {\"server_id\":\"x\",\"max_payload\":1048576,\"headers\":true} \r\n"
 
 // wrongAnswers are what peers that are no NATS server answer, and what a hostile one
 // could.
-var wrongAnswers = map[string]struct{ answer, want string }{
+var wrongAnswers = map[string]relaytest.Answer{
 	"HTTP":                 {"HTTP/1.1 400 Bad Request\r\n\r\n", "this looks like an HTTP server; check host and port"},
 	"Redis":                {"-DENIED Redis is running in protected mode\r\n", "this looks like Redis"},
 	"AMQP":                 {"AMQP\x00\x00\x09\x01", "this looks like an AMQP server"},
@@ -76,23 +75,7 @@ func talk(t testing.TB, answer string) error {
 }
 
 func TestGuardRefusesWrongPeers(t *testing.T) {
-	for name, tc := range wrongAnswers {
-		t.Run(name, func(t *testing.T) {
-			var before, after runtime.MemStats
-			runtime.ReadMemStats(&before)
-			err := talk(t, tc.answer)
-			runtime.ReadMemStats(&after)
-			if err == nil || !strings.Contains(err.Error(), tc.want) {
-				t.Errorf("error %v, want one with %q", err, tc.want)
-			}
-			if name != "silence" && !relay.IsFatal(classifyDial(err)) {
-				t.Errorf("error %v is not fatal", err)
-			}
-			if n := after.TotalAlloc - before.TotalAlloc; n > 8<<20 {
-				t.Errorf("%d bytes were allocated", n)
-			}
-		})
-	}
+	relaytest.RefuseAnswers(t, wrongAnswers, talk, classifyDial)
 }
 
 func TestGuardPassesMessages(t *testing.T) {
@@ -140,7 +123,7 @@ func TestServersThatWait(t *testing.T) {
 // allocates no more than a message may have.
 func FuzzGuard(f *testing.F) {
 	for _, tc := range wrongAnswers {
-		f.Add([]byte(tc.answer))
+		f.Add([]byte(tc.Sends))
 	}
 	f.Add([]byte(greeting + "PONG\r\nHMSG a 1 r 12 14\r\nNATS/1.0\r\n\r\nMS\r\n"))
 	f.Fuzz(func(t *testing.T, answer []byte) { _ = talk(t, string(answer)) })

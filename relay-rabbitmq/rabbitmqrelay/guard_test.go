@@ -5,14 +5,12 @@ import (
 	"encoding/binary"
 	"io"
 	"net"
-	"runtime"
-	"strings"
 	"testing"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
-	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
 )
 
 // frame returns a frame of the wire.
@@ -25,7 +23,7 @@ func frame(kind byte, payload string) string {
 var start = frame(methodFrame, "\x00\x0a\x00\x0a\x00\x09\x00\x00\x00\x00\x00\x00\x00\x05PLAIN\x00\x00\x00\x05en_US")
 
 // wrongAnswers are what peers that are no broker answer, and what a hostile one could.
-var wrongAnswers = map[string]struct{ answer, want string }{
+var wrongAnswers = map[string]relaytest.Answer{
 	"HTTP":            {"HTTP/1.1 400 Bad Request\r\n\r\n", "this looks like an HTTP server; check host and port"},
 	"NATS":            {"INFO {\"server_id\":\"x\"}\r\n", "this looks like a NATS server"},
 	"Redis":           {"-ERR unknown command\r\n", "this looks like Redis"},
@@ -70,23 +68,7 @@ func talk(t testing.TB, answer string) error {
 }
 
 func TestGuardRefusesWrongPeers(t *testing.T) {
-	for name, tc := range wrongAnswers {
-		t.Run(name, func(t *testing.T) {
-			var before, after runtime.MemStats
-			runtime.ReadMemStats(&before)
-			err := talk(t, tc.answer)
-			runtime.ReadMemStats(&after)
-			if err == nil || !strings.Contains(err.Error(), tc.want) {
-				t.Errorf("error %v, want one with %q", err, tc.want)
-			}
-			if name != "silence" && !relay.IsFatal(classify(err)) {
-				t.Errorf("error %v is not fatal", err)
-			}
-			if n := after.TotalAlloc - before.TotalAlloc; n > 8<<20 {
-				t.Errorf("%d bytes were allocated", n)
-			}
-		})
-	}
+	relaytest.RefuseAnswers(t, wrongAnswers, talk, classify)
 }
 
 func TestGuardPassesFrames(t *testing.T) {
@@ -111,7 +93,7 @@ func TestGuardPassesFrames(t *testing.T) {
 // allocates no more than a frame may have.
 func FuzzGuard(f *testing.F) {
 	for _, tc := range wrongAnswers {
-		f.Add([]byte(tc.answer))
+		f.Add([]byte(tc.Sends))
 	}
 	tune := frame(methodFrame, "\x00\x0a\x00\x1e\x00\x00\x00\x02\x00\x00\x00\x00")
 	f.Add([]byte(start + tune + frame(methodFrame, "\x00\x0a\x00\x29\x00") + frame(bodyFrame, "x")))
