@@ -48,14 +48,12 @@ func (s Store) Intruders(ctx context.Context, keys []Key) (map[Key]*Intruder, er
 	for i, k := range keys {
 		directions[i], names[i] = string(k.Direction), k.Name
 	}
-	rows, err := s.db.Query(ctx, intrudersSQL, pgx.StrictNamedArgs{"group": s.group, "directions": directions, "pipelines": names})
-	if err != nil {
-		return nil, fmt.Errorf("look for strangers at the pipelines' locks: %w", err)
-	}
+	// ForEachRow returns the error of Query, too.
+	rows, _ := s.db.Query(ctx, intrudersSQL, pgx.StrictNamedArgs{"group": s.group, "directions": directions, "pipelines": names})
 	found := make(map[Key]*Intruder)
 	var key Key
 	var i Intruder
-	_, err = pgx.ForEachRow(rows, []any{&key.Direction, &key.Name, &i.PID, &i.Role, &i.Holds}, func() error {
+	_, err := pgx.ForEachRow(rows, []any{&key.Direction, &key.Name, &i.PID, &i.Role, &i.Holds}, func() error {
 		found[key] = &Intruder{PID: i.PID, Role: i.Role, Holds: i.Holds}
 		return nil
 	})

@@ -104,20 +104,17 @@ func Open(ctx context.Context, q pg.Querier, owner Owner, t *table.Table, start 
 }
 
 func (s *State) open(ctx context.Context, q pg.Querier, start Start) error {
-	var oid, file int64
-	var full bool
-	var columns []string
-	err := q.QueryRow(ctx, openSQL, s.owner.Group, s.owner.Pipeline).
-		Scan(&s.id, &oid, &file, &s.emitted, &s.compared, &s.removed, &full, &columns)
+	was, err := s.load(ctx, q)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return s.create(ctx, q, start)
 	}
 	if err != nil {
 		return err
 	}
-	moved := oid != int64(start.Origin.Table) || file != int64(start.Origin.Sequence)
+	full := was.full
+	moved := was.table != int64(start.Origin.Table) || was.file != int64(start.Origin.Sequence)
 	back := !moved && start.Behind < s.removed || start.Reused
-	other := !slices.Equal(columns, s.opts.Columns)
+	other := !slices.Equal(was.columns, s.opts.Columns)
 	switch {
 	case moved || back:
 		// Settled rows are not read again, so every row behind Behind is compared.
@@ -133,6 +130,20 @@ func (s *State) open(ctx context.Context, q pg.Querier, start Start) error {
 			"diff_state_changed", other, "checkpoint_moved_back", back)
 	}
 	return err
+}
+
+// stored is what the state was made for.
+type stored struct {
+	table, file int64 // oid of the outbox, and file of its sequence
+	full        bool  // the next snapshot is sent whole
+	columns     []string
+}
+
+// load reads the stored state.
+func (s *State) load(ctx context.Context, q pg.Querier) (was stored, err error) {
+	err = q.QueryRow(ctx, openSQL, s.owner.Group, s.owner.Pipeline).
+		Scan(&s.id, &was.table, &was.file, &s.emitted, &s.compared, &s.removed, &was.full, &was.columns)
+	return was, err
 }
 
 func (s *State) create(ctx context.Context, q pg.Querier, start Start) error {
@@ -189,19 +200,16 @@ func (s *State) Remove(ctx context.Context, q pg.Querier, upTo int64) error {
 // Drop removes a pipeline's state, if it has one and no change of it is undelivered. It
 // reports whether there is none now.
 func Drop(ctx context.Context, q pg.Querier, owner Owner, behind int64) (gone bool, err error) {
-	var id, oid, file, emitted, compared, removed int64
-	var full bool
-	var columns []string
-	err = q.QueryRow(ctx, openSQL, owner.Group, owner.Pipeline).
-		Scan(&id, &oid, &file, &emitted, &compared, &removed, &full, &columns)
+	s := &State{owner: owner}
+	_, err = s.load(ctx, q)
 	if errors.Is(err, pgx.ErrNoRows) || pg.IsUnavailable(err) {
 		return true, nil
 	}
-	if err == nil && behind < compared {
+	if err == nil && behind < s.compared {
 		return false, nil
 	}
 	if err == nil {
-		_, err = q.Exec(ctx, dropSQL, id)
+		_, err = q.Exec(ctx, dropSQL, s.id)
 	}
 	if err != nil {
 		return false, fmt.Errorf("drop the snapshot state of pipeline %q: %w", owner.Pipeline, err)
