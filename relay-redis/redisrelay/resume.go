@@ -245,7 +245,7 @@ func (s *sink) candidates(ctx context.Context, p position) ([]string, error) {
 		}
 		names[name] = true
 	case !t.PerMessage() && p.Table != "":
-		for _, op := range []string{relay.OpInsert, relay.OpUpdate, relay.OpDelete, relay.OpEvent} {
+		for _, op := range []string{relay.OpInsert, relay.OpUpdate, relay.OpDelete, relay.OpEvent, relay.OpSnapshotEnd} {
 			name, err := t.Render(&relay.Message{StreamTable: p.Table, Op: op})
 			if err != nil {
 				return nil, err

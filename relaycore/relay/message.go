@@ -15,6 +15,9 @@ const (
 	OpUpdate = "update"
 	OpDelete = "delete"
 	OpEvent  = "event" // a message that came from a broker
+	// OpSnapshotEnd is that of a marker: everything of a snapshot lies before it. Its Row
+	// has outbox_id, and messages, the number of those before it.
+	OpSnapshotEnd = "snapshot_end"
 )
 
 // Message is one row change, or one broker message, on its way.

@@ -117,6 +117,12 @@ func (s *forwardSettings) Validate() error {
 	if s.KeyField != "" && !s.KeyTemplate.IsZero() {
 		return relaycfg.Errorf("key_template", `says the same as "key_field"; keep one`)
 	}
+	if s.SnapshotMarker && s.SubjectTemplate.PerMessage() {
+		return relaycfg.Errorf("snapshot_marker", `needs a subject_template without {row.…}, because a marker has no row of the table; use {op}`)
+	}
+	if s.SnapshotMarker && s.Format == codec.FormatDebezium {
+		return relaycfg.Errorf("snapshot_marker", "format debezium has no form for a marker; set another format")
+	}
 	if s.Transform != "" && s.Format == codec.FormatDebezium {
 		return relaycfg.Errorf("transform", "makes one row, but format debezium has one before and one after the change; set another format")
 	}

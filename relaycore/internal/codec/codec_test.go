@@ -398,6 +398,30 @@ func TestInternalColumns(t *testing.T) {
 	}
 }
 
+// TestMarker: the marker of a snapshot's end is no row of the table. It has a subject, but
+// no key and no header that looks into a row, and no columns or filter apply to it.
+func TestMarker(t *testing.T) {
+	t.Parallel()
+	filter, err := reshape.NewJQ(reshape.JQConfig{Filter: ".row.id > 0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := codec.NewEncoder(codec.EncoderConfig{
+		Subject: template(t, "o.{op}"), Format: "payload", KeyField: "id", JQ: filter,
+		Headers: map[string]relay.Template{"tenant": template(t, "{row.tenant}"), "table": template(t, "o")},
+		Columns: reshape.NewColumns(reshape.ColumnsConfig{Include: []string{"id"}}),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	batch := []relay.Message{{ID: "1:2", Op: relay.OpSnapshotEnd, Row: []byte(`{"outbox_id":1,"messages":2}`)}}
+	e.Encode(batch, nil)
+	m := &batch[0]
+	if got := fmt.Sprintf("%s %q %v %s %v", m.Subject, m.Key, m.Headers, m.Body, m.Err); got != `o.snapshot_end "" [{table o}] {"outbox_id":1,"messages":2} <nil>` {
+		t.Errorf("got %s", got)
+	}
+}
+
 // A message without a body whose row the source has filled needs no format.
 func TestDecodeTombstone(t *testing.T) {
 	t.Parallel()

@@ -116,7 +116,9 @@ func (e *Encoder) Encode(batch []relay.Message, buf []byte) []byte {
 	e.text, e.spans = e.text[:0], e.spans[:0]
 	if e.cfg.Columns != nil {
 		for i := range batch {
-			e.cfg.Columns.Apply(&batch[i])
+			if batch[i].Op != relay.OpSnapshotEnd {
+				e.cfg.Columns.Apply(&batch[i])
+			}
 		}
 	}
 	for i := range batch {
@@ -205,14 +207,15 @@ func (e *Encoder) estimate(batch []relay.Message) int {
 // corrected. The key is rendered even if the subject fails, because a dead letter
 // parks its key.
 func (e *Encoder) address(m *relay.Message) (s span) {
-	s.read = m.Err == nil
+	marker := m.Op == relay.OpSnapshotEnd // what it carries is no row of the table
+	s.read = m.Err == nil && !marker
 	known := m.Err == nil || m.Row != nil // otherwise it stands for rows that could not be read
 	s.subject = len(e.text)
 	if m.Subject == "" {
 		m.Err = cmp.Or(m.Err, e.subject(m))
 	}
 	s.key = len(e.text)
-	if m.Key == "" && known {
+	if m.Key == "" && known && !marker {
 		m.Err = cmp.Or(m.Err, e.key(m))
 	}
 	s.end = len(e.text)
@@ -226,6 +229,9 @@ func (e *Encoder) address(m *relay.Message) (s span) {
 		}
 	}
 	for _, h := range e.headers {
+		if marker && h.value.PerMessage() {
+			continue
+		}
 		value, err := h.value.Render(m)
 		if err != nil {
 			m.Err = cmp.Or(m.Err, wrapKey(err, "headers."+h.name))

@@ -132,11 +132,16 @@ func (d *delivery) deliver(ctx context.Context, todo []relay.Message) ([]relay.M
 	return nil, nil
 }
 
-// partSize returns how many of todo the sink is given at once.
+// partSize returns how many of todo the sink is given at once. The marker of a snapshot's
+// end goes alone, once everything before it is settled, because sinks keep the order of
+// a key only.
 func (p *publisher) partSize(todo []relay.Message) int {
+	if len(todo) > 0 && todo[0].Op == relay.OpSnapshotEnd {
+		return 1
+	}
 	bytes := 0
 	for i := range todo {
-		if i > 0 && (i >= p.maxBatch || bytes+todo[i].Size() > p.maxBytes) {
+		if i > 0 && (i >= p.maxBatch || bytes+todo[i].Size() > p.maxBytes || todo[i].Op == relay.OpSnapshotEnd) {
 			return i
 		}
 		bytes += todo[i].Size()

@@ -65,6 +65,27 @@ func TestNewRowsUnderOldIDsAreDelivered(t *testing.T) {
 	})
 }
 
+// TestMarkerGoesAlone: the marker of a snapshot's end is published once all before it is
+// settled, and nothing goes along with it.
+func TestMarkerGoesAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(9, 3)
+		b.source.rows[5].Op = relay.OpSnapshotEnd
+		var calls []string
+		b.sink.answer = func(call int, batch []relay.Message) error {
+			calls = append(calls, fmt.Sprintf("%d to %d", batch[0].OutboxID, batch[len(batch)-1].OutboxID))
+			if call == 1 {
+				return &relay.BatchError{Failed: map[int]error{1: errors.New("not now")}}
+			}
+			return nil
+		}
+		b.start()
+		time.Sleep(time.Minute)
+		b.finish(t)
+		want(t, "calls", calls, []string{"1 to 5", "2 to 2", "6 to 6", "7 to 9"})
+	})
+}
+
 // Of a key, what comes before a row that cannot be decoded goes out, or dies before it.
 func TestWhatComesBeforeAnUndecodableRow(t *testing.T) {
 	for name, tc := range map[string]struct {

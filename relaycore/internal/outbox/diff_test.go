@@ -26,6 +26,7 @@ type differ struct {
 	admin, plain *pgxpool.Pool
 	mode, keeps  string
 	readBytes    int
+	marker       bool
 	src          *outbox.Source
 	durable      relay.Checkpoint
 }
@@ -51,7 +52,7 @@ func (d *differ) open() {
 	d.t.Helper()
 	epoch := column[int64](d.t, d.admin, `UPDATE pgtrickle.relay_cursors SET epoch = epoch + 1 RETURNING epoch`)[0]
 	d.src = open(d.t, d.plain, d.durable, func(c *outbox.Config) {
-		c.Outbox, c.Epoch, c.Settings = "public.s", epoch, outbox.Settings{Snapshot: d.mode, DiffState: d.keeps}
+		c.Outbox, c.Epoch, c.Settings = "public.s", epoch, outbox.Settings{Snapshot: d.mode, DiffState: d.keeps, SnapshotMarker: d.marker}
 		c.ReadBytes = d.readBytes
 	})
 }
@@ -124,6 +125,44 @@ func TestDifferences(t *testing.T) {
 			nothing(t, d.src)
 			if n := column[int64](t, d.admin, `SELECT count(*) FROM pgtrickle.relay_snapshot_changes`)[0]; n != 0 {
 				t.Errorf("%d delivered changes are left", n)
+			}
+		})
+	}
+}
+
+// TestSnapshotMarker: a message ends each snapshot that is sent, after a crash with the
+// same id. Nothing follows a snapshot without a change, or one that is lost.
+func TestSnapshotMarker(t *testing.T) {
+	t.Parallel()
+	for name, claim := range map[string]bool{"inline": false, "claim check": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d := newDiffer(t, "diff")
+			d.marker = true
+			d.open()
+			d.refresh(claim)
+			d.refresh(claim)
+			first := []string{"1:0 insert a!", "1:1 insert b!", "1:2 snapshot_end !"}
+			got := d.want(first...)
+			if s := string(got[2].Row); s != `{"outbox_id":1,"messages":2}` {
+				t.Errorf("the marker is %s", s)
+			}
+			d.commit(got[:2])
+			d.open()
+			d.commit(d.want(first[2:]...))
+			exec(t, d.admin, `DELETE FROM public.s WHERE k = 1`)
+			d.refresh(claim)
+			d.commit(d.want("3:0 delete a", "3:1 snapshot_end "))
+
+			d.mode = "emit"
+			d.open()
+			d.refresh(claim)
+			d.commit(d.want("4:0 insert b!", "4:1 snapshot_end !"))
+			d.refresh(true)
+			exec(t, d.admin, `DELETE FROM pgtrickle.outbox_delta_rows_s WHERE outbox_id = 5`)
+			got = receive(t, d.src, 1)
+			if nothing(t, d.src); got[0].Err == nil {
+				t.Errorf("a lost snapshot is %s %s", got[0].Op, got[0].Row)
 			}
 		})
 	}

@@ -202,6 +202,9 @@ func (s *Source) use(o *opening) {
 		watch:   watch{origin: start.Origin, checked: time.Now()},
 		highest: max(start.Safe, start.Gap.To),
 	}
+	if s.cfg.Settings.SnapshotMarker {
+		s.reader.builder.MarkSnapshots()
+	}
 	s.reused = o.reused
 	s.shared.set(view{t, tracker, o.state, o.ids}, start.Position)
 	if t.Delta.Name != "" && start.Safe > 0 {

@@ -37,6 +37,7 @@ type source struct {
 	stream    string
 	qualified string
 	plain     bool
+	marker    bool // snapshots end with a message of their own
 	raw       bool // the payload need not be JSON
 	anyBytes  bool // text need not be UTF-8
 }
@@ -80,6 +81,9 @@ func NewBuilder(t *table.Table, l *Layout, ids IDs, settled Settled, spare chan 
 
 // SetIDs changes how ids are made, from the next row on.
 func (b *Builder) SetIDs(t *table.Table, ids IDs) { b.ids = newIDs(t, ids) }
+
+// MarkSnapshots makes a message of the end of each snapshot.
+func (b *Builder) MarkSnapshots() { b.source.marker = true }
 
 // Identified reports whether the outbox has an identity.
 func (b *Builder) Identified() bool { return b.ids.outbox != "" }
@@ -258,6 +262,15 @@ func (b *Builder) message(e *event, op string, row, before []byte, full bool, er
 	m.Row, m.Before, m.FullRefresh = row, before, full
 }
 
+// snapshotEnd adds the marker of a snapshot whose messages are added, if the pipeline
+// wants one.
+func (b *Builder) snapshotEnd(e *event, full bool) {
+	if b.source.marker {
+		row := fmt.Appendf(nil, `{"outbox_id":%d,"messages":%d}`, e.id, e.index)
+		b.message(e, relay.OpSnapshotEnd, b.keep(row), nil, full, nil)
+	}
+}
+
 // undecodable adds a message for a row that the relay cannot decode. The engine
 // dead-letters it, so that it is never dropped in silence.
 func (b *Builder) undecodable(e *event, payload []byte, err error) {
@@ -342,6 +355,7 @@ func (b *Builder) containerRow(raw []byte, e *event) {
 		for _, row := range b.list {
 			b.message(e, relay.OpInsert, row, nil, true, nil)
 		}
+		b.snapshotEnd(e, true)
 		return
 	}
 	if err := b.versioned(payload, e); err != nil {

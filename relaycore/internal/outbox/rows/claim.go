@@ -20,7 +20,9 @@ type Claim struct {
 	created time.Time
 	refresh string
 	full    bool
-	index   int // of the next message
+	flagged bool // messages of it are flagged as parts of a snapshot
+	broken  bool // it could not be read whole
+	index   int  // of the next message
 }
 
 // Snapshot reports whether the claim check stands for the whole stream table.
@@ -80,7 +82,9 @@ func (d *Deltas) Add(num int64, operation, row []byte) {
 	case row == nil || firstByte(data) != '{':
 		d.b.undecodable(&d.event, data, fmt.Errorf("row_num %d of %s is not an object", num, d.from))
 	default:
-		d.b.message(&d.event, op, data, nil, d.c.full && op != relay.OpDelete, nil)
+		flagged := d.c.full && op != relay.OpDelete
+		d.c.flagged = d.c.flagged || flagged
+		d.b.message(&d.event, op, data, nil, flagged, nil)
 	}
 	d.c.index = d.event.index
 }
@@ -94,7 +98,7 @@ type Change struct {
 
 // Change adds change number n.
 func (d *Deltas) Change(n int64, c Change) {
-	d.c.Next = n
+	d.c.Next, d.c.flagged = n, d.c.flagged || c.Full
 	b, before := d.b, len(d.b.chunk.msgs)
 	row := b.keep(c.Row)
 	if firstByte(row) != '{' {
@@ -120,8 +124,14 @@ func (d *Deltas) Change(n int64, c Change) {
 // Undecodable adds a message that reports why the deltas cannot be read.
 func (d *Deltas) Undecodable(err error) {
 	d.b.undecodable(&d.event, nil, err)
-	d.c.index = d.event.index
+	d.c.index, d.c.broken = d.event.index, true
 }
 
-// End ends the row of the claim check.
-func (d *Deltas) End() { d.b.end(d.c.ID, d.first) }
+// End ends the row of the claim check. Where a snapshot had no messages, it is unknown
+// whether that is all of it, so no marker follows.
+func (d *Deltas) End() {
+	if c := d.c; c.full && c.index > 0 && !c.broken {
+		d.b.snapshotEnd(&d.event, c.flagged)
+	}
+	d.b.end(d.c.ID, d.first)
+}
