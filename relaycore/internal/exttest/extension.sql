@@ -314,10 +314,12 @@ BEGIN
         coalesce(current_setting('pg_trickle.outbox_inline_threshold_rows', true), '10000')::bigint);
 END $fn$;
 
--- The event triggers run with the rights of the role that runs a command.
+-- The event triggers run with the rights of the role that runs a command. CREATE TABLE alone
+-- needs none.
 CREATE FUNCTION pgtrickle.fixture_track() RETURNS event_trigger LANGUAGE plpgsql AS $fn$
 BEGIN
-    IF TG_EVENT = 'sql_drop' OR EXISTS (SELECT FROM pg_event_trigger_ddl_commands() WHERE object_type = 'table') THEN
+    IF TG_EVENT = 'sql_drop' OR EXISTS (SELECT FROM pg_event_trigger_ddl_commands()
+        WHERE command_tag <> 'CREATE TABLE' AND object_type IN ('table', 'view', 'function', 'trigger')) THEN
         PERFORM FROM pgtrickle.pgt_stream_tables, pgtrickle.pgt_dependencies;
         PERFORM FROM pgtrickle.pgt_outbox_config;
         IF to_regclass('pgtrickle.pgt_inbox_config') IS NOT NULL THEN

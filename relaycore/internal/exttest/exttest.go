@@ -1,5 +1,6 @@
 // Package exttest creates the objects of the pg_trickle extension, 0.37 to 0.45, in a
-// database, and writes outbox rows as the extension does.
+// database, and writes outbox rows as the extension does. It does so with the real
+// extension on the server that [Env] names.
 package exttest
 
 import (
@@ -7,6 +8,7 @@ import (
 	_ "embed"
 	"fmt"
 	"net/url"
+	"os"
 	"strings"
 	"testing"
 
@@ -14,16 +16,62 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest/pgtest"
 )
 
 //go:embed extension.sql
 var extensionSQL string
+
+//go:embed real.sql
+var realSQL string
 
 //go:embed older.sql
 var olderSQL string
 
 //go:embed update.sql
 var updateSQL string
+
+// Env names a server that has the real pg_trickle. If it is set, the tests use that in
+// place of the imitation; scripts/extension.sh sets it.
+const Env = "RELAY_TEST_PGTRICKLE_URL"
+
+// Real reports whether the extension is the real one.
+func Real() bool { return os.Getenv(Env) != "" }
+
+// URL returns the URL of an empty database for [Install]. It skips the test if the server
+// has a real extension of 0.46 or later, which has no outboxes.
+func URL(t testing.TB) string { return urlOf(t, false) }
+
+// NewerURL returns the URL of an empty database for [InstallNewer], and skips the test if
+// the server has an older real extension.
+func NewerURL(t testing.TB) string { return urlOf(t, true) }
+
+func urlOf(t testing.TB, newer bool) string {
+	t.Helper()
+	if !Real() {
+		return pgtest.URL(t)
+	}
+	url := pgtest.URLFrom(t, Env)
+	var version string
+	var is bool
+	err := pgtest.Open(t, url).QueryRow(context.Background(), `SELECT default_version, string_to_array(default_version, '.')::int[] >= '{0,46}'
+		FROM pg_available_extensions WHERE name = 'pg_trickle'`).Scan(&version, &is)
+	if err != nil {
+		t.Fatalf("find pg_trickle: %v", err)
+	}
+	if is != newer {
+		t.Skipf("not for pg_trickle %s", version)
+	}
+	return url
+}
+
+// Source returns the table in which the rows of a stream table are changed.
+func Source(table string) string {
+	if Real() {
+		return "fixture_" + table
+	}
+	return table
+}
 
 // Install creates the extension's objects in an empty database.
 func Install(t testing.TB, pool *pgxpool.Pool) {
@@ -35,8 +83,24 @@ func Install(t testing.TB, pool *pgxpool.Pool) {
 
 // Create is CREATE EXTENSION pg_trickle, of version 0.45.
 func Create(pool *pgxpool.Pool) error {
-	_, err := pool.Exec(context.Background(), extensionSQL)
+	sql := extensionSQL
+	if Real() {
+		sql = `CREATE EXTENSION pg_trickle; ` + realSQL
+	}
+	_, err := pool.Exec(context.Background(), sql)
 	return err
+}
+
+// InstallNewer creates the extension as of version 0.46.
+func InstallNewer(t testing.TB, pool *pgxpool.Pool) {
+	t.Helper()
+	Install(t, pool)
+	if Real() {
+		return
+	}
+	if err := Update(pool, pool.Config().ConnConfig.Database); err != nil {
+		t.Fatalf("update the extension: %v", err)
+	}
 }
 
 // Install28 creates the extension as of version 0.28.
@@ -91,7 +155,13 @@ func Refresh(t testing.TB, pool *pgxpool.Pool, table string, inserted, deleted i
 // Truncate empties a stream table of rows rows, and writes the outbox row of its refresh.
 func Truncate(t testing.TB, pool *pgxpool.Pool, table string, rows int64, claimCheck bool) (id int64) {
 	t.Helper()
-	exec(t, pool, `TRUNCATE `+table)
+	if Real() { // in mode FULL an empty stream table writes no outbox row
+		mode := `SELECT pgtrickle.alter_stream_table('` + table + `', refresh_mode => '%s')`
+		exec(t, pool, fmt.Sprintf(mode, "DIFFERENTIAL"))
+		exec(t, pool, `SELECT pgtrickle.refresh_stream_table('`+table+`')`)
+		defer exec(t, pool, fmt.Sprintf(mode, "FULL"))
+	}
+	exec(t, pool, `TRUNCATE `+Source(table))
 	threshold := int64(10000)
 	if claimCheck {
 		threshold = 0

@@ -29,7 +29,7 @@ func TestDumpAndRestore(t *testing.T) {
 	up(t, from)
 	exec(t, from, pipeline)
 	exec(t, from, `INSERT INTO pgtrickle.relay_cursors (relay_group_id, direction, pipeline, epoch) VALUES ('g', 'forward', 'p', 1)`)
-	exec(t, from, `TRUNCATE public.orders; INSERT INTO public.orders (id) VALUES (1), (2)`)
+	exec(t, from, `TRUNCATE `+exttest.Source("public.orders")+`; INSERT INTO `+exttest.Source("public.orders")+` (id) VALUES (1), (2)`)
 	exttest.Refresh(t, from, "public.orders", 2, 0, false)
 	src, err := restored(from, relay.Checkpoint{}, "refuse")
 	if err != nil {
@@ -44,7 +44,7 @@ func TestDumpAndRestore(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	to := pgtest.URL(t)
+	to := exttest.URL(t)
 	pool := pgtest.Open(t, to)
 	exttest.Install(t, pool)
 	dump := filepath.Join(t.TempDir(), "dump.sql")
@@ -74,7 +74,7 @@ func TestDumpAndRestore(t *testing.T) {
 	if _, err := restored(pool, c, "refuse"); err == nil || !strings.Contains(err.Error(), "on_restore") {
 		t.Errorf("Open of a copy: %v", err)
 	}
-	exec(t, pool, `DELETE FROM public.orders WHERE id = 1`)
+	exec(t, pool, `DELETE FROM `+exttest.Source("public.orders")+` WHERE id = 1`)
 	exttest.Refresh(t, pool, "public.orders", 0, 1, false)
 	if src, err = restored(pool, c, "rebase"); err != nil {
 		t.Fatal(err)

@@ -1,7 +1,6 @@
 package outbox_test
 
 import (
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -13,10 +12,6 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/internal/migrate"
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest/pgtest"
 )
-
-// realEnv names a server that has pg_trickle 0.37 to 0.45. TestStreamTables uses it in
-// place of the imitation; scripts/extension.sh sets it.
-const realEnv = "RELAY_TEST_PGTRICKLE_URL"
 
 // TestStreamTables changes the source of stream tables with a key, with an aggregate and
 // without a key. Refreshes write snapshots inline and, above the threshold, claim checks.
@@ -60,16 +55,9 @@ func TestStreamTables(t *testing.T) {
 func newStreamTable(t *testing.T, query string) *differ {
 	t.Helper()
 	d := &differ{t: t, mode: "diff", readBytes: 2000}
-	var url string
-	if os.Getenv(realEnv) != "" {
-		url = pgtest.URLFrom(t, realEnv)
-		d.admin = pgtest.Open(t, url)
-		exec(t, d.admin, `CREATE EXTENSION pg_trickle`)
-	} else {
-		url = pgtest.URL(t)
-		d.admin = pgtest.Open(t, url)
-		exttest.Install(t, d.admin)
-	}
+	url := exttest.URL(t)
+	d.admin = pgtest.Open(t, url)
+	exttest.Install(t, d.admin)
 	exec(t, d.admin, `CREATE TABLE public.source (id int PRIMARY KEY, v int, g int)`)
 	exec(t, d.admin, `DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET pg_trickle.outbox_inline_threshold_rows = 10', current_database()); END $$`)
 	d.admin.Reset() // the setting holds for new sessions
