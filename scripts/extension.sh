@@ -8,3 +8,4 @@ cd "$(dirname "$0")/../relaycore"
 export RELAY_TEST_PGTRICKLE_URL=$1 RELAY_TEST_DATABASE_URL=$1 RELAY_TEST_REQUIRE=1
 go test -count=1 -v -run '^Test(StreamTable|ClaimChecksUnder|SharedDelta|Superseded|DeltaTable)' ./internal/outbox
 go test -count=1 -v ./internal/exttest
+go test -count=1 -v -run '^TestKilledBeside' ./relaycmd

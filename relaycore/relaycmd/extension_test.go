@@ -3,15 +3,21 @@ package relaycmd
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
+	"math/rand/v2"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/grove/pgtrickle-relay/relaycore/internal/exttest"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest/pgtest"
 )
 
@@ -205,4 +211,105 @@ func TestSequencesUnderPlainRole(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestKilledBesideStreamTable kills the relay while a stream table changes at random, with
+// snapshots inline and as claim checks. A replay of what arrived gives the stream table.
+func TestKilledBesideStreamTable(t *testing.T) {
+	t.Parallel()
+	url := exttest.URL(t)
+	w := &world{pool: pgtest.Open(t, url), dir: t.TempDir()}
+	exttest.Install(t, w.pool)
+	w.exec(t, `CREATE TABLE public.source (id int PRIMARY KEY, v int)`)
+	w.exec(t, `DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET pg_trickle.outbox_inline_threshold_rows = 20', current_database()); END $$`)
+	w.pool.Reset() // the setting holds for new sessions
+	w.exec(t, `SELECT pgtrickle.create_stream_table('public.s', 'SELECT id, v FROM public.source', '1d', 'DIFFERENTIAL')`)
+	w.exec(t, `SELECT pgtrickle.enable_outbox('public.s')`)
+	if out, stderr, code := runBinary(t, nil, "migrate", "--postgres-url", url); code != 0 {
+		t.Fatalf("migrate = %d %s%s", code, out, stderr)
+	}
+	w.url = exttest.RelayRole(t, w.pool, url)
+	w.exec(t, `SELECT pgtrickle.relay_grant_access()`)
+	w.exec(t, `SELECT pgtrickle.set_relay_outbox('s', config => $1::jsonb)`,
+		fmt.Sprintf(`{"stream_table":"public.s","sink_type":"spool","spool_path":%q,"spool_whole":true,"spool_delay":"5ms","batch_size":7}`, w.spool("s")))
+	w.exec(t, `SELECT pgtrickle.enable_relay('s')`)
+
+	p := startRelay(t, w.url)
+	rnd := rand.New(rand.NewPCG(1, 2))
+	for i := range 60 {
+		n := rnd.IntN(40)
+		switch rnd.IntN(5) {
+		case 0:
+			w.exec(t, `DELETE FROM public.source WHERE id % 40 > $1`, n)
+		case 1:
+			w.exec(t, `UPDATE public.source SET v = v + 1 WHERE id % 40 < $1`, n)
+		case 2:
+			w.exec(t, `TRUNCATE public.source`)
+		default:
+			w.exec(t, `INSERT INTO public.source SELECT g, $1 FROM generate_series(1, $1) g ON CONFLICT (id) DO UPDATE SET v = excluded.v`, n)
+		}
+		w.exec(t, `SELECT pgtrickle.refresh_stream_table('public.s')`)
+		time.Sleep(time.Duration(rnd.IntN(60)) * time.Millisecond)
+		if i%10 == 9 {
+			p.signal(t, syscall.SIGKILL)
+			<-p.done
+			p = startRelay(t, w.url)
+		}
+	}
+	w.exec(t, `INSERT INTO public.source VALUES (-1, 0)`)
+	w.exec(t, `SELECT pgtrickle.refresh_stream_table('public.s')`)
+
+	want := map[string]string{}
+	rows, _ := w.pool.Query(t.Context(), `SELECT id::text, v::text FROM public.s`)
+	var id, v string
+	if _, err := pgx.ForEachRow(rows, []any{&id, &v}, func() error { want[id] = v; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	var got map[string]string
+	var arrived, twice int
+	eventually(t, "the replay to equal the stream table", patience, func() bool {
+		got, arrived, twice = replay(t, w.spool("s"))
+		return maps.Equal(got, want)
+	})
+	t.Logf("%d rows of %d messages, %d of them repeated", len(want), arrived, twice)
+	if t.Failed() {
+		t.Errorf("replayed %v, want %v", got, want)
+	}
+}
+
+// replay returns the rows, v by id, that the messages in a spool give. A repeated id is
+// dropped.
+func replay(t *testing.T, path string) (rows map[string]string, arrived, twice int) {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, 0, 0
+	}
+	rows, seen := map[string]string{}, map[string]bool{}
+	for line := range strings.Lines(string(b)) {
+		var m struct {
+			ID      string         `json:"id"`
+			Headers []relay.Header `json:"headers"`
+			Row     string         `json:"row"`
+		}
+		var row struct{ ID, V json.Number }
+		if !strings.HasSuffix(line, "\n") {
+			break // a line that a kill cut, or one that is being written
+		}
+		if json.Unmarshal([]byte(line), &m) != nil || json.Unmarshal([]byte(m.Row), &row) != nil {
+			t.Fatalf("the spool has %q", line)
+		}
+		arrived++
+		if seen[m.ID] {
+			twice++
+			continue
+		}
+		seen[m.ID] = true
+		if slices.Contains(m.Headers, relay.Header{Name: relay.HeaderOp, Value: relay.OpDelete}) {
+			delete(rows, row.ID.String())
+		} else {
+			rows[row.ID.String()] = row.V.String()
+		}
+	}
+	return rows, arrived, twice
 }
