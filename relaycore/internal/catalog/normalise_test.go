@@ -168,6 +168,7 @@ func TestNormaliseErrors(t *testing.T) {
 		"unset variable":          {relay.Forward, `{"stream_table":"o","sink":{"type":"nats","url":"a","token":"${env:CATALOG_UNSET}"}}`, `key "sink.token": ${env:CATALOG_UNSET}: environment variable is not set`},
 		"key field and template":  {relay.Forward, `{"stream_table":"o","sink_type":"nats","nats_url":"a","key_field":"a","key_template":"b"}`, `key "key_template": says the same as "key_field"`},
 		"marker without subject":  {relay.Forward, `{"stream_table":"o","sink_type":"nats","nats_url":"a","snapshot_marker":true,"subject_template":"o.{row.a}"}`, `key "snapshot_marker": needs a subject_template without {row.…}`},
+		"unknown startup":         {relay.Forward, `{"stream_table":"o","sink_type":"nats","nats_url":"a","startup":"at:x"}`, `key "startup": "at:x" must be earliest`},
 		"marker in debezium":      {relay.Forward, `{"stream_table":"o","sink_type":"nats","nats_url":"a","snapshot_marker":true,"format":"debezium"}`, `key "snapshot_marker": format debezium`},
 		"subject and its default": {relay.Forward, `{"stream_table":"o","sink_type":"nats","nats_url":"a","nats_subject":"a","subject_template":"b"}`, `key "nats_subject": says the same as "subject_template"`},
 	} {

@@ -126,6 +126,9 @@ func (s *forwardSettings) Validate() error {
 	if s.Transform != "" && s.Format == codec.FormatDebezium {
 		return relaycfg.Errorf("transform", "makes one row, but format debezium has one before and one after the change; set another format")
 	}
+	if err := s.ValidateStartup(); err != nil {
+		return relaycfg.Errorf("startup", "%q %v", s.Startup, err)
+	}
 	return s.Common.validate()
 }
 

@@ -62,7 +62,7 @@ func open(ctx context.Context, q pg.Querier, cfg *Config, c relay.Checkpoint, ru
 
 	var known int64 // ids up to it were read
 	if cp == nil {
-		known, err = o.fromOffset(ctx, cfg.Store(q), cfg.Pipeline, c.LastID)
+		known, err = o.fromOffset(ctx, q, cfg, strategy, c.LastID)
 	} else {
 		known, err = o.fromCheckpoint(ctx, q, cfg, strategy, cp, running)
 	}
@@ -82,17 +82,56 @@ func open(ctx context.Context, q pg.Querier, cfg *Config, c relay.Checkpoint, ru
 }
 
 // fromOffset starts behind the public offset, which an earlier relay may have left, or
-// behind lastID.
-func (o *opening) fromOffset(ctx context.Context, store Store, pipeline string, lastID int64) (known int64, err error) {
-	offset, found, err := store.Offset(ctx, pipeline)
+// behind lastID. With neither, the pipeline runs for the first time.
+func (o *opening) fromOffset(
+	ctx context.Context, q pg.Querier, cfg *Config, strategy scan.Strategy, lastID int64,
+) (known int64, err error) {
+	offset, found, err := cfg.Store(q).Offset(ctx, cfg.Pipeline)
 	if err != nil {
 		return 0, err
+	}
+	if !found && lastID == 0 {
+		return o.fromStartup(ctx, q, cfg, strategy)
 	}
 	if found {
 		lastID = max(lastID, offset)
 	}
 	o.start.Safe = max(o.start.Safe, lastID)
 	return lastID, nil
+}
+
+// fromStartup starts at the place of key startup. Rows that it leaves out are not counted, so
+// that none of them is taken for a loss. It returns [table.Beginning] if missing ids prove
+// nothing.
+//
+// A row of the window strategy that commits later is delivered, whatever its id is. The
+// fence goes by ids alone: it leaves out each row below its start.
+func (o *opening) fromStartup(ctx context.Context, q pg.Querier, cfg *Config, strategy scan.Strategy) (known int64, err error) {
+	if cfg.Settings.Startup == table.StartEarliest {
+		return 0, nil
+	}
+	var behind int64
+	known = table.Beginning
+	if id, ok := cfg.Settings.StartID(); ok {
+		highest, err := table.HighestID(ctx, q, o.table)
+		switch {
+		case err != nil:
+			return 0, err
+		case id > highest+1:
+			return 0, relay.Fatal(fmt.Errorf("startup at:%d: the newest row of %s is %d; set startup to an id up to %d, or to latest",
+				id, o.table.Qualified(), highest, highest+1))
+		}
+		behind, known = id-1, id-1
+		o.start.Position = strategy.Behind(behind)
+	} else if o.start.Position, behind, err = strategy.Now(ctx, q, o.table); err != nil {
+		return 0, err
+	}
+	o.start.Uncounted = behind
+	if strategy == scan.Fence {
+		o.start.Safe = max(o.start.Safe, behind)
+	}
+	cfg.Logger.Info("pipeline runs for the first time", "table", o.table.Qualified(), "startup", cfg.Settings.Startup, "behind_id", behind)
+	return known, nil
 }
 
 // fromCheckpoint goes on behind a checkpoint. It returns [table.Beginning] if missing
@@ -212,6 +251,9 @@ func (s *Source) use(o *opening) {
 		// checks that it had settled.
 		s.shared.claimed.Store(start.Safe)
 		s.moved.Notify()
+	}
+	if start.Resumed == nil {
+		s.moved.Notify() // so that the next owner begins at the same position
 	}
 	s.cfg.Logger.Debug("outbox opened", "table", t.Qualified(), "strategy", tracker.Strategy().Name(), "settled_up_to", start.Safe)
 }

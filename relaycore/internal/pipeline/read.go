@@ -7,6 +7,7 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/codec"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/table"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
@@ -34,7 +35,7 @@ func (r *Runner) Read(ctx context.Context, pl catalog.Pipeline, from int64, log 
 		Outbox: s.StreamTable, Settings: s.Forward.Settings, Identity: state.Identity, PollInterval: s.PollInterval.D(), Logger: log,
 	}
 	if from != 0 {
-		config.Checkpoint.LastID = from - 1
+		config.Checkpoint.LastID, config.Settings.Startup = from-1, table.StartEarliest
 	} else {
 		config.Group, config.Pipeline, config.Checkpoint = r.Group, pl.Name, state.Checkpoint
 	}

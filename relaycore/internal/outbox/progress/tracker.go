@@ -46,12 +46,13 @@ func (n Notifier) clear() {
 
 // Start is where a tracker starts.
 type Start struct {
-	Origin   table.Origin
-	Position scan.Position
-	Safe     int64       // every row up to it is settled, and none appears
-	Gap      Gap         // ids in front of the first row that are missing
-	Counted  bool        // ids come from a sequence, so rows can be counted
-	Resumed  *Checkpoint // made at Position; nil = nothing behind it is settled
+	Origin    table.Origin
+	Position  scan.Position
+	Safe      int64       // every row up to it is settled, and none appears
+	Gap       Gap         // ids in front of the first row that are missing
+	Uncounted int64       // rows up to it may have been left out
+	Counted   bool        // ids come from a sequence, so rows can be counted
+	Resumed   *Checkpoint // made at Position; nil = nothing behind it is settled
 }
 
 // Tracker follows messages until they are settled. Its methods may be called by any
@@ -99,7 +100,7 @@ type safety struct {
 // before they could be delivered.
 func New(start Start, moved Notifier, gone func(g Gap, ids int64)) *Tracker {
 	t := &Tracker{strategy: start.Position.Strategy(), moved: moved, gone: gone, origin: start.Origin, base: start.Position, safe: start.Safe}
-	t.audit.from = start.Safe
+	t.audit.from = max(start.Safe, start.Uncounted)
 	if c := start.Resumed; c != nil {
 		if c.Part != nil {
 			t.part = *c.Part

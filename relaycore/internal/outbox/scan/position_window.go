@@ -83,15 +83,20 @@ func (p *windowPosition) Covered() int64 { return table.Beginning }
 func (p *windowPosition) Clean() (int64, bool) { return 0, false }
 
 func (p *windowPosition) Check(ctx context.Context, q pg.Querier) error {
-	var text string
-	if err := q.QueryRow(ctx, `SELECT pg_current_snapshot()::text`).Scan(&text); err != nil {
-		return fmt.Errorf("take snapshot: %w", err)
-	}
-	now, err := parseSnapshot(text)
+	now, err := current(ctx, q)
 	if err != nil {
 		return err
 	}
 	return p.compare(&now)
+}
+
+// current takes a snapshot.
+func current(ctx context.Context, q pg.Querier) (snapshot, error) {
+	var text string
+	if err := q.QueryRow(ctx, `SELECT pg_current_snapshot()::text`).Scan(&text); err != nil {
+		return snapshot{}, fmt.Errorf("take snapshot: %w", err)
+	}
+	return parseSnapshot(text)
 }
 
 // compare returns a [*BackwardsError] if the position has seen what now has not.

@@ -49,6 +49,9 @@ type Strategy interface {
 	Check(ctx context.Context, q pg.Querier, t *table.Table, set table.Settings, log *slog.Logger) error
 	// Behind returns the position behind an id that all rows up to it are settled.
 	Behind(id int64) Position
+	// Now returns a position behind every row that is committed. No row that is left
+	// out by it has an id above highest.
+	Now(ctx context.Context, q pg.Querier, t *table.Table) (p Position, highest int64, err error)
 }
 
 // The strategies.

@@ -31,6 +31,14 @@ func (windowStrategy) Name() string { return "window" }
 
 func (windowStrategy) Behind(id int64) Position { return &windowPosition{lo: nothing, at: id} }
 
+func (windowStrategy) Now(ctx context.Context, q pg.Querier, t *table.Table) (p Position, highest int64, err error) {
+	now, err := current(ctx, q)
+	if err == nil {
+		highest, err = table.HighestID(ctx, q, t) // after the snapshot: it must not miss a row that the snapshot sees
+	}
+	return &windowPosition{lo: now, at: table.Beginning}, highest, err
+}
+
 func (windowStrategy) Check(ctx context.Context, q pg.Querier, t *table.Table, set table.Settings, log *slog.Logger) error {
 	name, xid := t.Qualified(), t.Columns.Xid
 	switch {

@@ -15,6 +15,7 @@ type Settings struct {
 	CreatedColumn  string `json:"created_at_column" doc:"Column with the time at which the row was written. Default: created_at, if it exists."`
 	HeadersColumn  string `json:"headers_column" doc:"Column of type jsonb with an object whose members become headers. Default: none. For your own tables only."`
 	SequenceCache  string `json:"sequence_cache" relay:"enum=refuse|accept" doc:"Whether windows may read an outbox whose sequence hands out ids in bulk (CACHE above 1). No row is lost, but rows of a key keep their order only if one session at a time writes the key. Progress, on which retention waits, advances only as sessions end."`
+	Startup        string `json:"startup" doc:"Where a pipeline begins when it runs for the first time: earliest, the oldest row of the outbox; latest, rows that commit from then on; at:ID, the row with that id."`
 	Snapshot       string `json:"snapshot" relay:"enum=diff|emit" doc:"What is sent of an outbox whose rows are snapshots of a stream table (pg_trickle 0.37 to 0.45): emit sends each snapshot whole; diff compares it with the one before, and sends inserts, updates and deletes."`
 	DiffState      string `json:"diff_state" relay:"enum=rows|keys" doc:"What diff keeps of the last snapshot's rows: rows, all of it; keys, the key fields alone, so that updates have no row before, and deletes have the key fields only."`
 	SnapshotMarker bool   `json:"snapshot_marker" doc:"Whether a message with op snapshot_end follows each snapshot that is sent, and each difference that is not empty. It is published once all before it is confirmed or a dead letter."`
@@ -29,6 +30,7 @@ func DefaultSettings() Settings { return Settings{}.WithDefaults() }
 func (s Settings) WithDefaults() Settings {
 	s.Strategy = cmp.Or(s.Strategy, "auto")
 	s.SequenceCache = cmp.Or(s.SequenceCache, "refuse")
+	s.Startup = cmp.Or(s.Startup, StartEarliest)
 	s.Snapshot = cmp.Or(s.Snapshot, "diff")
 	s.DiffState = cmp.Or(s.DiffState, "rows")
 	s.OnRestore = cmp.Or(s.OnRestore, "refuse")
