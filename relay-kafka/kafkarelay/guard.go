@@ -41,11 +41,11 @@ const (
 	maxPrelude  = 64 << 10  // what is checked of a fetch before its records
 )
 
-// guard is a connection to a broker. kafka-go allocates what a length in a response
-// says, and indexes with it, in goroutines of its own: a peer that is no broker ends
-// the process. So nothing passes that kafka-go could not decode: a response must have
-// a plausible size, be the answer to the oldest request, and hold what its lengths
-// and counts promise.
+// guard is a connection to a broker. kafka-go allocates by a length in a response, and
+// indexes with it, in goroutines of its own. So a peer that is no broker would end the
+// process. Nothing passes that kafka-go could not decode. A response must have a
+// plausible size, be the answer to the oldest request, and hold what its lengths and
+// counts promise.
 type guard struct {
 	net.Conn
 
@@ -220,8 +220,9 @@ var responses = map[protocol.ApiKey]reflect.Type{
 	protocol.Heartbeat: reflect.TypeFor[heartbeat.Response](), protocol.LeaveGroup: reflect.TypeFor[leavegroup.Response](),
 	protocol.OffsetCommit: reflect.TypeFor[offsetcommit.Response](), protocol.OffsetFetch: reflect.TypeFor[offsetfetch.Response](),
 	protocol.CreateTopics: reflect.TypeFor[createtopics.Response](), protocol.SaslHandshake: reflect.TypeFor[saslhandshake.Response](),
-	protocol.SaslAuthenticate: reflect.TypeFor[saslauthenticate.Response](), protocol.InitProducerId: reflect.TypeFor[initproducerid.Response](),
-	protocol.DescribeConfigs: reflect.TypeFor[describeconfigs.Response](),
+	protocol.SaslAuthenticate: reflect.TypeFor[saslauthenticate.Response](),
+	protocol.InitProducerId:   reflect.TypeFor[initproducerid.Response](),
+	protocol.DescribeConfigs:  reflect.TypeFor[describeconfigs.Response](),
 }
 
 // checkResponse walks through a response as kafka-go would decode it. body is all of

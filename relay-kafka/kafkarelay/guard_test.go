@@ -206,7 +206,7 @@ func FuzzGuard(f *testing.F) {
 }
 
 // TestWrongPeerStopsThePipeline: a sink at a server that is no broker fails for good, and
-// tells which key is wrong.
+// its error names the key that is wrong.
 func TestWrongPeerStopsThePipeline(t *testing.T) {
 	t.Parallel()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")

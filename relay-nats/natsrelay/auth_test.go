@@ -20,8 +20,8 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest/tlstest"
 )
 
-// Every way to prove who one is: with the right proof a stream is created and
-// published to, with a wrong one the error is fatal.
+// With each kind of credentials: the right ones create a stream and publish to it, and
+// with wrong ones the error is fatal.
 func TestCredentials(t *testing.T) {
 	t.Parallel()
 	seed, public := userKey(t)

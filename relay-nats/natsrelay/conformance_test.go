@@ -85,7 +85,7 @@ func openSink(t testing.TB, config string) *sink {
 }
 
 // readRaw reads a stream from its beginning with the plain client, until it has
-// n messages and there are no more.
+// n messages and comes to its end.
 func readRaw(t testing.TB, js jetstream.JetStream, stream string, n int) (got []relay.Message) {
 	t.Helper()
 	ctx := testContext(t)

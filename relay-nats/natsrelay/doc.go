@@ -41,9 +41,9 @@
 //   - streams whose leader is another server than the connected one;
 //   - messages with a header of the user's own that begins with Nats-.
 //
-// Some refusals cannot be foreseen: when others publish faster into the stream than
-// it stores (429, 10167), or when the storage of the whole server is full (10023)
-// while messages expire. Set strict_order where that can happen.
+// Two refusals cannot be foreseen. Others may publish faster into the stream than it
+// stores (429, 10167). The storage of the whole server may be full (10023) while
+// messages expire. Set strict_order where that can happen.
 //
 // # Delivery, reverse
 //

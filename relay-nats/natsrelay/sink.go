@@ -141,10 +141,10 @@ func (s *sink) openStream(ctx context.Context, subject string) error {
 	return nil
 }
 
-// mayReorder reports whether the stream could refuse or lose one message and store
-// the next one of its key, so that the first arrives behind it when it is sent again.
-// The stream or its account can refuse what exceeds their limits; between servers a
-// message can get lost.
+// mayReorder reports whether the stream could refuse or lose one message and store the
+// next one of its key. When the first is sent again, it arrives behind that. The stream
+// or its account can refuse what exceeds their limits; between servers a message can get
+// lost.
 func (s *sink) mayReorder(ctx context.Context, info *jetstream.StreamInfo) bool {
 	limited := info.Config.MaxMsgs > 0 || info.Config.MaxBytes > 0 || info.Config.DiscardNewPerSubject
 	switch {
@@ -167,9 +167,8 @@ func (s *sink) mayReorder(ctx context.Context, info *jetstream.StreamInfo) bool 
 	return accountLimited(account, &info.Config)
 }
 
-// account asks for the account's limits on a connection of its own: the server
-// reports a refused question to the connection, which then cannot tell it from the
-// refusal of a message.
+// account asks for the account's limits on a connection of its own. The server reports a
+// refused question to the connection, where it would look like the refusal of a message.
 func (s *sink) account(ctx context.Context) (*jetstream.AccountInfo, error) {
 	ctx, cancel := context.WithTimeout(ctx, accountTimeout)
 	defer cancel()
@@ -292,7 +291,8 @@ func (s *sink) check(ctx context.Context, m *relay.Message, size int) error {
 		}
 	}
 	if s.enc.unsendable {
-		return relay.Permanent(fmt.Errorf("message %s: header name %q cannot be sent: use printable ASCII without spaces and separators", m.ID, s.enc.badName))
+		return relay.Permanent(fmt.Errorf("message %s: header name %q cannot be sent: use printable ASCII without spaces and separators",
+			m.ID, s.enc.badName))
 	}
 	if s.known[m.Subject] {
 		return nil
@@ -374,8 +374,8 @@ func (s *sink) checkStores(subject string) error {
 	return relay.Fatal(err)
 }
 
-// result ends the batch. When an answer is missing it is unknown whether the message
-// arrived, and the connection must not be used again: a late answer would count for
+// result ends the batch. When an answer is missing, it is unknown whether the message
+// arrived. The connection must not be used again, because a late answer would count for
 // the next batch.
 func (s *sink) result(ctx context.Context, batch []relay.Message, stopped error) error {
 	w := s.win

@@ -262,7 +262,7 @@ func TestAccountLimited(t *testing.T) {
 	}
 }
 
-// A user who may not ask about the account publishes as ever.
+// A user without the right to ask about the account publishes as ever.
 func TestAccountInfoNotPermitted(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct{ inJetStream, key, subject string }{
@@ -288,8 +288,8 @@ func TestAccountInfoNotPermitted(t *testing.T) {
 	}
 }
 
-// An account that imports another's stream has no JetStream of its own to ask
-// about, and nobody may be there to answer: neither holds up the sink for long.
+// An account that imports another's stream has no JetStream of its own to ask about, or
+// no answer comes. Neither holds up the sink for long.
 func TestAccountInfoOfAnImportedStream(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
@@ -367,7 +367,7 @@ func republish(t testing.TB, s *sink, batch []relay.Message) (found int) {
 }
 
 // The server stops answering in the middle of a batch, and comes back after the
-// duplicate window has passed: what had been stored is not stored again.
+// duplicate window has passed. What had been stored is not stored again.
 func TestUnknownBeyondDuplicateWindow(t *testing.T) {
 	srv := startServer(t, "")
 	_, js := connect(t, srv.url)
@@ -412,7 +412,7 @@ func TestPerKeyPipelining(t *testing.T) {
 	}
 }
 
-// A stream that is deleted and made anew is read back from its beginning.
+// A stream that is deleted and created again is read back from its beginning.
 func TestResumeOfNewStream(t *testing.T) {
 	url := relaytest.Endpoint(t, "RELAY_TEST_NATS_URL")
 	_, js := connect(t, url)

@@ -202,7 +202,8 @@ func (s *source) checkConsumer(ci *jetstream.ConsumerInfo) error {
 		filters = []string{cc.FilterSubject}
 	}
 	wrong := func(problem string) error {
-		return relay.Fatal(fmt.Errorf("consumer %q of stream %q %s; use another consumer, or change or delete this one", ci.Name, ci.Stream, problem))
+		return relay.Fatal(fmt.Errorf("consumer %q of stream %q %s; use another consumer, or change or delete this one",
+			ci.Name, ci.Stream, problem))
 	}
 	switch {
 	case cc.DeliverSubject != "":

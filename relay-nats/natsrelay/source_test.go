@@ -67,8 +67,8 @@ func TestRewindAfterCrash(t *testing.T) {
 	}
 }
 
-// A connection that is lost while messages are in the engine's hands: they are
-// acknowledged on the next one, and not delivered twice when that is in time.
+// A connection is lost while the engine has messages. They are acknowledged on the next
+// one, and not delivered twice when that is in time.
 func TestAckAfterReconnect(t *testing.T) {
 	url := relaytest.Endpoint(t, "RELAY_TEST_NATS_URL")
 	_, js := connect(t, url)
@@ -78,7 +78,7 @@ func TestAckAfterReconnect(t *testing.T) {
 	got := receive(t, s, 10)
 	s.conn.dialer.Cut()
 	<-s.conn.closed
-	if err := s.Ping(testContext(t)); err != nil { // connects anew, and with it the consumer begins again
+	if err := s.Ping(testContext(t)); err != nil { // connects again, and with it the consumer begins again
 		t.Fatal(err)
 	}
 	ack(t, s, got)
@@ -226,8 +226,8 @@ func TestSourceErrors(t *testing.T) {
 	}
 }
 
-// A consumer that somebody deletes is created again where it was; a stream that
-// somebody deletes stops the pipeline.
+// A consumer that is deleted is created again where it was. A stream that is deleted
+// stops the pipeline.
 func TestDeletedUnderOurHands(t *testing.T) {
 	url := relaytest.Endpoint(t, "RELAY_TEST_NATS_URL")
 	_, js := connect(t, url)

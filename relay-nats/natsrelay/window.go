@@ -16,9 +16,9 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
-// window follows the confirmations of one batch at a time. It has a core
-// subscription of its own, because the client's PublishMsgAsync keeps a future, a
-// map entry and a timer for each message, which cost more than the publish.
+// window follows the confirmations of one batch at a time. It has a core subscription of
+// its own. The client's PublishMsgAsync keeps a future, a map entry and a timer for each
+// message, which cost more than the publish.
 //
 // A message's reply subject ends in its index in the batch. So a batch may begin
 // only when no answer is outstanding; otherwise the connection ends, and its window
@@ -165,7 +165,8 @@ func (w *window) parse(m *nats.Msg) (seq uint64, dup bool, err error) {
 	case ack.Error != nil:
 		return 0, false, classifyPubAck(ack.Error, w.stream)
 	case ack.Stream != w.stream:
-		return 0, false, relay.Fatal(fmt.Errorf("stream %q stored the message, not stream %q: subject and stream do not fit", ack.Stream, w.stream))
+		return 0, false, relay.Fatal(fmt.Errorf("stream %q stored the message, not stream %q: subject and stream do not fit",
+			ack.Stream, w.stream))
 	}
 	return ack.Seq, ack.Duplicate, nil
 }

@@ -9,9 +9,9 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
-// encoder turns messages into the client's, one at a time. It uses one message and
-// one header map again: while messages have headers of the same names, which is the
-// usual case, it only replaces the values.
+// encoder turns messages into the client's, one at a time. It uses one message and one
+// header map again. Messages usually have headers of the same names, and then it only
+// replaces the values.
 type encoder struct {
 	msg   nats.Msg
 	wire  []relay.Header
@@ -25,8 +25,8 @@ type encoder struct {
 // headerLine begins and ends a block of headers: "NATS/1.0\r\n" and "\r\n".
 const headerLine = 12
 
-// encode returns m for the client, the bytes that count against the server's
-// limits, and whether m has a header for which the server may refuse it alone.
+// encode returns m for the client, and the bytes that count against the server's limits.
+// Demanding is whether m has a header for which the server may refuse it alone.
 func (e *encoder) encode(m *relay.Message, reply string) (msg *nats.Msg, size int, demanding bool) {
 	e.wire = append(e.wire[:0], relay.Header{Name: nats.MsgIdHdr, Value: m.Delivery()})
 	if m.Delivery() != m.ID {
@@ -100,9 +100,9 @@ func validHeaderName(name string) bool {
 	return name != ""
 }
 
-// wildcards returns the pattern of the subjects that a template renders. A
-// token with a variable may render as several tokens, so ">" ends the pattern
-// when one of them is last, and "*" stands for it elsewhere.
+// wildcards returns the pattern of the subjects that a template renders. A token with a
+// variable may render as several tokens. So ">" ends the pattern when one of them is
+// last, and "*" stands for it elsewhere.
 func wildcards(template string) string {
 	var out []string
 	depth := 0

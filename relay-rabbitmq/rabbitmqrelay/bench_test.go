@@ -12,9 +12,9 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
-// BenchmarkAgainstRaw publishes the same messages with the client alone,
-// deferred confirms and a window of 1000, and with the sink, in turns on the same
-// server, and reports the medians and their ratio:
+// BenchmarkAgainstRaw publishes the same messages with the client alone, and with the
+// sink, in turns on one server. The client has deferred confirms and a window of 1000.
+// It reports the medians and their ratio:
 //
 //	go test -run - -bench AgainstRaw -benchtime 5x
 func BenchmarkAgainstRaw(b *testing.B) {

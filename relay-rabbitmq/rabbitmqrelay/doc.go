@@ -54,9 +54,9 @@
 // was deleted or its leader moved, begins again. With create_if_missing it declares
 // the queue and its bindings.
 //
-// A stream has no acknowledgements, and AMQP 0.9.1 cannot store an offset. The
-// source keeps it as the only message of a queue of its own, a quorum queue of
-// length 1, replaced and confirmed with each acknowledgement.
+// A stream has no acknowledgements, and AMQP 0.9.1 cannot store an offset. The source
+// keeps it as the only message of a quorum queue of its own. Each acknowledgement
+// replaces it, and is confirmed.
 //
 // The source stores where a pipeline begins before it hands out the first message.
 // So it uses stream_offset only once, and a connection that is lost before the first

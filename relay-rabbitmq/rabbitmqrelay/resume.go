@@ -97,8 +97,8 @@ type progress struct {
 	missing time.Time                // since when the offset cannot be read
 }
 
-// offsetStore keeps the offset up to which a stream is settled, as the only
-// message of a queue of its own: AMQP 0.9.1 has no other place for it.
+// offsetStore keeps the offset up to which a stream is settled. It is the only message of
+// a queue of its own, because AMQP 0.9.1 has no other place for it.
 type offsetStore struct {
 	channel *amqp.Channel
 	queue   string
@@ -200,7 +200,8 @@ func (o *offsetStore) await(patience time.Duration) error {
 }
 
 func (o *offsetStore) declare() error {
-	args := amqp.Table{amqp.QueueTypeArg: amqp.QueueTypeQuorum, amqp.QueueMaxLenArg: int64(1), amqp.QueueOverflowArg: amqp.QueueOverflowDropHead}
+	args := amqp.Table{amqp.QueueTypeArg: amqp.QueueTypeQuorum, amqp.QueueMaxLenArg: int64(1)}
+	args[amqp.QueueOverflowArg] = amqp.QueueOverflowDropHead
 	if _, err := o.channel.QueueDeclare(o.queue, true, false, false, false, args); err != nil {
 		return fmt.Errorf("declare queue %q: %w", o.queue, err)
 	}

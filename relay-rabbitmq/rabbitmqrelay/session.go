@@ -251,8 +251,8 @@ func (n *session) settle(ctx context.Context, batch []relay.Message, deadLetter 
 	return n.offsets.store(ctx, position{offset: end.offset})
 }
 
-// backlog returns how many messages are ready, and the time of the next one that
-// was received and not taken, if its publisher has set it.
+// backlog returns how many messages are ready. Oldest is the time of the next one that was
+// received and not taken, if its publisher has set it.
 func (n *session) backlog(queue string) (ready int64, oldest time.Time, err error) {
 	n.mu.Lock()
 	waiting := int64(len(n.queue))

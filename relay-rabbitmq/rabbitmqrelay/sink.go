@@ -32,10 +32,10 @@ const (
 // sink publishes to one exchange over one channel in confirm mode, up to
 // MaxInFlight messages ahead of their confirms.
 //
-// Order: a message can be returned, or rejected, while later ones of its key are
-// in flight. So the first message of a routing key on a connection is a probe:
-// until it is confirmed, no other message of its key is sent. With StrictOrder
-// every message is a probe.
+// Order: a message can be returned, or rejected, while later ones of its key are in
+// flight. So the first message of a routing key on a connection is a probe. No other
+// message of its key is sent until it is confirmed. With StrictOrder every message is a
+// probe.
 type sink struct {
 	cfg sinkConfig
 	env relay.Env

@@ -172,7 +172,7 @@ func TestSinkTooLarge(t *testing.T) {
 	large := relaytest.Message(2, "k")
 	large.Body = make([]byte, 129<<20) // more than any version's default
 	batch := []relay.Message{relaytest.Message(1, "k"), large, relaytest.Message(3, "k"), relaytest.Message(4, "other")}
-	for try := range 2 { // the broker tells its limit the first time
+	for try := range 2 { // the broker reports its limit the first time
 		var partial *relay.BatchError
 		err := sink.Publish(t.Context(), batch)
 		if !errors.As(err, &partial) || !relay.IsPermanent(partial.Failed[1]) || partial.Failed[2] == nil || relay.IsPermanent(partial.Failed[2]) || relay.IsFatal(partial.Failed[2]) {
@@ -237,7 +237,7 @@ func TestSinkBrokerFallsSilent(t *testing.T) {
 }
 
 func TestTimeoutOfSilentServer(t *testing.T) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0") // accepts, and says nothing
+	listener, err := net.Listen("tcp", "127.0.0.1:0") // accepts in silence
 	if err != nil {
 		t.Fatal(err)
 	}

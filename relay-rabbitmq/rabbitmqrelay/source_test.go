@@ -148,7 +148,7 @@ func TestSourceQueueDeleted(t *testing.T) {
 	if _, err := channel.QueueDelete(queue, false, false, false); err != nil {
 		t.Fatal(err)
 	}
-	// A source that is told before it is asked declares the queue at once.
+	// A source that gets its position before it is asked declares the queue at once.
 	telling, told := context.WithTimeout(t.Context(), 2*time.Second)
 	defer told()
 	if _, err := src.Receive(telling, 1); !errors.Is(err, context.DeadlineExceeded) && (err == nil || !strings.Contains(err.Error(), "cancelled the consumer") || relay.IsFatal(err)) {

@@ -31,7 +31,9 @@ func (e *encoder) encode(m *relay.Message, maxBody, maxFrame int) (routing strin
 	if routing, err = e.routing(m); err != nil {
 		return "", p, err
 	}
-	for _, text := range [...]struct{ name, value string }{{"routing key", routing}, {"id", m.ID}, {"op", m.Op}, {"content type", m.ContentType}} {
+	for _, text := range [...]struct{ name, value string }{
+		{"routing key", routing}, {"id", m.ID}, {"op", m.Op}, {"content type", m.ContentType},
+	} {
 		if len(text.value) > maxShortString {
 			return "", p, tooLong(m, text.name, len(text.value))
 		}

@@ -13,9 +13,9 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
 )
 
-// BenchmarkAgainstRaw adds the same messages with pipelines of 1000 XADD of the
-// client alone, and with the sink, in turns on the same server, and reports the
-// medians and their ratio:
+// BenchmarkAgainstRaw adds the same messages with pipelines of 1000 XADD of the client
+// alone, and with the sink, in turns on one server. It reports the medians and their
+// ratio:
 //
 //	go test -run - -bench AgainstRaw -benchtime 5x
 func BenchmarkAgainstRaw(b *testing.B) {

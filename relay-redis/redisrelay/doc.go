@@ -22,10 +22,9 @@
 //
 // A header that bears the name of one of the first four has "header:" before it.
 // The source reads all of this back. An entry without dedup_key has the id
-// redis:STREAM:ENTRY-ID; one without payload becomes a JSON object of its fields
-// (and a dead letter if these are not text). Its op is event unless it says
-// otherwise, its subject the stream unless it says otherwise, its origin
-// redis:STREAM, its time that of the entry's id.
+// redis:STREAM:ENTRY-ID. One without payload becomes a JSON object of its fields, or a
+// dead letter if these are not text. Without fields for them, its op is event and its
+// subject the stream. Its time is that of its id, and its origin redis:STREAM.
 //
 // # Delivery, forward
 //
@@ -36,14 +35,14 @@
 // again by itself. A transaction trims each stream once, with its last entry.
 //
 // After a lost answer it is unknown whether the transaction was executed. The engine
-// then reads back the streams from the last position, as a new owner does from the
-// position of the last checkpoint, and publishes only what is missing. Each stream's
+// then reads back the streams from the last position, and publishes only what is
+// missing. A new owner does so from the position of the last checkpoint. Each stream's
 // entries behind the position are read in pages of about 4 MiB. Streams begun after it
 // are known from a template of {stream_table} and {op}; for other templates SCAN
 // searches the keys. So a message is added once, except in three cases:
 //
 //   - the tail was trimmed before it could be read back;
-//   - a server that was cut off executes a transaction after the tail was read;
+//   - a server that was disconnected executes a transaction after the tail was read;
 //   - with wait_replicas, what too few replicas have is added again, on purpose.
 //
 // After a transaction that was refused or not answered the sink connects again. So it
@@ -69,15 +68,15 @@
 // never delivered twice within a process.
 //
 // Entries that are trimmed or deleted before they are read or acknowledged are lost.
-// The source logs an error with their number: for pending ones when it meets them, for
-// unread ones by comparing the stream's counters every 30 seconds.
+// The source logs an error with their number. It meets pending ones as it reads. It
+// finds unread ones by comparing the stream's counters every 30 seconds.
 //
 // Redis gives a stream no identity. The pipeline's cursor has its name and the group's.
-// If the group is gone, its stream or the group was deleted; if the stream ends before
+// If the group is gone, its stream or the group was deleted. If the stream ends before
 // the group's position, it was created again or lost entries. The pipeline then stops,
 // or with on_recreated restart reads the stream from its beginning in a new group. The
-// ids of messages then count these beginnings: redis:STREAM@.1:ENTRY. An operator who
-// knows the position creates the group there, and the pipeline continues.
+// ids of messages then count these beginnings: redis:STREAM@.1:ENTRY. If the position
+// is known, create the group there, and the pipeline continues.
 //
 // The order is that of the stream. A read waits at the server on a connection of its
 // own, which is closed when the read is cancelled.

@@ -12,7 +12,7 @@ type proxy struct {
 	net.Listener
 
 	mu     sync.Mutex
-	target string // of new connections; "" accepts them and says nothing
+	target string // of new connections; "" accepts them in silence
 	keep   int    // bytes of the answers that still pass before connections break; -1 is all
 	conns  []net.Conn
 }
@@ -55,7 +55,7 @@ func (p *proxy) serve() {
 	}
 }
 
-// answer passes on what the server says, as long as it may.
+// answer passes on what the server sends, as long as it may.
 func (p *proxy) answer(in, out net.Conn) {
 	defer in.Close()
 	buf := make([]byte, 1<<16)
@@ -90,7 +90,7 @@ func (p *proxy) loseAfter(bytes int) {
 	p.keep = bytes
 }
 
-// pass loses nothing any more.
+// pass loses nothing from now on.
 func (p *proxy) pass() { p.loseAfter(-1) }
 
 // point has new connections go to another server.

@@ -117,7 +117,7 @@ func (t *tails) settle() {
 	}
 }
 
-// observe keeps the server's clock, which entry ids tell.
+// observe keeps the server's clock, which entry ids hold.
 func (t *tails) observe(id string) {
 	if ms, _, ok := strings.Cut(id, "-"); ok {
 		if n, err := strconv.ParseInt(ms, 10, 64); err == nil {
@@ -211,8 +211,8 @@ func (s *sink) Resume(ctx context.Context, from string, seen func(id string)) er
 	return nil
 }
 
-// checkLoss says loudly that a stream ends before the position: a failover, or
-// a restart without persistence, has lost entries that Redis had confirmed.
+// checkLoss logs an error if a stream ends before the position. A failover, or a
+// restart without persistence, has then lost entries that Redis had confirmed.
 func (s *sink) checkLoss(ctx context.Context, st *stream, after string, listed bool) error {
 	if !listed || after == "0-0" || st.tail != after {
 		return nil
@@ -222,15 +222,15 @@ func (s *sink) checkLoss(ctx context.Context, st *stream, after string, listed b
 		return classify(fmt.Errorf("read the end of stream %q: %w", st.name, err))
 	}
 	if len(last) == 0 || idLess(last[0].ID, after) {
-		s.env.Logger.Error("stream ends before the last confirmed entry: Redis lost it in a failover or restart, or it was trimmed or deleted",
-			"stream", st.name, "confirmed", after)
+		s.env.Logger.Error("confirmed entries are gone", "stream", st.name, "confirmed", after,
+			"cause", "Redis lost them in a failover or restart, or they were trimmed or deleted")
 	}
 	return nil
 }
 
-// candidates lists the streams that the predecessor may have written: those of
-// the position, those that the template makes of the pipeline's own table, and
-// where the template looks into rows, every stream that fits it.
+// candidates lists the streams that the last owner may have written. These are the
+// streams of the position, and those that the template makes of the pipeline's table.
+// Where the template looks into rows, they are all streams that fit it.
 func (s *sink) candidates(ctx context.Context, p position) ([]string, error) {
 	names := make(map[string]bool)
 	for name := range p.Streams {

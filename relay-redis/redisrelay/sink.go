@@ -28,7 +28,7 @@ const (
 )
 
 // sink adds messages to streams, a transaction for each run of up to
-// transactionMessages. A bare pipeline would go on behind a command that failed: when
+// transactionMessages. A bare pipeline would go on behind a command that failed. If
 // memory is short for one XADD and free again for the next, a key would be out of
 // order. A transaction that meets OOM, READONLY, NOREPLICAS or a moved slot is refused
 // as a whole. It is also faster: the server parses first and executes in one go.
@@ -427,9 +427,10 @@ func (s *sink) awaitReplicas(ctx context.Context) error {
 }
 
 // reconnect makes the next try connect, and find the master, again. go-redis drops a
-// connection that broke, but not a waiter on it, nor a connection to a master that has
-// become a replica: in a transaction READONLY hides behind EXECABORT. A master that
-// was cut off may refuse for other reasons, as NOREPLICAS, so every refusal leads here.
+// connection that broke, but no waiter on it. It keeps a connection to a master that has
+// become a replica, because in a transaction READONLY hides behind EXECABORT. A master
+// without its replicas may refuse for other reasons, as NOREPLICAS, so every refusal
+// leads here.
 func (s *sink) reconnect() {
 	s.closeWaiter()
 	_ = s.client.Close() // no call is running

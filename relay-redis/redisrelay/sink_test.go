@@ -243,7 +243,7 @@ func TestSinkStartErrors(t *testing.T) {
 }
 
 func TestSinkTimeout(t *testing.T) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0") // accepts, and says nothing
+	listener, err := net.Listen("tcp", "127.0.0.1:0") // accepts in silence
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -283,8 +283,8 @@ func TestSinkLostReply(t *testing.T) {
 	}
 }
 
-// EXEC is all or nothing, so an answer that breaks off in its middle says as
-// little as one that is lost.
+// EXEC is all or nothing, so an answer that ends in its middle is worth as little as one
+// that is lost.
 func TestSinkTornReply(t *testing.T) {
 	srv := startServer(t)
 	raw, p := srv.client(t), newProxy(t, srv.addr)
@@ -406,7 +406,7 @@ func TestSinkCancelledBetweenTransactions(t *testing.T) {
 	}
 }
 
-// Streams that the predecessor began after its last checkpoint are found too.
+// Streams that the last owner began after its last checkpoint are found too.
 func TestSinkResumesUnlistedStreams(t *testing.T) {
 	url := relaytest.Endpoint(t, "RELAY_TEST_REDIS_URL")
 	raw := rawClient(t, url)

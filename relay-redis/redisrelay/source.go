@@ -22,8 +22,8 @@ import (
 const trimCheck = 30 * time.Second
 
 // source reads a stream as one consumer of a group. Reads have a client of their
-// own, so that a read that waits at the server can be cancelled by closing its
-// connection, and never stands in the way of an acknowledgement.
+// own. So a read that waits at the server can be cancelled by closing its connection,
+// and no acknowledgement waits for it.
 type source struct {
 	cfg    sourceConfig
 	env    relay.Env
@@ -31,9 +31,9 @@ type source struct {
 	dialer relaynet.Dialer // of reader
 	acker  redis.UniversalClient
 
-	// pending says that the consumer's own unacknowledged entries are to be read
-	// from cursor on: at the start, and after a read that failed, as its answer
-	// may have been on its way.
+	// pending is whether the consumer's own unacknowledged entries are to be read, from
+	// cursor on. So it is at the start, and after a read that failed, as its answer may
+	// have been on its way.
 	pending   bool
 	cursor    string
 	ready     bool
@@ -206,7 +206,7 @@ func (s *source) group(ctx context.Context, from string, limit int, block time.D
 }
 
 // claim takes over a page of what any consumer has left for too long. Redis
-// itself forgets entries whose data is gone, and tells.
+// itself forgets entries whose data is gone, and returns their ids.
 func (s *source) claim(ctx context.Context, limit int, idle time.Duration) ([]redis.XMessage, error) {
 	entries, next, deleted, err := s.reader.XAutoClaimWithDeleted(ctx, &redis.XAutoClaimArgs{
 		Stream: s.cfg.Stream, Group: s.cfg.Group, Consumer: s.cfg.Consumer, MinIdle: idle, Start: s.claimFrom, Count: int64(limit),
@@ -218,7 +218,7 @@ func (s *source) claim(ctx context.Context, limit int, idle time.Duration) ([]re
 	if next == "0-0" {
 		s.claimAt = time.Now().Add(idle / 2)
 	}
-	s.sayTrimmed(deleted)
+	s.logTrimmed(deleted)
 	return entries, nil
 }
 
@@ -249,9 +249,9 @@ func (s *source) take(ctx context.Context, entries []redis.XMessage, own map[str
 	}
 	s.mu.Unlock()
 	if len(gone) > 0 {
-		s.sayTrimmed(gone)
+		s.logTrimmed(gone)
 		if err := s.acker.XAck(ctx, s.cfg.Stream, s.cfg.Group, gone...).Err(); err != nil {
-			s.env.Logger.Warn("could not forget pending entries whose data is gone", "stream", s.cfg.Stream, "err", err)
+			s.env.Logger.Warn("pending entries without data stay", "stream", s.cfg.Stream, "err", err)
 		}
 	}
 	return batch
@@ -351,7 +351,7 @@ func (s *source) checkTrimmed(ctx context.Context) error {
 	s.trimAt = time.Now().Add(trimCheck)
 	info, group, err := s.info(ctx)
 	if redis.HasErrorPrefix(err, "NOPERM") {
-		s.env.Logger.Warn("cannot look for trimmed entries: the user may not run XINFO", "stream", s.cfg.Stream)
+		s.env.Logger.Warn("trimmed entries are not found", "stream", s.cfg.Stream, "cause", "the user may not run XINFO")
 		s.trimAt = time.Now().Add(24 * time.Hour)
 		return nil
 	}
@@ -370,20 +370,21 @@ func (s *source) checkTrimmed(ctx context.Context) error {
 		return nil
 	}
 	lost := max(0, info.EntriesAdded-info.Length-group.EntriesRead)
-	behind := info.Length > 0 && idLess(group.LastDeliveredID, info.FirstEntry.ID) || info.Length == 0 && idLess(group.LastDeliveredID, info.LastGeneratedID)
-	// What was lost before this process came, and passed by, was said then.
+	behind := info.Length > 0 && idLess(group.LastDeliveredID, info.FirstEntry.ID) ||
+		info.Length == 0 && idLess(group.LastDeliveredID, info.LastGeneratedID)
+	// What was lost and passed by before this process began was logged then.
 	if news := lost - max(0, s.lost); news > 0 && (s.lost >= 0 || behind) {
-		s.env.Logger.Error("entries were trimmed or deleted before they were read, and are lost: let the stream keep more, or the pipeline keep up",
-			"stream", s.cfg.Stream, "group", s.cfg.Group, "entries", news, "entries_total", lost)
+		s.env.Logger.Error("unread entries are lost", "stream", s.cfg.Stream, "group", s.cfg.Group, "entries", news, "entries_total", lost,
+			"cause", "they were trimmed or deleted", "cure", "let the stream keep more, or the pipeline keep up")
 	}
 	s.lost = max(lost, s.lost)
 	return nil
 }
 
-func (s *source) sayTrimmed(ids []string) {
+func (s *source) logTrimmed(ids []string) {
 	if len(ids) > 0 {
-		s.env.Logger.Error("entries were trimmed or deleted after they had been delivered and before they were acknowledged, and are lost",
-			"stream", s.cfg.Stream, "group", s.cfg.Group, "entries", len(ids), "first", ids[0])
+		s.env.Logger.Error("pending entries are lost", "stream", s.cfg.Stream, "group", s.cfg.Group, "entries", len(ids), "first", ids[0],
+			"cause", "they were trimmed or deleted after they had been delivered and before they were acknowledged")
 	}
 }
 

@@ -158,8 +158,8 @@ func TestSourceClaims(t *testing.T) {
 	}
 }
 
-// A read whose answer is lost leaves entries pending that nobody has seen; they
-// come with the next read, before newer ones, and those in flight do not.
+// A read whose answer is lost leaves pending entries that no consumer has seen. They
+// come with the next read, before newer ones. Those in flight do not.
 func TestSourceLostReply(t *testing.T) {
 	srv := startServer(t)
 	raw, p := srv.client(t), newProxy(t, srv.addr)

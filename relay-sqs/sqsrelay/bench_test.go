@@ -17,9 +17,9 @@ import (
 )
 
 // BenchmarkSink publishes batches of 1,000 messages in turn with the SDK's
-// SendMessageBatch, four requests at a time and without regard to order, and with
-// the sink at the same concurrency, to queues of their own on one server, and
-// reports the medians' ratio. Bodies and attributes are the same.
+// SendMessageBatch and with the sink, to queues of their own on one server. Both send
+// four requests at a time, with the same bodies and attributes; the SDK without regard
+// to order. It reports the medians' ratio.
 func BenchmarkSink(b *testing.B) {
 	endpoint := relaytest.Endpoint(b, endpointEnv)
 	for name, suffix := range map[string]string{"FIFO": ".fifo", "standard": ""} {

@@ -133,7 +133,7 @@ func openSource(t testing.TB, url string, more map[string]any) relay.Source {
 func rawClient(endpoint string) *sqs.Client {
 	return sqs.New(sqs.Options{
 		Region: "us-east-1", BaseEndpoint: &endpoint, Credentials: credentials.NewStaticCredentialsProvider("x", "x", ""),
-		HTTPClient: bodies{awshttp.NewBuildableClient()}, // an answer cut off is ten messages that hide for a minute
+		HTTPClient: bodies{awshttp.NewBuildableClient()}, // an answer that is cut is ten messages that hide for a minute
 	})
 }
 
@@ -157,9 +157,9 @@ func newQueue(t testing.TB, endpoint, suffix string) string {
 	return *res.QueueUrl
 }
 
-// feedRaw sends batch as the sink would. A FIFO queue gives nothing of a group
-// while a message of it is out, and the suite leaves small batches out: their
-// messages get a group each.
+// feedRaw sends batch as the sink would. A FIFO queue gives nothing of a group while a
+// message of it is out, and the suite leaves small batches out. So their messages get a
+// group each.
 func feedRaw(t testing.TB, endpoint, url string, batch []relay.Message) {
 	t.Helper()
 	client := rawClient(endpoint)
@@ -206,8 +206,8 @@ func readRaw(t testing.TB, endpoint, url string, n int) []relay.Message {
 	var all []relay.Message
 	for {
 		res, err := client.ReceiveMessage(ctx, &sqs.ReceiveMessageInput{
-			// Without a wait SQS asks a part of its servers, and may say that there is
-			// nothing when there is.
+			// Without a wait SQS asks a part of its servers, and may return nothing though
+			// there is something.
 			QueueUrl: &url, MaxNumberOfMessages: 10, WaitTimeSeconds: 1, VisibilityTimeout: 60,
 			MessageAttributeNames: []string{"All"}, MessageSystemAttributeNames: []types.MessageSystemAttributeName{"All"},
 		})

@@ -98,10 +98,9 @@ func recognising(inner dial) dial {
 }
 
 // bodies bounds the bodies of answers, which the SDK reads whole, and hides the WriteTo
-// method of request bodies. The SDK closes a body
-// when the answer begins, and WriteTo of a closed body returns io.EOF as an error.
-// If net/http looks for more of the body in that moment, it closes the connection
-// in the middle of the answer, and the received messages are lost.
+// method of request bodies. The SDK closes a body when the answer begins, and WriteTo of a
+// closed body returns io.EOF as an error. If net/http looks for more of the body then, it
+// closes the connection in the middle of the answer. The received messages are lost.
 type bodies struct{ sqs.HTTPClient }
 
 func (c bodies) Do(r *http.Request) (*http.Response, error) {

@@ -9,14 +9,13 @@
 //	attributes               dedup_key (the id), Pgtrickle-Subject, Pgtrickle-Op, Pgtrickle-Outbox-Id,
 //	                         Pgtrickle-Full-Refresh, Pgtrickle-Key, Content-Type, and the message's headers
 //
-// A group or an id of more than 128 characters, or with characters other than
-// printable ASCII without space, is written as its SHA-256 in hexadecimal. The
-// attributes hold the originals.
+// A group or an id may have 128 characters of printable ASCII without space. Another one
+// is written as its SHA-256 in hexadecimal. The attributes hold the originals.
 //
 // SQS allows ten attributes. The tenth, Pgtrickle-Headers, is a JSON list of
-// [name, value]. It holds what does not fit, and what SQS refuses as an attribute:
-// an empty value, a name with characters other than a-z A-Z 0-9 _ - ., a control
-// character.
+// [name, value]. It holds what does not fit, and what SQS refuses as an attribute. That is
+// an empty value, a control character, or a name with characters other than a-z A-Z 0-9
+// _ - and the period.
 //
 // The source reads all of this back. A message of another publisher gets:
 //
@@ -31,18 +30,18 @@
 //
 // # Delivery
 //
-// SQS may refuse any entry of a request and accept the others. A group therefore
-// has one message in flight, and a request holds messages of up to ten groups: full
-// speed with many keys, a round trip for each message with a single one.
+// SQS may refuse any entry of a request and accept the others. A group therefore has one
+// message in flight, and a request holds messages of up to ten groups. That is full speed
+// with many keys, and a round trip for each message with a single one.
 // batch_same_group puts up to ten messages of a group into a request. If SQS then
 // refuses one for a passing reason and accepts the next, the two change places.
 //
-// A FIFO queue drops a second message with the same id within five minutes, so a
-// retry writes nothing twice unless it comes later than that. A standard queue
+// A FIFO queue drops a second message with the same id within five minutes. So a retry
+// writes nothing twice unless it comes later than that. A standard queue
 // neither orders nor deduplicates; the attribute dedup_key lets receivers do so.
 //
-// The limit of a message with its attributes is the queue's MaximumMessageSize:
-// 1 MiB since August 2025, 256 KiB on queues that kept the old default. A request
+// The limit of a message with its attributes is the queue's MaximumMessageSize. It is 1
+// MiB since August 2025, and 256 KiB on queues that kept the old default. A request
 // holds ten messages and 1 MiB.
 //
 // The source deletes messages after Ack, and keeps them hidden until then. A FIFO

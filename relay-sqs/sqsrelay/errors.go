@@ -56,7 +56,8 @@ func (q *queue) classifyCode(err error, code string) error {
 		"InvalidAccessKeyId", "InvalidSecurity", "MissingAuthenticationToken", "MissingAuthenticationTokenException", "OptInRequired",
 		"InvalidAddress", "UnsupportedOperation", "InvalidAction",
 		"KmsAccessDenied", "KmsDisabled", "KmsInvalidKeyUsage", "KmsInvalidState", "KmsNotFound", "KmsOptInRequired",
-		"KMS.AccessDeniedException", "KMS.DisabledException", "KMS.InvalidKeyUsageException", "KMS.InvalidStateException", "KMS.NotFoundException", "KMS.OptInRequired":
+		"KMS.AccessDeniedException", "KMS.DisabledException", "KMS.InvalidKeyUsageException", "KMS.InvalidStateException",
+		"KMS.NotFoundException", "KMS.OptInRequired":
 		return relay.Fatal(err)
 	case "ExpiredToken", "ExpiredTokenException":
 		if q.cfg.SessionToken != "" && q.cfg.RoleARN == "" {

@@ -19,8 +19,8 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
 )
 
-// What does not fit into ten attributes, or is none that SQS takes, comes back
-// all the same; so do a key and an id that SQS does not take for its own ids.
+// What does not fit into ten attributes, and what SQS refuses as an attribute, comes
+// back. So do a key and an id that SQS refuses for its own ids.
 func TestRoundTrip(t *testing.T) {
 	endpoint := relaytest.Endpoint(t, endpointEnv)
 	for _, suffix := range []string{"", ".fifo"} {
@@ -109,8 +109,8 @@ func TestFailedAckComesAgain(t *testing.T) {
 	}
 }
 
-// Close leaves no message hidden, be it held or given to a request that was out
-// when Close was called: the next source has it long before it would be visible.
+// Close leaves no message hidden, whether the source held it or a request that was out
+// received it. The next source has it long before it would be visible.
 func TestCloseGivesBack(t *testing.T) {
 	endpoint := relaytest.Endpoint(t, endpointEnv)
 	const visibility = 120 * time.Second
@@ -154,8 +154,8 @@ func TestCloseGivesBack(t *testing.T) {
 	}
 }
 
-// Close takes no longer than a request's wait and its grace, even when the server
-// has gone silent.
+// Close is done within a request's wait and its grace, even when the server has gone
+// silent.
 func TestCloseIsBounded(t *testing.T) {
 	t.Parallel()
 	asked, silent := make(chan struct{}, 2), make(chan struct{})

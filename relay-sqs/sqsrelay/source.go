@@ -295,7 +295,8 @@ func (s *source) delete(ctx context.Context, part []*receipt) error {
 }
 
 func stale(code string) bool {
-	return strings.Contains(code, "ReceiptHandleIsInvalid") || strings.Contains(code, "InvalidParameterValue") || strings.Contains(code, "MessageNotInflight")
+	return strings.Contains(code, "ReceiptHandleIsInvalid") || strings.Contains(code, "InvalidParameterValue") ||
+		strings.Contains(code, "MessageNotInflight")
 }
 
 // keepHidden extends the visibility timeout of what is held, each time that half
@@ -340,7 +341,9 @@ func (s *source) setVisibility(ctx context.Context, receipts []*receipt, seconds
 		}
 		until := time.Now().Add(time.Duration(seconds) * time.Second)
 		attempt, cancel := context.WithTimeout(ctx, s.cfg.ConfirmTimeout.D())
-		res, err := s.queue.client.ChangeMessageVisibilityBatch(attempt, &sqs.ChangeMessageVisibilityBatchInput{QueueUrl: &s.cfg.QueueURL, Entries: entries})
+		res, err := s.queue.client.ChangeMessageVisibilityBatch(attempt, &sqs.ChangeMessageVisibilityBatchInput{
+			QueueUrl: &s.cfg.QueueURL, Entries: entries,
+		})
 		cancel()
 		if err != nil {
 			failure = err
@@ -368,9 +371,9 @@ func (s *source) setVisibility(ctx context.Context, receipts []*receipt, seconds
 const closeGrace = 2 * time.Second
 
 // Close implements [relay.Source]. It makes what is not settled visible again, so
-// that the next owner need not wait for the visibility timeout. It waits for
-// requests in flight, for wait_time_seconds at most: SQS does not notice that a
-// request was abandoned, and would hide the messages that it delivers to it.
+// that the next owner need not wait for the visibility timeout. It waits for requests in
+// flight, for wait_time_seconds at most. SQS does not notice that a request was abandoned,
+// and would hide the messages that it delivers to it.
 func (s *source) Close() error {
 	s.stop()
 	late := time.AfterFunc(s.cfg.WaitTime.D()+closeGrace, s.abandon)

@@ -88,8 +88,8 @@ var attributeName = regexp.MustCompile(`^[\w-]+(\.[\w-]+)*$`)
 // validAttribute reports whether SQS accepts h as an attribute.
 func validAttribute(h relay.Header) bool {
 	lower := strings.ToLower(h.Name)
-	return len(h.Name) <= 256 && attributeName.MatchString(h.Name) && !strings.HasPrefix(lower, "aws.") && !strings.HasPrefix(lower, "amazon.") &&
-		checkText(h.Value) == nil
+	return len(h.Name) <= 256 && attributeName.MatchString(h.Name) &&
+		!strings.HasPrefix(lower, "aws.") && !strings.HasPrefix(lower, "amazon.") && checkText(h.Value) == nil
 }
 
 var errEmpty = errors.New("is empty, and SQS refuses empty text")

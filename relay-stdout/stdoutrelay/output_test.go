@@ -65,7 +65,7 @@ func TestPipeWithoutReader(t *testing.T) {
 	}
 }
 
-// farEnd is a pipe that nobody reads yet.
+// farEnd is a pipe without a reader.
 type farEnd struct {
 	outs   *outputs
 	path   string
@@ -132,8 +132,8 @@ func unconfirmed(err error, batch []relay.Message) (rest []relay.Message) {
 	return rest
 }
 
-// A reader that stalls does not hold up whoever cancels, and a line that it has
-// got half of is completed before another one begins.
+// A reader that stalls does not hold up a caller that cancels. A line of which it has one
+// half is completed before another one begins.
 func TestStalledReader(t *testing.T) {
 	t.Parallel()
 	line := func(n int) string { return fmt.Sprintf(`{"n":%d,"x":"%s"}`, n, strings.Repeat("x", 5_000)) }

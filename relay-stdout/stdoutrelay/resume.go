@@ -85,9 +85,9 @@ func (s *file) Resume(ctx context.Context, text string, seen func(id string)) er
 	return nil
 }
 
-// readIDs calls seen with the id of each message in the file at path, or of each one
-// after at if at is in that file. It reads line by line, so that a line of another
-// writer hides no other line.
+// readIDs calls seen with the id of each message in the file at path. If at is in that
+// file, it begins after it. It reads line by line, so that a line of another writer
+// hides no other line.
 func (s *file) readIDs(ctx context.Context, path string, at position, seen func(id string)) (found bool, err error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {

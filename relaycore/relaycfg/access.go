@@ -136,8 +136,8 @@ func (a *Access) CheckFiles(keys []Key, raw json.RawMessage) error {
 func IsPEM(value string) bool { return strings.Contains(value, "-----BEGIN ") }
 
 // readFile reads a permitted, regular file of at most [MaxFile] bytes. It never blocks on
-// a FIFO or a device: the type is checked before the open, which could have side
-// effects, and again after it, because the file may have changed in between.
+// a FIFO or a device. The type is checked before the open, which could have side effects,
+// and again after it, because the file may have changed in between.
 func (a *Access) readFile(path string) ([]byte, error) {
 	dir, rest, err := a.locate(path)
 	if err != nil {

@@ -24,9 +24,9 @@ func HasReference(raw json.RawMessage) bool { return reference.Match(raw) }
 func References(raw json.RawMessage) []string { return reference.FindAllString(string(raw), -1) }
 
 // Expand replaces every ${env:NAME}, ${ENV:NAME} and ${file:/path} inside the
-// strings of the JSON value raw. A file's trailing newline is dropped. A reference that
-// is not permitted, a variable that is not set, or a file that cannot be read is an
-// error that names the reference and never its value.
+// strings of the JSON value raw. A file's trailing newline is dropped. The error names the
+// reference and never its value: it is not permitted, its variable is not set, or its file
+// cannot be read.
 func (a *Access) Expand(raw json.RawMessage) (json.RawMessage, error) {
 	if !HasReference(raw) {
 		return raw, nil

@@ -6,8 +6,8 @@ import (
 )
 
 // twins are functions and operators in schema public that fit the relay's calls better
-// than PostgreSQL's own, as any role with CREATE on that schema can make them. Each
-// records that it ran.
+// than PostgreSQL's own. Any role with CREATE on that schema can make them. Each records
+// that it ran.
 const twins = `
 	CREATE TABLE public.ran (what text);
 	GRANT INSERT ON public.ran TO PUBLIC;
@@ -34,8 +34,8 @@ const twins = `
 		$$ BEGIN INSERT INTO public.ran VALUES ('unnest'); END $$;`
 
 // TestHostileTwins: no session of the relay and of its commands calls a function that
-// another role has made in schema public, even where the role's search path has that
-// schema before pg_catalog.
+// another role has made in schema public. That holds even where the role's search path
+// has that schema before pg_catalog.
 func TestHostileTwins(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -1,7 +1,7 @@
 // Package capture watches the tables whose changes an outbox records. A table can be
 // dropped and created, get another owner, column or partition, or lose its triggers.
 // Then its changes are not recorded, or not as they should be, and nothing fails. So
-// the package asks the database once a minute. An event trigger would tell at once, but
+// the package asks the database once a minute. An event trigger would report it at once, but
 // only a superuser may make one.
 package capture
 

@@ -33,10 +33,9 @@ func PoolConfig(url, application string, maxConnections int) (*pgxpool.Config, e
 }
 
 // pinSearchPath lets a session find PostgreSQL's own functions, types and operators
-// alone. Otherwise a role that may create objects in a schema of the search path could
-// run code with the rights of the session: PostgreSQL prefers a function whose
-// parameters fit better. It is no startup parameter, because poolers refuse those that
-// they do not know.
+// alone. Otherwise a role that may create objects in a schema of the search path could run
+// code with the rights of the session. PostgreSQL prefers a function whose parameters fit
+// better. It is no startup parameter, because poolers refuse those that they do not know.
 func pinSearchPath(ctx context.Context, conn *pgconn.PgConn) error {
 	return conn.Exec(ctx, `SET search_path = pg_catalog, pg_temp`).Close()
 }
