@@ -20,6 +20,7 @@ type bench struct {
 	rows   int
 	run    int // makes names unique
 	folder string
+	loaded []message
 }
 
 // event is one of the rows, and eventPayload what capture makes of it: about 270 bytes.
@@ -80,25 +81,6 @@ func (b *bench) close() {
 func (b *bench) name() string {
 	b.run++
 	return "bench" + strconv.Itoa(os.Getpid()) + "x" + strconv.Itoa(b.run)
-}
-
-// messages are the first n events as the relay would send them.
-func (b *bench) messages(ctx context.Context, n int) (ids []string, bodies [][]byte, err error) {
-	rows, err := b.pool.Query(ctx, `SELECT id, (payload->'inserted'->0)::text FROM pgtrickle.outbox_bench ORDER BY id LIMIT $1`, n)
-	if err != nil {
-		return nil, nil, err
-	}
-	var id int64
-	var row string
-	_, err = pgx.ForEachRow(rows, []any{&id, &row}, func() error {
-		key := fmt.Sprintf("outbox_bench:%d:0", id)
-		ids = append(ids, key)
-		bodies = append(bodies, fmt.Appendf(nil,
-			`{"dedup_key":%q,"subject":"pgtrickle.bench.insert","payload":%s,`+
-				`"op":"insert","is_full_refresh":false,"outbox_id":%d,"refresh_id":null}`, key, row, id))
-		return nil
-	})
-	return ids, bodies, err
 }
 
 // enable sets a pipeline up and starts it.

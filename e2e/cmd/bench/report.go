@@ -52,12 +52,12 @@ func (r report) markdown(o options) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "Made by `make bench`: %d cores, %s, %d pairs of runs, medians. "+
 		"Clients, servers and relay share the cores.\n\n", runtime.NumCPU(), runtime.Version(), o.pairs)
-	b.WriteString("| drain | rows | client alone, /s | relay, /s | ratio (least to most) | floor " +
-		"| relay CPU s per million | allocations per event | WAL B per event | RSS MiB |\n")
-	b.WriteString("|---|---|---|---|---|---|---|---|---|---|\n")
+	b.WriteString("| drain | rows | client alone, /s | copy, /s | relay, /s | to the client (least to most) | floor " +
+		"| to copy | copy to copy | relay CPU s per million | allocations per event | WAL B per event | RSS MiB |\n")
+	b.WriteString("|---|---|---|---|---|---|---|---|---|---|---|---|---|\n")
 	for _, d := range r.Drains {
-		fmt.Fprintf(&b, "| %s | %d | %.0f | %.0f | **%.2f** (%.2f to %.2f) | %.2f | %.1f | %.1f | %.0f | %.0f |\n",
-			d.Name, d.Rows, d.Raw, d.Relay, d.Ratio, d.Least, d.Most, d.Floor, d.CPU, d.Allocs, d.WAL, d.RSS)
+		fmt.Fprintf(&b, "| %s | %d | %.0f | %.0f | %.0f | %s | %.2f | %s | %s | %.1f | %.1f | %.0f | %.0f |\n",
+			d.Name, d.Rows, d.Alone, d.Copy, d.Relay, &d.Ratio, d.Floor, d.ToCopy, d.Noise, d.CPU, d.Allocs, d.WAL, d.RSS)
 	}
 	b.WriteString("\nThe client alone is: ")
 	for i, d := range r.Drains {
@@ -102,8 +102,8 @@ func (r report) check(short bool) error {
 		if short {
 			floor *= shortFloor
 		}
-		if d.Most < floor {
-			low = append(low, fmt.Sprintf("%s %.2f (floor %.2f)", d.Name, d.Ratio, floor))
+		if d.Ratio.Most < floor {
+			low = append(low, fmt.Sprintf("%s %.2f (floor %.2f)", d.Name, d.Ratio.Median, floor))
 		}
 	}
 	if len(low) > 0 {

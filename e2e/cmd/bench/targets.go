@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -44,36 +46,33 @@ func endpoint(env string) (string, error) {
 	return "", fmt.Errorf("%s is not set; make bench sets it", env)
 }
 
+// stdoutTarget has no client: alone, one connection reads and throws away what it reads.
 func stdoutTarget(_ context.Context, b *bench, n int) (target, error) {
-	return target{
-		keys:  map[string]any{"sink_type": "stdout", "stdout_path": "/dev/null"},
-		raw:   func(ctx context.Context) error { return b.keyset(ctx, n) },
-		close: func() {},
-	}, nil
-}
-
-// keyset reads the outbox as fast as one connection can, and throws it away.
-func (b *bench) keyset(ctx context.Context, n int) error {
-	conn, err := b.pool.Acquire(ctx)
+	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
 	if err != nil {
-		return err
+		return target{}, err
 	}
-	defer conn.Release()
-	pg := conn.Conn().PgConn()
-	const sql = `SELECT id, refresh_id, created_at, is_claim_check, payload ` +
-		`FROM pgtrickle.outbox_bench WHERE id > $1::bigint ORDER BY id LIMIT 1000`
-	last := []byte("0")
-	for got := 0; got < n; {
-		r := pg.ExecParams(ctx, sql, [][]byte{last}, nil, nil, nil)
-		for r.NextRow() {
-			last = append(last[:0], r.Values()[0]...)
-			got++
-		}
-		if _, err := r.Close(); err != nil {
-			return err
-		}
-	}
-	return nil
+	return target{
+		keys:  map[string]any{"sink_type": "stdout", "stdout_path": os.DevNull},
+		alone: func(ctx context.Context) error { return b.keyset(ctx, n, nil) },
+		copy: b.copying(n, func(_ context.Context, events feed) error {
+			var lines []byte
+			for chunk, err := range events {
+				if err != nil {
+					return err
+				}
+				lines = lines[:0]
+				for i := range chunk {
+					lines = append(append(lines, chunk[i].body...), '\n')
+				}
+				if _, err := null.Write(lines); err != nil {
+					return err
+				}
+			}
+			return nil
+		}),
+		close: func() { _ = null.Close() },
+	}, nil
 }
 
 func natsTarget(ctx context.Context, b *bench, n int) (target, error) {
@@ -81,26 +80,29 @@ func natsTarget(ctx context.Context, b *bench, n int) (target, error) {
 	if err != nil {
 		return target{}, err
 	}
-	ids, bodies, err := b.messages(ctx, n)
-	if err != nil {
-		return target{}, err
+	t := target{
+		keys:  map[string]any{"sink_type": "nats", "nats_url": nc.ConnectedUrl(), "nats_stream": name, "nats_subject": name + ".{op}"},
+		close: func() { _ = js.DeleteStream(name); nc.Close() },
 	}
-	return target{
-		keys: map[string]any{"sink_type": "nats", "nats_url": nc.ConnectedUrl(), "nats_stream": name, "nats_subject": name + ".{op}"},
-		raw: func(context.Context) error {
-			for i := range ids {
-				msg := &nats.Msg{Subject: name + ".insert", Data: bodies[i], Header: nats.Header{
-					nats.MsgIdHdr: {ids[i]}, "Pgtrickle-Op": {"insert"}, "Pgtrickle-Outbox-Id": {outboxID(ids[i])}, "Content-Type": {"application/json"},
+	return b.sending(ctx, t, n, func(_ context.Context, events feed) error {
+		for chunk, err := range events {
+			if err != nil {
+				return err
+			}
+			for i := range chunk {
+				m := &chunk[i]
+				msg := &nats.Msg{Subject: name + ".insert", Data: m.body, Header: nats.Header{
+					nats.MsgIdHdr: {m.delivery()}, "Pgtrickle-Dedup-Key": {m.id}, "Pgtrickle-Op": {"insert"},
+					"Pgtrickle-Outbox-Id": {m.outboxID}, "Content-Type": {"application/json"},
 				}}
 				if _, err := js.PublishMsgAsync(msg, nats.StallWait(20*time.Second)); err != nil {
 					return err
 				}
 			}
-			<-js.PublishAsyncComplete()
-			return nil
-		},
-		close: func() { _ = js.DeleteStream(name); nc.Close() },
-	}, nil
+		}
+		<-js.PublishAsyncComplete()
+		return nil
+	})
 }
 
 // natsWindow is the window at which PublishAsync is fastest here: of 256, 1024
@@ -141,28 +143,30 @@ func redisTarget(ctx context.Context, b *bench, n int) (target, error) {
 		return target{}, err
 	}
 	client := redis.NewClient(opts)
-	ids, bodies, err := b.messages(ctx, n)
 	name := b.name()
-	return target{
-		keys: map[string]any{"sink_type": "redis", "redis_url": url, "redis_stream": name},
-		raw: func(ctx context.Context) error {
-			for from := 0; from < n; from += 1000 {
-				pipe := client.Pipeline()
-				for i := from; i < min(n, from+1000); i++ {
-					id := outboxID(ids[i])
-					pipe.XAdd(ctx, &redis.XAddArgs{Stream: name, Values: []any{
-						"dedup_key", ids[i], "subject", "pgtrickle.bench.insert", "op", "insert", "payload", bodies[i],
-						"pgtrickle-outbox-id", id, "pgtrickle-key", id, "content-type", "application/json",
-					}})
-				}
-				if _, err := pipe.Exec(ctx); err != nil {
-					return err
-				}
-			}
-			return nil
-		},
+	t := target{
+		keys:  map[string]any{"sink_type": "redis", "redis_url": url, "redis_stream": name},
 		close: func() { client.Del(context.WithoutCancel(ctx), name); _ = client.Close() },
-	}, err
+	}
+	return b.sending(ctx, t, n, func(ctx context.Context, events feed) error {
+		for chunk, err := range events {
+			if err != nil {
+				return err
+			}
+			pipe := client.Pipeline()
+			for i := range chunk {
+				m := &chunk[i]
+				pipe.XAdd(ctx, &redis.XAddArgs{Stream: name, Values: []any{
+					"dedup_key", m.id, "subject", "pgtrickle.bench.insert", "op", "insert", "payload", m.body, "pgtrickle-pipeline-id", pipelineID,
+					"pgtrickle-outbox-id", m.outboxID, "pgtrickle-key", m.outboxID, "content-type", "application/json",
+				}})
+			}
+			if _, err := pipe.Exec(ctx); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 func kafkaTarget(ctx context.Context, b *bench, n int) (target, error) {
@@ -176,44 +180,47 @@ func kafkaTarget(ctx context.Context, b *bench, n int) (target, error) {
 	if _, err := client.CreateTopics(ctx, &topics); err != nil {
 		return target{}, err
 	}
-	ids, bodies, err := b.messages(ctx, n)
-	if err != nil {
-		return target{}, err
-	}
 	writer := &kafka.Writer{
 		Addr: kafka.TCP(broker), Topic: name, RequiredAcks: kafka.RequireAll,
 		BatchSize: 10_000, BatchBytes: 900_000, BatchTimeout: 5 * time.Millisecond,
 	}
-	return target{
+	t := target{
 		keys: map[string]any{"sink_type": "kafka", "kafka_brokers": broker, "kafka_topic": name},
-		raw: func(ctx context.Context) error {
-			for from := 0; from < n; from += 10_000 {
-				to := min(n, from+10_000)
-				batch := make([]kafka.Message, 0, to-from)
-				for i := from; i < to; i++ {
-					id := []byte(outboxID(ids[i]))
-					batch = append(batch, kafka.Message{
-						Key: id, Value: bodies[i],
-						Headers: []kafka.Header{
-							{Key: "pgtrickle-dedup-key", Value: []byte(ids[i])},
-							{Key: "pgtrickle-subject", Value: []byte("pgtrickle.bench.insert")},
-							{Key: "pgtrickle-op", Value: []byte("insert")},
-							{Key: "pgtrickle-outbox-id", Value: id},
-							{Key: "content-type", Value: []byte("application/json")},
-						},
-					})
-				}
-				if err := writer.WriteMessages(ctx, batch...); err != nil {
-					return err
-				}
-			}
-			return nil
-		},
 		close: func() {
 			_ = writer.Close()
 			_, _ = client.DeleteTopics(context.WithoutCancel(ctx), &kafka.DeleteTopicsRequest{Topics: []string{name}})
 		},
-	}, nil
+	}
+	return b.sending(ctx, t, n, func(ctx context.Context, events feed) error {
+		batch := make([]kafka.Message, 0, 10_000)
+		for chunk, err := range events {
+			if err != nil {
+				return err
+			}
+			for i := range chunk {
+				m := &chunk[i]
+				id := []byte(m.outboxID)
+				batch = append(batch, kafka.Message{
+					Key: id, Value: m.body,
+					Headers: []kafka.Header{
+						{Key: "pgtrickle-dedup-key", Value: []byte(m.id)},
+						{Key: "pgtrickle-pipeline-id", Value: []byte(pipelineID)},
+						{Key: "pgtrickle-subject", Value: []byte("pgtrickle.bench.insert")},
+						{Key: "pgtrickle-op", Value: []byte("insert")},
+						{Key: "pgtrickle-outbox-id", Value: id},
+						{Key: "content-type", Value: []byte("application/json")},
+					},
+				})
+			}
+			if len(batch)+chunkRows > cap(batch) {
+				if err := writer.WriteMessages(ctx, batch...); err != nil {
+					return err
+				}
+				batch = batch[:0]
+			}
+		}
+		return writer.WriteMessages(ctx, batch...)
+	})
 }
 
 func rabbitTarget(ctx context.Context, b *bench, n int) (target, error) {
@@ -233,34 +240,36 @@ func rabbitTarget(ctx context.Context, b *bench, n int) (target, error) {
 	if _, err := ch.QueueDeclare(name, true, false, false, false, amqp.Table{"x-queue-type": "quorum"}); err != nil {
 		return target{}, err
 	}
-	ids, bodies, err := b.messages(ctx, n)
-	if err != nil {
-		return target{}, err
+	t := target{
+		keys:  map[string]any{"sink_type": "rabbitmq", "rabbitmq_url": url, "rabbitmq_exchange": "", "rabbitmq_routing_key": name},
+		close: func() { _, _ = ch.QueueDelete(name, false, false, false); _ = conn.Close() },
 	}
-	return target{
-		keys: map[string]any{"sink_type": "rabbitmq", "rabbitmq_url": url, "rabbitmq_exchange": "", "rabbitmq_routing_key": name},
-		raw: func(ctx context.Context) error {
-			if err := ch.Confirm(false); err != nil {
+	return b.sending(ctx, t, n, func(ctx context.Context, events feed) error {
+		if err := ch.Confirm(false); err != nil {
+			return err
+		}
+		window := make([]*amqp.DeferredConfirmation, 0, 1000)
+		wait := func() error {
+			for _, c := range window {
+				if ok, err := c.WaitContext(ctx); err != nil || !ok {
+					return errors.Join(err, fmt.Errorf("not confirmed: %v", !ok))
+				}
+			}
+			window = window[:0]
+			return nil
+		}
+		for chunk, err := range events {
+			if err != nil {
 				return err
 			}
-			window := make([]*amqp.DeferredConfirmation, 0, 1000)
-			wait := func() error {
-				for _, c := range window {
-					if ok, err := c.WaitContext(ctx); err != nil || !ok {
-						return errors.Join(err, fmt.Errorf("not confirmed: %v", !ok))
-					}
-				}
-				window = window[:0]
-				return nil
-			}
-			for i := range ids {
-				id := outboxID(ids[i])
+			for i := range chunk {
+				m := &chunk[i]
 				c, err := ch.PublishWithDeferredConfirmWithContext(ctx, "", name, true, false, amqp.Publishing{
-					MessageId: ids[i], ContentType: "application/json", DeliveryMode: amqp.Persistent,
-					Type: "insert", Timestamp: time.Now(), Body: bodies[i],
+					MessageId: m.id, ContentType: "application/json", DeliveryMode: amqp.Persistent,
+					Type: "insert", Timestamp: time.Now(), Body: m.body,
 					Headers: amqp.Table{
-						"Pgtrickle-Op": "insert", "Pgtrickle-Outbox-Id": id,
-						"Pgtrickle-Key": id, "Pgtrickle-Subject": "pgtrickle.bench.insert",
+						"Pgtrickle-Op": "insert", "Pgtrickle-Outbox-Id": m.outboxID,
+						"Pgtrickle-Key": m.outboxID, "Pgtrickle-Subject": "pgtrickle.bench.insert",
 					},
 				})
 				if err != nil {
@@ -272,17 +281,9 @@ func rabbitTarget(ctx context.Context, b *bench, n int) (target, error) {
 					}
 				}
 			}
-			return wait()
-		},
-		close: func() { _, _ = ch.QueueDelete(name, false, false, false); _ = conn.Close() },
-	}, nil
-}
-
-// outboxID cuts the row's id out of the event's. It is the ordering key, too.
-func outboxID(id string) string {
-	_, id, _ = strings.Cut(id, ":")
-	id, _, _ = strings.Cut(id, ":")
-	return id
+		}
+		return wait()
+	})
 }
 
 func webhookTarget(ctx context.Context, b *bench, n int) (target, error) {
@@ -290,35 +291,35 @@ func webhookTarget(ctx context.Context, b *bench, n int) (target, error) {
 	if err != nil {
 		return target{}, err
 	}
-	ids, bodies, err := b.messages(ctx, n)
-	return target{
+	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 16}}
+	t := target{
 		keys: map[string]any{
 			"sink_type": "webhook", "webhook_url": url, "webhook_allow_private": true,
 			"webhook_concurrency": 16, "key_template": "{row.id}",
 		},
-		raw: func(ctx context.Context) error {
-			client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 16}}
-			return parallel(16, n, func(i int) error {
-				req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(bodies[i]))
-				if err != nil {
-					return err
-				}
-				id := outboxID(ids[i])
-				req.Header = http.Header{
-					"Content-Type": {"application/json"}, "Idempotency-Key": {ids[i]},
-					"Webhook-Id": {ids[i]}, "Webhook-Timestamp": {strconv.FormatInt(time.Now().Unix(), 10)},
-					"Pgtrickle-Op": {"insert"}, "Pgtrickle-Outbox-Id": {id}, "Pgtrickle-Key": {id}, "Pgtrickle-Subject": {"pgtrickle.bench.insert"},
-				}
-				resp, err := client.Do(req)
-				if err != nil {
-					return err
-				}
-				_, _ = io.Copy(io.Discard, resp.Body)
-				return resp.Body.Close()
-			})
-		},
-		close: func() { _ = server.Process.Kill(); _ = server.Wait() },
-	}, err
+		close: func() { client.CloseIdleConnections(); _ = server.Process.Kill(); _ = server.Wait() },
+	}
+	return b.sending(ctx, t, n, func(ctx context.Context, events feed) error {
+		return parallel(16, 1, events, func(events []message) error {
+			m := &events[0]
+			req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(m.body))
+			if err != nil {
+				return err
+			}
+			req.Header = http.Header{
+				"Content-Type": {"application/json"}, "Idempotency-Key": {m.delivery()}, "Pgtrickle-Dedup-Key": {m.id},
+				"Webhook-Id": {m.delivery()}, "Webhook-Timestamp": {strconv.FormatInt(time.Now().Unix(), 10)},
+				"Pgtrickle-Op": {"insert"}, "Pgtrickle-Outbox-Id": {m.outboxID}, "Pgtrickle-Key": {m.outboxID},
+				"Pgtrickle-Subject": {"pgtrickle.bench.insert"},
+			}
+			resp, err := client.Do(req)
+			if err != nil {
+				return err
+			}
+			_, _ = io.Copy(io.Discard, resp.Body)
+			return resp.Body.Close()
+		})
+	})
 }
 
 // endpointCommand is a command of its own, so that the endpoint is a process like all
@@ -356,19 +357,29 @@ func startEndpoint(ctx context.Context) (server *exec.Cmd, url string, err error
 	return server, strings.TrimSpace(url), err
 }
 
-// parallel calls do(0) to do(n-1) from so many goroutines.
-func parallel(goroutines, n int, do func(i int) error) error {
+// parallel gives do the events, size at a time, from so many goroutines.
+func parallel(goroutines, size int, events feed, do func([]message) error) error {
 	var wg sync.WaitGroup
-	errs := make([]error, goroutines)
+	parts, errs := make(chan []message, goroutines), make([]error, goroutines)
 	for g := range goroutines {
 		wg.Go(func() {
-			for i := g; i < n && errs[g] == nil; i += goroutines {
-				errs[g] = do(i)
+			for part := range parts {
+				if errs[g] == nil {
+					errs[g] = do(part)
+				}
 			}
 		})
 	}
+	var failed error
+	for chunk, err := range events {
+		failed = cmp.Or(failed, err)
+		for part := range slices.Chunk(chunk, size) {
+			parts <- part
+		}
+	}
+	close(parts)
 	wg.Wait()
-	return errors.Join(errs...)
+	return errors.Join(append(errs, failed)...)
 }
 
 func sqsTarget(ctx context.Context, b *bench, n int) (target, error) {
@@ -383,39 +394,38 @@ func sqsTarget(ctx context.Context, b *bench, n int) (target, error) {
 	if err != nil {
 		return target{}, err
 	}
-	ids, bodies, err := b.messages(ctx, n)
-	return target{
+	t := target{
 		keys: map[string]any{
 			"sink_type": "sqs", "sqs_queue_url": *queue.QueueUrl, "sqs_region": "elasticmq", "sqs_endpoint": url,
 			"sqs_access_key_id": "x", "sqs_secret_access_key": "x", "sqs_concurrency": 4, "key_template": "{row.id}",
 		},
-		raw: func(ctx context.Context) error {
-			return parallel(4, (n+9)/10, func(batch int) error {
-				in := &sqs.SendMessageBatchInput{QueueUrl: queue.QueueUrl}
-				for i := batch * 10; i < min(n, batch*10+10); i++ {
-					text := func(v string) types.MessageAttributeValue {
-						return types.MessageAttributeValue{DataType: aws.String("String"), StringValue: &v}
-					}
-					id := outboxID(ids[i])
-					in.Entries = append(in.Entries, types.SendMessageBatchRequestEntry{
-						Id: aws.String(fmt.Sprint(i)), MessageBody: aws.String(string(bodies[i])),
-						MessageAttributes: map[string]types.MessageAttributeValue{
-							"dedup_key": text(ids[i]), "Pgtrickle-Subject": text("pgtrickle.bench.insert"), "Pgtrickle-Op": text("insert"),
-							"Pgtrickle-Outbox-Id": text(id), "Pgtrickle-Key": text(id), "Content-Type": text("application/json"),
-						},
-					})
-				}
-				out, err := client.SendMessageBatch(ctx, in)
-				if err == nil && len(out.Failed) > 0 {
-					err = fmt.Errorf("%d entries failed", len(out.Failed))
-				}
-				return err
-			})
-		},
 		close: func() {
 			_, _ = client.DeleteQueue(context.WithoutCancel(ctx), &sqs.DeleteQueueInput{QueueUrl: queue.QueueUrl})
 		},
-	}, err
+	}
+	return b.sending(ctx, t, n, func(ctx context.Context, events feed) error {
+		return parallel(4, 10, events, func(part []message) error {
+			in := &sqs.SendMessageBatchInput{QueueUrl: queue.QueueUrl}
+			for i := range part {
+				m := &part[i]
+				text := func(v string) types.MessageAttributeValue {
+					return types.MessageAttributeValue{DataType: aws.String("String"), StringValue: &v}
+				}
+				in.Entries = append(in.Entries, types.SendMessageBatchRequestEntry{
+					Id: aws.String(strconv.Itoa(i)), MessageBody: aws.String(string(m.body)),
+					MessageAttributes: map[string]types.MessageAttributeValue{
+						"dedup_key": text(m.id), "Pgtrickle-Subject": text("pgtrickle.bench.insert"), "Pgtrickle-Op": text("insert"),
+						"Pgtrickle-Outbox-Id": text(m.outboxID), "Pgtrickle-Key": text(m.outboxID), "Content-Type": text("application/json"),
+					},
+				})
+			}
+			out, err := client.SendMessageBatch(ctx, in)
+			if err == nil && len(out.Failed) > 0 {
+				err = fmt.Errorf("%d entries failed", len(out.Failed))
+			}
+			return err
+		})
+	})
 }
 
 func inboxTarget(ctx context.Context, b *bench, n int) (target, error) {
@@ -423,14 +433,13 @@ func inboxTarget(ctx context.Context, b *bench, n int) (target, error) {
 	if _, err := b.pool.Exec(ctx, `SELECT pgtrickle.create_inbox($1)`, name); err != nil {
 		return target{}, err
 	}
-	ids, bodies, err := b.messages(ctx, n)
-	return target{
+	t := target{
 		keys: map[string]any{"sink_type": "pg-inbox", "pg_inbox_url": b.url, "pg_inbox_table": name},
-		raw:  func(ctx context.Context) error { return b.unnest(ctx, name, ids, bodies) },
 		close: func() {
 			_, _ = b.pool.Exec(context.WithoutCancel(ctx), `SELECT pgtrickle.drop_inbox($1, p_cascade => true)`, name)
 		},
-	}, err
+	}
+	return b.sending(ctx, t, n, func(ctx context.Context, events feed) error { return b.unnest(ctx, name, events) })
 }
 
 func natsInboxTarget(ctx context.Context, b *bench, n int) (target, error) {
@@ -442,21 +451,66 @@ func natsInboxTarget(ctx context.Context, b *bench, n int) (target, error) {
 	if err != nil {
 		return inbox, err
 	}
-	if err := stream.raw(ctx); err != nil {
+	if err := stream.alone(ctx); err != nil {
 		return inbox, fmt.Errorf("fill the stream: %w", err)
 	}
+	url, name, table := stream.keys["nats_url"].(string), stream.keys["nats_stream"].(string), inbox.keys["pg_inbox_table"].(string)
 	return target{
 		keys: map[string]any{
-			"source_type": "nats", "nats_url": stream.keys["nats_url"], "nats_stream": stream.keys["nats_stream"], "nats_consumer": "bench",
-			"inbox_table": inbox.keys["pg_inbox_table"],
+			"source_type": "nats", "nats_url": url, "nats_stream": name, "nats_consumer": "bench", "inbox_table": table,
 		},
-		raw:   inbox.raw,
+		alone: inbox.alone,
+		copy:  func(ctx context.Context) error { return b.natsToInbox(ctx, url, name, table, n) },
 		close: func() { stream.close(); inbox.close() },
 	}, nil
 }
 
-// unnest inserts into an inbox as its own client would.
-func (b *bench) unnest(ctx context.Context, table string, ids []string, bodies [][]byte) error {
+// natsToInbox pulls a stream's messages and inserts them. It acknowledges each chunk once
+// that is in the inbox.
+func (b *bench) natsToInbox(ctx context.Context, url, stream, table string, n int) error {
+	nc, err := nats.Connect(url)
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return err
+	}
+	consumer, err := js.CreateConsumer(ctx, stream, jetstream.ConsumerConfig{AckPolicy: jetstream.AckAllPolicy, MaxAckPending: -1})
+	if err != nil {
+		return err
+	}
+	pulled, err := consumer.Messages(jetstream.PullMaxMessages(2000))
+	if err != nil {
+		return err
+	}
+	defer pulled.Stop()
+	acks := make(chan jetstream.Msg, 8) // the last message of each chunk on its way
+	return b.unnest(ctx, table, overlapped(func(yield func([]message, error) bool) {
+		for got := 0; got < n; {
+			chunk := make([]message, 0, chunkRows)
+			for ; len(chunk) < chunkRows && got < n; got++ {
+				msg, err := pulled.Next()
+				if err != nil {
+					yield(nil, err)
+					return
+				}
+				chunk = append(chunk, message{id: msg.Headers().Get("Pgtrickle-Dedup-Key"), row: rowOf(msg.Data())})
+				if len(chunk) == chunkRows || got == n-1 {
+					acks <- msg
+				}
+			}
+			if !yield(chunk, nil) {
+				return
+			}
+		}
+	}), func() error { return (<-acks).Ack() })
+}
+
+// unnest inserts into an inbox as its own client would, and calls each of done behind each
+// chunk.
+func (b *bench) unnest(ctx context.Context, table string, events feed, done ...func() error) error {
 	sql := `INSERT INTO ` + pgx.Identifier{"pgtrickle", table}.Sanitize() + ` (event_id, event_type, source, aggregate_id, payload)
 		SELECT id, 'pgtrickle.bench.insert', 'bench', '', body FROM unnest($1::text[], $2::jsonb[]) AS m(id, body) ON CONFLICT DO NOTHING`
 	conn, err := b.pool.Acquire(ctx)
@@ -464,22 +518,28 @@ func (b *bench) unnest(ctx context.Context, table string, ids []string, bodies [
 		return err
 	}
 	defer conn.Release()
-	for from := 0; from < len(ids); from += 1000 {
-		to := min(len(ids), from+1000)
-		if _, err := conn.Exec(ctx, sql, ids[from:to], rowsOf(bodies[from:to])); err != nil {
+	for chunk, err := range events {
+		if err != nil {
 			return err
+		}
+		ids, rows := make([]string, len(chunk)), make([]string, len(chunk))
+		for i := range chunk {
+			ids[i], rows[i] = chunk[i].id, string(chunk[i].row)
+		}
+		if _, err := conn.Exec(ctx, sql, ids, rows); err != nil {
+			return err
+		}
+		for _, f := range done {
+			if err := f(); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
 }
 
-// rowsOf cuts the rows out of envelopes: what an inbox holds.
-func rowsOf(bodies [][]byte) []string {
-	rows := make([]string, len(bodies))
-	for i, body := range bodies {
-		from := bytes.Index(body, []byte(`"payload":`)) + len(`"payload":`)
-		to := bytes.LastIndex(body, []byte(`,"op":`))
-		rows[i] = string(body[from:to])
-	}
-	return rows
+// rowOf cuts the row out of an envelope: what an inbox holds.
+func rowOf(body []byte) []byte {
+	from := bytes.Index(body, []byte(`"payload":`)) + len(`"payload":`)
+	return body[from:bytes.LastIndex(body, []byte(`,"op":`))]
 }
