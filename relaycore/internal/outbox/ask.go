@@ -86,6 +86,9 @@ func (s *Source) Lag(ctx context.Context) (rows int64, seconds float64, err erro
 // read, and if sessions cache its ids.
 func (s *Source) Numbering() (sequence uint32, settled int64, ok bool) {
 	v := s.shared.view()
+	if state, _ := v.tracker.Backfill(); state != nil {
+		return 0, 0, false // the captured table has rows to read
+	}
 	if q := &v.table.Sequence; q.Exact() && q.Increment == 1 {
 		return q.OID, v.tracker.SettledUpTo(), true
 	}

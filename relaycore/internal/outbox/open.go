@@ -2,10 +2,12 @@ package outbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
 
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/backfill"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/progress"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/rows"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/scan"
@@ -17,11 +19,12 @@ import (
 
 // opening is the result of opening an outbox: the table, and where to go on in it.
 type opening struct {
-	table  *table.Table
-	start  progress.Start
-	state  *snapshot.State // nil = snapshots are not compared
-	ids    rows.IDs
-	reused bool // see [Source.Reused]
+	table    *table.Table
+	start    progress.Start
+	state    *snapshot.State // nil = snapshots are not compared
+	backfill *backfill.Table // whose rows are read first; nil = none is
+	ids      rows.IDs
+	reused   bool // see [Source.Reused]
 }
 
 // open describes the table, checks that it can be read without losing a row, and
@@ -75,6 +78,9 @@ func open(ctx context.Context, q pg.Querier, cfg *Config, c relay.Checkpoint, ru
 	if o.start.Gap, err = progress.GapBehind(ctx, q, t, known, lowest); err != nil {
 		return nil, err
 	}
+	if o.backfill, err = o.openBackfill(ctx, q, cfg, strategy, cp); err != nil {
+		return nil, err
+	}
 	o.state, err = openState(ctx, q, cfg, t, snapshot.Start{
 		Origin: here, Behind: o.start.Safe, Known: cp != nil || o.start.Safe > t.BeforeFirstID(), Reused: o.reused,
 	})
@@ -126,12 +132,44 @@ func (o *opening) fromStartup(ctx context.Context, q pg.Querier, cfg *Config, st
 	} else if o.start.Position, behind, err = strategy.Now(ctx, q, o.table); err != nil {
 		return 0, err
 	}
+	if cfg.Settings.Startup == table.StartSnapshot {
+		o.start.Backfill = backfill.Begin(time.Now())
+	}
 	o.start.Uncounted = behind
 	if strategy == scan.Fence {
 		o.start.Safe = max(o.start.Safe, behind)
 	}
 	cfg.Logger.Info("pipeline runs for the first time", "table", o.table.Qualified(), "startup", cfg.Settings.Startup, "behind_id", behind)
 	return known, nil
+}
+
+// openBackfill returns the table whose rows are read first, nil if there is none. If the
+// outbox was created again, or the database went back, an earlier run proves nothing. Then
+// another one begins.
+func (o *opening) openBackfill(
+	ctx context.Context, q pg.Querier, cfg *Config, strategy scan.Strategy, cp *progress.Checkpoint,
+) (*backfill.Table, error) {
+	if cp != nil && cp.Backfill != nil {
+		o.start.Backfill = cp.Backfill
+		if o.reused || o.start.Resumed == nil {
+			o.start.Backfill = backfill.Begin(time.Now())
+		}
+	}
+	state := o.start.Backfill
+	if state == nil {
+		return nil, nil
+	}
+	if strategy != scan.Window {
+		if err := scan.Window.Check(ctx, q, o.table, cfg.Settings, cfg.Logger); err != nil {
+			return nil, relay.Fatal(fmt.Errorf("startup snapshot needs snapshot windows: %w", err))
+		}
+		return nil, relay.Fatal(errors.New("startup snapshot needs snapshot windows: set outbox_strategy to auto"))
+	}
+	t, err := backfill.Find(ctx, q, o.table)
+	if err == nil && state.After == "" {
+		state.Total = t.Rows
+	}
+	return t, err
 }
 
 // fromCheckpoint goes on behind a checkpoint. It returns [table.Beginning] if missing
@@ -237,9 +275,10 @@ func (s *Source) use(o *opening) {
 	s.reader = &reader{
 		cfg: &s.cfg, conns: pool{s.pool}, shared: &s.shared, pace: &s.pace,
 		table: t, tracker: tracker, scanner: scanner, delta: t.Delta, state: o.state,
-		builder: rows.NewBuilder(t, layout, o.ids, settled, s.spare),
-		watch:   watch{origin: start.Origin, checked: time.Now()},
-		highest: max(start.Safe, start.Gap.To),
+		builder:  rows.NewBuilder(t, layout, o.ids, settled, s.spare),
+		existing: newExisting(o.backfill, start.Backfill, s.cfg.Settings.SnapshotRate),
+		watch:    watch{origin: start.Origin, checked: time.Now()},
+		highest:  max(start.Safe, start.Gap.To),
 	}
 	if s.cfg.Settings.SnapshotMarker {
 		s.reader.builder.MarkSnapshots()

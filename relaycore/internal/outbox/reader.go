@@ -34,6 +34,7 @@ type reader struct {
 	claim    *rows.Claim     // a claim check that is being read; nil = none is
 	large    *rows.Large     // that comes next; nil = none does
 	wants    int64           // its length in bytes, if the caller is to find memory for it
+	existing *existing       // rows of the captured table; nil = none are read
 	delta    table.Delta     // of the claim checks
 	state    *snapshot.State // nil = snapshots are not compared
 	ready    []relay.Message // read and not yet returned
@@ -46,6 +47,9 @@ type reader struct {
 // none.
 func (r *reader) receive(ctx context.Context, limit int, wait bool) ([]relay.Message, error) {
 	for {
+		if len(r.ready) == 0 {
+			r.passExisting()
+		}
 		if n := min(limit, len(r.ready)); n > 0 {
 			out := r.ready[:n:n]
 			r.ready = r.ready[n:]
@@ -110,8 +114,14 @@ func (r *reader) poll(ctx context.Context, limit int) (more bool, err error) {
 		more, err = true, r.readClaim(ctx, c, db)
 	case r.large != nil:
 		more, err = true, r.readLarge(ctx, db)
+	case r.dueExisting():
+		more, err = true, r.readExisting(ctx, db)
 	default:
 		more, err = r.readRows(ctx, db, limit)
+		if r.existing != nil && err == nil {
+			r.existing.window = r.existing.window && !r.atRest()
+			more = more || r.existing.held != nil || r.dueExisting()
+		}
 	}
 	r.shared.setPosition(r.table, r.scanner.Position())
 	if err == nil {

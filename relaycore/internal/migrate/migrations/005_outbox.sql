@@ -429,6 +429,119 @@ BEGIN
 END $fn$;
 -- +end
 
+-- Rows that were there before: a function beside the trigger's reads them for startup
+-- snapshot, with the rights of the table's owner and as the text that capture makes.
+
+-- +plain-function pgtrickle._relay_rows_source(regclass): the source of the function that reads the rows of a captured table in chunks, in the order of its primary key; null without one
+-- A key is compared by the operators and collations of the primary key's index, whatever
+-- the search path finds. Where the operators of all columns lie in one schema, that is a
+-- comparison of rows, which the index answers by itself.
+--
+-- A table that was rewritten or truncated by a transaction that the snapshot does not see
+-- looks empty. Its file tells: pg_class shows the one of the snapshot, and
+-- pg_relation_filenode the present one, which cannot change under the lock of the read.
+CREATE OR REPLACE FUNCTION pgtrickle._relay_rows_source(t regclass) RETURNS text
+LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT format($rows$
+DECLARE
+    r     record;
+    total bigint := 0;
+    found integer := 0;
+BEGIN
+    FOR r IN %1$s
+    LOOP
+        key := r.key;
+        length := octet_length(r.row);
+        "row" := CASE WHEN length <= p_large THEN r.row END;
+        EXIT WHEN "row" IS NULL AND found > 0;
+        RETURN NEXT;
+        found := found + 1;
+        total := total + length;
+        EXIT WHEN "row" IS NULL OR found >= p_rows OR total >= p_bytes;
+    END LOOP;
+    IF EXISTS (SELECT FROM pg_class c WHERE (c.oid = %2$s OR c.oid IN (SELECT relid FROM pg_partition_tree(%2$s)))
+               AND c.relkind = 'r' AND c.relfilenode IS DISTINCT FROM pg_relation_filenode(c.oid)) THEN
+        RAISE EXCEPTION 'the table was rewritten or truncated meanwhile' USING ERRCODE = 'serialization_failure';
+    END IF;
+END $rows$,
+        CASE WHEN k.simple THEN format('SELECT ARRAY[%1$s] AS key, %2$s::text AS row FROM %3$s x WHERE p_after IS NULL OR (%4$s) OPERATOR(%5$s) (%6$s) ORDER BY %4$s',
+                k.texts, pgtrickle._relay_row_json(t, 'x'), k.rel, k.columns, k.gt, k.params)
+            ELSE format('SELECT ARRAY[%1$s] AS key, %2$s::text AS row FROM %3$s x WHERE p_after IS NULL OR %4$s ORDER BY %5$s',
+                k.texts, pgtrickle._relay_row_json(t, 'x'), k.rel, k.behind, k.columns) END,
+        t::oid)
+    FROM (
+        SELECT count(DISTINCT o.gt) = 1 AS simple, min(o.gt) AS gt,
+            string_agg(format('format(''%%s'', x.%I)', o.attname), ', ' ORDER BY o.pos) AS texts,
+            string_agg(format('x.%I', o.attname), ', ' ORDER BY o.pos) AS columns,
+            string_agg(o.param, ', ' ORDER BY o.pos) AS params,
+            string_agg(format('x.%1$I OPERATOR(%2$s) %3$s OR (x.%1$I OPERATOR(%4$s) %3$s AND (', o.attname, o.gt, o.param, o.eq), '' ORDER BY o.pos)
+                || 'false' || repeat('))', count(*)::integer) AS behind,
+            (SELECT CASE c.relkind WHEN 'p' THEN '' ELSE 'ONLY ' END || c.oid::regclass FROM pg_class c WHERE c.oid = t) AS rel
+        FROM (
+            SELECT u.pos, a.attname, format('%I.%s', gn.nspname, g.oprname) AS gt, format('%I.%s', en.nspname, e.oprname) AS eq,
+                format('p_after[%s]::%s', u.pos, format_type(a.atttypid, a.atttypmod))
+                    || coalesce((SELECT format(' COLLATE %I.%I', ln.nspname, l.collname) FROM pg_collation l JOIN pg_namespace ln ON ln.oid = l.collnamespace
+                                 WHERE l.oid = i.indcollation[u.pos - 1]), '') AS param
+            FROM pg_index i
+            CROSS JOIN LATERAL generate_series(1, i.indnkeyatts::integer) u(pos)
+            JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[u.pos - 1]
+            JOIN pg_opclass oc ON oc.oid = i.indclass[u.pos - 1]
+            JOIN pg_amop ga ON ga.amopfamily = oc.opcfamily AND ga.amoplefttype = oc.opcintype AND ga.amoprighttype = oc.opcintype AND ga.amopstrategy = 5
+            JOIN pg_operator g ON g.oid = ga.amopopr JOIN pg_namespace gn ON gn.oid = g.oprnamespace
+            JOIN pg_amop ea ON ea.amopfamily = oc.opcfamily AND ea.amoplefttype = oc.opcintype AND ea.amoprighttype = oc.opcintype AND ea.amopstrategy = 3
+            JOIN pg_operator e ON e.oid = ea.amopopr JOIN pg_namespace en ON en.oid = e.oprnamespace
+            WHERE i.indrelid = t AND i.indisprimary
+        ) o
+    ) k WHERE k.columns IS NOT NULL
+$fn$;
+-- +end
+
+-- +plain-function pgtrickle._relay_rows_name(text): the name of the function that reads the rows of a captured table, by that of its trigger function
+CREATE OR REPLACE FUNCTION pgtrickle._relay_rows_name(p_capture text) RETURNS text
+LANGUAGE sql IMMUTABLE STRICT SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT pgtrickle._relay_unique_name(p_capture || '_rows')
+$fn$;
+-- +end
+
+-- +plain-function pgtrickle._relay_rows_function(text): the function that reads the rows of the table of an outbox; a problem with its cure when a relay cannot call it
+CREATE OR REPLACE FUNCTION pgtrickle._relay_rows_function(p_outbox text, OUT fn text, OUT estimate bigint, OUT problem text, OUT cure text)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $fn$
+DECLARE
+    t      regclass := pgtrickle._relay_stream_oid(p_outbox);
+    called text := pgtrickle._relay_table_name(t);
+    rel    record;
+BEGIN
+    IF t IS NULL THEN
+        problem := format('outbox %s records the changes of no table', p_outbox);
+        cure := 'set startup to earliest or latest';
+        RETURN;
+    END IF;
+    SELECT r.oid, r.proname, n.nspname, r.prosrc INTO rel
+        FROM pg_trigger g JOIN pg_proc p ON p.oid = g.tgfoid JOIN pg_namespace n ON n.oid = p.pronamespace
+        LEFT JOIN pg_proc r ON r.pronamespace = n.oid AND r.proname = pgtrickle._relay_rows_name(p.proname) AND r.proowner = p.proowner
+        WHERE g.tgrelid = t AND g.tgname = pgtrickle._relay_trigger(p_outbox, 'row');
+    IF pgtrickle._relay_rows_source(t) IS NULL THEN
+        problem := format('table %s has no primary key', called);
+        cure := format('add one, then SELECT pgtrickle.outbox_upgrade(%L)', p_outbox);
+    ELSIF rel.oid IS NULL OR rel.prosrc IS DISTINCT FROM pgtrickle._relay_rows_source(t) THEN
+        problem := format('the function that reads the rows of %s is missing or outdated', called);
+        cure := format('SELECT pgtrickle.outbox_upgrade(%L)', p_outbox);
+    ELSIF NOT has_schema_privilege((SELECT p.pronamespace FROM pg_proc p WHERE p.oid = rel.oid), 'USAGE') THEN
+        problem := format('the relay may not use schema %s', rel.nspname);
+        cure := format('GRANT USAGE ON SCHEMA %I TO pgtrickle_relay', rel.nspname);
+    ELSIF NOT has_function_privilege(rel.oid, 'EXECUTE') THEN
+        problem := format('the relay may not read the rows of %s', called);
+        cure := format('GRANT EXECUTE ON FUNCTION %s TO pgtrickle_relay', rel.oid::regprocedure);
+    END IF;
+    IF problem IS NOT NULL THEN
+        RETURN;
+    END IF;
+    fn := format('%I.%I', rel.nspname, rel.proname);
+    estimate := (SELECT sum(c.reltuples)::bigint FROM pg_class c
+                 WHERE (c.oid = t OR c.oid IN (SELECT relid FROM pg_partition_tree(t))) AND c.relkind = 'r' AND c.reltuples > 0);
+END $fn$;
+-- +end
+
 -- +plain-function pgtrickle._relay_write_capture(text, regclass): makes the trigger function and the triggers of an outbox, or brings them to the present form
 -- It runs with the caller's rights, and makes the objects as the owner of the table: a
 -- SET LOCAL of a function that has SET clauses ends with its call.
@@ -441,6 +554,7 @@ DECLARE
     part    regclass;
     setting text;
     clauses text := '';
+    reader  text;
 BEGIN
     SELECT r.* INTO o FROM pgtrickle.relay_outboxes r WHERE r.outbox_table_name = p_outbox;
     SELECT c.relowner, c.relowner::regrole AS owner, n.nspname AS sch INTO rel FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = t;
@@ -462,6 +576,20 @@ BEGIN
         fn, clauses, pgtrickle._relay_capture_source(p_outbox, t));
     EXECUTE format('REVOKE ALL ON FUNCTION %s() FROM PUBLIC', fn);
     EXECUTE format('COMMENT ON FUNCTION %s() IS %L', fn, 'pgtrickle-relay: writes outbox ' || p_outbox);
+    IF pgtrickle._relay_rows_source(t) IS NOT NULL THEN
+        reader := format('%I.%I(text[], integer, bigint, bigint)', rel.sch, pgtrickle._relay_rows_name((SELECT p.proname FROM pg_proc p WHERE p.oid = to_regprocedure(fn || '()'))));
+        EXECUTE format('CREATE OR REPLACE FUNCTION %s RETURNS TABLE (key text[], "row" text, length bigint) LANGUAGE plpgsql STABLE SECURITY DEFINER '
+            'SET search_path = pg_catalog, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan SET enable_seqscan = off '
+            'SET enable_bitmapscan = off SET enable_sort = off SET jit = off%s AS %L',
+            replace(reader, '(text[], integer, bigint, bigint)', '(p_after text[], p_rows integer, p_bytes bigint, p_large bigint)'),
+            clauses, pgtrickle._relay_rows_source(t));
+        EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', reader);
+        EXECUTE format('COMMENT ON FUNCTION %s IS %L', reader, 'pgtrickle-relay: reads the rows of ' || t);
+        IF to_regrole('pgtrickle_relay') IS NOT NULL THEN
+            EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO pgtrickle_relay', reader);
+            PERFORM pgtrickle._relay_grant('USAGE', 'SCHEMA', to_regnamespace(quote_ident(rel.sch)));
+        END IF;
+    END IF;
     EXECUTE format('CREATE TRIGGER %I AFTER INSERT OR UPDATE OR DELETE ON %s FOR EACH ROW WHEN (pgtrickle._relay_capturing()) EXECUTE FUNCTION %s()',
         pgtrickle._relay_trigger(p_outbox, 'row'), t, fn);
     IF o.truncate_policy <> 'ignore' THEN
@@ -603,6 +731,8 @@ BEGIN
         EXECUTE format('DROP TRIGGER %I ON %s', g.trigger_name, g.rel);
     END LOOP;
     IF fn IS NOT NULL THEN
+        EXECUTE (SELECT format('DROP FUNCTION IF EXISTS %I.%I(text[], integer, bigint, bigint)', n.nspname, pgtrickle._relay_rows_name(p.proname))
+                 FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE p.oid = fn);
         EXECUTE format('DROP FUNCTION %s', fn::regprocedure);
     END IF;
 END $fn$;

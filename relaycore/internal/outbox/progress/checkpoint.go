@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/backfill"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/rows"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/scan"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/table"
@@ -21,6 +22,10 @@ type Checkpoint struct {
 	Mode string       `json:"mode"` // name of the strategy
 	Of   table.Origin `json:"of"`
 	scan.State
+
+	// Backfill is how far the rows of the captured table are settled; nil = it is complete,
+	// or there was none.
+	Backfill *backfill.State `json:"backfill,omitempty"`
 
 	// Part is a row, and the number of its first messages that are settled.
 	Part *[2]int64 `json:"part,omitempty"`

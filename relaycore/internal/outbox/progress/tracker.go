@@ -14,6 +14,7 @@ package progress
 import (
 	"sync"
 
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/backfill"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/rows"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/scan"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/table"
@@ -48,11 +49,12 @@ func (n Notifier) clear() {
 type Start struct {
 	Origin    table.Origin
 	Position  scan.Position
-	Safe      int64       // every row up to it is settled, and none appears
-	Gap       Gap         // ids in front of the first row that are missing
-	Uncounted int64       // rows up to it may have been left out
-	Counted   bool        // ids come from a sequence, so rows can be counted
-	Resumed   *Checkpoint // made at Position; nil = nothing behind it is settled
+	Safe      int64           // every row up to it is settled, and none appears
+	Gap       Gap             // ids in front of the first row that are missing
+	Uncounted int64           // rows up to it may have been left out
+	Counted   bool            // ids come from a sequence, so rows can be counted
+	Backfill  *backfill.State // that goes on or begins; nil = none
+	Resumed   *Checkpoint     // made at Position; nil = nothing behind it is settled
 }
 
 // Tracker follows messages until they are settled. Its methods may be called by any
@@ -74,6 +76,9 @@ type Tracker struct {
 	open  scan.Position // and the position is within this one; nil = it is base
 	part  [2]int64      // row, and number of its first messages that are settled
 
+	backfill *backfill.State // nil = none
+	existing int             // chunks of it that are not settled
+
 	ahead     int        // settled messages behind the first that is not
 	done      [][3]int64 // settled messages that the first checkpoint had
 	safe      int64      // no row appears up to it
@@ -88,6 +93,9 @@ type chunk struct {
 	next  int // the first that is not settled
 	last  bool
 	read  scan.Read
+
+	existing bool            // rows of the captured table
+	backfill *backfill.State // once they are settled; nil = it is complete
 }
 
 // safety records that no row appears up to an id once a chunk is settled.
@@ -99,7 +107,10 @@ type safety struct {
 // New returns a tracker. It calls gone, with its lock held, for ids that were gone
 // before they could be delivered.
 func New(start Start, moved Notifier, gone func(g Gap, ids int64)) *Tracker {
-	t := &Tracker{strategy: start.Position.Strategy(), moved: moved, gone: gone, origin: start.Origin, base: start.Position, safe: start.Safe}
+	t := &Tracker{
+		strategy: start.Position.Strategy(), moved: moved, gone: gone,
+		origin: start.Origin, base: start.Position, safe: start.Safe, backfill: start.Backfill,
+	}
 	t.audit.from = max(start.Safe, start.Uncounted)
 	if c := start.Resumed; c != nil {
 		if c.Part != nil {
@@ -133,6 +144,28 @@ func (t *Tracker) Add(slots []rows.Slot, read scan.Read, last bool) {
 	if last {
 		t.secure(read.Secure)
 	}
+}
+
+// AddExisting appends a chunk of rows of the captured table, read with the window behind
+// which the position now is. Once they are settled, the backfill is at state; nil means
+// that it is complete.
+func (t *Tracker) AddExisting(slots []rows.Slot, position scan.Position, state *backfill.State) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i := range slots {
+		slots[i].Owner = &t.owner
+	}
+	t.chunks = append(t.chunks, &chunk{slots: slots, last: true, read: scan.Read{After: position}, existing: true, backfill: state})
+	t.existing++
+	t.pass()
+}
+
+// Backfill returns the backfill that is under way, nil if none is, and the number of its
+// chunks that are not settled. The state must not be changed.
+func (t *Tracker) Backfill() (state *backfill.State, unsettled int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.backfill, t.existing
 }
 
 // Skip records a read that returned no row.
@@ -181,7 +214,9 @@ func (t *Tracker) Settle(batch []relay.Message) relay.Checkpoint {
 	for i := range batch {
 		if s, ok := batch[i].Token.(*rows.Slot); ok && s.Owner == &t.owner && !s.Settled {
 			s.Settled = true
-			t.ahead++
+			if s.Index >= 0 {
+				t.ahead++
+			}
 		}
 	}
 	t.pass()
@@ -197,11 +232,18 @@ func (t *Tracker) pass() {
 			t.begun, t.at = true, c.read.From
 		}
 		for c.next < len(c.slots) && c.slots[c.next].Settled {
-			t.passSlot(c, &c.slots[c.next])
+			if !c.existing {
+				t.passSlot(c, &c.slots[c.next])
+			}
 			c.next++
 		}
 		if c.next < len(c.slots) {
 			return
+		}
+		if c.existing {
+			t.backfill = c.backfill
+			t.existing--
+			t.moved.Notify()
 		}
 		if c.last {
 			t.begun = false
@@ -245,7 +287,7 @@ func (t *Tracker) checkpoint() relay.Checkpoint {
 	}
 	c := Checkpoint{
 		V: version, Mode: t.strategy.Name(), Of: t.origin, State: scan.Store(position),
-		Done: t.runs(), Safe: t.safe, Audit: t.audit.list(), Expired: t.overtaken.ids,
+		Backfill: t.backfill, Done: t.runs(), Safe: t.safe, Audit: t.audit.list(), Expired: t.overtaken.ids,
 	}
 	if t.part[1] > 0 {
 		c.Part = &t.part

@@ -1,6 +1,8 @@
 package rows
 
 import (
+	"crypto/sha256"
+	"encoding/base64"
 	"math"
 	"strconv"
 	"strings"
@@ -62,6 +64,23 @@ func (i *ids) append(dst []byte, e *event, index int) (_ []byte, eventID int) {
 	}
 	dst = append(append(append(dst, ':'), e.idText...), ':')
 	return strconv.AppendInt(dst, int64(index), 10), eventID
+}
+
+// appendExisting is append for a row that the captured table had before, by the run that
+// reads it and its key: "OUTBOX.sRUN:HASH". A row has the same id each time that a run
+// reads it.
+func (i *ids) appendExisting(dst []byte, run string, key []byte) (_ []byte, eventID int) {
+	name := i.table
+	if i.outbox != "" {
+		name = i.outbox
+		if i.pipeline != "" {
+			dst = append(append(dst, i.pipeline...), '.')
+		}
+	}
+	eventID = len(dst)
+	dst = append(append(append(append(dst, name...), ".s"...), run...), ':')
+	hash := sha256.Sum256(key)
+	return base64.RawURLEncoding.AppendEncode(dst, hash[:16]), eventID
 }
 
 // ParseMessageID returns the row and the index of an id that a table of that name and

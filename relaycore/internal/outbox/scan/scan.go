@@ -149,6 +149,16 @@ type Scanner interface {
 	Position() Position
 }
 
+// Windowed is a [Scanner] of windows.
+type Windowed interface {
+	Scanner
+	// AtRest reports whether no window is open.
+	AtRest() bool
+	// EndAt opens the window that ends with a snapshot, at rest only. The snapshot must
+	// be later than the one of the window before.
+	EndAt(snapshot string) error
+}
+
 // Take receives one row, the columns of the layout. It returns false to end the read.
 type Take func(v [][]byte, id int64) (more bool, err error)
 

@@ -142,6 +142,23 @@ func newWindows(t *table.Table, l *rows.Layout, pos windowPosition, safe int64) 
 	return w
 }
 
+// AtRest implements [Windowed].
+func (w *windows) AtRest() bool { return !w.pos.open }
+
+// EndAt implements [Windowed]. The horizon is not concerned: a window that it closes
+// with is opened by the scanner, after the listing.
+func (w *windows) EndAt(text string) error {
+	hi, err := parseSnapshot(text)
+	if err != nil {
+		return err
+	}
+	if err := w.pos.compare(&hi); err != nil {
+		return err
+	}
+	w.pos.hi, w.pos.open, w.shape = hi, true, unmeasured
+	return nil
+}
+
 func (w *windows) Position() Position {
 	p := w.pos
 	return &p

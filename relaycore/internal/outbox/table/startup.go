@@ -10,6 +10,7 @@ import (
 const (
 	StartEarliest = "earliest"
 	StartLatest   = "latest"
+	StartSnapshot = "snapshot"
 
 	startAt = "at:"
 )
@@ -27,11 +28,11 @@ func (s *Settings) StartID() (id int64, ok bool) {
 // ValidateStartup reports a value of startup that is none.
 func (s *Settings) ValidateStartup() error {
 	switch s.Startup {
-	case StartEarliest, StartLatest:
+	case StartEarliest, StartLatest, StartSnapshot:
 		return nil
 	}
 	if _, ok := s.StartID(); ok {
 		return nil
 	}
-	return errors.New("must be earliest, latest, or at: and the id of a row, as at:4711")
+	return errors.New("must be earliest, latest, snapshot, or at: and the id of a row, as at:4711")
 }
