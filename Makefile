@@ -22,6 +22,10 @@ ACTIONLINT := $(CURDIR)/.cache/bin/actionlint
 ACTIONLINT_VERSION := v1.7.12
 VULNCHECK := $(CURDIR)/.cache/bin/govulncheck
 VULNCHECK_VERSION := v1.9.0
+LICENSES := $(CURDIR)/.cache/bin/go-licenses
+LICENSES_VERSION := v1.6.0
+GITLEAKS := $(CURDIR)/.cache/bin/gitleaks
+GITLEAKS_VERSION := v8.30.1
 
 .PHONY: help
 help: ## this list
@@ -177,6 +181,25 @@ vulnerabilities: $(VULNCHECK) ## go mod verify and govulncheck in every module, 
 	scripts/vulnerabilities.sh $(VULNCHECK) $(MODULES)
 $(VULNCHECK):
 	GOFLAGS= GOWORK=off GOBIN=$(dir $@) go install golang.org/x/vuln/cmd/govulncheck@$(VULNCHECK_VERSION)
+
+.PHONY: licenses
+licenses: $(LICENSES) ## the licences of all dependencies are permissive, and docs/licenses.md lists them
+	cd relay-all && GOWORK=off $(LICENSES) check ./... --ignore github.com/grove/pgtrickle-relay \
+		--allowed_licenses=Apache-2.0,MIT,BSD-2-Clause,BSD-3-Clause,ISC 2>/dev/null
+	cd relay-all && GOWORK=off $(LICENSES) report ./... --template ../tools/licenses.tpl 2>/dev/null >../docs/licenses.md
+	git diff --exit-code docs/licenses.md
+$(LICENSES):
+	GOFLAGS= GOWORK=off GOBIN=$(dir $@) go install github.com/google/go-licenses@$(LICENSES_VERSION)
+
+.PHONY: secrets
+secrets: $(GITLEAKS) ## gitleaks on the history
+	$(GITLEAKS) git --no-banner --redact .
+$(GITLEAKS):
+	GOFLAGS= GOWORK=off GOBIN=$(dir $@) go install github.com/zricethezav/gitleaks/v8@$(GITLEAKS_VERSION)
+
+.PHONY: reproducible
+reproducible: ## two builds in different folders, without a shared cache, are the same
+	scripts/reproducible.sh relay-nats
 
 .PHONY: commits
 commits: ## the messages of new commits: subject, length, body
