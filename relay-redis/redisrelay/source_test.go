@@ -226,7 +226,7 @@ func TestSourceSaysWhatWasTrimmed(t *testing.T) {
 	if got := receive(t, src, 2); got[0].ID != "9" {
 		t.Errorf("received %s, want 9", got[0].ID)
 	}
-	for _, want := range []string{"before they were read, and are lost", "entries=4", "before they were acknowledged, and are lost"} {
+	for _, want := range []string{"unread entries are lost", "entries=4", "pending entries are lost"} {
 		if !strings.Contains(log(), want) {
 			t.Errorf("the log does not say %q:\n%s", want, log())
 		}
