@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Writes the files that are made from the backends' Go structs: the keys that the
-# SQL functions validate against, and docs/config.md. A test of relay-all compares.
+# SQL functions validate against, docs/config.md and docs/refusals.md. Tests of relay-all
+# compare.
 set -euo pipefail
 cd "$(dirname "$0")/../relay-all"
 relay() { GOWORK=off go run . "$@"; }
@@ -47,3 +48,5 @@ the pipeline starts. It does not store, log or show the values. The relay's flag
 HEAD
 	relay keys
 } >../docs/config.md
+# From the tables by which the backends classify refusals.
+GOWORK=off go test -count=1 -run '^TestRefusalsPage$' . -update

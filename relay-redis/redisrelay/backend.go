@@ -12,6 +12,7 @@ func Backend() relay.Backend {
 		Sink:          relaycfg.Sink(sinkDefaults(), newSink),
 		Source:        relaycfg.Source(sourceDefaults(), newSource),
 		Copies:        2, // the row and its body; the client writes it as it is
+		Refusals:      refusals,
 		SinkGuarantee: sinkGuarantee(),
 		SourceGuarantee: relay.Guarantee{
 			Delivery: "at least once",

@@ -90,13 +90,8 @@
 //
 // # Errors
 //
-//	OOM, READONLY, LOADING, MISCONF, NOREPLICAS, MASTERDOWN    transient; nothing of the transaction was added
-//	CLUSTERDOWN, TRYAGAIN, MOVED, ASK, BUSY                    transient
-//	no connection, no answer, too few replicas                 transient
-//	NOGROUP                                                    the source looks for its group; see on_recreated
-//	a body larger than proto-max-bulk-len                      permanent
-//	a row without a field of the template                      permanent
-//	WRONGTYPE, where the stream's name comes from the row      permanent
-//	WRONGTYPE, NOPERM, WRONGPASS, NOAUTH, no such database     fatal
-//	an unknown command, a certificate that is not trusted      fatal
+// docs/refusals.md lists the replies and what the relay does with them. A reply that is
+// not listed, no connection, no answer and too few replicas are transient, and nothing of
+// the transaction was added. A body larger than proto-max-bulk-len and a row without a
+// field of the template are permanent. A certificate that is not trusted is fatal.
 package redisrelay

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
 )
 
 // reply is an answer of the server, as go-redis makes it.
@@ -13,6 +14,13 @@ type reply string
 
 func (r reply) Error() string { return string(r) }
 func (reply) RedisError()     {}
+
+func TestRefusals(t *testing.T) {
+	t.Parallel()
+	relaytest.Refusals(t, refusals, func(answer string, ofRow bool) error {
+		return classifyFor(fmt.Errorf("add: %w", reply(answer)), ofRow)
+	})
+}
 
 func TestClassify(t *testing.T) {
 	t.Parallel()
@@ -35,6 +43,8 @@ func TestClassify(t *testing.T) {
 		reply("NOAUTH Authentication required."):                                   "fatal",
 		reply("ERR unknown command 'XAUTOCLAIM', with args beginning with: 's'"):   "fatal",
 		reply("ERR DB index is out of range"):                                      "fatal",
+		reply("NOPERM No permissions to access a key"):                             "fatal",
+		reply("ERR Elements are too large to be stored"):                           "permanent",
 		reply("ERR Protocol error: invalid bulk length"):                           "permanent",
 	} {
 		got := classify(fmt.Errorf("add: %w", err))

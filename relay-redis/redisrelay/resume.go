@@ -194,8 +194,8 @@ func (s *sink) Resume(ctx context.Context, from string, seen func(id string)) er
 				seen(e.event)
 			}
 		})
-		if isWrongType(err) && s.cfg.Stream.PerMessage() {
-			s.env.Logger.Error("stream was replaced by another key", "stream", name, "confirmed", after)
+		if relay.IsPermanent(s.classify(err)) {
+			s.env.Logger.Error("stream can no longer be read", "stream", name, "confirmed", after, "err", err)
 			continue
 		}
 		if err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -183,33 +184,47 @@ func TestSinkWrongType(t *testing.T) {
 }
 
 // A stream's name that comes from a row stops the messages with that name, no others.
-func TestSinkWrongTypeOfRow(t *testing.T) {
+func TestSinkRefusesStreamOfRow(t *testing.T) {
 	url := relaytest.Endpoint(t, "RELAY_TEST_REDIS_URL")
 	raw := rawClient(t, url)
-	for _, resume := range []bool{true, false} {
-		name := uniqueName(t)
-		t.Cleanup(func() { raw.Del(context.Background(), name+":good", name+":bad") })
-		raw.Set(t.Context(), name+":bad", "a string", 0)
-		s := mustSink(t, testEnv(t), fmt.Sprintf(`{"url":%q,"stream":%q,"resume":%t}`, url, name+":{row.tenant}", resume))
-		if _, err := s.(relay.Resumer).Position(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		for from := range 2 {
-			batch := messages(10*from+1, 6)
-			for i := range batch {
-				batch[i].Row, batch[i].Key = []byte(`{"tenant":"good"}`), strconv.Itoa(i)
+	for cause, spoil := range map[string]func(name, user string){
+		"WRONGTYPE": func(name, _ string) { raw.Set(t.Context(), name+":bad", "a string", 0) },
+		"NOPERM": func(name, user string) {
+			raw.Do(t.Context(), "ACL", "SETUSER", user, "resetkeys", "~"+name+":good")
+		},
+	} {
+		for _, resume := range []bool{true, false} {
+			name := uniqueName(t)
+			user := strings.ReplaceAll(name, ":", "-")
+			t.Cleanup(func() {
+				raw.Del(context.Background(), name+":good", name+":bad")
+				raw.Do(context.Background(), "ACL", "DELUSER", user)
+			})
+			if err := raw.Do(t.Context(), "ACL", "SETUSER", user, "on", ">secret", "+@all", "~*").Err(); err != nil {
+				t.Fatal(err)
 			}
-			batch[2].Row = []byte(`{"tenant":"bad"}`)
-			partial, ok := errors.AsType[*relay.BatchError](s.Publish(t.Context(), batch))
-			if !ok || len(partial.Failed) != 1 || !relay.IsPermanent(partial.Failed[2]) {
-				t.Fatalf("resume %t: Publish = %v, want the third message refused for good", resume, partial)
+			spoil(name, user)
+			s := mustSink(t, testEnv(t), fmt.Sprintf(`{"url":%q,"username":%q,"password":"secret","stream":%q,"resume":%t}`,
+				url, user, name+":{row.tenant}", resume))
+			if _, err := s.(relay.Resumer).Position(t.Context()); err != nil {
+				t.Fatal(err)
 			}
-		}
-		if got := ids(t, raw, name+":good"); len(got) != 10 {
-			t.Errorf("resume %t: stream has %d entries, want 10", resume, len(got))
-		}
-		if _, err := s.(relay.Resumer).Position(t.Context()); err != nil {
-			t.Errorf("resume %t: Position = %v", resume, err)
+			for from := range 2 {
+				batch := messages(10*from+1, 6)
+				for i := range batch {
+					batch[i].Row, batch[i].Key = []byte(`{"tenant":"good"}`), strconv.Itoa(i)
+				}
+				batch[2].Row = []byte(`{"tenant":"bad"}`)
+				if dead := relaytest.Settle(t, s, batch); !slices.Equal(dead, []string{batch[2].ID}) {
+					t.Errorf("%s, resume %t: dead letters %v, want the third message", cause, resume, dead)
+				}
+			}
+			if got := ids(t, raw, name+":good"); len(got) != 10 {
+				t.Errorf("%s, resume %t: stream has %d entries, want 10", cause, resume, len(got))
+			}
+			if _, err := s.(relay.Resumer).Position(t.Context()); err != nil {
+				t.Errorf("%s, resume %t: Position = %v", cause, resume, err)
+			}
 		}
 	}
 }

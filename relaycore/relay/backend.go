@@ -72,6 +72,9 @@ type Backend struct {
 	// it. 0 means 3.
 	Copies int
 
+	// Refusals are the far end's answers to a message that it does not accept.
+	Refusals Refusals
+
 	// SinkGuarantee and SourceGuarantee describe in a few words what an operator gets.
 	SinkGuarantee   Guarantee
 	SourceGuarantee Guarantee
