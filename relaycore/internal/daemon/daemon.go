@@ -25,9 +25,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"github.com/grove/pgtrickle-relay/relaycore/internal/budget"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/capture"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
-	"github.com/grove/pgtrickle-relay/relaycore/internal/engine"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/lease"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/observe"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox"
@@ -72,7 +72,7 @@ type daemon struct {
 	cfg    Config
 	log    *slog.Logger
 	self   lease.Instance
-	budget *engine.Budget
+	budget *budget.Budget
 
 	pool    *pgxpool.Pool
 	readers *pgxpool.Pool   // connections that read outboxes
@@ -120,7 +120,7 @@ func newDaemon(ctx context.Context, cfg Config) (*daemon, error) {
 	d := &daemon{cfg: cfg, log: cfg.Logger, self: newInstance(&cfg), reg: prometheus.NewRegistry()}
 	d.phase.start()
 	limit := limitMemory(d.log)
-	d.budget = engine.NewBudget(budget(cfg.MaxInFlight, limit), largeBudget(limit))
+	d.budget = budget.New(usualBudget(cfg.MaxInFlight, limit), largeBudget(limit))
 
 	if err := d.openPools(ctx); err != nil {
 		return nil, err

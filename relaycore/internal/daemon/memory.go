@@ -71,9 +71,9 @@ func largeBudget(memoryLimit int64) int64 {
 	return noLimit
 }
 
-// budget returns how many bytes all pipelines together may hold between source and
+// usualBudget returns how many bytes all pipelines together may hold between source and
 // sink. A limit of 0 is none.
-func budget(configured, memoryLimit int64) int64 {
+func usualBudget(configured, memoryLimit int64) int64 {
 	switch {
 	case configured > 0:
 		return configured

@@ -47,7 +47,7 @@ func TestBudget(t *testing.T) {
 		{0, 64 << 30, maxBudget},
 		{1 << 30, 200 << 20, 1 << 30},
 	} {
-		if got := budget(c.flag, c.limit); got != c.want {
+		if got := usualBudget(c.flag, c.limit); got != c.want {
 			t.Errorf("with --max-in-flight-bytes %d and a memory limit of %d the budget is %d, want %d", c.flag, c.limit, got, c.want)
 		}
 	}

@@ -7,7 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/grove/pgtrickle-relay/relaycore/internal/engine"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/budget"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
@@ -15,16 +15,16 @@ import (
 // pipeline still delivers.
 func TestStuckPipelineDoesNotStarveAnother(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		budget := engine.NewBudget(20_000, 20_000)
+		shared := budget.New(20_000, 20_000)
 		stuck, healthy := newBench(10_000, 10), newBench(10_000, 10)
 		stuck.sink.answer = func(int, []relay.Message) error { return errors.New("down") }
 		for _, b := range []*bench{stuck, healthy} {
-			b.cfg.Budget, b.cfg.Batch = budget, 10
+			b.cfg.Budget, b.cfg.Batch = shared, 10
 		}
 		stuck.start()
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		if used := budget.Used(); used < 10_000 || used > 20_000 {
+		if used := shared.Used(); used < 10_000 || used > 20_000 {
 			t.Fatalf("%d bytes are in flight before a sink that is down; the budget is 20000", used)
 		}
 		healthy.start()
@@ -32,7 +32,7 @@ func TestStuckPipelineDoesNotStarveAnother(t *testing.T) {
 		want(t, "arrivals", len(healthy.arrived()), 10_000)
 		healthy.finish(t)
 		stuck.finish(t)
-		want(t, "bytes that are left in the budget", budget.Used(), int64(0))
+		want(t, "bytes that are left in the budget", shared.Used(), int64(0))
 	})
 }
 
@@ -40,16 +40,16 @@ func TestStuckPipelineDoesNotStarveAnother(t *testing.T) {
 // held: the budget is the process's.
 func TestAbandonedRunGivesTheBudgetBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		budget := engine.NewBudget(1<<20, 1<<20)
+		shared := budget.New(1<<20, 1<<20)
 		b := newBench(10_000, 10)
-		b.cfg.Budget, b.cfg.Batch = budget, 10
+		b.cfg.Budget, b.cfg.Batch = shared, 10
 		b.sink.answer = func(int, []relay.Message) error { time.Sleep(time.Millisecond); return nil }
 		b.ledger.fail = errors.New("connection refused")
 		b.start()
 		time.Sleep(time.Minute)
 		b.kill()
 		<-b.result
-		want(t, "bytes in flight after the run", budget.Used(), int64(0))
+		want(t, "bytes in flight after the run", shared.Used(), int64(0))
 	})
 }
 
@@ -57,16 +57,16 @@ func TestAbandonedRunGivesTheBudgetBack(t *testing.T) {
 // waits. Its run ends, and the message is read again later.
 func TestLargeMessageOfAStuckPipelineMakesRoom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		budget := engine.NewBudget(1<<20, 1000)
+		shared := budget.New(1<<20, 1000)
 		stuck, healthy := newBench(2, 2), newBench(5, 2)
 		stuck.sink.answer = func(int, []relay.Message) error { return errors.New("down") }
 		for _, b := range []*bench{stuck, healthy} {
-			b.cfg.Source, b.cfg.Budget, b.cfg.Batch, b.cfg.Copies = &asking{b.source, 300}, budget, 1, 3
+			b.cfg.Source, b.cfg.Budget, b.cfg.Batch, b.cfg.Copies = &asking{b.source, 300}, shared, 1, 3
 		}
 		stuck.start()
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		if budget.LargeUsed() == 0 {
+		if !shared.HoldsLarge() {
 			t.Fatal("the stuck pipeline holds no large message")
 		}
 		healthy.start()
@@ -77,7 +77,7 @@ func TestLargeMessageOfAStuckPipelineMakesRoom(t *testing.T) {
 		}
 		stuck.kill()
 		healthy.finish(t)
-		want(t, "bytes of large messages that are left", budget.LargeUsed(), int64(0))
+		want(t, "large messages that are left", shared.HoldsLarge(), false)
 	})
 }
 
@@ -100,12 +100,12 @@ func (a *asking) Wants() int64 {
 // all of it back.
 func TestLargeMessagesWaitForTheirTurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		budget := engine.NewBudget(1<<20, 1000)
+		shared := budget.New(1<<20, 1000)
 		var atOnce, most atomic.Int64
 		var benches []*bench
 		for range 4 {
 			b := newBench(20, 2)
-			b.cfg.Source, b.cfg.Budget, b.cfg.Batch, b.cfg.Copies = &asking{b.source, 200}, budget, 1, 2
+			b.cfg.Source, b.cfg.Budget, b.cfg.Batch, b.cfg.Copies = &asking{b.source, 200}, shared, 1, 2
 			b.sink.answer = func(int, []relay.Message) error {
 				most.Store(max(most.Load(), atOnce.Add(1)))
 				time.Sleep(time.Second)
@@ -123,7 +123,7 @@ func TestLargeMessagesWaitForTheirTurn(t *testing.T) {
 		if n := most.Load(); n > 2 {
 			t.Errorf("%d messages of 400 bytes were at the sinks at once, with a budget of 1000", n)
 		}
-		want(t, "bytes that are left in the budget", budget.Used(), int64(0))
-		want(t, "bytes of large messages that are left", budget.LargeUsed(), int64(0))
+		want(t, "bytes that are left in the budget", shared.Used(), int64(0))
+		want(t, "large messages that are left", shared.HoldsLarge(), false)
 	})
 }

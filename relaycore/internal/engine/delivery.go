@@ -180,7 +180,7 @@ func (d *delivery) deliverPart(ctx context.Context, todo []relay.Message) ([]rel
 			return todo, err
 		}
 		d.Meter.PublishFailed()
-		if d.large.Load() > 0 && d.Budget.wanted(d.asks.Load()) {
+		if d.large.Load() > 0 && d.Budget.Wanted(d.asks.Load()) {
 			return todo, fmt.Errorf("publish: %w; its large message makes room for that of another pipeline", err)
 		}
 		if err := d.wait(ctx, d.step.failed(err)); err != nil {

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/grove/pgtrickle-relay/relaycore/backoff"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/budget"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
@@ -38,14 +39,14 @@ type Config struct {
 	Ledger    Ledger
 	State     State // as the ledger had it when the lease was acquired
 
-	Batch         int           // messages a receive may return; 0 means 1000
-	InFlightBytes int64         // between source and sink; 0 means 16 MiB
-	Budget        *Budget       // that it shares with other pipelines; nil means none
-	Copies        int           // of a message while it is sent; 0 means 3
-	OnError       string        // "" means park
-	RateMessages  float64       // a second; 0 means no limit
-	RateBytes     float64       // a second; 0 means no limit
-	CommitEvery   time.Duration // 0 means 50 ms; an idle pipeline commits at once
+	Batch         int            // messages a receive may return; 0 means 1000
+	InFlightBytes int64          // between source and sink; 0 means 16 MiB
+	Budget        *budget.Budget // that it shares with other pipelines; nil means none
+	Copies        int            // of a message while it is sent; 0 means 3
+	OnError       string         // "" means park
+	RateMessages  float64        // a second; 0 means no limit
+	RateBytes     float64        // a second; 0 means no limit
+	CommitEvery   time.Duration  // 0 means 50 ms; an idle pipeline commits at once
 	// Trusted reports whether the lease still holds by the local clock. It is
 	// asked before every publish.
 	Trusted func() bool
@@ -177,7 +178,7 @@ type run struct {
 	settled  chan settlement // from publish to commit
 
 	local    *semaphore.Weighted // bytes in flight of this pipeline
-	share    share               // and of all that share its budget
+	share    *budget.Share       // and of all that share its budget
 	large    atomic.Int64        // bytes reserved for large messages
 	asks     atomic.Int32        // 1 while it waits for more of them
 	encoding sync.Mutex          // see transform
@@ -188,7 +189,7 @@ func newRun(stop context.Context, e *Engine) *run {
 		Config: e.cfg, memory: newMemory(e.cfg.Source), redrive: e.redrive, stopping: stop,
 		failures: &failures{log: e.cfg.Logger, report: e.cfg.Changed},
 		received: make(chan chunk, 2), ready: make(chan chunk, 16), settled: make(chan settlement, 4),
-		local: semaphore.NewWeighted(e.cfg.InFlightBytes), share: share{budget: e.cfg.Budget},
+		local: semaphore.NewWeighted(e.cfg.InFlightBytes), share: e.cfg.Budget.Share(),
 	}
 }
 

@@ -74,7 +74,7 @@ func (r *run) reserveLarge(ctx context.Context) (int64, error) {
 	}
 	r.asks.Store(1)
 	defer r.asks.Store(0)
-	if err := r.Budget.acquireLarge(ctx, n); err != nil {
+	if err := r.Budget.AcquireLarge(ctx, n); err != nil {
 		return 0, err
 	}
 	r.large.Add(n)
@@ -83,8 +83,16 @@ func (r *run) reserveLarge(ctx context.Context) (int64, error) {
 
 func (r *run) releaseLarge(n int64) {
 	r.large.Add(-n)
-	r.Budget.releaseLarge(n)
+	r.Budget.ReleaseLarge(n)
 }
+
+// held is what a chunk has reserved, in bytes.
+type held struct {
+	usual int64 // within the limits on what is in flight
+	large int64 // for a large message
+}
+
+func (h held) plus(more held) held { return held{h.usual + more.usual, h.large + more.large} }
 
 // reserve waits until batch, and what will be encoded from it, is within the limits
 // on what is in flight. It counts the overhead of a message twice: the garbage
@@ -107,7 +115,7 @@ func (r *run) reserve(ctx context.Context, batch []relay.Message, large int64) (
 		r.releaseLarge(large)
 		return c, err
 	}
-	if err := r.share.acquire(ctx, bytes); err != nil {
+	if err := r.share.Acquire(ctx, bytes); err != nil {
 		r.local.Release(bytes)
 		r.releaseLarge(large)
 		return c, err
@@ -122,7 +130,7 @@ func (r *run) release(h held) {
 		return
 	}
 	r.local.Release(h.usual)
-	r.share.release(h.usual)
+	r.share.Release(h.usual)
 	r.releaseLarge(h.large)
 	r.Meter.InFlight(-h.usual - h.large)
 }

@@ -85,7 +85,7 @@ func untilReference(stored []DeadLetter) []DeadLetter {
 // large to be read may have several messages.
 func (p *publisher) redriveReference(ctx context.Context, stored DeadLetter) error {
 	batch, reserved := []relay.Message(nil), int64(0)
-	defer func() { p.Budget.releaseLarge(reserved) }()
+	defer func() { p.Budget.ReleaseLarge(reserved) }()
 	err := p.retry(ctx, "read the row of a dead letter", func() (err error) {
 		batch, err = p.refetch(ctx, &stored, &reserved)
 		return err
@@ -120,7 +120,7 @@ func (p *publisher) refetch(ctx context.Context, stored *DeadLetter, reserved *i
 			return nil // by a call that failed later
 		}
 		n := bytes * int64(p.Copies)
-		if err := p.Budget.acquireLarge(ctx, n); err != nil {
+		if err := p.Budget.AcquireLarge(ctx, n); err != nil {
 			return err
 		}
 		*reserved = n

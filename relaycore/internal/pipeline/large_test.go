@@ -6,8 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/grove/pgtrickle-relay/relaycore/internal/budget"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
-	"github.com/grove/pgtrickle-relay/relaycore/internal/engine"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/retention"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
@@ -30,9 +30,9 @@ func (st *stage) value(t *testing.T, sql string) (text string) {
 }
 
 // runUntil runs a pipeline until sql returns want.
-func (st *stage) runUntil(t *testing.T, p catalog.Pipeline, budget *engine.Budget, sql, want string) {
+func (st *stage) runUntil(t *testing.T, p catalog.Pipeline, limit *budget.Budget, sql, want string) {
 	t.Helper()
-	st.runner.Budget = budget
+	st.runner.Budget = limit
 	job, _, stop := st.job(t, p)
 	done := make(chan error, 1)
 	go func() { done <- st.runner.Run(t.Context(), job) }()
@@ -89,7 +89,7 @@ func TestTooLargeRow(t *testing.T) {
 	t.Parallel()
 	st, big := newDocuments(t)
 	st.exec(t, `UPDATE pgtrickle.outbox_documents SET created_at = now() - interval '1 year'`) // before the ids are made of it
-	small, enough := engine.NewBudget(1<<20, 6_000_000), engine.NewBudget(1<<20, 60_000_000)
+	small, enough := budget.New(1<<20, 6_000_000), budget.New(1<<20, 60_000_000)
 	// Retention goes by last_id, which follows a moment later.
 	st.runUntil(t, big, small, `SELECT count(*) || ' up to ' || (SELECT max(last_id) FROM pgtrickle.relay_cursors)
 		FROM pgtrickle.relay_dead_letters`, "3 up to 4")
@@ -121,11 +121,11 @@ func TestRetriedLargeRow(t *testing.T) {
 	t.Parallel()
 	st, big := newDocuments(t)
 	st.refuse = func(m *relay.Message) bool { return len(m.Body) > 1_000_000 }
-	budget := engine.NewBudget(1<<20, 60_000_000)
-	st.runUntil(t, big, budget, `SELECT count(*) FROM pgtrickle.relay_dead_letters`, "3")
+	limit := budget.New(1<<20, 60_000_000)
+	st.runUntil(t, big, limit, `SELECT count(*) FROM pgtrickle.relay_dead_letters`, "3")
 	st.refuse = nil
 	st.exec(t, `SELECT pgtrickle.relay_dlq_retry('big')`)
-	st.runUntil(t, big, budget, `SELECT count(*) FROM pgtrickle.relay_dead_letters`, "0")
+	st.runUntil(t, big, limit, `SELECT count(*) FROM pgtrickle.relay_dead_letters`, "0")
 	if got := st.arrived(); !slices.Equal(got, []int{0, 5, 0, 0}) {
 		t.Errorf("messages of %v MB arrived, want 0, 5, 0 and 0", got)
 	}
@@ -137,13 +137,13 @@ func TestRefusedLargeRow(t *testing.T) {
 	t.Parallel()
 	st, big := newDocuments(t)
 	st.refuse = func(m *relay.Message) bool { return len(m.Body) > 1_000_000 }
-	budget := engine.NewBudget(1<<20, 60_000_000)
-	st.runUntil(t, big, budget, `SELECT count(*) FROM pgtrickle.relay_dead_letters`, "3")
+	limit := budget.New(1<<20, 60_000_000)
+	st.runUntil(t, big, limit, `SELECT count(*) FROM pgtrickle.relay_dead_letters`, "3")
 	if got, want := st.value(t, deadLetters), "1 refused t t, 3 parked t t, 4 parked f t"; got != want {
 		t.Errorf("dead letters %s, want %s", got, want)
 	}
 	st.refuse = nil
 	st.exec(t, `SELECT pgtrickle.relay_dlq_retry('big')`)
 	st.exec(t, `DELETE FROM pgtrickle.outbox_documents WHERE id = 1`)
-	st.runUntil(t, big, budget, `SELECT count(*) FROM pgtrickle.relay_dead_letters WHERE error LIKE '%is gone%'`, "1")
+	st.runUntil(t, big, limit, `SELECT count(*) FROM pgtrickle.relay_dead_letters WHERE error LIKE '%is gone%'`, "1")
 }

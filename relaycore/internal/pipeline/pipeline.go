@@ -16,6 +16,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/grove/pgtrickle-relay/relaycore/internal/budget"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/engine"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/lease"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox"
@@ -33,7 +34,7 @@ type Runner struct {
 	Owner   string // the instance, as operators see it
 	Version string
 	// Budget bounds the bytes in flight of all pipelines together.
-	Budget *engine.Budget
+	Budget *budget.Budget
 }
 
 // openTimeout bounds the opening of both ends.

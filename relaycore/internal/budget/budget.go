@@ -1,4 +1,6 @@
-package engine
+// Package budget bounds the memory that all pipelines of a process take together for what
+// is between their sources and sinks. It counts bytes, and knows nothing of messages.
+package budget
 
 import (
 	"context"
@@ -15,15 +17,15 @@ type Budget struct {
 	size      int64
 	largeSize int64
 	large     *semaphore.Weighted
-	waiting   atomic.Int32 // calls of acquireLarge that wait
+	waiting   atomic.Int32 // calls of AcquireLarge that wait
 
 	mu    sync.Mutex
 	used  int64
 	freed chan struct{} // closed by the next release; nil if no pipeline waits
 }
 
-// NewBudget returns a budget of so many bytes, and of so many for large messages.
-func NewBudget(bytes, large int64) *Budget {
+// New returns a budget of so many bytes, and of so many for large messages.
+func New(bytes, large int64) *Budget {
 	return &Budget{size: bytes, largeSize: large, large: semaphore.NewWeighted(large)}
 }
 
@@ -36,8 +38,8 @@ func (b *Budget) Largest(copies int) int64 {
 	return b.largeSize / int64(copies)
 }
 
-// acquireLarge waits until n bytes are left for large messages, in the order of calls.
-func (b *Budget) acquireLarge(ctx context.Context, n int64) error {
+// AcquireLarge waits until n bytes are left for large messages, in the order of calls.
+func (b *Budget) AcquireLarge(ctx context.Context, n int64) error {
 	if b == nil || n == 0 || b.large.TryAcquire(n) {
 		return nil
 	}
@@ -46,33 +48,29 @@ func (b *Budget) acquireLarge(ctx context.Context, n int64) error {
 	return b.large.Acquire(ctx, n)
 }
 
-func (b *Budget) releaseLarge(n int64) {
+// ReleaseLarge gives n bytes back.
+func (b *Budget) ReleaseLarge(n int64) {
 	if b != nil && n > 0 {
 		b.large.Release(n)
 	}
 }
 
-// wanted reports whether more than so many pipelines wait for a large message.
-func (b *Budget) wanted(beyond int32) bool { return b != nil && b.waiting.Load() > beyond }
+// Wanted reports whether more than so many pipelines wait for a large message.
+func (b *Budget) Wanted(beyond int32) bool { return b != nil && b.waiting.Load() > beyond }
 
-// held is what a chunk has reserved, in bytes.
-type held struct {
-	usual int64 // within the limits on what is in flight
-	large int64 // for a large message
-}
-
-func (h held) plus(more held) held { return held{h.usual + more.usual, h.large + more.large} }
-
-// share is what one pipeline holds of a budget.
-type share struct {
+// Share is what one pipeline holds of a budget. One goroutine acquires at a time.
+type Share struct {
 	budget *Budget // nil: there is no bound
 	held   int64
 }
 
-// acquire waits until n bytes are left. A pipeline that holds nothing does not wait.
+// Share returns a share that holds nothing.
+func (b *Budget) Share() *Share { return &Share{budget: b} }
+
+// Acquire waits until n bytes are left. A pipeline that holds nothing does not wait.
 // Otherwise others whose far end is away could stop it, for as long as they keep what
 // they have read.
-func (s *share) acquire(ctx context.Context, n int64) error {
+func (s *Share) Acquire(ctx context.Context, n int64) error {
 	b := s.budget
 	if b == nil {
 		return nil
@@ -98,7 +96,8 @@ func (s *share) acquire(ctx context.Context, n int64) error {
 	}
 }
 
-func (s *share) release(n int64) {
+// Release gives n bytes back.
+func (s *Share) Release(n int64) {
 	b := s.budget
 	if b == nil {
 		return
@@ -111,4 +110,20 @@ func (s *share) release(n int64) {
 		close(b.freed)
 		b.freed = nil
 	}
+}
+
+// Used returns the bytes that all pipelines hold, without large messages.
+func (b *Budget) Used() int64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.used
+}
+
+// HoldsLarge reports whether large messages hold a part.
+func (b *Budget) HoldsLarge() bool {
+	if b.large.TryAcquire(b.largeSize) {
+		b.large.Release(b.largeSize)
+		return false
+	}
+	return true
 }
