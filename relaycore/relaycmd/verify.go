@@ -31,7 +31,7 @@ func (p *program) verify(ctx context.Context, name string) error {
 			return err
 		}
 		cursors, err := db.store.List(ctx)
-		acc.Filtered = cursors[pl.Key].Filtered
+		acc.Filtered, acc.Expired = cursors[pl.Key].Filtered, cursors[pl.Key].Expired
 		return err
 	})
 	if err != nil {
@@ -58,6 +58,9 @@ func (p *program) verify(ctx context.Context, name string) error {
 		}
 		if acc.Filtered > 0 {
 			fmt.Fprintf(p.stdout, "  %-23s %d\n", "filtered messages", acc.Filtered)
+		}
+		if acc.Expired > 0 {
+			fmt.Fprintf(p.stdout, "  %-23s %d\n", "expired dead letters", acc.Expired)
 		}
 	}
 	if err == nil && acc.Unaccounted != 0 {

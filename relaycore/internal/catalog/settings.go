@@ -27,10 +27,12 @@ type Common struct {
 	Format           string                `json:"format" relay:"enum=envelope|payload|cloudevents|debezium" doc:"Shape of the bodies: as they are written, or as they arrive."`
 	Columns          reshape.ColumnsConfig `json:"columns" doc:"Which columns of a row travel, and which are masked: an object with include or exclude (lists), mask (an object of null, hash or last4 by column) and salt (a secret for hash)."`
 	reshape.JQConfig
-	OnError           string        `json:"on_error" relay:"enum=park|skip|halt" doc:"What a permanent failure of one message does: park its key behind it, skip it, or halt the pipeline."`
-	RateLimitMessages int64         `json:"rate_limit_messages" relay:"min=0" doc:"Messages a second at most; 0 is no limit."`
-	RateLimitBytes    relaycfg.Size `json:"rate_limit_bytes" doc:"Bytes a second at most; 0 is no limit."`
-	RetentionHours    int64         `json:"retention_hours" relay:"min=0" doc:"Accepted as pg_trickle stores it. Retention belongs to the outbox or inbox, not to the pipeline."`
+	OnError           string            `json:"on_error" relay:"enum=park|skip|halt" doc:"What a permanent failure of one message does: park its key behind it, skip it, or halt the pipeline."`
+	MaxDeadLetters    int64             `json:"max_dead_letters" relay:"min=1" doc:"Dead letters and parked messages that may be stored. A pipeline that has as many fails until they are retried or discarded."`
+	DeadLetterAge     relaycfg.Duration `json:"dead_letter_retention" doc:"Age at which dead letters are deleted. Each is logged and counted, and its key goes on. Default: never."`
+	RateLimitMessages int64             `json:"rate_limit_messages" relay:"min=0" doc:"Messages a second at most; 0 is no limit."`
+	RateLimitBytes    relaycfg.Size     `json:"rate_limit_bytes" doc:"Bytes a second at most; 0 is no limit."`
+	RetentionHours    int64             `json:"retention_hours" relay:"min=0" doc:"Accepted as pg_trickle stores it. Retention belongs to the outbox or inbox, not to the pipeline."`
 }
 
 // Forward are the keys of a pipeline from an outbox to a broker.
@@ -88,6 +90,7 @@ func defaultCommon() Common {
 		MaxInFlightBytes: 16 << 20,
 		Format:           "envelope",
 		OnError:          "park",
+		MaxDeadLetters:   100_000,
 	}
 }
 

@@ -31,6 +31,7 @@ const (
 	conflicts
 	filtered
 	deadLettered
+	expired
 	parked
 	publishErrors
 	sourceErrors
@@ -47,6 +48,7 @@ var counterSeries = [numCounters]series{
 	conflicts:      {name: "id_conflicts_total", help: "Messages that an inbox took for copies of another event with the same id."},
 	filtered:       {name: "filtered_total", help: "Messages that the pipeline's filter dropped."},
 	deadLettered:   {name: "dead_letters_total", help: "Messages stored as dead letters."},
+	expired:        {name: "dead_letters_expired_total", help: "Dead letters deleted for their age."},
 	parked:         {name: "parked_total", help: "Messages parked behind a dead letter of their key."},
 	publishErrors:  {name: "publish_errors_total", help: "Failed publishes. Each was retried or ended in dead letters."},
 	sourceErrors:   {name: "source_errors_total", help: "Receives and acknowledgements that failed."},

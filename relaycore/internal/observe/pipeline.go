@@ -108,6 +108,9 @@ func (p *Pipeline) Refused() int64 {
 // maxRefused is how many dead letters without a delivery make a pipeline failing.
 const maxRefused = 100
 
+// Expired counts dead letters deleted for their age.
+func (p *Pipeline) Expired(messages int) { p.counters[expired].Add(float64(messages)) }
+
 // Parked counts messages parked behind a dead letter.
 func (p *Pipeline) Parked(messages int) { p.counters[parked].Add(float64(messages)) }
 

@@ -29,7 +29,10 @@ type Accounting struct {
 	Dead      int64  `json:"dead"`
 	// Filtered counts messages that the pipeline's filter has dropped since it was made.
 	// Their rows are in Delivered.
-	Filtered    int64 `json:"filtered"`
+	Filtered int64 `json:"filtered"`
+	// Expired counts dead letters that were deleted for their age since the pipeline was
+	// made. Their rows are in Delivered.
+	Expired     int64 `json:"expired"`
 	Parked      int64 `json:"parked"` // or waiting to be delivered again
 	Pending     int64 `json:"pending"`
 	Unaccounted int64 `json:"unaccounted"` // must be zero

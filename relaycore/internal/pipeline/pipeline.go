@@ -12,6 +12,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -65,6 +66,10 @@ func (r *Runner) Run(ctx context.Context, job *supervisor.Job) (err error) {
 		err = conceal.Error(err)
 		status.end(ctx, err)
 	}()
+	limited, err := limitLedger(opening, ledger, resolved.Settings.MaxDeadLetters)
+	if err != nil {
+		return err
+	}
 	if job.Pipeline.Direction == relay.Forward {
 		ledger.Conceal(conceal.Text, slices.Collect(maps.Keys(resolved.Settings.Headers)))
 	}
@@ -84,7 +89,7 @@ func (r *Runner) Run(ctx context.Context, job *supervisor.Job) (err error) {
 
 	s := resolved.Settings
 	eng := engine.New(engine.Config{
-		Pipeline: job.Pipeline.Name, Source: e.source, Sink: e.sink, Transform: e.transform, Ledger: ledger, State: state,
+		Pipeline: job.Pipeline.Name, Source: e.source, Sink: e.sink, Transform: e.transform, Ledger: limited, State: state,
 		Batch: s.BatchSize, InFlightBytes: int64(s.MaxInFlightBytes), Budget: r.Budget, Copies: resolved.Backend.Copies,
 		OnError: s.OnError, RateMessages: float64(s.RateLimitMessages), RateBytes: float64(s.RateLimitBytes),
 		Trusted: job.Trusted, Meter: job.Meter, Logger: log, Changed: status.changed,
@@ -96,6 +101,12 @@ func (r *Runner) Run(ctx context.Context, job *supervisor.Job) (err error) {
 	status.changed(nil)
 	job.Logger.Info("pipeline runs", "backend", resolved.Backend.Name, "epoch", job.Epoch,
 		"largest_row_bytes", r.Budget.Largest(cmp.Or(resolved.Backend.Copies, engine.DefaultCopies)))
+	expiring, end := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	expire := expiry{ledger: ledger, age: s.DeadLetterAge.D(), log: log, count: job.Meter.Expired, redrive: eng.Redrive}
+	wg.Go(func() { expire.run(expiring) })
+	defer wg.Wait()
+	defer end()
 	return lost(eng.Run(ctx, job.Stop))
 }
 

@@ -45,6 +45,7 @@ type Cursor struct {
 	Skipped      int64
 	Filtered     int64
 	DeadLettered int64
+	Expired      int64 // of these, deleted for their age
 	Status       string
 	Error        string
 	Updated      *time.Time
@@ -61,7 +62,7 @@ func (s Store) List(ctx context.Context) (map[Key]Cursor, error) {
 	var key Key
 	var c Cursor
 	_, err = pgx.ForEachRow(rows, []any{
-		&key.Direction, &key.Name, &c.Epoch, &c.Owner, &c.LastID, &c.Delivered, &c.Skipped, &c.Filtered, &c.DeadLettered,
+		&key.Direction, &key.Name, &c.Epoch, &c.Owner, &c.LastID, &c.Delivered, &c.Skipped, &c.Filtered, &c.DeadLettered, &c.Expired,
 		&c.Status, &c.Error, &c.Updated, &c.Held,
 	}, func() error {
 		found[key] = c

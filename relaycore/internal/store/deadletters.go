@@ -14,8 +14,14 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
-//go:embed sql/deliverable.sql
-var deliverableSQL string
+var (
+	//go:embed sql/deliverable.sql
+	deliverableSQL string
+	//go:embed sql/dead_letters_held.sql
+	deadLettersHeldSQL string
+	//go:embed sql/expire_dead_letters.sql
+	expireDeadLettersSQL string
+)
 
 // The states of a dead letter. SQL functions set the third, retry.
 const (
@@ -171,4 +177,36 @@ func (l *Ledger) ParkedKeys(ctx context.Context) ([]string, error) {
 		return nil, fmt.Errorf("read parked keys: %w", err)
 	}
 	return keys, nil
+}
+
+// Held returns how many dead letters and parked messages the pipeline has, counted up to
+// limit. Retried is whether some of them are to be delivered again.
+func (l *Ledger) Held(ctx context.Context, limit int64) (n int64, retried bool, err error) {
+	err = l.store.db.QueryRow(ctx, deadLettersHeldSQL, l.store.args(l.key, pgx.StrictNamedArgs{"limit": limit})).Scan(&n, &retried)
+	if err != nil {
+		return 0, false, fmt.Errorf("count dead letters: %w", err)
+	}
+	return n, retried, nil
+}
+
+// Expired is a dead letter that was deleted for its age.
+type Expired struct {
+	MessageID, Key, Class string
+	OutboxID              int64 // 0 for a message from a broker
+	Created               time.Time
+}
+
+// Expire deletes the dead letters that are older than age, at most a thousand, and
+// returns them. What is parked behind them may be delivered then.
+func (l *Ledger) Expire(ctx context.Context, age time.Duration) ([]Expired, error) {
+	rows, err := l.store.db.Query(ctx, expireDeadLettersSQL,
+		l.store.args(l.key, pgx.StrictNamedArgs{"epoch": l.epoch, "age": age.Microseconds()}))
+	if err != nil {
+		return nil, fmt.Errorf("expire dead letters: %w", err)
+	}
+	expired, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Expired])
+	if err != nil {
+		return nil, fmt.Errorf("expire dead letters: %w", err)
+	}
+	return expired, nil
 }
