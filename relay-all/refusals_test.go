@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/grove/pgtrickle-relay/relay-nats/natsrelay"
 	"github.com/grove/pgtrickle-relay/relay-redis/redisrelay"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
@@ -19,7 +20,7 @@ func TestRefusalsPage(t *testing.T) {
 	t.Parallel()
 	const file = "../docs/refusals.md"
 	page := refusalsPage([]relay.Backend{
-		redisrelay.Backend(),
+		natsrelay.Backend(), redisrelay.Backend(),
 	})
 	if *update {
 		if err := os.WriteFile(file, []byte(page), 0o644); err != nil { //nolint:gosec // a page of the documentation

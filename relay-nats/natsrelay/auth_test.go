@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -17,6 +18,7 @@ import (
 	"github.com/nats-io/nkeys"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest/tlstest"
 )
 
@@ -100,6 +102,70 @@ func TestPublishNotPermitted(t *testing.T) {
 	if !relay.IsFatal(err) || time.Since(began) > 5*time.Second {
 		t.Errorf("Publish without permission = %v after %s, want a fatal error at once", err, time.Since(began))
 	}
+}
+
+// A subject of a row to which the user may not publish stops the messages with it. No
+// message of their keys overtakes them.
+func TestSubjectOfRowNotPermitted(t *testing.T) {
+	t.Parallel()
+	srv := startServer(t, `authorization { users: [
+		{ user: admin, password: admin }
+		{ user: relay, password: relay, permissions: {
+			publish: { allow: [">"], deny: ["s.denied"] }, subscribe: ["_INBOX.>"] } } ] }`)
+	_, js := connect(t, strings.Replace(srv.url, "://", "://admin:admin@", 1))
+	if _, err := js.CreateStream(testContext(t), jetstream.StreamConfig{Name: "S", Subjects: []string{"s.>"}}); err != nil {
+		t.Fatal(err)
+	}
+	s := openSink(t, fmt.Sprintf(`{"url":%q,"stream":"S","subject":"s.{row.tenant}","user":"relay","password":"relay","ack_timeout":"5s"}`, srv.url))
+	conn := s.conn
+	for round := range 3 {
+		batch := messages("s.a", 10*round+1, 6, 3)
+		batch[1].Subject = "s.denied"
+		before := streamLen(t, js, "S")
+		err := s.Publish(testContext(t), batch)
+		partial, ok := errors.AsType[*relay.BatchError](err)
+		if !ok || !relay.IsPermanent(partial.Failed[1]) || partial.Failed[4] == nil {
+			t.Fatalf("round %d: Publish = %v, want message 1 refused and message 4 of its key not sent", round, err)
+		}
+		if dead := relaytest.Settle(t, s, batch); !slices.Equal(dead, []string{batch[1].ID}) {
+			t.Errorf("round %d: dead letters %v, want the second message", round, dead)
+		}
+		if got := streamLen(t, js, "S"); got != before+5 {
+			t.Errorf("round %d: the stream has %d messages more, want 5", round, got-before)
+		}
+	}
+	if s.conn != conn {
+		t.Error("the sink connected again for a subject that is denied")
+	}
+}
+
+// A server whose control line is shorter than the default ends the connection of a long
+// subject. That subject's message is refused, and the others arrive.
+func TestShortControlLine(t *testing.T) {
+	t.Parallel()
+	srv := startServer(t, "max_control_line: 512")
+	_, js := connect(t, srv.url)
+	if _, err := js.CreateStream(testContext(t), jetstream.StreamConfig{Name: "S", Subjects: []string{"s.>"}}); err != nil {
+		t.Fatal(err)
+	}
+	s := openSink(t, fmt.Sprintf(`{"url":%q,"stream":"S","subject":"s.{row.city}","ack_timeout":"5s"}`, srv.url))
+	batch := messages("s.bonn", 1, 8, 8)
+	batch[2].Subject, batch[5].Subject = "s."+strings.Repeat("x", 900), "s."+strings.Repeat("y", 700)
+	if dead := relaytest.Settle(t, s, batch); !slices.Equal(dead, []string{batch[2].ID, batch[5].ID}) {
+		t.Errorf("dead letters %v, want the third and the sixth message", dead)
+	}
+	if got := streamLen(t, js, "S"); got != 6 {
+		t.Errorf("the stream has %d messages, want 6", got)
+	}
+}
+
+func streamLen(t *testing.T, js jetstream.JetStream, name string) int {
+	t.Helper()
+	stream, err := js.Stream(testContext(t), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return int(stream.CachedInfo().State.Msgs)
 }
 
 func TestJetStreamDomain(t *testing.T) {

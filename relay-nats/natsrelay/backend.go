@@ -13,6 +13,7 @@ func Backend() relay.Backend {
 		Source:     relaycfg.Source(sourceDefaults(), newSource),
 		SubjectKey: "subject",
 
+		Refusals:        refusals,
 		SinkGuarantee:   sinkGuarantee(),
 		SourceGuarantee: sourceGuarantee(),
 	}

@@ -30,6 +30,8 @@ type conn struct {
 
 	mu      sync.Mutex
 	refusal error // the first asynchronous error of the server
+
+	denied func(subject string, err error) bool // takes the refusal of a subject, if it can; nil for none
 }
 
 func dial(ctx context.Context, cfg *connConfig, name string) (*conn, error) {
@@ -60,7 +62,7 @@ func dial(ctx context.Context, cfg *connConfig, name string) (*conn, error) {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
-		return nil, classifyDial(fmt.Errorf("connect to NATS at %s: %w", hosts(cfg.URL), err))
+		return nil, classify(fmt.Errorf("connect to NATS at %s: %w", hosts(cfg.URL), err))
 	}
 
 	if cfg.Domain != "" {
@@ -145,13 +147,26 @@ func (c *conn) fail(nc *nats.Conn, err error) {
 		return
 	}
 	c.mu.Lock()
+	deny := c.denied
+	c.mu.Unlock()
+	if subject := denied(err); subject != "" && deny != nil && deny(subject, err) {
+		return
+	}
+	c.mu.Lock()
 	if c.refusal == nil {
-		c.refusal = classifyDial(err)
+		c.refusal = classify(err)
 	}
 	c.mu.Unlock()
 	if errors.Is(err, nats.ErrPermissionViolation) {
 		nc.Close()
 	}
+}
+
+// denyTo makes deny take the refusals of subjects.
+func (c *conn) denyTo(deny func(subject string, err error) bool) {
+	c.mu.Lock()
+	c.denied = deny
+	c.mu.Unlock()
 }
 
 // refused returns the server's first asynchronous error, or nil.
@@ -167,7 +182,7 @@ func (c *conn) lost() error {
 		return err
 	}
 	if err := c.nc.LastError(); err != nil {
-		return classifyDial(fmt.Errorf("connection to NATS lost: %w", err))
+		return classify(fmt.Errorf("connection to NATS lost: %w", err))
 	}
 	return errors.New("connection to NATS lost")
 }
@@ -181,7 +196,7 @@ func (c *conn) apiError(ctx context.Context, err error) error {
 	if refused := c.refused(); refused != nil {
 		return refused
 	}
-	return classifyAPI(err)
+	return classify(err)
 }
 
 // stream finds the stream called name or, without a name, the one that stores

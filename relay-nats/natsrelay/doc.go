@@ -73,12 +73,7 @@
 //
 // # Errors
 //
-//	permanent, for one message   larger than the server's max_payload or the stream's max_msg_size; a subject
-//	                             or header name that cannot be sent; a subject longer than the control line
-//	                             (4,096 bytes less the rest); a subject made of the row that the stream does
-//	                             not store; a Nats- header that asks for what the stream refuses (400)
-//	fatal, for the pipeline      credentials, permissions, certificates; JetStream not enabled for the account;
-//	                             stream missing, sealed, without acks, or not for the subject; a consumer
-//	                             that does not fit
-//	transient                    all else: no server, no leader, timeouts, a stream or account that is full
+// docs/refusals.md lists the answers and what the relay does with them. A header name that
+// cannot be sent is the message's fault. A certificate that is not trusted, and a stream
+// without acks, stop the pipeline. All else is transient: no server, timeouts.
 package natsrelay

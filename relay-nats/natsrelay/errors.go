@@ -4,7 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
+	"regexp"
+	"strings"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -22,57 +23,75 @@ var (
 	errNoResponders   = errors.New("no stream answered")
 )
 
-// Error codes of the server that the client does not name.
+// Answers by which the sink itself refuses a message, because the server would end the
+// connection or be silent.
 const (
-	codeAccountResources jetstream.ErrorCode = 10002 // the account's limits are reached
-	codeSealed           jetstream.ErrorCode = 10109 // the stream is read-only for ever
+	notStored   = "the stream does not store the subject"
+	badSubject  = "nats: invalid subject"
+	longSubject = "the subject is too long"
+	longLine    = "nats: maximum control line exceeded" // of a server with a lower limit
 )
 
-// classifyPubAck classifies the refusal of one message by its stream.
-func classifyPubAck(apiErr *jetstream.APIError, stream string) error {
-	err := fmt.Errorf("stream %q refused the message: %s (%d)", stream, apiErr.Description, apiErr.ErrorCode)
-	switch {
-	case apiErr.ErrorCode == codeSealed,
-		apiErr.ErrorCode == jetstream.JSErrCodeStreamNotFound,
-		apiErr.ErrorCode == jetstream.JSErrCodeJetStreamNotEnabledForAccount:
-		return relay.Fatal(err)
-	case apiErr.ErrorCode == codeAccountResources:
-		return err
-	case apiErr.Code == 400 || apiErr.Code == 413:
-		return relay.Permanent(err) // too large, or a header that the stream refuses
-	default:
-		return err // full, overloaded, without a leader, out of disk
-	}
+// refusals are the errors of the client, and the codes of the stream's answer to a
+// message: HTTP's and JetStream's own. "API" stands before the codes of the answer to a
+// question about a stream or a consumer.
+var refusals = relay.Refusals{
+	{Kind: relay.KindTooLarge, Blame: relay.BlameMessage, Answer: "nats: maximum payload exceeded|400/10054|400/10097|413/*"},
+	{Kind: relay.KindBadName, Blame: relay.BlameMessage, Answer: badSubject, Note: "a space, a wildcard, an empty part"},
+	{Kind: relay.KindBadName, Blame: relay.BlameMessage, Answer: longSubject, Note: "max_control_line"},
+	{Kind: relay.KindBadName, Blame: relay.BlameNothing, Answer: longLine, Note: "the relay learns the limit"},
+	{Kind: relay.KindMissing, Blame: relay.BlamePipeline, Answer: "404/10059|API 404/10059", Note: "no such stream"},
+	{Kind: relay.KindMissing, Blame: relay.BlameDestination, Answer: notStored},
+	{Kind: relay.KindDenied, Blame: relay.BlameDestination, Answer: "nats: permissions violation: *ublish to *"},
+	{Kind: relay.KindWrongType, Blame: relay.BlamePipeline, Answer: "400/10109", Note: "the stream is sealed"},
+	{Kind: relay.KindFull, Blame: relay.BlameNothing, Answer: "400/10002|API 400/10002", Note: "the limits of the account"},
+	{Kind: relay.KindFull, Blame: relay.BlameNothing, Answer: "503/10077|503/10023|500/10047|500/10028", Note: "discard new, disk"},
+	{Kind: relay.KindFull, Blame: relay.BlameNothing, Answer: "nats: *maximum *connections exceeded"},
+	{Kind: relay.KindUnavailable, Blame: relay.BlameNothing, Answer: "503/10008|500/10009|429/*|409/10158|nats: no responders*"},
+	{Kind: relay.KindInvalid, Blame: relay.BlameMessage, Answer: "400/*|nats: message could not decode headers", Note: "a header"},
+	{Kind: relay.KindCredentials, Blame: relay.BlamePipeline, Answer: "nats: permissions violation*", Note: "to subscribe, or $JS.API"},
+	{Kind: relay.KindCredentials, Blame: relay.BlamePipeline, Answer: "nats: auth*|nats: account authentication expired"},
+	{Kind: relay.KindCredentials, Blame: relay.BlamePipeline, Answer: "nats: secure connection *|nats: nkeys not supported*"},
+	{Kind: relay.KindSetup, Blame: relay.BlamePipeline, Answer: "503/10039|API 503/10039", Note: "no JetStream in the account"},
+	{Kind: relay.KindSetup, Blame: relay.BlamePipeline, Answer: "nats: headers not supported by this server|nats: invalid *"},
+	{Kind: relay.KindSetup, Blame: relay.BlamePipeline, Answer: "API 40*|API 41*", Note: "a stream or consumer of other settings"},
 }
 
-// classifyDial marks what an operator has to cure: credentials, permissions and
-// certificates. An unreachable server is transient.
-func classifyDial(err error) error {
+// codes returns an answer of JetStream as the table has it.
+func codes(e *jetstream.APIError) string { return fmt.Sprintf("%d/%d", e.Code, e.ErrorCode) }
+
+// classifyPubAck classifies the refusal of one message by its stream.
+func classifyPubAck(e *jetstream.APIError, stream string) error {
+	return refusals.Classify(fmt.Errorf("stream %q refused the message: %s (%d)", stream, e.Description, e.ErrorCode), codes(e), false)
+}
+
+// classify marks an error of the client, where the configuration names the destination.
+func classify(err error) error { return classifyFor(err, false) }
+
+func classifyFor(err error, ofRow bool) error {
 	if refused := relaynet.Untrusted(err); refused != nil {
 		return refused
 	}
-	if _, wrong := errors.AsType[*relaynet.WrongPeerError](err); wrong {
+	if _, wrong := errors.AsType[*relaynet.WrongPeerError](err); wrong || errors.Is(err, os.ErrNotExist) {
 		return relay.Fatal(err)
 	}
-	fatal := []error{
-		nats.ErrAuthorization, nats.ErrAuthExpired, nats.ErrAuthRevoked, nats.ErrAccountAuthExpired, nats.ErrPermissionViolation,
-		nats.ErrNkeysNotSupported, nats.ErrSecureConnWanted, nats.ErrSecureConnRequired, nats.ErrHeadersNotSupported, os.ErrNotExist,
+	if apiErr, ok := errors.AsType[*jetstream.APIError](err); ok {
+		return refusals.Classify(err, "API "+codes(apiErr), ofRow)
 	}
-	if slices.ContainsFunc(fatal, func(target error) bool { return errors.Is(err, target) }) {
-		return relay.Fatal(err)
+	// The client passes on some texts of the server as they are, others as its own.
+	if _, text, ok := strings.Cut(err.Error(), "nats: "); ok {
+		return refusals.Classify(err, "nats: "+strings.ToLower(text), ofRow)
 	}
 	return err
 }
 
-// classifyAPI classifies JetStream's answer about a stream or a consumer.
-func classifyAPI(err error) error {
-	if errors.Is(err, jetstream.ErrStreamNotFound) || errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount) ||
-		errors.Is(err, jetstream.ErrInvalidStreamName) || errors.Is(err, jetstream.ErrInvalidSubject) {
-		return relay.Fatal(err)
+var deniedSubject = regexp.MustCompile(`ublish to "(.*)"$`)
+
+// denied returns the subject to which the user may not publish, or "".
+func denied(err error) string {
+	m := deniedSubject.FindStringSubmatch(err.Error())
+	if m == nil || !errors.Is(err, nats.ErrPermissionViolation) {
+		return ""
 	}
-	apiErr, ok := errors.AsType[*jetstream.APIError](err)
-	if ok && apiErr.Code >= 400 && apiErr.Code < 429 && apiErr.ErrorCode != codeAccountResources {
-		return relay.Fatal(err)
-	}
-	return classifyDial(err)
+	return m[1]
 }

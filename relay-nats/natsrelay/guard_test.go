@@ -75,7 +75,7 @@ func talk(t testing.TB, answer string) error {
 }
 
 func TestGuardRefusesWrongPeers(t *testing.T) {
-	relaytest.RefuseAnswers(t, wrongAnswers, talk, classifyDial)
+	relaytest.RefuseAnswers(t, wrongAnswers, talk, classify)
 }
 
 func TestGuardPassesMessages(t *testing.T) {

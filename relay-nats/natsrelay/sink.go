@@ -27,6 +27,8 @@ const (
 	// state. A longer line ends the connection.
 	maxControlLine = 4096
 	controlLineFix = 32 // what the line holds beside its subjects
+	// limitHolds is how long the sink trusts the length that it learnt from a server.
+	limitHolds = 10 * time.Second
 )
 
 // sink publishes each message with a reply subject of its own and follows the
@@ -45,12 +47,15 @@ type sink struct {
 	created time.Time
 	perKey  bool            // one message of a key in flight at a time
 	known   map[string]bool // subjects that the stream stores
+	fresh   bool            // the last message checked is the first with a subject of a row
+	learnt  time.Time       // when lineLimit was found
 	asked   time.Time       // when the limits were looked up last to refuse a message
 
-	enc     encoder
-	lastIn  map[string]int // by key, the last message sent; with perKey only
-	lastSeq uint64         // everything confirmed lies at or before it
-	dups    int
+	enc       encoder
+	lastIn    map[string]int // by key, the last message sent; with perKey only
+	lineLimit int            // bytes of a subject
+	lastSeq   uint64         // everything confirmed lies at or before it
+	dups      int
 }
 
 func newSink(ctx context.Context, env relay.Env, cfg sinkConfig) (*sink, error) {
@@ -96,8 +101,15 @@ func (s *sink) connect(ctx context.Context, subject string) error {
 	}
 	win, err := newWindow(s.conn, s.stream, s.cfg.ConfirmTimeout.D())
 	s.win = win
+	if err == nil && s.ofRow() {
+		s.conn.denyTo(win.deny)
+	}
 	return err
 }
+
+// ofRow reports whether a row's field names the subject. Then the refusal of a subject is
+// about the messages that have it.
+func (s *sink) ofRow() bool { return s.cfg.Subject.PerMessage() }
 
 func (s *sink) disconnect() {
 	if s.conn != nil {
@@ -116,7 +128,7 @@ func (s *sink) openStream(ctx context.Context, subject string) error {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.ConfirmTimeout.D())
 	defer cancel()
 	name := s.cfg.Stream
-	if s.cfg.Subject.PerMessage() {
+	if s.ofRow() {
 		name = cmp.Or(name, s.stream) // the subject of one row finds no stream for all
 	}
 	stream, err := s.conn.stream(ctx, name, subject, create)
@@ -232,7 +244,9 @@ func (s *sink) send(ctx context.Context, batch []relay.Message) error {
 			continue
 		}
 
-		// A message that the server may refuse for its headers must not be overtaken.
+		// A message that the server may refuse for its headers or its subject must not be
+		// overtaken.
+		demanding = demanding || s.fresh
 		bytes += size
 		if flush := bytes > maxBytesInFlight || (demanding && !perKey); flush {
 			if err := w.wait(ctx, w.sent); err != nil {
@@ -245,12 +259,11 @@ func (s *sink) send(ctx context.Context, batch []relay.Message) error {
 		}
 
 		w.sending(i)
-		switch err := s.conn.nc.PublishMsg(msg); {
-		case err == nil:
-		case errors.Is(err, nats.ErrMaxPayload), errors.Is(err, nats.ErrBadHeaderMsg), errors.Is(err, nats.ErrBadSubject):
-			w.unsend(i, relay.Permanent(fmt.Errorf("publish message %s: %w", m.ID, err)))
-		default:
-			return classifyDial(fmt.Errorf("publish message %s: %w", m.ID, err))
+		if err := s.conn.nc.PublishMsg(msg); err != nil {
+			if err = classify(fmt.Errorf("publish message %s: %w", m.ID, err)); !relay.IsPermanent(err) {
+				return err
+			}
+			w.unsend(i, err)
 		}
 	}
 	return nil
@@ -294,14 +307,14 @@ func (s *sink) check(ctx context.Context, m *relay.Message, size int) error {
 		return relay.Permanent(fmt.Errorf("message %s: header name %q cannot be sent: use printable ASCII without spaces and separators",
 			m.ID, s.enc.badName))
 	}
-	if s.known[m.Subject] {
+	if s.fresh = false; s.known[m.Subject] {
 		return nil
 	}
 	if !validSubject(m.Subject) {
-		return relay.Permanent(fmt.Errorf("message %s: %q is not a subject that can be published to", m.ID, m.Subject))
+		return s.refuse(badSubject, fmt.Errorf("message %s: %q is not a subject that can be published to", m.ID, m.Subject))
 	}
-	if limit := maxControlLine - controlLineFix - len(s.win.prefix); len(m.Subject) > limit {
-		return relay.Permanent(fmt.Errorf("message %s: its subject has %d bytes; the server allows %d", m.ID, len(m.Subject), limit))
+	if limit := s.maxSubject(); len(m.Subject) > limit {
+		return s.refuse(longSubject, fmt.Errorf("message %s: its subject has %d bytes; the server allows %d", m.ID, len(m.Subject), limit))
 	}
 	if !s.stores(m.Subject) { // unless the stream was changed
 		if err := s.openStream(ctx, m.Subject); err != nil {
@@ -315,7 +328,34 @@ func (s *sink) check(ctx context.Context, m *relay.Message, size int) error {
 		clear(s.known)
 	}
 	s.known[strings.Clone(m.Subject)] = true
+	s.fresh = s.ofRow()
 	return nil
+}
+
+// maxSubject returns the longest subject that a line of the server holds.
+func (s *sink) maxSubject() int {
+	limit := maxControlLine - controlLineFix - len(s.win.prefix)
+	if time.Since(s.learnt) < limitHolds {
+		limit = min(limit, s.lineLimit)
+	}
+	return limit
+}
+
+// learn takes the longest subject in flight for the one that made a server, whose lines
+// are shorter than the default, end the connection.
+func (s *sink) learn(batch []relay.Message) {
+	longest := 0
+	for i := range batch {
+		if s.win.inFlight(i) {
+			longest = max(longest, len(batch[i].Subject))
+		}
+	}
+	s.lineLimit, s.learnt = longest-1, time.Now()
+}
+
+// refuse is the refusal of a message's subject.
+func (s *sink) refuse(answer string, err error) error {
+	return refusals.Classify(err, answer, s.ofRow())
 }
 
 func (s *sink) checkSize(m *relay.Message, size int) error {
@@ -368,10 +408,7 @@ func (s *sink) checkStores(subject string) error {
 	// Other rows can have a subject that the stream stores, if the template allows one.
 	possible := wildcards(s.cfg.Subject.String())
 	overlaps := func(pattern string) bool { return overlap(pattern, possible) }
-	if s.cfg.Subject.PerMessage() && slices.ContainsFunc(s.info.Subjects, overlaps) {
-		return relay.Permanent(err)
-	}
-	return relay.Fatal(err)
+	return refusals.Classify(err, notStored, s.ofRow() && slices.ContainsFunc(s.info.Subjects, overlaps))
 }
 
 // result ends the batch. When an answer is missing, it is unknown whether the message
@@ -385,12 +422,18 @@ func (s *sink) result(ctx context.Context, batch []relay.Message, stopped error)
 	s.lastSeq = max(s.lastSeq, w.lastSeq)
 	s.dups += w.dups
 	w.dups = 0
+	for subject := range w.refused {
+		delete(s.known, subject)
+	}
 
 	if len(w.silent) > 0 {
 		err := s.explainSilence(ctx, batch[w.silent[0]].Subject)
 		for _, i := range w.silent {
 			w.out.Fail(i, cmp.Or(s.checkStores(batch[i].Subject), err))
 		}
+	}
+	if stopped != nil && strings.Contains(strings.ToLower(stopped.Error()), longLine) {
+		s.learn(batch)
 	}
 	if w.sent > w.done {
 		s.broken = true
@@ -428,7 +471,7 @@ func (s *sink) TakeDuplicates() int {
 // Destination implements [relay.Router].
 func (s *sink) Destination(m *relay.Message) (string, error) {
 	if !validSubject(m.Subject) {
-		return "", relay.Permanent(fmt.Errorf("message %s: %q is not a subject that can be published to", m.ID, m.Subject))
+		return "", s.refuse(badSubject, fmt.Errorf("message %s: %q is not a subject that can be published to", m.ID, m.Subject))
 	}
 	return m.Subject, nil
 }

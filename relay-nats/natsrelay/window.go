@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -34,6 +35,8 @@ type window struct {
 	wake    chan struct{} // receives when done reaches target
 
 	mu      sync.Mutex
+	batch   []relay.Message
+	refused map[string]bool // subjects to which the user may not publish
 	out     relay.Outcome
 	next    int   // messages at or behind it have not been sent
 	silent  []int // messages that no stream answered
@@ -53,9 +56,9 @@ func newWindow(c *conn, stream string, timeout time.Duration) (*window, error) {
 	w := &window{
 		conn: c, stream: stream, timeout: timeout,
 		accept: append([]byte(`{"stream":`), name...),
-		prefix: nats.NewInbox() + ".",
-		wake:   make(chan struct{}, 1),
-		timer:  time.NewTimer(timeout),
+		prefix: nats.NewInbox() + ".", refused: make(map[string]bool),
+		wake:  make(chan struct{}, 1),
+		timer: time.NewTimer(timeout),
 	}
 	sub, err := c.nc.Subscribe(w.prefix+"*", w.answer)
 	if err == nil {
@@ -74,6 +77,7 @@ func (w *window) begin(batch []relay.Message) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.batch = batch
 	w.out.Reset(batch)
 	w.next, w.sent, w.done, w.denied, w.silent, w.target = 0, 0, 0, false, nil, math.MaxInt
 }
@@ -81,7 +85,7 @@ func (w *window) begin(batch []relay.Message) {
 // end ends the batch. Answers that come later change nothing. The caller holds mu.
 func (w *window) end() {
 	w.out.Reset(nil)
-	w.next = 0
+	w.batch, w.next = nil, 0
 }
 
 // sending records that message i is about to be sent.
@@ -131,6 +135,11 @@ func (w *window) answer(m *nats.Msg) {
 	if dup {
 		w.dups++
 	}
+	w.answered()
+}
+
+// answered counts an answer. The caller holds mu.
+func (w *window) answered() {
 	if w.done++; w.done >= w.target {
 		w.target = math.MaxInt
 		select {
@@ -138,6 +147,22 @@ func (w *window) answer(m *nats.Msg) {
 		default:
 		}
 	}
+}
+
+// deny fails what is in flight to subject, to which the user may not publish. The server
+// answers nothing to such a message, and reports each to the connection. It returns false
+// if no message has had the subject.
+func (w *window) deny(subject string, err error) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for i := range w.next {
+		if w.batch[i].Subject == subject && w.inFlight(i) {
+			w.out.Fail(i, classifyFor(fmt.Errorf("publish message %s: %w", w.batch[i].ID, err), true))
+			w.denied, w.refused[strings.Clone(subject)] = true, true
+			w.answered()
+		}
+	}
+	return w.refused[subject]
 }
 
 // parse reads a confirmation. The usual form is parsed by hand, which spares five
