@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -441,5 +442,50 @@ func TestRedrive(t *testing.T) {
 	})
 	if p.owned() != 1 {
 		t.Errorf("the pipeline does not run any more")
+	}
+}
+
+// TestRename: a pipeline that is renamed goes on behind its checkpoint, under the identity
+// that it had. While it runs, and by UPDATE alone, it cannot be renamed.
+func TestRename(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.pipeline(t, "old", "")
+	p := startRelay(t, w.url)
+	w.insert(t, 1, 50)
+	eventually(t, "50 arrive", patience, func() bool { return len(lines(w.spool("old"))) == 50 })
+	refused := func(sql, want string) {
+		t.Helper()
+		if _, err := w.pool.Exec(t.Context(), sql); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v; want %q", sql, err, want)
+		}
+	}
+	refused(`SELECT pgtrickle.rename_relay('old', 'new')`, `pipeline "old" runs on`)
+	refused(`UPDATE pgtrickle.relay_outbox_config SET name = 'new'`, "would lose its checkpoint")
+	refused(`SELECT pgtrickle.rename_relay('other', 'new')`, "not found")
+
+	identity := func() (id string) {
+		if err := w.pool.QueryRow(t.Context(), `SELECT pipeline || ' ' || identity FROM pgtrickle.relay_cursors`).Scan(&id); err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	before := identity()
+	w.exec(t, `SELECT pgtrickle.disable_relay('old')`)
+	eventually(t, "it is renamed", patience, func() bool {
+		_, err := w.pool.Exec(t.Context(), `SELECT pgtrickle.rename_relay('old', 'new')`)
+		return err == nil
+	})
+	w.exec(t, `SELECT pgtrickle.enable_relay('new')`)
+	w.insert(t, 51, 60)
+	eventually(t, "60 arrive", patience, func() bool { return len(lines(w.spool("old"))) >= 60 })
+	if got := lines(w.spool("old")); len(got) != 60 || len(slices.Compact(slices.Sorted(slices.Values(got)))) != 60 {
+		t.Errorf("%d messages arrived, want 60 once each", len(got))
+	}
+	if after := identity(); after != strings.Replace(before, "old ", "new ", 1) {
+		t.Errorf("the identity was %q and is %q", before, after)
+	}
+	if n := p.owned(); n != 1 {
+		t.Errorf("the relay runs %d pipelines", n)
 	}
 }

@@ -27,6 +27,63 @@ CREATE TABLE pgtrickle._relay_pipeline_requests (
 );
 GRANT INSERT ON pgtrickle._relay_pipeline_requests TO PUBLIC; -- the trigger checks the caller
 -- +end
+ALTER TABLE pgtrickle._relay_pipeline_requests ADD COLUMN IF NOT EXISTS new_name text;
+
+-- The lock keeps relays from starting the pipeline before the transaction ends. Its identity
+-- moves with its cursor, so its deliveries keep their ids.
+
+-- +function pgtrickle._relay_rename(text, text): renames the pipelines of a name, with all that is stored under it
+CREATE OR REPLACE FUNCTION pgtrickle._relay_rename(p_name text, p_new text) RETURNS void
+LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    c record;
+BEGIN
+    IF coalesce(p_new, '') = '' THEN
+        RAISE EXCEPTION 'relay: the new name must not be empty' USING ERRCODE = 'invalid_parameter_value';
+    ELSIF EXISTS (SELECT FROM pgtrickle.relay_outbox_config o WHERE o.name = p_new)
+       OR EXISTS (SELECT FROM pgtrickle.relay_inbox_config i WHERE i.name = p_new) THEN
+        RAISE EXCEPTION 'relay: pipeline "%" exists already', p_new USING ERRCODE = 'unique_violation';
+    ELSIF EXISTS (SELECT FROM pgtrickle.relay_cursors r WHERE r.pipeline = p_new) THEN
+        RAISE EXCEPTION 'relay: a deleted pipeline "%" has left its checkpoint', p_new USING ERRCODE = 'unique_violation',
+            HINT = format('Choose another name, or drop what it left: DELETE FROM pgtrickle.relay_cursors WHERE pipeline = %L', p_new);
+    END IF;
+    FOR c IN SELECT r.relay_group_id, r.direction, r.owner FROM pgtrickle.relay_cursors r WHERE r.pipeline = p_name LOOP
+        IF NOT pg_try_advisory_xact_lock(hashtext(c.relay_group_id), hashtext(CASE c.direction WHEN 'reverse' THEN 'reverse:' ELSE '' END || p_name)) THEN
+            RAISE EXCEPTION 'relay: pipeline "%" runs on %', p_name, c.owner USING ERRCODE = 'object_in_use',
+                HINT = format('SELECT pgtrickle.disable_relay(%L); rename it once status shows that it is stopped; and enable it again.', p_name);
+        END IF;
+    END LOOP;
+
+    INSERT INTO pgtrickle.relay_outbox_config (name, enabled, config) SELECT p_new, o.enabled, o.config FROM pgtrickle.relay_outbox_config o WHERE o.name = p_name;
+    INSERT INTO pgtrickle.relay_inbox_config (name, enabled, config) SELECT p_new, i.enabled, i.config FROM pgtrickle.relay_inbox_config i WHERE i.name = p_name;
+    DELETE FROM pgtrickle.relay_outbox_config o WHERE o.name = p_name;
+    DELETE FROM pgtrickle.relay_inbox_config i WHERE i.name = p_name;
+    UPDATE pgtrickle.relay_pipeline_owners SET name = p_new WHERE name = p_name;
+    UPDATE pgtrickle.relay_cursors SET pipeline = p_new WHERE pipeline = p_name;
+    UPDATE pgtrickle.relay_consumer_offsets SET pipeline_id = p_new WHERE pipeline_id = p_name;
+    UPDATE pgtrickle.relay_dead_letters SET pipeline = p_new WHERE pipeline = p_name;
+    UPDATE pgtrickle.relay_snapshots SET pipeline = p_new WHERE pipeline = p_name;
+END $fn$;
+-- +end
+
+-- +function pgtrickle._relay_refuse_rename(): refuses to rename a pipeline in its table alone, as its checkpoint would stay behind
+CREATE OR REPLACE FUNCTION pgtrickle._relay_refuse_rename() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+BEGIN
+    RAISE EXCEPTION 'relay: pipeline "%" would lose its checkpoint', OLD.name USING ERRCODE = 'restrict_violation',
+        HINT = format('SELECT pgtrickle.rename_relay(%L, %L) renames it with all that is stored.', OLD.name, NEW.name);
+END $fn$;
+-- +end
+
+-- +trigger relay_outbox_config_rename on pgtrickle.relay_outbox_config
+CREATE TRIGGER relay_outbox_config_rename BEFORE UPDATE OF name ON pgtrickle.relay_outbox_config
+    FOR EACH ROW WHEN (NEW.name IS DISTINCT FROM OLD.name) EXECUTE FUNCTION pgtrickle._relay_refuse_rename();
+-- +end
+
+-- +trigger relay_inbox_config_rename on pgtrickle.relay_inbox_config
+CREATE TRIGGER relay_inbox_config_rename BEFORE UPDATE OF name ON pgtrickle.relay_inbox_config
+    FOR EACH ROW WHEN (NEW.name IS DISTINCT FROM OLD.name) EXECUTE FUNCTION pgtrickle._relay_refuse_rename();
+-- +end
 
 -- +function pgtrickle._relay_config_name(jsonb, text[]): the value of the first of some keys that a configuration has, at its top or in an object of it
 CREATE OR REPLACE FUNCTION pgtrickle._relay_config_name(p_config jsonb, p_keys text[]) RETURNS text
@@ -94,7 +151,7 @@ DECLARE
     all_of constant boolean := pg_has_role(NEW.caller, (SELECT relowner FROM pg_class WHERE oid = TG_RELID), 'USAGE');
     fn     constant text := CASE NEW.action WHEN 'set' THEN CASE NEW.direction WHEN 'forward' THEN 'set_relay_outbox' ELSE 'set_relay_inbox' END
                             WHEN 'enable' THEN CASE WHEN NEW.enabled THEN 'enable_relay' ELSE 'disable_relay' END
-                            WHEN 'delete' THEN 'delete_relay' WHEN 'give' THEN 'relay_pipeline_owner' END;
+                            WHEN 'delete' THEN 'delete_relay' WHEN 'give' THEN 'relay_pipeline_owner' WHEN 'rename' THEN 'rename_relay' END;
     p      record;
     refused text;
     found_any boolean := false;
@@ -147,6 +204,8 @@ BEGIN
             DELETE FROM pgtrickle.relay_outbox_config WHERE name = NEW.name;
             DELETE FROM pgtrickle.relay_inbox_config WHERE name = NEW.name;
             DELETE FROM pgtrickle.relay_pipeline_owners WHERE name = NEW.name;
+        WHEN 'rename' THEN
+            PERFORM pgtrickle._relay_rename(NEW.name, NEW.new_name);
         WHEN 'give' THEN
             IF NOT all_of AND NOT pg_has_role(NEW.caller, NEW.owner, 'USAGE') THEN
                 RAISE EXCEPTION 'must be a member of role %', NEW.owner USING ERRCODE = 'insufficient_privilege';
@@ -357,6 +416,14 @@ CREATE OR REPLACE FUNCTION pgtrickle.delete_relay(p_name text) RETURNS void
 LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
 BEGIN
     INSERT INTO pgtrickle._relay_pipeline_requests (action, name) VALUES ('delete', p_name);
+END $fn$;
+-- +end
+
+-- +function pgtrickle.rename_relay(text, text): renames the pipelines of a name, with their checkpoints and dead letters
+CREATE OR REPLACE FUNCTION pgtrickle.rename_relay(p_name text, p_new_name text) RETURNS void
+LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+BEGIN
+    INSERT INTO pgtrickle._relay_pipeline_requests (action, name, new_name) VALUES ('rename', p_name, p_new_name);
 END $fn$;
 -- +end
 
