@@ -149,7 +149,7 @@ func lowerCase(name string) string {
 // recordSize is the size of m without the standard headers' names, and without the short
 // values: op, outbox id and full refresh.
 func recordSize(m *relay.Message) int {
-	n := len(m.Key) + len(m.Body) + len(m.ID) + len(m.Subject) + len(m.ContentType)
+	n := len(m.Key) + len(m.BeforeKey) + len(m.Body) + len(m.ID) + len(m.Subject) + len(m.ContentType)
 	for i := range m.Headers {
 		n += len(m.Headers[i].Name) + len(m.Headers[i].Value)
 	}

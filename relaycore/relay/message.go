@@ -38,6 +38,8 @@ type Message struct {
 	Subject string
 	// Key groups messages whose order must be kept. Empty means no order is asked.
 	Key string
+	// BeforeKey is the Key that the row had before an update that changed it, else empty.
+	BeforeKey string
 	// Op is one of the Op constants.
 	Op string
 	// Row is the event itself: one JSON value.
@@ -92,6 +94,7 @@ const (
 	HeaderOutboxID    = "Pgtrickle-Outbox-Id"
 	HeaderFullRefresh = "Pgtrickle-Full-Refresh"
 	HeaderKey         = "Pgtrickle-Key"
+	HeaderBeforeKey   = "Pgtrickle-Before-Key"
 	HeaderSubject     = "Pgtrickle-Subject"
 	HeaderReplay      = "Pgtrickle-Replay"
 	// HeaderRowID is the __pgt_row_id of a change between two snapshots, and
@@ -103,8 +106,8 @@ const (
 )
 
 // WireHeaders appends to dst the headers that every backend with headers writes. These
-// are op, outbox id, full refresh, key and content type, if they are set. The message's
-// own Headers follow. Each backend writes ID and Subject in its own way, and may leave
+// are op, outbox id, full refresh, key, the key before and content type, if they are set.
+// The message's own Headers follow. Each backend writes ID and Subject in its own way, and may leave
 // out what its far end carries in a field. Op stays the first: the Redis backend relies
 // on that.
 func (m *Message) WireHeaders(dst []Header) []Header {
@@ -119,6 +122,9 @@ func (m *Message) WireHeaders(dst []Header) []Header {
 	}
 	if m.Key != "" {
 		dst = append(dst, Header{HeaderKey, m.Key})
+	}
+	if m.BeforeKey != "" {
+		dst = append(dst, Header{HeaderBeforeKey, m.BeforeKey})
 	}
 	if m.ContentType != "" {
 		dst = append(dst, Header{HeaderContentType, m.ContentType})
@@ -189,6 +195,8 @@ func (m *Message) AddWireHeader(name, value string) {
 		m.FullRefresh = value == "true"
 	case sameHeader(name, HeaderKey):
 		m.Key = value
+	case sameHeader(name, HeaderBeforeKey):
+		m.BeforeKey = value
 	case sameHeader(name, HeaderSubject):
 		m.Subject = value
 	case sameHeader(name, HeaderContentType):
@@ -227,7 +235,8 @@ const MessageOverhead = 2*int(unsafe.Sizeof(Message{})) + 48
 
 // Size returns the bytes of memory that the message holds, for limits.
 func (m *Message) Size() int {
-	n := MessageOverhead + len(m.ID) + len(m.Subject) + len(m.Key) + len(m.Row) + len(m.Payload) + len(m.Before) + len(m.Body)
+	n := MessageOverhead + len(m.ID) + len(m.Subject) + len(m.Key) + len(m.BeforeKey)
+	n += len(m.Row) + len(m.Payload) + len(m.Before) + len(m.Body)
 	for _, h := range m.Headers {
 		n += len(h.Name) + len(h.Value)
 	}

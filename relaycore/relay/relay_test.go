@@ -166,7 +166,7 @@ func TestTemplateAppendsAllOrNothing(t *testing.T) {
 func TestWireHeadersRoundTrip(t *testing.T) {
 	t.Parallel()
 	sent := relay.Message{
-		ID: "outbox_orders:41:2", Op: relay.OpDelete, OutboxID: 41, FullRefresh: true, Key: "k", ContentType: "application/json",
+		ID: "outbox_orders:41:2", Op: relay.OpDelete, OutboxID: 41, FullRefresh: true, Key: "k", BeforeKey: "j", ContentType: "application/json",
 		Headers: []relay.Header{{Name: "traceparent", Value: "00-1"}},
 	}
 	var got relay.Message

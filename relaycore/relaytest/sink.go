@@ -147,6 +147,7 @@ func testSinkOne(t *testing.T, h SinkHarness) {
 	c := h.New(t)
 	batch := c.messages(1, 1, 1)
 	batch[0].Headers = []relay.Header{{Name: "traceparent", Value: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}}
+	batch[0].Op, batch[0].BeforeKey = relay.OpUpdate, "k0 before"
 	publish(t, open(t, c), batch)
 	got := c.Read(t, 1)
 	if len(got) != 1 {
@@ -159,8 +160,9 @@ func testSinkOne(t *testing.T, h SinkHarness) {
 	if h.NoHeaders {
 		return
 	}
-	if got[0].Op != want.Op || got[0].Key != want.Key {
-		t.Errorf("arrived: op %q, key %q; want %q, %q", got[0].Op, got[0].Key, want.Op, want.Key)
+	if got[0].Op != want.Op || got[0].Key != want.Key || got[0].BeforeKey != want.BeforeKey {
+		t.Errorf("arrived: op %q, key %q, before it %q; want %q, %q, %q",
+			got[0].Op, got[0].Key, got[0].BeforeKey, want.Op, want.Key, want.BeforeKey)
 	}
 	if v, _ := got[0].Header("traceparent"); v != want.Headers[0].Value {
 		t.Errorf("traceparent arrived as %q, want %q", v, want.Headers[0].Value)

@@ -1,6 +1,7 @@
 package codec_test
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"strings"
@@ -59,6 +60,10 @@ func TestFormats(t *testing.T) {
 		"envelope of a snapshot": {
 			"envelope", snapshot,
 			`{"dedup_key":"outbox_orders:5:2","subject":"pgtrickle.orders.insert","payload":{"id": 7},"op":"insert","is_full_refresh":true,"outbox_id":5,"refresh_id":"0af76519-16cd-43dd-8448-eb211c80319c"}`,
+		},
+		"envelope of a changed key": {
+			"envelope", update,
+			`{"dedup_key":"outbox_orders:5:2","subject":"pgtrickle.orders.update","payload":{"id": 7},"op":"update","is_full_refresh":false,"outbox_id":5,"refresh_id":null,"before_key":"6"}`,
 		},
 		"payload": {"payload", change(relay.OpDelete, `{"id": 7}`), `{"id": 7}`},
 		"cloudevents": {
@@ -159,6 +164,45 @@ func TestNothingIsLeftOfAHalfRendering(t *testing.T) {
 			}
 			if batch[0].Err != nil || batch[2].Err != nil || batch[0].Subject != batch[2].Subject || batch[0].Key != batch[2].Key {
 				t.Errorf("its neighbours are %+v and %+v", batch[0], batch[2])
+			}
+		})
+	}
+}
+
+// An update that changes the key carries the key before, whichever way keys are made.
+func TestBeforeKey(t *testing.T) {
+	t.Parallel()
+	const row, before = `{"id": 7, "at": "x", "kind": "b"}`, `{"id": 6, "at": "x", "kind": null}`
+	for name, tc := range map[string]struct {
+		cfg               codec.EncoderConfig
+		op, given, before string
+		want              string
+	}{
+		"primary key":             {cfg: codec.EncoderConfig{KeyColumns: []string{"at", "id"}}, want: "x,6"},
+		"the same key":            {cfg: codec.EncoderConfig{KeyColumns: []string{"at"}}},
+		"field":                   {cfg: codec.EncoderConfig{KeyField: "id"}, want: "6"},
+		"field that was null":     {cfg: codec.EncoderConfig{KeyField: "kind"}},
+		"template":                {cfg: codec.EncoderConfig{KeyTemplate: template(t, "o/{row.id}")}, want: "o/6"},
+		"template over less":      {cfg: codec.EncoderConfig{KeyTemplate: template(t, "{row.id}/{row.at}")}, before: `{"id": 6}`},
+		"column renamed since":    {cfg: codec.EncoderConfig{KeyColumns: []string{"id"}}, before: `{"nr": 6}`},
+		"given by the writer":     {cfg: codec.EncoderConfig{KeyColumns: []string{"id"}}, given: "own"},
+		"of a dead letter":        {cfg: codec.EncoderConfig{KeyColumns: []string{"id"}}, given: "7", want: "6"},
+		"no update":               {cfg: codec.EncoderConfig{KeyColumns: []string{"id"}}, op: relay.OpInsert},
+		"left out":                {cfg: codec.EncoderConfig{KeyColumns: []string{"id"}, Columns: reshape.NewColumns(reshape.ColumnsConfig{Exclude: []string{"id"}})}},
+		"text with a quote, a nl": {cfg: codec.EncoderConfig{KeyColumns: []string{"at"}}, before: `{"at": "a\"\n"}`, want: "a\"\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := change(cmp.Or(tc.op, relay.OpUpdate), row)
+			m.Before, m.Key = []byte(cmp.Or(tc.before, before)), tc.given
+			tc.cfg.Subject = template(t, "s")
+			got := encode(t, tc.cfg, m)
+			if got.Err != nil || got.BeforeKey != tc.want {
+				t.Fatalf("key before = %q, %v; want %q", got.BeforeKey, got.Err, tc.want)
+			}
+			back := decode(t, codec.DecoderConfig{}, relay.Message{ID: got.ID, Body: got.Body})
+			if back.Err != nil || back.BeforeKey != tc.want {
+				t.Errorf("came back as %q, %v", back.BeforeKey, back.Err)
 			}
 		})
 	}

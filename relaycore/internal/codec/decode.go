@@ -204,7 +204,7 @@ func notJSON(m *relay.Message) error {
 
 var (
 	envelopeStart  = []byte(`{"dedup_key":`)
-	envelopeFields = []string{"dedup_key", "subject", "payload", "op", "is_full_refresh", "outbox_id", "refresh_id"}
+	envelopeFields = []string{"dedup_key", "subject", "payload", "op", "is_full_refresh", "outbox_id", "refresh_id", "before_key"}
 )
 
 // unwrapEnvelope recognises our envelope by its first member, which only our
@@ -213,11 +213,11 @@ func unwrapEnvelope(m *relay.Message) error {
 	if !bytes.HasPrefix(m.Body, envelopeStart) {
 		return validate(m)
 	}
-	var v [7][]byte
+	var v [8][]byte
 	if jsonscan.Fields(m.Body, envelopeFields, v[:]) != nil {
 		return notJSON(m)
 	}
-	if slices.ContainsFunc(v[:], func(b []byte) bool { return b == nil }) {
+	if slices.ContainsFunc(v[:7], func(b []byte) bool { return b == nil }) {
 		return nil // not the relay's envelope
 	}
 	id := same(m.ID, v[0])
@@ -229,6 +229,9 @@ func unwrapEnvelope(m *relay.Message) error {
 	m.FullRefresh = string(v[4]) == "true"
 	m.OutboxID, _ = strconv.ParseInt(string(v[5]), 10, 64)
 	m.RefreshID = jsonText(v[6])
+	if v[7] != nil {
+		m.BeforeKey = same(m.BeforeKey, v[7])
+	}
 	return nil
 }
 

@@ -219,6 +219,9 @@ func (e *Encoder) address(m *relay.Message) (s span) {
 		m.Err = cmp.Or(m.Err, e.key(m))
 	}
 	s.end = len(e.text)
+	if m.Op == relay.OpUpdate && m.Before != nil && m.Err == nil {
+		e.beforeKey(m, s)
+	}
 	if m.Err != nil || len(e.headers) == 0 {
 		return s
 	}
@@ -350,6 +353,39 @@ func (e *Encoder) appendKey(row []byte) bool {
 	return false
 }
 
+// beforeKey sets the key of the row before an update, if the update changed it. A key
+// that was given beside the row is not compared, as the one before is not known.
+func (e *Encoder) beforeKey(m *relay.Message, s span) {
+	before := e.rowKey(m, m.Before)
+	if len(before) == 0 || string(before) == m.Key || m.Key == "" && bytes.Equal(before, e.text[s.key:s.end]) {
+		return
+	}
+	text := string(before)
+	if m.Key == "" || string(e.rowKey(m, m.Row)) == m.Key {
+		m.BeforeKey = text
+	}
+}
+
+// rowKey returns the key that row has of itself, empty if it has none. It is valid until
+// the next key is appended.
+func (e *Encoder) rowKey(m *relay.Message, row []byte) []byte {
+	text, after := e.text, m.Row
+	defer func() { e.text, m.Row = text, after }()
+	m.Row = row
+	start := len(e.text)
+	switch {
+	case !e.cfg.KeyTemplate.IsZero():
+		e.text, _ = e.cfg.KeyTemplate.Append(e.text, m) // of half a key nothing is left
+	case e.cfg.KeyField != "":
+		if value, ok := jsonscan.First(row, e.cfg.KeyField); ok {
+			e.text = appendKeyText(e.text, value)
+		}
+	default:
+		e.appendKey(row)
+	}
+	return e.text[start:len(e.text):len(e.text)]
+}
+
 func (e *Encoder) appendEnvelope(dst []byte, m *relay.Message, payload []byte) []byte {
 	dst = append(dst, `{"dedup_key":`...)
 	dst = appendString(dst, m.ID)
@@ -368,10 +404,16 @@ func (e *Encoder) appendEnvelope(dst []byte, m *relay.Message, payload []byte) [
 	}
 	dst = strconv.AppendInt(dst, m.OutboxID, 10)
 	if m.RefreshID == "" {
-		return append(dst, `,"refresh_id":null}`...)
+		dst = append(dst, `,"refresh_id":null`...)
+	} else {
+		dst = append(dst, `,"refresh_id":`...)
+		dst = appendString(dst, m.RefreshID)
 	}
-	dst = append(dst, `,"refresh_id":`...)
-	return append(appendString(dst, m.RefreshID), '}')
+	if m.BeforeKey != "" {
+		dst = append(dst, `,"before_key":`...)
+		dst = appendString(dst, m.BeforeKey)
+	}
+	return append(dst, '}')
 }
 
 // appendMiddle writes what stands between an envelope's key and its row.

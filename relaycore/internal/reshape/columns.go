@@ -141,7 +141,7 @@ func (c *Columns) Apply(m *relay.Message) {
 
 // Withhold makes m a message that cannot be delivered and shows nothing of its rows.
 func Withhold(m *relay.Message, why error) {
-	m.Row, m.Before, m.Body, m.Headers, m.Key = nil, nil, nil, nil, ""
+	m.Row, m.Before, m.Body, m.Headers, m.Key, m.BeforeKey = nil, nil, nil, nil, "", ""
 	m.Err = relay.Permanent(why)
 }
 
