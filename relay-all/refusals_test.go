@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/grove/pgtrickle-relay/relay-nats/natsrelay"
+	"github.com/grove/pgtrickle-relay/relay-rabbitmq/rabbitmqrelay"
 	"github.com/grove/pgtrickle-relay/relay-redis/redisrelay"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
@@ -20,7 +21,7 @@ func TestRefusalsPage(t *testing.T) {
 	t.Parallel()
 	const file = "../docs/refusals.md"
 	page := refusalsPage([]relay.Backend{
-		natsrelay.Backend(), redisrelay.Backend(),
+		natsrelay.Backend(), redisrelay.Backend(), rabbitmqrelay.Backend(),
 	})
 	if *update {
 		if err := os.WriteFile(file, []byte(page), 0o644); err != nil { //nolint:gosec // a page of the documentation

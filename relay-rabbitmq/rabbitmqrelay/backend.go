@@ -8,10 +8,11 @@ import (
 // Backend returns the RabbitMQ backend.
 func Backend() relay.Backend {
 	return relay.Backend{
-		Name:   "rabbitmq",
-		Sink:   relaycfg.Sink(sinkDefaults(), newSink),
-		Source: relaycfg.Source(sourceDefaults(), newSource),
-		Copies: 2, // the row and its body; the client writes it as it is
+		Name:     "rabbitmq",
+		Sink:     relaycfg.Sink(sinkDefaults(), newSink),
+		Source:   relaycfg.Source(sourceDefaults(), newSource),
+		Copies:   2, // the row and its body; the client writes it as it is
+		Refusals: refusals,
 		SinkGuarantee: relay.Guarantee{
 			Delivery: "at least once",
 			Dedup:    "receivers, by property message-id",

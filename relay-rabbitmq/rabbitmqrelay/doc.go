@@ -85,16 +85,10 @@
 //
 // # Errors
 //
-//	returned: 312 NO_ROUTE                                     permanent
-//	id, routing key, header name > 255 bytes; headers > frame  permanent
-//	a body larger than max_message_size                        permanent; the limit is learnt from the first, with which the channel is lost
-//	a row without a field of the template                      permanent
-//	basic.nack, blocked, no confirms, no connection            transient
-//	320 CONNECTION_FORCED, 405 RESOURCE_LOCKED, 541, 501, 505  transient
-//	404 of a queue whose node is down, 406 of an acknowledgement that timed out, 530 of too many connections  transient
-//	404 NOT_FOUND: exchange, queue                             fatal
-//	403 ACCESS_REFUSED: credentials, permissions               fatal
-//	406 PRECONDITION_FAILED: declared with other arguments    fatal
-//	530 NOT_ALLOWED: virtual host; 503, 540                    fatal
-//	a certificate that is not trusted                          fatal
+// docs/refusals.md lists the answers and what the relay does with them. The broker closes
+// the channel for a message that is too large, and for a routing key to which the user may
+// not publish. The sink learns either from the first, and remembers it for 10 seconds. No
+// confirms, no connection and a broker that blocks publishers are transient. Headers larger
+// than a frame and a row without a field of the template are permanent. A certificate that
+// is not trusted is fatal.
 package rabbitmqrelay

@@ -1,13 +1,29 @@
 package rabbitmqrelay
 
 import (
+	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 	"testing"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
 )
+
+func TestRefusals(t *testing.T) {
+	t.Parallel()
+	relaytest.Refusals(t, refusals, func(answer string, ofRow bool) error {
+		code, reason, _ := strings.Cut(answer, " ")
+		n, err := strconv.Atoi(code)
+		if err != nil || answer == unroutable {
+			return refusals.Classify(errors.New(answer), answer, ofRow)
+		}
+		return classifyFor(fmt.Errorf("publish: %w", &amqp.Error{Code: n, Reason: reason, Server: true}), ofRow)
+	})
+}
 
 func TestClassify(t *testing.T) {
 	t.Parallel()

@@ -1,6 +1,7 @@
 package rabbitmqrelay
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -45,9 +46,10 @@ type sink struct {
 	channel  *amqp.Channel
 	lost     <-chan *amqp.Error
 	returns  <-chan amqp.Return
-	routable map[string]bool // routing keys that have worked on this connection
-	maxBody  int             // learnt from the broker's refusal
-	learnt   time.Time       // when
+	routable map[string]bool  // routing keys that have worked on this connection
+	maxBody  int              // learnt from the broker's refusal
+	denied   map[string]error // routing keys, from the broker's refusals
+	learnt   time.Time        // when
 	closed   bool
 
 	// Reused by each Publish.
@@ -149,7 +151,7 @@ func (s *sink) Publish(ctx context.Context, batch []relay.Message) error {
 	defer stop()
 
 	if time.Since(s.learnt) > limitHolds {
-		s.maxBody = math.MaxInt
+		s.maxBody, s.denied = math.MaxInt, make(map[string]error)
 	}
 	s.outcome.Reset(batch)
 	p := &publishing{sink: s, batch: batch}
@@ -206,7 +208,7 @@ func (p *publishing) round(todo []int) (later []int, err error) {
 			continue
 		}
 		routing, message, refusal := p.encoder.encode(m, p.maxBody, p.conn.Config.FrameSize)
-		if refusal != nil {
+		if refusal = cmp.Or(refusal, p.denied[routing]); refusal != nil {
 			p.outcome.Fail(i, refusal)
 			continue
 		}
@@ -254,7 +256,7 @@ func (p *publishing) settle(head, end int) (int, error) {
 		case p.channel.IsClosed():
 			return head, p.cause(amqp.ErrClosed)
 		default:
-			p.outcome.Fail(f.index, fmt.Errorf("the broker rejected %s (basic.nack)", p.batch[f.index].ID))
+			p.outcome.Fail(f.index, refusals.Classify(fmt.Errorf("the broker rejected %s (basic.nack)", p.batch[f.index].ID), rejected, p.ofRow()))
 		}
 	}
 	return head, nil
@@ -300,14 +302,19 @@ func (p *publishing) returned(r amqp.Return, ok bool) {
 	delete(p.routable, r.RoutingKey)
 	for _, f := range p.flights {
 		if m := &p.batch[f.index]; m.ID == r.MessageId && f.routing == r.RoutingKey {
-			p.outcome.Fail(f.index, relay.Permanent(fmt.Errorf("no queue gets %s from exchange %q with routing key %q: %s",
-				m.ID, r.Exchange, r.RoutingKey, r.ReplyText)))
+			err := fmt.Errorf("no queue gets %s from exchange %q with routing key %q: %s", m.ID, r.Exchange, r.RoutingKey, r.ReplyText)
+			p.outcome.Fail(f.index, refusals.Classify(err, unroutable, p.ofRow()))
 		}
 	}
 }
 
+// ofRow reports whether messages can differ in their routing key.
+// Then the refusal of one key is about the messages with it.
+func (s *sink) ofRow() bool { return !s.cfg.RoutingKey.Fixed() }
+
 // cause returns why the channel is closed, if the broker has reported it. From a
-// message that was too large for the broker the sink learns its limit.
+// message that was too large for the broker the sink learns its limit. From one that the
+// user may not publish it learns the routing key.
 func (p *publishing) cause(err error) error {
 	if p.channel.IsClosed() {
 		if reply := <-p.lost; reply != nil {
@@ -317,6 +324,10 @@ func (p *publishing) cause(err error) error {
 	if limit := tooLarge(err); limit > 0 {
 		p.maxBody, p.learnt = limit, time.Now()
 	}
+	if key, ok := deniedKey(err); ok && p.ofRow() {
+		p.denied[key], p.learnt = classifyFor(err, true), time.Now()
+		return fmt.Errorf("channel closed for another message: %w", err)
+	}
 	return classify(err)
 }
 
@@ -325,8 +336,11 @@ func (p *publishing) cause(err error) error {
 func (p *publishing) failRest(err error) {
 	p.takeReturns()
 	for _, f := range p.flights {
-		if f.confirm.Acked() {
+		switch refusal := p.denied[f.routing]; {
+		case f.confirm.Acked():
 			p.outcome.Confirm(f.index)
+		case refusal != nil && !p.outcome.Failed(f.index):
+			p.outcome.Fail(f.index, refusal)
 		}
 	}
 	for i := range p.batch {

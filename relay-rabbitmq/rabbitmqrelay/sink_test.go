@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -138,6 +140,64 @@ func TestSinkUnroutable(t *testing.T) {
 
 // A queue that is full rejects: that passes, and nothing of the key may be
 // accepted before what was rejected.
+// A routing key that no template makes, and that leads nowhere, is a fault of the
+// configuration.
+func TestSinkUnroutableFixedKey(t *testing.T) {
+	broker := endpoint(t)
+	name := declare(t, broker, "classic", nil)
+	sink := mustSink(t, fmt.Sprintf(`{"url":%q,"exchange":"","routing_key":%q}`, broker, name+"-missing"))
+	if err := sink.Publish(t.Context(), []relay.Message{relaytest.Message(1, "k")}); !relay.IsFatal(err) || !strings.Contains(err.Error(), "NO_ROUTE") {
+		t.Errorf("Publish with a fixed routing key for no queue = %v, want a fatal error", err)
+	}
+}
+
+// The broker closes the channel for a routing key to which the user may not publish. Only
+// the messages with it are refused. User topics may publish to allowed.# only.
+func TestSinkDeniedTopic(t *testing.T) {
+	broker := endpoint(t)
+	queue := declare(t, broker, "classic", nil)
+	channel := rawChannel(t, broker)
+	for _, key := range []string{"allowed.#", "denied.#"} {
+		if err := channel.QueueBind(queue, key, "amq.topic", false, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	user := edited(t, broker, func(u *amqp.URI) { u.Username, u.Password = "topics", "topics" })
+	sink := mustSink(t, fmt.Sprintf(`{"url":%q,"exchange":"amq.topic","routing_key":"{row.tenant}"}`, user))
+	for round := range 2 {
+		batch := make([]relay.Message, 9)
+		var want []string
+		for i := range batch {
+			batch[i] = relaytest.Message(10*round+i+1, strconv.Itoa(i%4))
+			batch[i].Row = []byte(`{"tenant":"allowed.a"}`)
+			if i == 1 || i == 6 {
+				batch[i].Row = fmt.Appendf(nil, `{"tenant":"denied.%d"}`, i)
+				want = append(want, batch[i].ID)
+			}
+		}
+		if dead := relaytest.Settle(t, sink, batch); !slices.Equal(dead, want) {
+			t.Errorf("dead letters %v, want %v", dead, want)
+		}
+	}
+	seen := make(map[string]bool)
+	deadline := time.Now().Add(relaytest.Patience())
+	for len(seen) < 14 && time.Now().Before(deadline) {
+		if d, ok, err := channel.Get(queue, true); err != nil {
+			t.Fatal(err)
+		} else if ok && d.MessageId != "" {
+			seen[d.MessageId] = true
+		}
+	}
+	if len(seen) != 14 {
+		t.Errorf("%d messages arrived, want 14", len(seen))
+	}
+
+	fixed := mustSink(t, fmt.Sprintf(`{"url":%q,"exchange":"amq.topic","routing_key":"denied.x"}`, user))
+	if err := fixed.Publish(t.Context(), []relay.Message{relaytest.Message(1, "k")}); !relay.IsFatal(err) {
+		t.Errorf("Publish to a fixed key that is denied = %v, want a fatal error", err)
+	}
+}
+
 func TestSinkRejectedIsTransient(t *testing.T) {
 	broker := endpoint(t)
 	queue := declare(t, broker, "classic", amqp.Table{amqp.QueueMaxLenArg: int64(3), amqp.QueueOverflowArg: amqp.QueueOverflowRejectPublish})

@@ -103,7 +103,7 @@ func (e *encoder) fields() amqp.Table {
 }
 
 func tooLong(m *relay.Message, what string, length int) error {
-	return relay.Permanent(fmt.Errorf("%s of %.300s has %d bytes, AMQP allows %d", what, m.ID, length, maxShortString))
+	return refusals.Classify(fmt.Errorf("%s of %.300s has %d bytes, AMQP allows %d", what, m.ID, length, maxShortString), longText, false)
 }
 
 func errTooLarge(m *relay.Message, limit int) error {

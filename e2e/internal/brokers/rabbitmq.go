@@ -11,6 +11,19 @@ import (
 	"github.com/testcontainers/testcontainers-go"
 )
 
+// rabbitmqDefinitions has the default user, which the server does not make beside
+// definitions, and one that may publish only to some routing keys.
+const rabbitmqDefinitions = `{
+	"vhosts": [{"name": "/"}],
+	"users": [
+		{"name": "guest", "password": "guest", "tags": ["administrator"]},
+		{"name": "topics", "password": "topics", "tags": []}],
+	"permissions": [
+		{"user": "guest", "vhost": "/", "configure": ".*", "write": ".*", "read": ".*"},
+		{"user": "topics", "vhost": "/", "configure": ".*", "write": ".*", "read": ".*"}],
+	"topic_permissions": [{"user": "topics", "vhost": "/", "exchange": "amq.topic", "write": "^allowed\\.", "read": ".*"}]
+}`
+
 func rabbitmq() spec {
 	return spec{
 		official: "rabbitmq:4.1.6",
@@ -20,8 +33,13 @@ func rabbitmq() spec {
 		request: func(Options, int) testcontainers.ContainerRequest {
 			return testcontainers.ContainerRequest{
 				Files: []testcontainers.ContainerFile{{
-					Reader:            strings.NewReader("loopback_users = none\nmax_message_size = 16777216\n"),
+					Reader: strings.NewReader("loopback_users = none\nmax_message_size = 16777216\n" +
+						"load_definitions = /etc/rabbitmq/tests.json\n"),
 					ContainerFilePath: "/etc/rabbitmq/conf.d/90-tests.conf",
+					FileMode:          0o644,
+				}, {
+					Reader:            strings.NewReader(rabbitmqDefinitions),
+					ContainerFilePath: "/etc/rabbitmq/tests.json",
 					FileMode:          0o644,
 				}},
 				// The data folder is named after the host.
