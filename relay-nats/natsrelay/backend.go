@@ -38,12 +38,13 @@ func sourceGuarantee() relay.Guarantee {
 }
 
 var (
-	_ relay.Sink       = (*sink)(nil)
-	_ relay.Resumer    = (*sink)(nil)
-	_ relay.Duplicates = (*sink)(nil)
-	_ relay.Router     = (*sink)(nil)
-	_ relay.Pinger     = (*sink)(nil)
-	_ relay.Guarantor  = (*sink)(nil)
+	_ relay.Sink           = (*sink)(nil)
+	_ relay.Resumer        = (*sink)(nil)
+	_ relay.Duplicates     = (*sink)(nil)
+	_ relay.DuplicateNamer = (*sink)(nil)
+	_ relay.Router         = (*sink)(nil)
+	_ relay.Pinger         = (*sink)(nil)
+	_ relay.Guarantor      = (*sink)(nil)
 
 	_ relay.Source    = (*source)(nil)
 	_ relay.Pinger    = (*source)(nil)

@@ -56,6 +56,7 @@ type sink struct {
 	lineLimit int            // bytes of a subject
 	lastSeq   uint64         // everything confirmed lies at or before it
 	dups      int
+	dupID     string // of one of them
 }
 
 func newSink(ctx context.Context, env relay.Env, cfg sinkConfig) (*sink, error) {
@@ -420,7 +421,9 @@ func (s *sink) result(ctx context.Context, batch []relay.Message, stopped error)
 	defer w.mu.Unlock()
 	defer w.end()
 	s.lastSeq = max(s.lastSeq, w.lastSeq)
-	s.dups += w.dups
+	if s.dups += w.dups; w.dups > 0 {
+		s.dupID = strings.Clone(batch[w.dup].ID)
+	}
 	w.dups = 0
 	for subject := range w.refused {
 		delete(s.known, subject)
@@ -467,6 +470,9 @@ func (s *sink) TakeDuplicates() int {
 	s.dups = 0
 	return n
 }
+
+// DuplicateID implements [relay.DuplicateNamer].
+func (s *sink) DuplicateID() string { return s.dupID }
 
 // Destination implements [relay.Router].
 func (s *sink) Destination(m *relay.Message) (string, error) {

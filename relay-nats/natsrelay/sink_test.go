@@ -479,6 +479,9 @@ func TestWorkQueue(t *testing.T) {
 			if err := next.Publish(testContext(t), batch); err != nil || next.TakeDuplicates() != 30 {
 				t.Errorf("Publish again = %v, want 30 duplicates", err)
 			}
+			if id := next.DuplicateID(); !slices.ContainsFunc(batch, func(m relay.Message) bool { return m.ID == id }) {
+				t.Errorf("DuplicateID = %q, which is none of the batch", id)
+			}
 			if g := next.Guarantee(); strings.Contains(g.Dedup, "tail") || !strings.Contains(g.Weakest, "work queue") {
 				t.Errorf("Guarantee() = %+v, want the duplicate window alone", g)
 			}

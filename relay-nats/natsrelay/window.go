@@ -46,6 +46,7 @@ type window struct {
 	denied  bool // the server refused a message
 	lastSeq uint64
 	dups    int
+	dup     int // one of them
 }
 
 func newWindow(c *conn, stream string, timeout time.Duration) (*window, error) {
@@ -134,6 +135,7 @@ func (w *window) answer(m *nats.Msg) {
 	}
 	if dup {
 		w.dups++
+		w.dup = i
 	}
 	w.answered()
 }

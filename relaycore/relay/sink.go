@@ -69,3 +69,10 @@ type Duplicates interface {
 	// confirmed as duplicates, and starts again from zero.
 	TakeDuplicates() int
 }
+
+// DuplicateNamer is a [Duplicates] that knows which messages they were.
+type DuplicateNamer interface {
+	// DuplicateID returns the [Message.ID] of one of those that TakeDuplicates counted
+	// last.
+	DuplicateID() string
+}

@@ -59,6 +59,7 @@ type committer struct {
 func (c *committer) add(s settlement) {
 	c.sum.Delivered += s.Delivered
 	c.sum.Skipped += s.Skipped
+	c.sum.Unexpected += s.Unexpected
 	c.sum.Filtered += s.Filtered
 	c.sum.DeadLetters = append(c.sum.DeadLetters, s.DeadLetters...)
 	c.sum.Redriven = append(c.sum.Redriven, s.Redriven...)

@@ -22,6 +22,7 @@ type delivery struct {
 	parked  map[string]bool // keys whose messages are parked
 	out     settlement
 	unknown bool // some of the unresolved messages may have arrived
+	again   bool // some may have been at the sink before
 }
 
 func (p *publisher) newDelivery(parked map[string]bool) *delivery {
@@ -207,11 +208,14 @@ func (d *delivery) try(ctx context.Context, todo []relay.Message) ([]relay.Messa
 		}
 	}
 
+	p := d.publisher
+	p.repeats = d.again || p.recovering > 0
 	err = d.publish(ctx, todo)
 	if err == nil {
 		d.out.Delivered += int64(len(todo))
 		return nil, nil
 	}
+	d.again = true
 	d.unknown = relay.IsUnknown(err)
 	if ctx.Err() != nil {
 		return todo, err
@@ -273,6 +277,7 @@ func (p *publisher) countPublished(batch []relay.Message, bytes int, took time.D
 	if d, ok := p.Sink.(relay.Duplicates); ok {
 		if n := d.TakeDuplicates(); n > 0 {
 			p.Meter.Skipped(n)
+			p.duplicates(n, batch)
 		}
 	}
 	if c, ok := p.Sink.(relay.Conflicts); ok {
@@ -285,6 +290,23 @@ func (p *publisher) countPublished(batch []relay.Message, bytes int, took time.D
 			p.Meter.Latency(batch[i].Time)
 		}
 	}
+}
+
+// duplicates counts messages that the sink had before. After a crash, an error or a dead
+// letter's retry that is to be expected, and so it is of what a broker delivers. Otherwise
+// another producer has used the ids, and the messages are lost.
+func (p *publisher) duplicates(n int, batch []relay.Message) {
+	if _, outbox := p.Source.(relay.Checkpointer); p.repeats || !outbox {
+		return
+	}
+	p.unexpected += int64(n)
+	p.Meter.Unexpected(n)
+	id := ""
+	if named, ok := p.Sink.(relay.DuplicateNamer); ok {
+		id = named.DuplicateID()
+	}
+	p.Logger.Error("far end had messages already", "messages", n, "message_id", id, "from", batch[0].ID, "to", batch[len(batch)-1].ID,
+		"effect", "it has not stored them again", "cause", "another producer has used their ids")
 }
 
 // applyResult sorts todo by what became of each message. It returns those that are

@@ -65,6 +65,7 @@ type Meter interface {
 	Published(messages, bytes int, took time.Duration)
 	Latency(created time.Time) // from the row's creation to now; sampled
 	Skipped(messages int)      // the far end had them
+	Unexpected(messages int)   // of these, those that it should not have had
 	Conflicts(messages int)    // of these, other events with the same id
 	Filtered(messages int)     // the pipeline's filter drops them
 	DeadLettered(messages int)

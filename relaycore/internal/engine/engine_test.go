@@ -125,6 +125,7 @@ func (l *memory) Commit(_ context.Context, c engine.Commit) error {
 	}
 	l.total.Delivered += c.Delivered
 	l.total.Skipped += c.Skipped
+	l.total.Unexpected += c.Unexpected
 	l.total.Filtered += c.Filtered
 	for _, letter := range c.DeadLetters {
 		letter.Message.Key = l.Key(letter.Message.Key)

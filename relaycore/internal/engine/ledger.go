@@ -35,6 +35,7 @@ type Commit struct {
 	Position    string            // of the sink; "": as it was
 	Delivered   int64             // messages confirmed by the sink
 	Skipped     int64             // messages found to be at the sink already
+	Unexpected  int64             // of the delivered, those that the sink had and should not have had
 	Filtered    int64             // messages that the pipeline's filter drops
 	DeadLetters []DeadLetter      // messages that are dead or parked
 	Redriven    []int64           // ids of stored dead letters that are delivered now

@@ -8,6 +8,7 @@ func (noMeter) Received(int, int)                 {}
 func (noMeter) Published(int, int, time.Duration) {}
 func (noMeter) Latency(time.Time)                 {}
 func (noMeter) Skipped(int)                       {}
+func (noMeter) Unexpected(int)                    {}
 func (noMeter) Conflicts(int)                     {}
 func (noMeter) Filtered(int)                      {}
 func (noMeter) DeadLettered(int)                  {}

@@ -40,6 +40,11 @@ type publisher struct {
 	parked   map[string]bool // keys with dead letters, in the form of Ledger.Key
 	tail     tail
 	position string // of the sink: what was published since lies after it
+
+	recovering int   // messages that the last owner may have delivered and not committed
+	repeats    bool  // the messages in hand may be at the sink
+	unexpected int64 // duplicates that should not be, since the last settlement
+
 	step     step
 	pace     pacer
 	maxBatch int
@@ -52,6 +57,9 @@ func newPublisher(r *run) *publisher {
 		run: r, parked: make(map[string]bool), tail: newTail(r.Source),
 		step: step{failures: r.failures, name: "publish"}, pace: newPacer(r.RateMessages, r.RateBytes),
 		maxBatch: maxBatch, maxBytes: int(min(r.InFlightBytes, maxBatchBytes)),
+	}
+	if !r.State.Clean && (r.State.Checkpoint.LastID != 0 || len(r.State.Checkpoint.State) > 0) {
+		p.recovering = 2 * maxUncommitted
 	}
 	p.resumer, _ = r.Sink.(relay.Resumer)
 	if l, ok := r.Sink.(relay.Limiter); ok {
@@ -177,6 +185,8 @@ func (p *publisher) publishBatch(ctx context.Context, c chunk) error {
 
 	todo, behind, err := d.partition()
 	unresolved, deliverErr := d.deliver(ctx, todo)
+	p.recovering = max(0, p.recovering-len(batch))
+	d.out.Unexpected, p.unexpected = p.unexpected, 0
 	maps.Copy(p.parked, behind)
 	inOrder(d.out.DeadLetters, batch)
 	d.logDeadLetters()

@@ -115,3 +115,49 @@ func TestWhatComesBeforeAnUndecodableRow(t *testing.T) {
 		})
 	}
 }
+
+// TestUnexpectedDuplicates: what the far end had already is counted as skipped, unless the
+// last owner or a failed try can have delivered it.
+func TestUnexpectedDuplicates(t *testing.T) {
+	crashed := engine.State{Checkpoint: relay.Checkpoint{LastID: 1}}
+	for name, tc := range map[string]struct {
+		state engine.State
+		fails bool
+		want  int64
+	}{
+		"a new pipeline":     {want: 3},
+		"after a clean stop": {state: engine.State{Checkpoint: crashed.Checkpoint, Clean: true}, want: 3},
+		"after a crash":      {state: crashed},
+		"after a failed try": {fails: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newBench(5, 5)
+				b.cfg.Sink = &forgetful{script: b.sink, had: 3}
+				b.cfg.State = tc.state
+				b.sink.answer = func(call int, _ []relay.Message) error {
+					if tc.fails && call == 1 {
+						return errors.New("not now")
+					}
+					return nil
+				}
+				b.start()
+				time.Sleep(time.Minute)
+				b.finish(t)
+				want(t, "skipped", b.ledger.total.Unexpected, tc.want)
+			})
+		})
+	}
+}
+
+// forgetful is a sink whose far end had some of the first messages already.
+type forgetful struct {
+	*script
+	had int
+}
+
+func (f *forgetful) TakeDuplicates() int {
+	n := f.had
+	f.had = 0
+	return n
+}

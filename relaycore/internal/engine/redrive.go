@@ -63,6 +63,7 @@ func (p *publisher) redriveSome(ctx context.Context, stored []DeadLetter) error 
 	p.transform(batch, nil)
 
 	d := p.newDelivery(make(map[string]bool)) // all their keys are parked already
+	d.again = true
 	left, err := d.deliver(ctx, d.partitionRedrive(batch))
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -96,6 +97,7 @@ func (p *publisher) redriveReference(ctx context.Context, stored DeadLetter) err
 	p.transform(batch, nil)
 
 	d := p.newDelivery(make(map[string]bool))
+	d.again = true
 	left, err := d.deliver(ctx, d.partitionRedrive(batch))
 	if ctx.Err() != nil {
 		return context.Cause(ctx)

@@ -28,6 +28,7 @@ const (
 	published
 	publishedBytes
 	skipped
+	unexpected
 	conflicts
 	filtered
 	deadLettered
@@ -45,6 +46,7 @@ var counterSeries = [numCounters]series{
 	published:      {name: "messages_published_total", help: "Messages that the sink confirmed."},
 	publishedBytes: {name: "published_bytes_total", help: "Bytes of the messages that the sink confirmed."},
 	skipped:        {name: "dedup_skipped_total", help: "Messages that the receiver had before."},
+	unexpected:     {name: "unexpected_duplicates_total", help: "Messages that the far end had already, and not after a crash or a retry."},
 	conflicts:      {name: "id_conflicts_total", help: "Messages that an inbox took for copies of another event with the same id."},
 	filtered:       {name: "filtered_total", help: "Messages that the pipeline's filter dropped."},
 	deadLettered:   {name: "dead_letters_total", help: "Messages stored as dead letters."},

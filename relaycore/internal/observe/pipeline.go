@@ -81,6 +81,9 @@ func (p *Pipeline) Latency(created time.Time) {
 // Skipped counts messages that the receiver had before.
 func (p *Pipeline) Skipped(messages int) { p.counters[skipped].Add(float64(messages)) }
 
+// Unexpected counts messages that the receiver had before, and should not have had.
+func (p *Pipeline) Unexpected(messages int) { p.counters[unexpected].Add(float64(messages)) }
+
 // Conflicts counts messages that were taken for copies of another event.
 func (p *Pipeline) Conflicts(messages int) { p.counters[conflicts].Add(float64(messages)) }
 

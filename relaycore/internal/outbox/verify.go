@@ -30,6 +30,9 @@ type Accounting struct {
 	// Filtered counts messages that the pipeline's filter has dropped since it was made.
 	// Their rows are in Delivered.
 	Filtered int64 `json:"filtered"`
+	// Skipped counts messages that the far end had already, and not after a crash or a
+	// retry: most likely they are lost. Their rows are in Delivered.
+	Skipped int64 `json:"skipped"`
 	// Expired counts dead letters that were deleted for their age since the pipeline was
 	// made. Their rows are in Delivered.
 	Expired     int64 `json:"expired"`

@@ -43,6 +43,7 @@ type Cursor struct {
 	LastID       int64
 	Delivered    int64
 	Skipped      int64
+	Unexpected   int64 // duplicates that the far end should not have had
 	Filtered     int64
 	DeadLettered int64
 	Expired      int64 // of these, deleted for their age
@@ -62,7 +63,8 @@ func (s Store) List(ctx context.Context) (map[Key]Cursor, error) {
 	var key Key
 	var c Cursor
 	_, err = pgx.ForEachRow(rows, []any{
-		&key.Direction, &key.Name, &c.Epoch, &c.Owner, &c.LastID, &c.Delivered, &c.Skipped, &c.Filtered, &c.DeadLettered, &c.Expired,
+		&key.Direction, &key.Name, &c.Epoch, &c.Owner, &c.LastID,
+		&c.Delivered, &c.Skipped, &c.Unexpected, &c.Filtered, &c.DeadLettered, &c.Expired,
 		&c.Status, &c.Error, &c.Updated, &c.Held,
 	}, func() error {
 		found[key] = c
@@ -98,6 +100,17 @@ func (s Store) Owners(ctx context.Context) (map[Key]string, error) {
 func (s Store) Report(ctx context.Context, key Key, reason string) error {
 	if _, err := s.db.Exec(ctx, reportSQL, s.args(key, pgx.StrictNamedArgs{"reason": text(reason)})); err != nil {
 		return fmt.Errorf("record status: %w", err)
+	}
+	return nil
+}
+
+// AcceptSkipped counts the duplicates that the far end should not have had from zero again.
+func (s Store) AcceptSkipped(ctx context.Context, key Key) error {
+	_, err := s.db.Exec(ctx, `
+		UPDATE pgtrickle.relay_cursors SET unexpected = 0
+		WHERE relay_group_id = @group AND direction = @direction AND pipeline = @pipeline`, s.args(key, nil))
+	if err != nil {
+		return fmt.Errorf("accept skipped messages of pipeline %q: %w", key.Name, err)
 	}
 	return nil
 }

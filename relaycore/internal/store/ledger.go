@@ -157,7 +157,7 @@ func (l *Ledger) progress(c engine.Commit) pgx.StrictNamedArgs {
 	return l.store.args(l.key, pgx.StrictNamedArgs{
 		"epoch": l.epoch, "timeline": l.timeline, "owner": l.owner,
 		"checkpoint": state, "last_id": lastID, "source": source, "position": c.Position,
-		"delivered": c.Delivered, "skipped": c.Skipped, "filtered": c.Filtered,
+		"delivered": c.Delivered, "skipped": c.Skipped, "unexpected": c.Unexpected, "filtered": c.Filtered,
 	})
 }
 

@@ -70,6 +70,7 @@ ALTER TABLE pgtrickle.relay_cursors ADD COLUMN IF NOT EXISTS far_ends jsonb;
 ALTER TABLE pgtrickle.relay_cursors ADD COLUMN IF NOT EXISTS filtered bigint NOT NULL DEFAULT 0;
 ALTER TABLE pgtrickle.relay_cursors ADD COLUMN IF NOT EXISTS identity text;
 ALTER TABLE pgtrickle.relay_cursors ADD COLUMN IF NOT EXISTS expired bigint NOT NULL DEFAULT 0;
+ALTER TABLE pgtrickle.relay_cursors ADD COLUMN IF NOT EXISTS unexpected bigint NOT NULL DEFAULT 0;
 
 -- Relays that do not know identities write no id_form.
 ALTER TABLE pgtrickle.relay_instances ADD COLUMN IF NOT EXISTS id_form smallint NOT NULL DEFAULT 0;

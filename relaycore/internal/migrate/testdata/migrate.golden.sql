@@ -302,6 +302,7 @@ ALTER TABLE pgtrickle.relay_cursors ADD COLUMN IF NOT EXISTS far_ends jsonb;
 ALTER TABLE pgtrickle.relay_cursors ADD COLUMN IF NOT EXISTS filtered bigint NOT NULL DEFAULT 0;
 ALTER TABLE pgtrickle.relay_cursors ADD COLUMN IF NOT EXISTS identity text;
 ALTER TABLE pgtrickle.relay_cursors ADD COLUMN IF NOT EXISTS expired bigint NOT NULL DEFAULT 0;
+ALTER TABLE pgtrickle.relay_cursors ADD COLUMN IF NOT EXISTS unexpected bigint NOT NULL DEFAULT 0;
 
 -- Relays that do not know identities write no id_form.
 ALTER TABLE pgtrickle.relay_instances ADD COLUMN IF NOT EXISTS id_form smallint NOT NULL DEFAULT 0;
@@ -607,7 +608,7 @@ $sql$;
     COMMENT ON TABLE pgtrickle.pgt_inbox_priority_config IS 'pgtrickle-relay: priorities of inboxes';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (1, 'tables', '0f744584e41506b7')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (1, 'tables', '573445106acfd365')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 

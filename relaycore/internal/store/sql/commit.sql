@@ -12,6 +12,7 @@ WITH moved AS (
         sink_position = coalesce(nullif(@position, ''), sink_position),
         delivered     = delivered + @delivered,
         skipped       = skipped + @skipped,
+        unexpected    = unexpected + @unexpected,
         filtered      = filtered + @filtered,
         dead_lettered = dead_lettered + :newly_dead,
         updated_at    = now()

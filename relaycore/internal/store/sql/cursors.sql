@@ -1,5 +1,5 @@
 -- The cursors of a group, each with whether a session holds the pipeline's lock.
-SELECT direction, pipeline, epoch, coalesce(owner, ''), last_id, delivered, skipped, filtered, dead_lettered, expired,
+SELECT direction, pipeline, epoch, coalesce(owner, ''), last_id, delivered, skipped, unexpected, filtered, dead_lettered, expired,
     status, coalesce(error, ''), updated_at,
     EXISTS (
         SELECT FROM pg_catalog.pg_locks l
