@@ -37,8 +37,9 @@ type Conn interface {
 	Idle(until time.Time) error
 	// Interrupt ends the current Idle, or the next one. Any goroutine may call it.
 	Interrupt()
-	// TryLock takes the pipeline's lock if it is free, and raises its epoch.
-	TryLock(ctx context.Context, key store.Key) (epoch int64, ok bool, err error)
+	// TryLock takes the locks of those pipelines that are free, and returns their raised
+	// epochs. If it fails, none is held.
+	TryLock(ctx context.Context, keys []store.Key) (epochs map[store.Key]int64, err error)
 	Unlock(ctx context.Context, key store.Key) error
 	// Drain asks the other instances to take over.
 	Drain(ctx context.Context) error
@@ -51,7 +52,7 @@ type Conn interface {
 // Config holds the parameters of a [Keeper].
 type Config struct {
 	Connect func(ctx context.Context) (Conn, error) // dials, probes, registers
-	Beat    time.Duration                           // 0 means 300ms
+	Beat    time.Duration                           // 0 means 200ms
 	Trust   time.Duration                           // 0 means 4s
 	Logger  *slog.Logger
 	// Changed is called from one goroutine when a beat finds other members than the
@@ -60,7 +61,7 @@ type Config struct {
 }
 
 const (
-	defaultBeat  = 300 * time.Millisecond
+	defaultBeat  = 200 * time.Millisecond
 	defaultTrust = 4 * time.Second
 	// serverPatience is how long the server keeps the locks of a silent session. It
 	// must exceed the trust by more than the latency of a reply.
@@ -179,7 +180,8 @@ func (k *Keeper) open(ctx context.Context) (*session, error) {
 	}
 	s := &session{
 		conn: conn, cfg: &k.cfg, base: time.Now(),
-		requests: make(chan request, 16), ended: make(chan struct{}), held: make(map[*Lease]context.CancelCauseFunc),
+		requests: make(chan request, 16), locks: make(chan request, 16), ended: make(chan struct{}),
+		held: make(map[*Lease]context.CancelCauseFunc),
 	}
 	asked := time.Now()
 	members, err := conn.Beat(ctx)
@@ -234,15 +236,7 @@ func (k *Keeper) Hold(ctx context.Context, key store.Key, fn func(context.Contex
 		return ErrNoSession
 	}
 	l := &Lease{Key: key, s: s}
-	err := s.do(ctx, func(ctx context.Context) error {
-		epoch, ok, err := s.conn.TryLock(ctx, key)
-		if err == nil && !ok {
-			err = ErrHeld
-		}
-		l.Epoch = epoch
-		return err
-	})
-	if err != nil {
+	if err := s.ask(ctx, s.locks, request{lease: l}); err != nil {
 		if errors.Is(err, ErrHeld) {
 			return err
 		}
@@ -255,7 +249,7 @@ func (k *Keeper) Hold(ctx context.Context, key store.Key, fn func(context.Contex
 	}
 	defer s.leave(l)
 
-	err = fn(held, l)
+	err := fn(held, l)
 
 	if cause := context.Cause(held); errors.Is(cause, ErrLost) {
 		return cause
@@ -270,9 +264,11 @@ func (k *Keeper) Hold(ctx context.Context, key store.Key, fn func(context.Contex
 	return err
 }
 
+// request is a call of fn, or for the lock of lease.
 type request struct {
-	fn   func(context.Context) error
-	done chan error
+	fn    func(context.Context) error
+	lease *Lease
+	done  chan error
 }
 
 // session is the life of one connection.
@@ -283,6 +279,8 @@ type session struct {
 	until    atomic.Int64 // trust ends at base + until
 	members  atomic.Pointer[[]Instance]
 	requests chan request  // buffered, so that a request is queued before the interrupt
+	locks    chan request  // requests for locks
+	single   []request     // those for locks that are answered one by one
 	ended    chan struct{} // closed when run returns
 	holds    sync.WaitGroup
 
@@ -347,9 +345,13 @@ func (s *session) lose(reason error) {
 
 // do has the session's goroutine run fn.
 func (s *session) do(ctx context.Context, fn func(context.Context) error) error {
-	r := request{fn, make(chan error, 1)}
+	return s.ask(ctx, s.requests, request{fn: fn})
+}
+
+func (s *session) ask(ctx context.Context, queue chan<- request, r request) error {
+	r.done = make(chan error, 1)
 	select {
-	case s.requests <- r:
+	case queue <- r:
 		s.conn.Interrupt()
 	case <-s.ended:
 		return ErrLost
@@ -385,34 +387,89 @@ func (s *session) run(ctx context.Context) error {
 			s.trust(asked)
 			next = s.nextBeat()
 		}
-		select {
-		case r := <-s.requests:
-			if err := s.answer(ctx, r); err != nil {
-				return err
+		var err error
+		if len(s.single) > 0 {
+			r := s.single[0]
+			s.single = s.single[1:]
+			err = s.lock(ctx, []request{r})
+		} else {
+			select {
+			case r := <-s.requests:
+				err = s.call(ctx, func(ctx context.Context) error {
+					err := r.fn(ctx)
+					r.done <- err
+					return err
+				})
+			case r := <-s.locks:
+				err = s.lock(ctx, s.waiting(r))
+			default:
+				if err := s.conn.Idle(next); err != nil {
+					return fmt.Errorf("connection closed: %w", err)
+				}
 			}
-		default:
-			if err := s.conn.Idle(next); err != nil {
-				return fmt.Errorf("connection closed: %w", err)
-			}
+		}
+		if err != nil {
+			return err
 		}
 	}
 	return ctx.Err()
 }
 
-// answer runs a request. It returns an error if the connection is broken.
-func (s *session) answer(ctx context.Context, r request) error {
+// call runs fn. It returns an error if the connection is broken.
+func (s *session) call(ctx context.Context, fn func(context.Context) error) error {
 	asked := time.Now()
-	opCtx, cancel := s.opContext(ctx)
-	err := r.fn(opCtx)
-	cancel()
-	r.done <- err
+	ctx, cancel := s.opContext(ctx)
+	defer cancel()
+	err := fn(ctx)
 	if s.conn.Broken() {
 		return fmt.Errorf("connection broken: %w", err)
 	}
-	if err == nil || errors.Is(err, ErrHeld) {
+	if err == nil {
 		s.trust(asked)
 	}
 	return nil
+}
+
+// waiting returns first and the other requests for locks that wait. After the death of an
+// instance there are as many as it has pipelines.
+func (s *session) waiting(first request) []request {
+	asked := []request{first}
+	for {
+		select {
+		case r := <-s.locks:
+			asked = append(asked, r)
+		default:
+			return asked
+		}
+	}
+}
+
+// lock answers requests for locks by one statement. If it fails, which may be because of
+// one of them, each gets a statement of its own; beats come between those.
+func (s *session) lock(ctx context.Context, asked []request) error {
+	return s.call(ctx, func(ctx context.Context) error {
+		keys := make([]store.Key, len(asked))
+		for i, r := range asked {
+			keys[i] = r.lease.Key
+		}
+		epochs, err := s.conn.TryLock(ctx, keys)
+		if err != nil && len(asked) > 1 && !s.conn.Broken() {
+			s.single = asked
+			return err
+		}
+		for _, r := range asked {
+			epoch, ok := epochs[r.lease.Key]
+			switch r.lease.Epoch = epoch; {
+			case err != nil:
+				r.done <- err
+			case !ok:
+				r.done <- ErrHeld
+			default:
+				r.done <- nil
+			}
+		}
+		return err
+	})
 }
 
 // nextBeat is at a round time of the clock, as are the other timers that wake an idle

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -21,6 +22,7 @@ type fakeConn struct {
 	closed    chan struct{} // closed: the connection is seen to close
 	interrupt chan struct{}
 	held      map[store.Key]bool
+	tried     []int // how many locks each TryLock asked for
 	epoch     int64
 	beats     int
 	last      time.Time // when the last answered beat was asked
@@ -78,13 +80,21 @@ func (w *fakeConn) Interrupt() {
 	}
 }
 
-func (w *fakeConn) TryLock(_ context.Context, key store.Key) (int64, bool, error) {
-	if w.held[key] {
-		return 0, false, nil
+func (w *fakeConn) TryLock(_ context.Context, keys []store.Key) (map[store.Key]int64, error) {
+	time.Sleep(time.Millisecond)
+	w.tried = append(w.tried, len(keys))
+	if slices.Contains(keys, stuck) {
+		return nil, errors.New("lock timeout")
 	}
-	w.held[key] = true
-	w.epoch++
-	return w.epoch, true, nil
+	epochs := make(map[store.Key]int64)
+	for _, key := range keys {
+		if !w.held[key] {
+			w.held[key] = true
+			w.epoch++
+			epochs[key] = w.epoch
+		}
+	}
+	return epochs, nil
 }
 
 func (w *fakeConn) Unlock(_ context.Context, key store.Key) error {
@@ -95,7 +105,10 @@ func (w *fakeConn) Drain(context.Context) error { return nil }
 func (w *fakeConn) Broken() bool                { return false }
 func (w *fakeConn) Close(context.Context)       {}
 
-var orders = store.Key{Direction: relay.Forward, Name: "orders"}
+var (
+	orders = store.Key{Direction: relay.Forward, Name: "orders"}
+	stuck  = store.Key{Direction: relay.Forward, Name: "stuck"} // its row is locked
+)
 
 func startKeeper(t *testing.T, conns ...*fakeConn) *Keeper {
 	t.Helper()
@@ -308,6 +321,45 @@ func TestRestartOutlivesItsFormerSession(t *testing.T) {
 		}()
 		if err := k.Run(ctx); err != nil {
 			t.Errorf("Run = %v", err)
+		}
+	})
+}
+
+// The locks of a share are taken by one statement, and a lock that cannot be taken fails
+// alone.
+func TestLocksAreTakenTogether(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newFakeConn()
+		w.held[orders] = true
+		k := startKeeper(t, w)
+
+		hold := func(keys []store.Key) (errs []error) {
+			hold := make(chan error)
+			for _, key := range keys {
+				go func() {
+					hold <- k.Hold(t.Context(), key, func(context.Context, *Lease) error { return nil })
+				}()
+			}
+			for range keys {
+				if err := <-hold; err != nil {
+					errs = append(errs, err)
+				}
+			}
+			return errs
+		}
+		keys := []store.Key{orders}
+		for i := range 100 {
+			keys = append(keys, store.Key{Direction: relay.Forward, Name: fmt.Sprint("p", i)})
+		}
+		if errs := hold(keys); len(errs) != 1 || !errors.Is(errs[0], ErrHeld) {
+			t.Errorf("errors are %v, want one that is ErrHeld", errs)
+		}
+		if len(w.tried) > 5 {
+			t.Errorf("%d statements took 101 locks: %v", len(w.tried), w.tried)
+		}
+		if errs := hold(append(keys, stuck)); len(errs) != 2 {
+			t.Errorf("errors are %v, want that of the held lock and that of the stuck one", errs)
 		}
 	})
 }

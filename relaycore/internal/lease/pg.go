@@ -174,16 +174,15 @@ func (c *pgConn) Interrupt() {
 }
 
 // TryLock implements [Conn].
-func (c *pgConn) TryLock(ctx context.Context, key store.Key) (epoch int64, ok bool, err error) {
-	ok, err = c.store.TryLock(ctx, key)
-	if err != nil || !ok {
-		return 0, false, err
+func (c *pgConn) TryLock(ctx context.Context, keys []store.Key) (epochs map[store.Key]int64, err error) {
+	epochs, err = c.store.Acquire(ctx, keys, c.self.ID)
+	if err == nil {
+		return epochs, nil
 	}
-	epoch, err = c.store.Acquire(ctx, key, c.self.ID)
-	if err != nil {
-		return 0, false, errors.Join(err, c.Unlock(ctx, key))
+	for _, key := range keys {
+		err = errors.Join(err, c.Unlock(ctx, key)) // only warns where the lock is not held
 	}
-	return epoch, true, nil
+	return nil, err
 }
 
 // Unlock implements [Conn].

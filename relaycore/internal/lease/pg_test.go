@@ -170,16 +170,16 @@ func TestSuccessorEndsItsFormerSession(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer first.Close(t.Context())
-	if _, ok, err := first.TryLock(t.Context(), orders); !ok || err != nil {
-		t.Fatal(ok, err)
+	if epochs, err := first.TryLock(t.Context(), []store.Key{orders}); len(epochs) != 1 || err != nil {
+		t.Fatal(epochs, err)
 	}
 	second, err := Connect(t.Context(), config, self)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer second.Close(t.Context())
-	if epoch, ok, err := second.TryLock(t.Context(), orders); !ok || err != nil || epoch != 2 {
-		t.Errorf("TryLock = %d, %v, %v; want epoch 2", epoch, ok, err)
+	if epochs, err := second.TryLock(t.Context(), []store.Key{orders}); epochs[orders] != 2 || err != nil {
+		t.Errorf("TryLock = %v, %v; want epoch 2", epochs, err)
 	}
 }
 

@@ -105,10 +105,7 @@ func registryOf(t *testing.T, st *stage) *relay.Registry {
 
 func (st *stage) job(t *testing.T, p catalog.Pipeline) (job *supervisor.Job, reported *events, stop func()) {
 	t.Helper()
-	epoch, err := store.New(st.pool, "g").Acquire(t.Context(), p.Key, "test")
-	if err != nil {
-		t.Fatal(err)
-	}
+	epoch := st.acquire(t, p, "test")
 	metrics, err := observe.NewMetrics(prometheus.NewRegistry(), "b", "v", "g")
 	if err != nil {
 		t.Fatal(err)
@@ -119,6 +116,25 @@ func (st *stage) job(t *testing.T, p catalog.Pipeline) (job *supervisor.Job, rep
 		Pipeline: p, Epoch: epoch, Trusted: func() bool { return true }, Stop: stopping,
 		Meter: metrics.Pipeline(p.Key), Logger: discard, Events: reported,
 	}, reported, stop
+}
+
+// acquire raises the epoch of a pipeline, as an owner on a session of its own does.
+func (st *stage) acquire(t *testing.T, p catalog.Pipeline, owner string) (epoch int64) {
+	t.Helper()
+	session, err := st.pool.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer session.Release()
+	group := store.New(session, "g")
+	epochs, err := group.Acquire(t.Context(), []store.Key{p.Key}, owner)
+	if err == nil {
+		err = group.Unlock(t.Context(), p.Key)
+	}
+	if err != nil || len(epochs) != 1 {
+		t.Fatalf("Acquire = %v, %v", epochs, err)
+	}
+	return epochs[p.Key]
 }
 
 func (st *stage) cursor(t *testing.T, p catalog.Pipeline) store.Cursor {
@@ -161,9 +177,7 @@ func TestRunThatFails(t *testing.T) {
 		status  string
 	}{
 		"another owner": {func(t *testing.T, st *stage, job *supervisor.Job) {
-			if _, err := store.New(st.pool, "g").Acquire(t.Context(), job.Pipeline.Key, "other"); err != nil {
-				t.Fatal(err)
-			}
+			st.acquire(t, job.Pipeline, "other")
 		}, lease.ErrLost, "new"},
 		// The constructor returns a sink beside its error, which must not be closed.
 		"no far end": {func(_ *testing.T, st *stage, _ *supervisor.Job) { st.failed = relay.Fatal(errUnknownStream) }, errUnknownStream, store.StatusFailed},

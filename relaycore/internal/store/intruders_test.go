@@ -79,8 +79,8 @@ func TestIntruders(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer relay.Release()
-	if ok, err := store.New(relay, "default").TryLock(t.Context(), orders); err != nil || !ok {
-		t.Fatalf("TryLock = %v, %v", ok, err)
+	if epochs, err := store.New(relay, "default").Acquire(t.Context(), []store.Key{orders}, "me"); err != nil || len(epochs) != 1 {
+		t.Fatalf("Acquire = %v, %v", epochs, err)
 	}
 	if got := find(); got != nil {
 		t.Errorf("the relay is an intruder: %v", got)

@@ -77,23 +77,14 @@ func Timeline(ctx context.Context, db pg.Querier) (timeline string, err error) {
 const lockName = `CASE direction WHEN 'reverse' THEN 'reverse:' ELSE '' END || pipeline`
 
 var (
-	//go:embed sql/try_lock.sql
-	tryLockTemplate string
-	tryLockSQL      = strings.ReplaceAll(tryLockTemplate, ":lock_name", lockName)
-
 	//go:embed sql/unlock.sql
 	unlockTemplate string
 	unlockSQL      = strings.ReplaceAll(unlockTemplate, ":lock_name", lockName)
 
 	//go:embed sql/acquire.sql
-	acquireSQL string
+	acquireTemplate string
+	acquireSQL      = strings.ReplaceAll(acquireTemplate, ":lock_name", lockName)
 )
-
-// TryLock takes the pipeline's lock for this connection, if it is free.
-func (s Store) TryLock(ctx context.Context, key Key) (ok bool, err error) {
-	err = s.db.QueryRow(ctx, tryLockSQL, s.args(key, nil)).Scan(&ok)
-	return ok, err
-}
 
 // Unlock releases the pipeline's lock.
 func (s Store) Unlock(ctx context.Context, key Key) error {
@@ -101,13 +92,27 @@ func (s Store) Unlock(ctx context.Context, key Key) error {
 	return err
 }
 
-// Acquire raises the epoch of a pipeline whose lock is held, and names the owner.
-func (s Store) Acquire(ctx context.Context, key Key, owner string) (epoch int64, err error) {
-	err = s.db.QueryRow(ctx, acquireSQL, s.args(key, pgx.StrictNamedArgs{"owner": owner, "identity": newIdentity()})).Scan(&epoch)
-	if err != nil {
-		return 0, fmt.Errorf("raise the epoch: %w", err)
+// Acquire takes the locks of those pipelines that are free, for this connection. It names
+// the owner of each and returns its new epoch. If it fails, the connection may hold locks.
+func (s Store) Acquire(ctx context.Context, keys []Key, owner string) (epochs map[Key]int64, err error) {
+	directions, pipelines, identities := make([]string, len(keys)), make([]string, len(keys)), make([]string, len(keys))
+	for i, key := range keys {
+		directions[i], pipelines[i], identities[i] = string(key.Direction), key.Name, newIdentity()
 	}
-	return epoch, nil
+	rows, _ := s.db.Query(ctx, acquireSQL, pgx.StrictNamedArgs{
+		"group": s.group, "owner": owner, "directions": directions, "pipelines": pipelines, "identities": identities,
+	}) // ForEachRow returns its error
+	epochs = make(map[Key]int64)
+	var key Key
+	var epoch int64
+	_, err = pgx.ForEachRow(rows, []any{&key.Direction, &key.Name, &epoch}, func() error {
+		epochs[key] = epoch
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("take locks and raise epochs: %w", err)
+	}
+	return epochs, nil
 }
 
 // A retention sweep holds this lock, so that one instance at a time deletes.

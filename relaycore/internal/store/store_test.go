@@ -3,6 +3,7 @@ package store_test
 import (
 	"encoding/json"
 	"errors"
+	"maps"
 	"testing"
 	"time"
 
@@ -26,11 +27,8 @@ func TestCursorsOfAGroup(t *testing.T) {
 	}
 	defer session.Release()
 	locks := store.New(session, "default")
-	if ok, err := locks.TryLock(ctx, reverse); err != nil || !ok {
-		t.Fatalf("TryLock = %v, %v", ok, err)
-	}
-	if epoch, err := locks.Acquire(ctx, reverse, "me"); err != nil || epoch != 1 {
-		t.Fatalf("Acquire = %d, %v; want 1", epoch, err)
+	if epochs, err := locks.Acquire(ctx, []store.Key{reverse}, "me"); err != nil || epochs[reverse] != 1 {
+		t.Fatalf("Acquire = %v, %v; want 1", epochs, err)
 	}
 	s := store.New(pool, "default")
 	if err := s.Report(ctx, orders, "no \x00 backend"); err != nil {
@@ -49,8 +47,10 @@ func TestCursorsOfAGroup(t *testing.T) {
 		t.Errorf("List: %v, -want +got\n%s", err, diff)
 	}
 
-	if ok, err := s.TryLock(ctx, reverse); err != nil || ok {
-		t.Errorf("TryLock by another session = %v, %v; want false", ok, err)
+	free := store.Key{Direction: relay.Reverse, Name: "free"}
+	epochs, err := s.Acquire(ctx, []store.Key{reverse, free}, "you")
+	if want := (map[store.Key]int64{free: 1}); err != nil || !maps.Equal(epochs, want) {
+		t.Errorf("Acquire by another session = %v, %v; want %v", epochs, err, want)
 	}
 	if err := locks.Unlock(ctx, reverse); err != nil {
 		t.Fatal(err)
