@@ -60,6 +60,8 @@ func readStream(t testing.TB, raw *redis.Client, key string, n int) (got []relay
 				switch field {
 				case "pgtrickle-key":
 					m.Key = value.(string)
+				case "pgtrickle-before-key":
+					m.BeforeKey = value.(string)
 				case "dedup_key", "op", "payload", "subject":
 				default:
 					m.Headers = append(m.Headers, relay.Header{Name: field, Value: value.(string)})
