@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/grove/pgtrickle-relay/relay-kafka/kafkarelay"
 	"github.com/grove/pgtrickle-relay/relay-nats/natsrelay"
 	"github.com/grove/pgtrickle-relay/relay-rabbitmq/rabbitmqrelay"
 	"github.com/grove/pgtrickle-relay/relay-redis/redisrelay"
@@ -21,7 +22,7 @@ func TestRefusalsPage(t *testing.T) {
 	t.Parallel()
 	const file = "../docs/refusals.md"
 	page := refusalsPage([]relay.Backend{
-		natsrelay.Backend(), redisrelay.Backend(), rabbitmqrelay.Backend(),
+		natsrelay.Backend(), kafkarelay.Backend(), redisrelay.Backend(), rabbitmqrelay.Backend(),
 	})
 	if *update {
 		if err := os.WriteFile(file, []byte(page), 0o644); err != nil { //nolint:gosec // a page of the documentation

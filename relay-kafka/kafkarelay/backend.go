@@ -8,9 +8,10 @@ import (
 // Backend returns the Kafka backend.
 func Backend() relay.Backend {
 	return relay.Backend{
-		Name:   "kafka",
-		Sink:   relaycfg.Sink(sinkDefaults(), newSink),
-		Source: relaycfg.Source(sourceDefaults(), newSource),
+		Name:     "kafka",
+		Sink:     relaycfg.Sink(sinkDefaults(), newSink),
+		Source:   relaycfg.Source(sourceDefaults(), newSource),
+		Refusals: refusals,
 		SinkGuarantee: relay.Guarantee{
 			Delivery: "effectively once",
 			Dedup:    "numbered batches while the relay runs; after a crash, ids read back from the end of each partition",

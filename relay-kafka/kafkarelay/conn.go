@@ -114,7 +114,7 @@ func patiently[T any](ctx context.Context, ask func() (T, error)) (T, error) {
 
 // missing returns the error for a topic that does not exist.
 func missing(topic, cure string) error {
-	return relay.Fatal(fmt.Errorf("topic %q does not exist: %s", topic, cure))
+	return refusals.Classify(fmt.Errorf("topic %q does not exist: %s", topic, cure), noTopic, false)
 }
 
 // topic is a topic that the sink writes to.
@@ -205,13 +205,14 @@ func (s *sink) find(ctx context.Context, name string) (kafka.Topic, error) {
 			return meta, nil
 		case meta.Error != nil && !errors.Is(meta.Error, kafka.UnknownTopicOrPartition):
 			s.cluster.reset()
-			return kafka.Topic{}, s.refuse(name, classify(fmt.Errorf("look up topic %q: %w", name, meta.Error)))
+			return kafka.Topic{}, s.refuse(name, classifyFor(fmt.Errorf("look up topic %q: %w", name, meta.Error), s.ofRow()))
 		case attempt >= 1 && s.cfg.CreateIfMissing:
 			if err := s.create(ctx, name); err != nil {
 				return kafka.Topic{}, err
 			}
 		case attempt >= 3:
-			return kafka.Topic{}, s.refuse(name, missing(name, "create it, or set create_if_missing to true"))
+			err := missing(name, "create it, or set create_if_missing to true")
+			return kafka.Topic{}, s.refuse(name, refusals.Classify(err, noTopic, s.ofRow()))
 		}
 		s.cluster.reset()
 		if err := backoff.Sleep(ctx, time.Duration(attempt)*150*time.Millisecond); err != nil {
@@ -235,7 +236,7 @@ func (s *sink) create(ctx context.Context, name string) error {
 	}
 	if err != nil && !errors.Is(err, kafka.TopicAlreadyExists) {
 		s.cluster.reset()
-		return classify(fmt.Errorf("create topic %q: %w", name, err))
+		return s.refuse(name, classifyFor(fmt.Errorf("create topic %q: %w", name, err), s.ofRow()))
 	}
 	s.env.Logger.InfoContext(ctx, "created topic", "topic", name)
 	return nil

@@ -60,24 +60,10 @@
 //
 // # Errors
 //
-// Kafka's error codes by class:
-//
-//	the message can never be delivered    MESSAGE_TOO_LARGE, RECORD_LIST_TOO_LARGE, INVALID_RECORD,
-//	                                      INVALID_TIMESTAMP, INVALID_TOPIC_EXCEPTION; more than max_message_bytes;
-//	                                      a topic name that Kafka does not allow; a row without the template's field;
-//	                                      a topic that the row names and that is missing or denied
-//	the pipeline stops                    another topic that does not exist (create_if_missing false); SASL_AUTHENTICATION_FAILED,
-//	                                      UNSUPPORTED_SASL_MECHANISM, ILLEGAL_SASL_STATE; TOPIC_, GROUP_, CLUSTER_ and
-//	                                      TRANSACTIONAL_ID_AUTHORIZATION_FAILED, SECURITY_DISABLED; a certificate that is
-//	                                      not trusted, expired, or for another name; INVALID_REPLICATION_FACTOR,
-//	                                      INVALID_PARTITIONS, INVALID_CONFIG, POLICY_VIOLATION; INVALID_REQUIRED_ACKS,
-//	                                      UNSUPPORTED_VERSION, UNSUPPORTED_FOR_MESSAGE_FORMAT, UNSUPPORTED_COMPRESSION_TYPE;
-//	                                      INCONSISTENT_GROUP_PROTOCOL, INVALID_GROUP_ID, INVALID_SESSION_TIMEOUT
-//	transient                             everything else: NOT_LEADER_OR_FOLLOWER and LEADER_NOT_AVAILABLE (the sink asks for
-//	                                      the layout again), NOT_ENOUGH_REPLICAS, NOT_ENOUGH_REPLICAS_AFTER_APPEND,
-//	                                      REQUEST_TIMED_OUT, KAFKA_STORAGE_ERROR, UNKNOWN_TOPIC_OR_PARTITION of a request,
-//	                                      OUT_OF_ORDER_SEQUENCE_NUMBER and its like (the sink gets new numbers), coordinators
-//	                                      that load or move, a network that fails
+// docs/refusals.md lists Kafka's error codes and what the relay does with them. A message
+// of more than max_message_bytes and a row without a field of the template are permanent. A
+// certificate that is not trusted, expired, or for another name is fatal. All else is
+// transient.
 //
 // When a broker refuses a batch without naming the record, the sink sends halves until
 // it has found the message.

@@ -206,7 +206,7 @@ func (l *lane) settle(b *sent, a *produce.ResponsePartition, batch []relay.Messa
 	if a.ErrorMessage != "" {
 		err = fmt.Errorf("%w: %s", code, a.ErrorMessage)
 	}
-	err = classify(fmt.Errorf("write to partition %d of topic %q: %w", p.id, p.topic.name, err))
+	err = classifyFor(fmt.Errorf("write to partition %d of topic %q: %w", p.id, p.topic.name, err), l.sink.ofRow())
 	switch {
 	case !slices.Contains(refusedBeforeAppend, code):
 		l.err = err
@@ -215,7 +215,7 @@ func (l *lane) settle(b *sent, a *produce.ResponsePartition, batch []relay.Messa
 	case code == kafka.TopicAuthorizationFailed && l.sink.ofRow():
 		bad := make(map[int32]error, len(b.indexes))
 		for _, i := range b.indexes {
-			bad[i] = relay.Permanent(err)
+			bad[i] = err
 		}
 		l.drop(b, bad)
 	case !relay.IsPermanent(err):

@@ -264,7 +264,7 @@ func (s *sink) sendAgain(ctx context.Context, p *partition) error {
 		p.advance(len(p.doubt.ids))
 		p.doubt.found = p.doubt.ids
 		return nil
-	case errors.As(err, &code) && (slices.Contains(sequenceLost, code) || slices.Contains(permanent, code)):
+	case errors.As(err, &code) && (slices.Contains(sequenceLost, code) || relay.IsPermanent(classify(code))):
 		return s.lookUp(ctx, p)
 	}
 	s.stale = true

@@ -3,12 +3,17 @@ package kafkarelay
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/segmentio/kafka-go"
 
 	"github.com/grove/pgtrickle-relay/relaycore/backoff"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
@@ -19,6 +24,7 @@ import (
 func TestServer(t *testing.T) {
 	b := startBroker(t)
 	t.Run("Login", func(t *testing.T) { testLogin(t, b) })
+	t.Run("DeniedTopics", func(t *testing.T) { testDeniedTopics(t, b) })
 	t.Run("ReadCommitted", func(t *testing.T) { testReadCommitted(t, b) })
 	t.Run("FrozenClose", func(t *testing.T) { testFrozenClose(t, b) })
 	t.Run("Restart", func(t *testing.T) { testRestart(t, b) })
@@ -83,6 +89,39 @@ func testLogin(t *testing.T, b *broker) {
 			}
 		})
 	}
+}
+
+// testDeniedTopics publishes as a user with rights on one topic only. A row that names
+// another one, or one that the user may not create, is refused alone.
+func testDeniedTopics(t *testing.T, b *broker) {
+	allowed, denied := newTopic(t, b.plain, 1), newTopic(t, b.plain, 1)
+	acls := make([]kafka.ACLEntry, 0, 2)
+	for _, op := range []kafka.ACLOperationType{kafka.ACLOperationTypeWrite, kafka.ACLOperationTypeDescribe} {
+		acls = append(acls, kafka.ACLEntry{
+			ResourceType: kafka.ResourceTypeTopic, ResourceName: allowed, ResourcePatternType: kafka.PatternTypeLiteral,
+			Principal: "User:bob", Host: "*", Operation: op, PermissionType: kafka.ACLPermissionTypeAllow,
+		})
+	}
+	if res, err := rawClient(b.plain).CreateACLs(t.Context(), &kafka.CreateACLsRequest{ACLs: acls}); err != nil || errors.Join(res.Errors...) != nil {
+		t.Fatalf("CreateACLs = %+v, %v", res, err)
+	}
+	for _, create := range []bool{false, true} {
+		s := openSink(t, map[string]any{
+			"brokers": b.sasl, "topic": "{row.topic}", "tls_ca": b.ca, "create_if_missing": create,
+			"sasl_mechanism": "SCRAM-SHA-256", "sasl_username": "bob", "sasl_password": "bob-secret",
+		})
+		batch := make([]relay.Message, 6)
+		for i := range batch {
+			batch[i] = relaytest.Message(i+1, strconv.Itoa(i))
+			batch[i].Row = fmt.Appendf(nil, `{"topic":%q}`, allowed)
+		}
+		batch[1].Row, batch[4].Row = fmt.Appendf(nil, `{"topic":%q}`, denied), []byte(`{"topic":"not-to-be-created"}`)
+		dead := relaytest.Settle(t, s, batch)
+		if slices.Sort(dead); !slices.Equal(dead, []string{batch[1].ID, batch[4].ID}) {
+			t.Errorf("create_if_missing %t: dead letters %v, want the second and the fifth message", create, dead)
+		}
+	}
+	readRaw(t, b.plain, allowed, 8)
 }
 
 func mustJSON(v any) json.RawMessage {

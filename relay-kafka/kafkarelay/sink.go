@@ -279,15 +279,14 @@ const (
 	maxRefused = 1000
 )
 
-// refuse returns the error for a topic that is missing or denied.
+// refuse returns err, and remembers it if it refuses a topic that a row names.
 func (s *sink) refuse(name string, err error) error {
-	if !relay.IsFatal(err) || !s.ofRow() {
+	if !relay.IsPermanent(err) {
 		return err
 	}
 	if len(s.refused) >= maxRefused {
 		clear(s.refused)
 	}
-	err = relay.Permanent(err)
 	s.refused[name] = refusal{err, time.Now()}
 	return err
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -357,6 +358,17 @@ func TestMessageLimits(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestRefusals(t *testing.T) {
+	t.Parallel()
+	relaytest.Refusals(t, refusals, func(answer string, ofRow bool) error {
+		if answer == noTopic {
+			return refusals.Classify(missing("t", "create it"), answer, ofRow)
+		}
+		code, _ := strconv.Atoi(answer)
+		return classifyFor(fmt.Errorf("write: %w", kafka.Error(code)), ofRow)
+	})
 }
 
 func TestClassify(t *testing.T) {
