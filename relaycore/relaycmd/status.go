@@ -2,6 +2,7 @@ package relaycmd
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"strings"
 	"text/tabwriter"
@@ -12,6 +13,7 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/lease"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/observe"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/backfill"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
 )
 
@@ -39,6 +41,8 @@ type pipelineStatus struct {
 	DeadLetters int64      `json:"dead_letters"`
 	Parked      int64      `json:"parked"`
 	Updated     *time.Time `json:"updated_at,omitempty"`
+
+	Snapshot *backfill.State `json:"snapshot,omitempty"` // rows of the captured table
 }
 
 type statusReport struct {
@@ -101,6 +105,11 @@ func (p *program) status(ctx context.Context, db *database) (*statusReport, erro
 			Delivered: c.Delivered, Skipped: c.Skipped, Filtered: c.Filtered, DeadLetters: n.Dead, Parked: n.Parked, Updated: c.Updated,
 		}
 		st.State, st.Error = stateOf(pl, c, members)
+		if c.Backfill != "" {
+			if err := json.Unmarshal([]byte(c.Backfill), &st.Snapshot); err != nil {
+				return nil, fmt.Errorf("read the checkpoint of pipeline %q: %w", pl.Name, err)
+			}
+		}
 		if i := intruders[pl.Key]; i != nil && pl.Enabled {
 			st.State, st.Error = observe.StateFailing, i.Error()
 		} else if c.Held {
@@ -146,6 +155,11 @@ func (p *program) printStatus(report *statusReport) error {
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%d\t%s\t%s\n", printable(s.Name, s.Direction, s.Backend, s.State, orDash(s.Owner),
 			s.LastID, s.Delivered, s.Filtered, s.DeadLetters, s.Parked, updated, s.Error)...)
+	}
+	for _, s := range report.Pipelines {
+		if s.Snapshot != nil {
+			fmt.Fprintf(w, "\npipeline %s, %s\n", printable(s.Name, s.Snapshot.String())...)
+		}
 	}
 	fmt.Fprintf(w, "\nINSTANCE\tBINARY\tVERSION\tHOST\tBACKENDS\tUP SINCE\n")
 	for _, i := range report.Instances {

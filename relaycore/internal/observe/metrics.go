@@ -91,6 +91,9 @@ const (
 	overtaken
 	parkedMessages
 	checkpointAge
+	snapshotRows
+	snapshotTotal
+	snapshotLeft
 	numGauges
 )
 
@@ -104,6 +107,9 @@ var gaugeSeries = [numGauges]series{
 	deadLetters:    {name: "dead_letters", help: "Dead letters stored now."},
 	overtaken:      {name: "overtaken_ids", help: "Outbox ids that disappeared before delivery or were rolled back."},
 	parkedMessages: {name: "parked_messages", help: "Messages parked behind a dead letter now."},
+	snapshotRows:   {name: "snapshot_rows", help: "Rows of the captured table that are delivered of a snapshot. Absent when there is none."},
+	snapshotTotal:  {name: "snapshot_total_rows", help: "Rows of the captured table as the server estimates them, 0 if it does not."},
+	snapshotLeft:   {name: "snapshot_left_seconds", help: "Time that the rest of a snapshot takes at its present speed, 0 if unknown."},
 	checkpointAge:  {name: "checkpoint_age_seconds", help: "Time since the last checkpoint or acknowledgement."},
 }
 

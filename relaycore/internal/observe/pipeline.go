@@ -32,9 +32,10 @@ type Pipeline struct {
 	owned       atomic.Bool
 	health      atomic.Int32
 	epoch       atomic.Int64
-	lag         atomic.Pointer[lag] // nil: unknown
-	dead        atomic.Int64        // dead letters stored now
-	waiting     atomic.Int64        // messages parked now
+	lag         atomic.Pointer[lag]      // nil: unknown
+	dead        atomic.Int64             // dead letters stored now
+	waiting     atomic.Int64             // messages parked now
+	snapshot    atomic.Pointer[Snapshot] // nil: none is read
 	unaccounted atomic.Int64
 	overtaken   atomic.Int64
 	refused     atomic.Int64 // dead letters since the last delivery
@@ -46,6 +47,14 @@ type Pipeline struct {
 type lag struct {
 	rows    int64
 	seconds float64
+}
+
+// Snapshot is how far the rows are that a captured table had before. 0 is unknown, but
+// for Rows.
+type Snapshot struct {
+	Rows  int64   `json:"rows"`
+	Total int64   `json:"total,omitempty"`
+	Left  float64 `json:"left_seconds,omitempty"`
 }
 
 // Received counts messages that a source returned.
@@ -161,6 +170,7 @@ func (p *Pipeline) Disown() {
 	p.inFlight.Store(0)
 	p.unaccounted.Store(unknown)
 	p.overtaken.Store(0)
+	p.snapshot.Store(nil)
 }
 
 // SetHealth sets the gauge of the pipeline's health.
@@ -186,6 +196,10 @@ func (p *Pipeline) SetDeadLetters(dead, parked int64) {
 // dead, parked nor pending.
 func (p *Pipeline) SetUnaccounted(rows int64) { p.unaccounted.Store(rows) }
 
+// SetSnapshot sets how far the rows of the captured table are; nil means that none are
+// read.
+func (p *Pipeline) SetSnapshot(s *Snapshot) { p.snapshot.Store(s) }
+
 // SetOvertaken sets the number of ids that disappeared before delivery.
 func (p *Pipeline) SetOvertaken(ids int64) { p.overtaken.Store(ids) }
 
@@ -207,6 +221,11 @@ func (p *Pipeline) readGauges(set func(gauge int, v float64)) {
 		return
 	}
 
+	if s := p.snapshot.Load(); s != nil {
+		set(snapshotRows, float64(s.Rows))
+		set(snapshotTotal, float64(s.Total))
+		set(snapshotLeft, s.Left)
+	}
 	set(leaseEpoch, float64(p.epoch.Load()))
 	set(inFlightBytes, float64(p.inFlight.Load()))
 	set(deadLetters, float64(p.dead.Load()))
@@ -254,6 +273,8 @@ type Numbers struct {
 	LagRows       *int64   `json:"lag_rows,omitempty"`
 	LagSeconds    *float64 `json:"lag_seconds,omitempty"`
 	CommitAge     *float64 `json:"checkpoint_age_seconds,omitempty"`
+
+	Snapshot *Snapshot `json:"snapshot,omitempty"`
 }
 
 // Numbers reads the numbers of the pipeline.
@@ -262,6 +283,7 @@ func (p *Pipeline) Numbers() Numbers {
 		Received: p.count(received), Published: p.count(published), Skipped: p.count(skipped), Filtered: p.count(filtered),
 		PublishErrors: p.count(publishErrors), SourceErrors: p.count(sourceErrors), Restarts: p.count(restarts),
 		DeadLetters: p.dead.Load(), Parked: p.waiting.Load(), InFlightBytes: p.inFlight.Load(), CommitAge: age(&p.lastCommit),
+		Snapshot: p.snapshot.Load(),
 	}
 	if l := p.currentLag(); l != nil {
 		n.LagSeconds = &l.seconds

@@ -86,7 +86,7 @@ func (s *Source) Lag(ctx context.Context) (rows int64, seconds float64, err erro
 // read, and if sessions cache its ids.
 func (s *Source) Numbering() (sequence uint32, settled int64, ok bool) {
 	v := s.shared.view()
-	if state, _ := v.tracker.Backfill(); state != nil {
+	if state := v.tracker.Backfill(); state != nil {
 		return 0, 0, false // the captured table has rows to read
 	}
 	if q := &v.table.Sequence; q.Exact() && q.Increment == 1 {
@@ -100,6 +100,16 @@ func (s *Source) Numbering() (sequence uint32, settled int64, ok bool) {
 func (s *Source) Unaccounted(ctx context.Context) (int64, error) {
 	v := s.shared.view()
 	return v.tracker.Unaccounted(ctx, s.pool, v.table)
+}
+
+// Existing returns how many rows of the captured table are settled, about how many it
+// has, and about how long the rest takes. ok is false if none are read. 0 is unknown.
+func (s *Source) Existing() (rows, total int64, left time.Duration, ok bool) {
+	state := s.shared.view().tracker.Backfill()
+	if state == nil {
+		return 0, 0, 0, false
+	}
+	return state.Rows, state.Total, state.Left(time.Now()), true
 }
 
 // Overtaken returns the number of ids that were gone before they could be delivered,

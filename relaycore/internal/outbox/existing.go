@@ -33,7 +33,7 @@ func newExisting(t *backfill.Table, from *backfill.State, rate int) *existing {
 	if t == nil {
 		return nil
 	}
-	return &existing{table: t, pace: backfill.NewPace(rate), state: *from}
+	return &existing{table: t, pace: backfill.NewPace(rate, from.Rows), state: *from}
 }
 
 // dueExisting reports whether the next read is one of the captured table.
@@ -42,8 +42,11 @@ func (r *reader) dueExisting() bool {
 	if e == nil || e.held != nil || e.window || !r.atRest() {
 		return false
 	}
-	_, unsettled := r.tracker.Backfill()
-	return e.pace.Due(time.Now(), unsettled)
+	now := time.Now()
+	if settled := r.tracker.Backfill(); settled != nil {
+		e.pace.Settled(now, settled.Rows)
+	}
+	return e.pace.Due(now)
 }
 
 // readExisting reads a chunk, and opens the window that ends with its snapshot. A large
@@ -80,6 +83,7 @@ func (r *reader) readExisting(ctx context.Context, db scan.DB) error {
 	if err := r.scanner.(scan.Windowed).EndAt(c.Snapshot); err != nil {
 		return err
 	}
+	bytes := r.builder.Bytes()
 	e.held = &held{}
 	e.held.msgs, e.held.slots = r.builder.Finish()
 	if c.Rows > 0 {
@@ -88,7 +92,7 @@ func (r *reader) readExisting(ctx context.Context, db scan.DB) error {
 		next := e.state
 		e.held.next = &next
 	}
-	e.pace.Read(at, c.Rows)
+	e.pace.Read(at, c.Rows, r.cfg.ReadBytes*max(c.Rows, 1)/max(bytes, 1))
 	r.pace.lastRow = at
 	return nil
 }

@@ -50,7 +50,8 @@ type Cursor struct {
 	Status       string
 	Error        string
 	Updated      *time.Time
-	Held         bool // a session holds the pipeline's lock
+	Backfill     string // member of the checkpoint, JSON; "" = none
+	Held         bool   // a session holds the pipeline's lock
 }
 
 // List returns the cursors of the group.
@@ -65,7 +66,7 @@ func (s Store) List(ctx context.Context) (map[Key]Cursor, error) {
 	_, err = pgx.ForEachRow(rows, []any{
 		&key.Direction, &key.Name, &c.Epoch, &c.Owner, &c.LastID,
 		&c.Delivered, &c.Skipped, &c.Unexpected, &c.Filtered, &c.DeadLettered, &c.Expired,
-		&c.Status, &c.Error, &c.Updated, &c.Held,
+		&c.Status, &c.Error, &c.Updated, &c.Backfill, &c.Held,
 	}, func() error {
 		found[key] = c
 		return nil

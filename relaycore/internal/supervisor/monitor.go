@@ -3,6 +3,9 @@ package supervisor
 import (
 	"context"
 	"time"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/observe"
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
 const (
@@ -61,6 +64,7 @@ func (r *runner) measureLag(ctx context.Context) {
 	r.mu.Lock()
 	lag, quiet := r.opened.Lag, !r.quiet.since.IsZero()
 	r.mu.Unlock()
+	r.measureSnapshot(lag)
 	switch {
 	case lag == nil:
 		return
@@ -78,6 +82,21 @@ func (r *runner) measureLag(ctx context.Context) {
 		return
 	}
 	r.meter.SetLag(rows, seconds)
+}
+
+// snapshotter is a source that can read the rows of a captured table.
+type snapshotter interface {
+	Existing() (rows, total int64, left time.Duration, ok bool)
+}
+
+func (r *runner) measureSnapshot(source relay.Lagger) {
+	var now *observe.Snapshot
+	if s, ok := source.(snapshotter); ok {
+		if rows, total, left, ok := s.Existing(); ok {
+			now = &observe.Snapshot{Rows: rows, Total: total, Left: left.Seconds()}
+		}
+	}
+	r.meter.SetSnapshot(now)
 }
 
 // auditor is a source that can account for its rows.

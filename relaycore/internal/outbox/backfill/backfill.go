@@ -42,9 +42,9 @@
 // # What it costs others
 //
 // No transaction is open longer than the statement that reads a chunk. Between two chunks
-// a window of the outbox is read. A chunk has no more rows than were delivered in a
-// quarter of a second, and at most two chunks are in flight. So changes wait for about
-// half a second at most, however slow the far end is.
+// a window of the outbox is read. A chunk has no more rows than were settled in a
+// quarter of a second, and half a second's rows at most are in flight. So changes wait for
+// about that long, however slow the far end is; see [Pace].
 package backfill
 
 import (
@@ -82,6 +82,27 @@ type State struct {
 // Begin returns the state of a backfill that has read no row.
 func Begin(now time.Time) *State {
 	return &State{Run: strings.ToLower(rand.Text()[:12]), Began: now.UTC().Truncate(time.Second)}
+}
+
+// Left returns about how long the rest takes at the present speed, 0 if that is unknown.
+func (s *State) Left(now time.Time) time.Duration {
+	if s.Rows == 0 || s.Total <= s.Rows {
+		return 0
+	}
+	each := now.Sub(s.Began).Seconds() / float64(s.Rows)
+	return time.Duration(each * float64(s.Total-s.Rows) * float64(time.Second))
+}
+
+// String describes the state to an operator.
+func (s *State) String() string {
+	text := fmt.Sprintf("snapshot: %d rows", s.Rows)
+	if s.Total > 0 {
+		text += fmt.Sprintf(" of about %d", s.Total)
+	}
+	if left := s.Left(time.Now()); left > 0 {
+		text += fmt.Sprintf(", about %v left", left.Round(time.Second))
+	}
+	return text
 }
 
 // Table is a captured table whose rows can be read.

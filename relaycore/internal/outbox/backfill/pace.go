@@ -3,53 +3,72 @@ package backfill
 import "time"
 
 const (
-	firstRows = 64
-	maxRows   = 1 << 16
-	// chunkTime is how long the rows of a chunk may take to be delivered.
+	// firstRows may be in flight before the speed of the far end is known.
+	firstRows = 256
+	minRows   = 64
+	maxRows   = 1 << 14
+	// chunkTime is how long the rows of a chunk may take to be delivered, and inFlight how
+	// long all that are not settled may.
 	chunkTime = 250 * time.Millisecond
-	// maxInFlight bounds the chunks that are not settled.
-	maxInFlight = 2
+	inFlight  = 2 * chunkTime
+	// minTime is the shortest time that a speed is measured over: checkpoints come in
+	// bursts.
+	minTime = 200 * time.Millisecond
 )
 
-// Pace decides when the next chunk is read, and how many rows it may have.
+// Pace decides when the next chunk is read, and how many rows it may have. Rows are
+// counted from the start of the run.
 type Pace struct {
-	rate  int // rows a second; 0 = no limit
-	rows  int // of the next chunk
-	began time.Time
-	due   time.Time
+	rate    int     // rows a second at most; 0 = no limit
+	speed   float64 // rows a second that are settled; 0 = unknown
+	fitting int     // rows that fit into memory
+	read    int64
+	settled int64
+	at      time.Time // when settled was measured
+	due     time.Time // of the next chunk, by the rate
 }
 
-// NewPace returns a pace of at most rate rows a second; 0 is no limit.
-func NewPace(rate int) Pace { return Pace{rate: rate, rows: firstRows} }
-
-// Due reports whether to read a chunk now. unsettled is the number of chunks in flight.
-func (p *Pace) Due(now time.Time, unsettled int) bool {
-	return unsettled < maxInFlight && !now.Before(p.due)
+// NewPace returns a pace of at most rate rows a second, behind rows that are settled; 0 is
+// no limit.
+func NewPace(rate int, settled int64) Pace {
+	return Pace{rate: rate, fitting: maxRows, read: settled, settled: settled}
 }
 
-// Wait returns how long to wait for the next chunk.
-func (p *Pace) Wait(now time.Time) time.Duration { return p.due.Sub(now) }
+// Settled records how many rows are settled.
+func (p *Pace) Settled(now time.Time, rows int64) {
+	if took := now.Sub(p.at); rows > p.settled && took >= minTime {
+		p.speed = float64(rows-p.settled) / took.Seconds()
+		p.settled, p.at = rows, now
+	}
+}
+
+// Due reports whether to read a chunk now.
+func (p *Pace) Due(now time.Time) bool {
+	if now.Before(p.due) {
+		return false
+	}
+	if p.read == p.settled { // no time is measured while nothing is in flight
+		return true
+	}
+	return p.read-p.settled+int64(p.Rows()) <= max(firstRows, int64(p.speed*inFlight.Seconds()))
+}
 
 // Rows returns the number of rows of the next chunk.
 func (p *Pace) Rows() int {
+	n := max(minRows, int(p.speed*chunkTime.Seconds()))
 	if p.rate > 0 {
-		return min(p.rows, max(p.rate/4, 1))
+		n = min(n, max(p.rate/4, 1))
 	}
-	return p.rows
+	return max(min(n, p.fitting, maxRows), 1)
 }
 
-// Read records a chunk that was read. Chunks follow one another as the far end takes
-// them, so the time between two is what the rows of one take.
-func (p *Pace) Read(now time.Time, rows int) {
-	took := now.Sub(p.began)
-	switch {
-	case p.began.IsZero():
-	case took > chunkTime:
-		p.rows = max(int(int64(rows)*int64(chunkTime)/int64(took)), firstRows)
-	case rows >= p.rows:
-		p.rows = min(2*p.rows, maxRows)
+// Read records a chunk that was read, and how many rows like it fit into memory.
+func (p *Pace) Read(now time.Time, rows, fitting int) {
+	if p.read == p.settled {
+		p.at = now
 	}
-	p.began = now
+	p.read += int64(rows)
+	p.fitting = fitting
 	if p.rate > 0 {
 		p.due = now.Add(time.Duration(rows) * time.Second / time.Duration(p.rate))
 	}

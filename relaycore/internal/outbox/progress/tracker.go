@@ -77,7 +77,6 @@ type Tracker struct {
 	part  [2]int64      // row, and number of its first messages that are settled
 
 	backfill *backfill.State // nil = none
-	existing int             // chunks of it that are not settled
 
 	ahead     int        // settled messages behind the first that is not
 	done      [][3]int64 // settled messages that the first checkpoint had
@@ -156,16 +155,15 @@ func (t *Tracker) AddExisting(slots []rows.Slot, position scan.Position, state *
 		slots[i].Owner = &t.owner
 	}
 	t.chunks = append(t.chunks, &chunk{slots: slots, last: true, read: scan.Read{After: position}, existing: true, backfill: state})
-	t.existing++
 	t.pass()
 }
 
-// Backfill returns the backfill that is under way, nil if none is, and the number of its
-// chunks that are not settled. The state must not be changed.
-func (t *Tracker) Backfill() (state *backfill.State, unsettled int) {
+// Backfill returns how far the backfill is settled, nil if there is none. The state must
+// not be changed.
+func (t *Tracker) Backfill() *backfill.State {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.backfill, t.existing
+	return t.backfill
 }
 
 // Skip records a read that returned no row.
@@ -242,7 +240,6 @@ func (t *Tracker) pass() {
 		}
 		if c.existing {
 			t.backfill = c.backfill
-			t.existing--
 			t.moved.Notify()
 		}
 		if c.last {

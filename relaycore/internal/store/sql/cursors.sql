@@ -1,6 +1,6 @@
 -- The cursors of a group, each with whether a session holds the pipeline's lock.
 SELECT direction, pipeline, epoch, coalesce(owner, ''), last_id, delivered, skipped, unexpected, filtered, dead_lettered, expired,
-    status, coalesce(error, ''), updated_at,
+    status, coalesce(error, ''), updated_at, coalesce(checkpoint ->> 'backfill', ''),
     EXISTS (
         SELECT FROM pg_catalog.pg_locks l
         WHERE l.locktype = 'advisory' AND l.objsubid = 2 AND l.granted
