@@ -113,6 +113,12 @@ chaos-short: ## chaos for CI: a fixed seed, half a minute a backend
 takeover: servers build ## how evenly processes share pipelines, and how fast they take over after kill -9; TAKEOVER_KILLS, TAKEOVER_PIPELINES
 	cd e2e && RELAY_TAKEOVER=1 $(GO_TEST) -count=1 -timeout=1h -v ./takeover
 
+.PHONY: snapshot snapshot-short
+snapshot: servers bin/pgtrickle-relay ## the rows of a captured table before its changes, with kill -9; SNAPSHOT_ROWS
+	cd e2e && RELAY_SNAPSHOT=1 $(GO_TEST) -count=1 -timeout=1h -v ./snapshot
+snapshot-short: ## the same for CI, with a tenth of the rows (40 s)
+	SNAPSHOT_ROWS=100000 $(MAKE) snapshot
+
 .PHONY: hostile hostile-short
 hostile: servers bin/pgtrickle-relay ## every client at servers of other kinds and at hostile ones, in bounded memory (5 minutes)
 	cd e2e && RELAY_HOSTILE=$(or $(HOSTILE),all) go run ./cmd/with-brokers pg18 -- $(GO_TEST) -count=1 -timeout=20m -parallel 3 -v ./hostile
