@@ -42,7 +42,7 @@ type pipelineStatus struct {
 	Parked      int64      `json:"parked"`
 	Updated     *time.Time `json:"updated_at,omitempty"`
 
-	Snapshot *backfill.State `json:"snapshot,omitempty"` // rows of the captured table
+	Snapshot json.RawMessage `json:"snapshot,omitempty"` // see [backfill.State]
 }
 
 type statusReport struct {
@@ -102,14 +102,10 @@ func (p *program) status(ctx context.Context, db *database) (*statusReport, erro
 		c, n := cursors[pl.Key], deadLetters[pl.Key]
 		st := pipelineStatus{
 			Name: pl.Name, Direction: string(pl.Direction), Backend: pl.Backend, Enabled: pl.Enabled, Epoch: c.Epoch, LastID: c.LastID,
-			Delivered: c.Delivered, Skipped: c.Skipped, Filtered: c.Filtered, DeadLetters: n.Dead, Parked: n.Parked, Updated: c.Updated,
+			Delivered: c.Delivered, Skipped: c.Skipped, Filtered: c.Filtered, DeadLetters: n.Dead, Parked: n.Parked,
+			Updated: c.Updated, Snapshot: json.RawMessage(c.Backfill),
 		}
 		st.State, st.Error = stateOf(pl, c, members)
-		if c.Backfill != "" {
-			if err := json.Unmarshal([]byte(c.Backfill), &st.Snapshot); err != nil {
-				return nil, fmt.Errorf("read the checkpoint of pipeline %q: %w", pl.Name, err)
-			}
-		}
 		if i := intruders[pl.Key]; i != nil && pl.Enabled {
 			st.State, st.Error = observe.StateFailing, i.Error()
 		} else if c.Held {
@@ -157,8 +153,8 @@ func (p *program) printStatus(report *statusReport) error {
 			s.LastID, s.Delivered, s.Filtered, s.DeadLetters, s.Parked, updated, s.Error)...)
 	}
 	for _, s := range report.Pipelines {
-		if s.Snapshot != nil {
-			fmt.Fprintf(w, "\npipeline %s, %s\n", printable(s.Name, s.Snapshot.String())...)
+		if len(s.Snapshot) > 0 {
+			fmt.Fprintf(w, "\npipeline %s, %s\n", printable(s.Name, backfill.Describe(s.Snapshot))...)
 		}
 	}
 	fmt.Fprintf(w, "\nINSTANCE\tBINARY\tVERSION\tHOST\tBACKENDS\tUP SINCE\n")

@@ -51,6 +51,7 @@ import (
 	"context"
 	"crypto/rand"
 	_ "embed"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
@@ -93,8 +94,12 @@ func (s *State) Left(now time.Time) time.Duration {
 	return time.Duration(each * float64(s.Total-s.Rows) * float64(time.Second))
 }
 
-// String describes the state to an operator.
-func (s *State) String() string {
+// Describe describes a stored state to an operator.
+func Describe(state json.RawMessage) string {
+	var s State
+	if err := json.Unmarshal(state, &s); err != nil {
+		return "snapshot: unknown"
+	}
 	text := fmt.Sprintf("snapshot: %d rows", s.Rows)
 	if s.Total > 0 {
 		text += fmt.Sprintf(" of about %d", s.Total)
