@@ -71,6 +71,11 @@
 // part of the ids: nats:STREAM@TIME:SEQUENCE. Otherwise the inbox would take the new
 // messages for the old ones.
 //
+// Messages that leave the stream before they are read are lost, and the log counts them.
+// With a filter of subjects nothing can be counted. Neither can what is purged while no
+// relay runs, because the server moves the consumer's position. The same holds for what
+// a relay had received, and not acknowledged, when it was killed.
+//
 // # Errors
 //
 // docs/refusals.md lists the answers and what the relay does with them. A header name that

@@ -53,6 +53,9 @@ type pull struct {
 	cancel   context.CancelFunc
 	running  sync.WaitGroup
 
+	read uint64    // the highest sequence that Receive returned
+	gap  [2]uint64 // the first and last sequence that did not arrive, to be explained
+
 	mu      sync.Mutex
 	open    relay.Acks[*delivery]
 	due     *delivery // with ack policy all: the one to acknowledge

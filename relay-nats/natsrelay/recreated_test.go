@@ -1,8 +1,11 @@
 package natsrelay
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"log/slog"
+	"strings"
 	"testing"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -64,4 +67,69 @@ func TestStreamLostItsEnd(t *testing.T) {
 		t.Errorf("received %s, want an id with another scope", got[0].ID)
 	}
 	ack(t, s, got)
+}
+
+// Messages that leave the stream unread are counted in the log: under a running source,
+// and by the stream's limits also while none runs. Deleted single messages are not.
+func TestUnreadMessagesLost(t *testing.T) {
+	url := relaytest.Endpoint(t, "RELAY_TEST_NATS_URL")
+	_, js := connect(t, url)
+	stream, prefix := addStream(t, js, nil)
+	var log bytes.Buffer
+	env := testEnv()
+	env.Logger = slog.New(slog.NewTextHandler(&log, nil))
+	var cursor relaytest.Cursor
+	env = cursor.Env(env)
+	open := func() *source {
+		s, err := Backend().Source.New(testContext(t), env, fmt.Appendf(nil, `{"url":%q,"stream":%q}`, url, stream))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = s.Close() })
+		return s.(*source)
+	}
+	raw, err := js.Stream(testContext(t), stream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	logged := func(want string) {
+		t.Helper()
+		if !strings.Contains(log.String(), want) || (want == "") != (log.Len() == 0) {
+			t.Errorf("logged %q, want %q", log.String(), want)
+		}
+		log.Reset()
+	}
+
+	s := open()
+	feed(t, js, prefix+".a", 1, 3)
+	ack(t, s, receive(t, s, 3))
+	s.conn.dialer.Cut()
+	<-s.conn.closed
+	feed(t, js, prefix+".a", 4, 4)
+	if err := raw.DeleteMsg(testContext(t), 5); err != nil {
+		t.Fatal(err)
+	}
+	ack(t, s, receive(t, s, 3)) // 4, 6, 7
+	logged("")
+
+	s.conn.dialer.Cut()
+	<-s.conn.closed
+	feed(t, js, prefix+".a", 8, 4)
+	if err := raw.Purge(testContext(t), jetstream.WithPurgeSequence(11)); err != nil {
+		t.Fatal(err)
+	}
+	ack(t, s, receive(t, s, 1))
+	logged("messages=3 first_sequence=8 last_sequence=10")
+
+	_ = s.Close()
+	log.Reset()
+	feed(t, js, prefix+".a", 12, 6)
+	cfg := raw.CachedInfo().Config
+	cfg.MaxMsgs = 2
+	if _, err := js.UpdateStream(testContext(t), cfg); err != nil {
+		t.Fatal(err)
+	}
+	s = open()
+	ack(t, s, receive(t, s, 2))
+	logged("messages=4 first_sequence=12 last_sequence=15")
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"sync"
 	"time"
@@ -120,8 +121,12 @@ func (s *source) openConsumer(ctx context.Context) (*pull, error) {
 			return nil, err
 		}
 	}
+	// A purge moves the server's floor, and only the source's own shows what it removed.
+	read := cmp.Or(s.floor, ci.AckFloor.Stream)
 	s.floor = max(s.floor, ci.AckFloor.Stream)
-	return s.newPull(consumer, wait), nil
+	p := s.newPull(consumer, wait)
+	p.read = read
+	return p, nil
 }
 
 // meet returns the consumer, if the stream is the one to which the consumer's position
@@ -252,6 +257,7 @@ func (s *source) Receive(ctx context.Context, limit int) ([]relay.Message, error
 		if err != nil {
 			return nil, err
 		}
+		p.findLost(ctx, s.env.Logger, arrived)
 		arrived = s.dropSettled(p, arrived)
 		batch := make([]relay.Message, len(arrived))
 		for i, d := range arrived {
@@ -261,6 +267,32 @@ func (s *source) Receive(ctx context.Context, limit int) ([]relay.Message, error
 			return batch, nil
 		}
 	}
+}
+
+// findLost logs the messages that left the stream before the source read them. They are
+// missing between two deliveries, and older than all that the stream has. With a filter
+// they may have been other consumers', and nothing is logged.
+func (p *pull) findLost(ctx context.Context, log *slog.Logger, arrived []*delivery) {
+	for _, d := range arrived {
+		if d.seq > p.read+1 && p.gap == [2]uint64{} {
+			p.gap = [2]uint64{p.read + 1, d.seq - 1}
+		}
+		p.read = max(p.read, d.seq)
+	}
+	if p.gap == [2]uint64{} || p.config.FilterSubject != "" || len(p.config.FilterSubjects) > 0 {
+		return
+	}
+	stream, err := p.conn.js.Stream(ctx, p.stream)
+	if err != nil {
+		return // the gap is looked at again with the next batch
+	}
+	first, last := p.gap[0], min(p.gap[1], stream.CachedInfo().State.FirstSeq-1)
+	if p.gap = [2]uint64{}; last < first {
+		return // single messages were deleted
+	}
+	log.Error("unread messages are lost", "stream", p.stream, "consumer", p.config.Durable, "messages", last-first+1,
+		"first_sequence", first, "last_sequence", last,
+		"cause", "they were purged, expired or beyond the stream's limits", "cure", "let the stream keep more, or the pipeline keep up")
 }
 
 // dropSettled removes deliveries whose message was acknowledged after the connection
