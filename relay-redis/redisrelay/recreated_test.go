@@ -3,9 +3,11 @@ package redisrelay
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 
@@ -72,5 +74,36 @@ func TestPositionBeyondTheEnd(t *testing.T) {
 	}
 	if got := receive(t, open(relay.OnRecreatedRestart), 3); got[0].ID != "redis:"+stream+"@.1:1-1" {
 		t.Errorf("received %s, want an id of another life", got[0].ID)
+	}
+}
+
+// Entries that were trimmed, and passed by before the source looked, are counted once.
+func TestTrimmedAndPassedBy(t *testing.T) {
+	srv := startServer(t)
+	raw := srv.client(t)
+	env, log := logged(t)
+	src := mustSource(t, env, fmt.Sprintf(`{"url":%q,"stream":"s","block":"10ms"}`, srv.url()))
+	look := func() {
+		ctx, cancel := context.WithTimeout(t.Context(), trimCheck+200*time.Millisecond)
+		defer cancel()
+		if got, err := src.Receive(ctx, 1); len(got) > 0 || !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("Receive = %v, %v; want nothing", got, err)
+		}
+	}
+	look()
+	for _, tc := range []struct {
+		from, count int
+		want        string
+	}{{1, 10, "entries=8 "}, {11, 20, "entries=18 "}} {
+		add(t, raw, "s", tc.from, tc.count)
+		raw.XTrimMaxLen(t.Context(), "s", 2)
+		if err := src.Ack(t.Context(), receive(t, src, 2)); err != nil {
+			t.Fatal(err)
+		}
+		look()
+		look()
+		if n := strings.Count(log(), "unread entries are lost"); !strings.Contains(log(), tc.want) || n != 1+tc.from/10 {
+			t.Errorf("want one line with %s:\n%s", tc.want, log())
+		}
 	}
 }

@@ -19,7 +19,7 @@ import (
 
 // trimCheck is how often the source looks for entries that were trimmed before
 // it read them.
-const trimCheck = 30 * time.Second
+const trimCheck = 200 * time.Millisecond
 
 // source reads a stream as one consumer of a group. Reads have a client of their
 // own. So a read that waits at the server can be cancelled by closing its connection,
@@ -41,7 +41,8 @@ type source struct {
 	claimAt   time.Time
 	claimFrom string
 	trimAt    time.Time
-	lost      int64 // entries known to have been trimmed unread; -1 before the first look
+	lost      int64 // unread entries that were trimmed, and not passed by, at the last look; -1 before the first one
+	readTo    int64 // entries that the group had read at the last look, and those received since
 
 	mu       sync.Mutex
 	scope    string              // of the stream's present life, in ids
@@ -108,6 +109,7 @@ func (s *source) prepare(ctx context.Context) error {
 	}
 	s.mu.Unlock()
 	s.ready, s.pending, s.cursor = true, true, "0"
+	s.readTo, s.trimAt = 1<<62, time.Time{} // unknown: the reply of a read may have been lost with the connection
 	return s.farEnds.Began(ctx, s.farEnd())
 }
 
@@ -186,6 +188,7 @@ func (s *source) read(ctx context.Context, limit int) (entries []redis.XMessage,
 		block = max(time.Millisecond, min(block, time.Until(s.claimAt)))
 	}
 	entries, err = s.group(ctx, ">", limit, block)
+	s.readTo += int64(len(entries))
 	return entries, nil, err
 }
 
@@ -366,18 +369,21 @@ func (s *source) checkTrimmed(ctx context.Context) error {
 		return s.prepare(ctx)
 	}
 	// Redis before 7 does not count, and after XGROUP SETID the count is unknown.
-	if info.EntriesAdded == 0 || (group.EntriesRead == 0 && group.LastDeliveredID != "0-0") {
+	if info.EntriesAdded == 0 && info.LastGeneratedID != "0-0" || (group.EntriesRead == 0 && group.LastDeliveredID != "0-0") {
 		return nil
 	}
 	lost := max(0, info.EntriesAdded-info.Length-group.EntriesRead)
 	behind := info.Length > 0 && idLess(group.LastDeliveredID, info.FirstEntry.ID) ||
 		info.Length == 0 && idLess(group.LastDeliveredID, info.LastGeneratedID)
-	// What was lost and passed by before this process began was logged then.
-	if news := lost - max(0, s.lost); news > 0 && (s.lost >= 0 || behind) {
-		s.env.Logger.Error("unread entries are lost", "stream", s.cfg.Stream, "group", s.cfg.Group, "entries", news, "entries_total", lost,
+	// A read can move EntriesRead past entries that it did not return. Of those that were
+	// passed by before this connection there is no trace.
+	passed := max(0, group.EntriesRead-s.readTo)
+	s.readTo = group.EntriesRead
+	if news := lost - max(0, s.lost) + passed; news > 0 && (s.lost >= 0 || behind) {
+		s.env.Logger.Error("unread entries are lost", "stream", s.cfg.Stream, "group", s.cfg.Group, "entries", news,
 			"cause", "they were trimmed or deleted", "cure", "let the stream keep more, or the pipeline keep up")
 	}
-	s.lost = max(lost, s.lost)
+	s.lost = lost
 	return nil
 }
 
