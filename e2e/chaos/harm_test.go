@@ -97,14 +97,22 @@ type crew struct {
 	program rig.Program
 	db      string
 	relays  []*rig.Relay
+	all     []*rig.Relay // with those that have ended
 }
 
 func newCrew(t *testing.T, p rig.Program, db string, size int) *crew {
 	c := &crew{t: t, program: p, db: db}
-	for range size {
-		c.relays = append(c.relays, p.Start(t, db, rig.Options{}))
+	c.relays = make([]*rig.Relay, size)
+	for i := range c.relays {
+		c.start(i)
 	}
 	return c
+}
+
+// start starts the crew's relay of that index, in the place of one that has ended.
+func (c *crew) start(i int) {
+	c.relays[i] = c.program.Start(c.t, c.db, rig.Options{})
+	c.all = append(c.all, c.relays[i])
 }
 
 func (c *crew) harms() []harm {
@@ -112,7 +120,7 @@ func (c *crew) harms() []harm {
 		i, gap := rng.IntN(len(c.relays)), time.Duration(rng.IntN(1500))*time.Millisecond
 		err := end(c.relays[i])
 		pause(ctx, gap)
-		c.relays[i] = c.program.Start(c.t, c.db, rig.Options{})
+		c.start(i)
 		return err
 	}
 	return []harm{
@@ -125,7 +133,7 @@ func (c *crew) harms() []harm {
 			}
 			pause(ctx, time.Duration(rng.IntN(500))*time.Millisecond)
 			for i := range c.relays {
-				c.relays[i] = c.program.Start(c.t, c.db, rig.Options{})
+				c.start(i)
 			}
 			return nil
 		}},

@@ -43,8 +43,11 @@ func newFlows(seed uint64, name string) []*flow {
 }
 
 // next makes the events of one transaction.
-func (f *flow) next() []rig.Event {
-	events := make([]rig.Event, 1+f.rng.IntN(20))
+func (f *flow) next() []rig.Event { return f.some(1 + f.rng.IntN(20)) }
+
+// some makes n events.
+func (f *flow) some(n int) []rig.Event {
+	events := make([]rig.Event, n)
 	for i := range events {
 		k := f.own[f.rng.IntN(len(f.own))]
 		f.seq[k]++

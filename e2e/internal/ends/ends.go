@@ -17,6 +17,9 @@ type Record struct {
 	ID   string // what receivers drop duplicates by
 	Key  string
 	Body []byte
+	// Foreign is true for a producer that is no relay. Then the ID does not travel where
+	// a relay puts its ids.
+	Foreign bool `db:"-"`
 }
 
 // End is one destination, origin, or both: a stream, a topic, a queue, a file.

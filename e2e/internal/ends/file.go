@@ -11,21 +11,26 @@ import (
 )
 
 // fileEnd is a file of JSON lines.
-type fileEnd struct{ path string }
+type fileEnd struct {
+	path  string
+	first string // the path at first
+	lives int
+}
 
 func newFile(_ context.Context, env Env) (End, error) {
 	// Anyone may write here: an image runs as a user of its own.
 	if err := os.Chmod(env.Dir, 0o777); err != nil {
 		return nil, err
 	}
-	return fileEnd{filepath.Join(env.Dir, env.Name+".jsonl")}, nil
+	path := filepath.Join(env.Dir, env.Name+".jsonl")
+	return &fileEnd{path: path, first: path}, nil
 }
 
-func (e fileEnd) Sink() map[string]any { return map[string]any{"path": e.path, "format": "jsonl"} }
+func (e *fileEnd) Sink() map[string]any { return map[string]any{"path": e.path, "format": "jsonl"} }
 
-func (e fileEnd) Source() map[string]any { return map[string]any{"path": e.path, "follow": true} }
+func (e *fileEnd) Source() map[string]any { return map[string]any{"path": e.path, "follow": true} }
 
-func (e fileEnd) Arrived(context.Context) (records []Record, err error) {
+func (e *fileEnd) Arrived(context.Context) (records []Record, err error) {
 	content, err := os.ReadFile(e.path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -48,7 +53,7 @@ func (e fileEnd) Arrived(context.Context) (records []Record, err error) {
 	return records, nil
 }
 
-func (e fileEnd) Produce(_ context.Context, records []Record) (err error) {
+func (e *fileEnd) Produce(_ context.Context, records []Record) (err error) {
 	var lines []byte
 	for _, r := range records {
 		lines = append(append(lines, r.Body...), '\n')
@@ -61,4 +66,4 @@ func (e fileEnd) Produce(_ context.Context, records []Record) (err error) {
 	return errors.Join(err, f.Close())
 }
 
-func (fileEnd) Close() {}
+func (*fileEnd) Close() {}

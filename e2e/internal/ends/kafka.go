@@ -15,18 +15,22 @@ type kafkaEnd struct{ broker, topic string }
 
 func newKafka(ctx context.Context, env Env) (End, error) {
 	e := kafkaEnd{env.Server.URL, env.Name}
+	return e, e.create(ctx)
+}
+
+func (e kafkaEnd) create(ctx context.Context) error {
 	client := &kafka.Client{Addr: kafka.TCP(e.broker), Transport: &kafka.Transport{}} // of its own: the broker may just be back
 	res, err := client.CreateTopics(ctx, &kafka.CreateTopicsRequest{Topics: []kafka.TopicConfig{{
 		Topic: e.topic, NumPartitions: kafkaPartitions, ReplicationFactor: 1,
 		ConfigEntries: []kafka.ConfigEntry{{ConfigName: "max.message.bytes", ConfigValue: "4194304"}},
 	}}})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if err := res.Errors[e.topic]; err != nil {
-		return nil, err
+		return err
 	}
-	return e, retry(ctx, func(ctx context.Context) error { // until every partition has a leader
+	return retry(ctx, func(ctx context.Context) error { // until every partition has a leader
 		for partition := range kafkaPartitions {
 			conn, err := kafka.DialLeader(ctx, "tcp", e.broker, e.topic, partition)
 			if err != nil {
@@ -94,7 +98,11 @@ func header(headers []kafka.Header, name string) string {
 func (e kafkaEnd) Produce(ctx context.Context, records []Record) error {
 	messages := make([]kafka.Message, len(records))
 	for i, r := range records {
-		messages[i] = kafka.Message{Key: []byte(r.Key), Value: r.Body, Headers: []kafka.Header{{Key: "pgtrickle-dedup-key", Value: []byte(r.ID)}}}
+		name := "pgtrickle-dedup-key"
+		if r.Foreign {
+			name = "id"
+		}
+		messages[i] = kafka.Message{Key: []byte(r.Key), Value: r.Body, Headers: []kafka.Header{{Key: name, Value: []byte(r.ID)}}}
 	}
 	transport := &kafka.Transport{}
 	defer transport.CloseIdleConnections()

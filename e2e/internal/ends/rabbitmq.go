@@ -17,7 +17,11 @@ type rabbitEnd struct {
 
 func newRabbitMQ(_ context.Context, env Env) (End, error) {
 	e := &rabbitEnd{url: env.Server.URL, name: env.Name}
-	return e, e.with(func(ch *amqp.Channel) error {
+	return e, e.declare()
+}
+
+func (e *rabbitEnd) declare() error {
+	return e.with(func(ch *amqp.Channel) error {
 		if err := ch.ExchangeDeclare(e.name, "topic", true, false, false, false, nil); err != nil {
 			return err
 		}

@@ -48,7 +48,11 @@ func (e redisEnd) Produce(ctx context.Context, records []Record) error {
 	return retry(ctx, func(ctx context.Context) error {
 		_, err := e.client.Pipelined(ctx, func(p redis.Pipeliner) error {
 			for _, r := range records {
-				p.XAdd(ctx, &redis.XAddArgs{Stream: e.stream, Values: []any{"dedup_key", r.ID, "payload", r.Body}})
+				name := "dedup_key"
+				if r.Foreign {
+					name = "id"
+				}
+				p.XAdd(ctx, &redis.XAddArgs{Stream: e.stream, Values: []any{name, r.ID, "payload", r.Body}})
 			}
 			return nil
 		})

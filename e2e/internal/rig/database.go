@@ -84,28 +84,38 @@ func (d *Database) Forward(t testing.TB, name, sink string, keys, more map[strin
 		config[strings.ReplaceAll(sink, "-", "_")+"_"+k] = v
 	}
 	maps.Copy(config, more)
-	d.pipeline(t, "outbox", name, config)
+	if err := d.pipeline(t.Context(), "outbox", name, config); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // Reverse starts a pipeline from the source that keys describe to the inbox,
 // written in the nested form.
 func (d *Database) Reverse(t testing.TB, name, source string, keys, more map[string]any) {
 	t.Helper()
+	if err := d.SetReverse(t.Context(), name, source, keys, more); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// SetReverse does what Reverse does, or changes a pipeline that there is.
+func (d *Database) SetReverse(ctx context.Context, name, source string, keys, more map[string]any) error {
 	nested := map[string]any{"type": source}
 	maps.Copy(nested, keys)
 	config := map[string]any{"source": nested, "inbox_table": "back", "id_scope": "global"} // the tests know messages by their ids
 	maps.Copy(config, more)
-	d.pipeline(t, "inbox", name, config)
+	return d.pipeline(ctx, "inbox", name, config)
 }
 
-func (d *Database) pipeline(t testing.TB, kind, name string, config map[string]any) {
-	t.Helper()
+func (d *Database) pipeline(ctx context.Context, kind, name string, config map[string]any) error {
 	raw, err := json.Marshal(config)
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
-	d.Exec(t, `SELECT pgtrickle.set_relay_`+kind+`($1, config => $2::jsonb)`, name, string(raw))
-	d.Exec(t, `SELECT pgtrickle.enable_relay($1)`, name)
+	if _, err = d.Pool.Exec(ctx, `SELECT pgtrickle.set_relay_`+kind+`($1, config => $2::jsonb)`, name, string(raw)); err == nil {
+		_, err = d.Pool.Exec(ctx, `SELECT pgtrickle.enable_relay($1)`, name)
+	}
+	return err
 }
 
 // Insert writes events in one transaction, and a statement.

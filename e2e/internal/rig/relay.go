@@ -246,9 +246,12 @@ func (r *Relay) Get(ctx context.Context, path string) ([]byte, error) {
 	return io.ReadAll(res.Body)
 }
 
+// FullLog returns the relay's log.
+func (r *Relay) FullLog() ([]byte, error) { return os.ReadFile(r.log.Name()) }
+
 // Log returns the end of the relay's log.
 func (r *Relay) Log() string {
-	content, err := os.ReadFile(r.log.Name())
+	content, err := r.FullLog()
 	if err != nil {
 		return err.Error()
 	}

@@ -1,0 +1,241 @@
+package ends
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+
+	"github.com/nats-io/nats.go/jetstream"
+	amqp "github.com/rabbitmq/amqp091-go"
+	"github.com/segmentio/kafka-go"
+	"github.com/segmentio/kafka-go/protocol"
+)
+
+// Harm is what an owner of an end does to it beside the relay. When Do returns nil, the
+// end stores messages again.
+type Harm struct {
+	Name string
+	// Remade is true where the end begins another life: positions and ids begin again.
+	Remade bool
+	// Alive is true where only a relay that runs can notice: the server moves its position.
+	Alive bool
+	// Alarm is a regular expression of the relay's log line that names the loss.
+	Alarm string
+	Do    func(ctx context.Context) error
+}
+
+// Harmed is an end whose owner deletes, creates and trims it.
+type Harmed interface {
+	End
+	// Name is the name of the stream, topic, queue or file in the relay's log.
+	Name() string
+	Harms() []Harm
+	// Cure returns the keys of a source whose operator allows it to go on after a harm.
+	Cure() map[string]any
+}
+
+// kept is how many messages a trim leaves.
+const kept = 3
+
+const again = `created again|lost the position|before the position|group is gone`
+
+func cured(keys map[string]any) map[string]any {
+	keys["on_recreated"] = "restart"
+	return keys
+}
+
+func (e natsEnd) Name() string         { return e.name }
+func (e natsEnd) Cure() map[string]any { return cured(e.Source()) }
+
+func (e natsEnd) Harms() []Harm {
+	return []Harm{
+		{"stream deleted and created", true, false, again, func(ctx context.Context) error {
+			return e.with(func(js jetstream.JetStream) error {
+				if err := js.DeleteStream(ctx, e.name); err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
+					return err
+				}
+				_, err := js.CreateStream(ctx, jetstream.StreamConfig{Name: e.name, Subjects: []string{e.name + ".>"}})
+				return err
+			})
+		}},
+		{"stream trimmed", false, false, `lost`, func(ctx context.Context) error {
+			return e.with(func(js jetstream.JetStream) error {
+				cfg := jetstream.StreamConfig{Name: e.name, Subjects: []string{e.name + ".>"}, MaxMsgs: kept}
+				if _, err := js.UpdateStream(ctx, cfg); err != nil {
+					return err
+				}
+				cfg.MaxMsgs = -1
+				_, err := js.UpdateStream(ctx, cfg)
+				return err
+			})
+		}},
+		{"stream purged", false, true, `lost`, func(ctx context.Context) error {
+			return e.with(func(js jetstream.JetStream) error {
+				stream, err := js.Stream(ctx, e.name)
+				if err != nil {
+					return err
+				}
+				return stream.Purge(ctx, jetstream.WithPurgeKeep(kept))
+			})
+		}},
+	}
+}
+
+func (e kafkaEnd) Name() string         { return e.topic }
+func (e kafkaEnd) Cure() map[string]any { return cured(e.Source()) }
+
+func (e kafkaEnd) Harms() []Harm {
+	client := &kafka.Client{Addr: kafka.TCP(e.broker), Transport: &kafka.Transport{}}
+	return []Harm{
+		{"topic deleted and created", true, false, again, func(ctx context.Context) error {
+			res, err := client.DeleteTopics(ctx, &kafka.DeleteTopicsRequest{Topics: []string{e.topic}})
+			if err == nil {
+				err = res.Errors[e.topic]
+			}
+			if err != nil && !errors.Is(err, kafka.UnknownTopicOrPartition) {
+				return err
+			}
+			return retry(ctx, e.create) // the broker deletes in the background
+		}},
+		{"records deleted", false, false, `lost`, func(ctx context.Context) error {
+			registerDeleteRecords()
+			req := &deleteRecordsRequest{TimeoutMs: 10_000, Topics: []deleteRecordsTopic{{Name: e.topic}}}
+			for partition := range kafkaPartitions {
+				conn, err := kafka.DialLeader(ctx, "tcp", e.broker, e.topic, partition)
+				if err != nil {
+					return err
+				}
+				first, last, err := conn.ReadOffsets()
+				if err = errors.Join(err, conn.Close()); err != nil {
+					return err
+				}
+				req.Topics[0].Partitions = append(req.Topics[0].Partitions, deleteRecordsPartition{int32(partition), max(first, last-kept)})
+			}
+			res, err := client.Transport.RoundTrip(ctx, client.Addr, req)
+			if err != nil {
+				return err
+			}
+			for _, p := range res.(*deleteRecordsResponse).Topics[0].Partitions {
+				if p.ErrorCode != 0 {
+					return fmt.Errorf("delete records of partition %d: %w", p.Index, kafka.Error(p.ErrorCode))
+				}
+			}
+			return nil
+		}},
+	}
+}
+
+// The client does not have DeleteRecords.
+type (
+	deleteRecordsRequest struct {
+		Topics    []deleteRecordsTopic `kafka:"min=v0,max=v1"`
+		TimeoutMs int32                `kafka:"min=v0,max=v1"`
+	}
+	deleteRecordsTopic struct {
+		Name       string                   `kafka:"min=v0,max=v1"`
+		Partitions []deleteRecordsPartition `kafka:"min=v0,max=v1"`
+	}
+	deleteRecordsPartition struct {
+		Index  int32 `kafka:"min=v0,max=v1"`
+		Offset int64 `kafka:"min=v0,max=v1"`
+	}
+	deleteRecordsResponse struct {
+		ThrottleTimeMs int32                        `kafka:"min=v0,max=v1"`
+		Topics         []deleteRecordsTopicResponse `kafka:"min=v0,max=v1"`
+	}
+	deleteRecordsTopicResponse struct {
+		Name       string                           `kafka:"min=v0,max=v1"`
+		Partitions []deleteRecordsPartitionResponse `kafka:"min=v0,max=v1"`
+	}
+	deleteRecordsPartitionResponse struct {
+		Index        int32 `kafka:"min=v0,max=v1"`
+		LowWatermark int64 `kafka:"min=v0,max=v1"`
+		ErrorCode    int16 `kafka:"min=v0,max=v1"`
+	}
+)
+
+var registerDeleteRecords = sync.OnceFunc(func() { protocol.Register(&deleteRecordsRequest{}, &deleteRecordsResponse{}) })
+
+func (*deleteRecordsRequest) ApiKey() protocol.ApiKey  { return protocol.DeleteRecords } //nolint:staticcheck // the interface's name
+func (*deleteRecordsResponse) ApiKey() protocol.ApiKey { return protocol.DeleteRecords } //nolint:staticcheck // the interface's name
+
+// Broker implements [protocol.BrokerMessage]: the tests' cluster has one broker.
+func (*deleteRecordsRequest) Broker(c protocol.Cluster) (protocol.Broker, error) {
+	return c.Brokers[c.Controller], nil
+}
+
+func (e redisEnd) Name() string         { return e.stream }
+func (e redisEnd) Cure() map[string]any { return cured(e.Source()) }
+
+func (e redisEnd) Harms() []Harm {
+	return []Harm{
+		{"stream deleted", true, false, again + `|entries are lost`, func(ctx context.Context) error {
+			return e.client.Del(ctx, e.stream).Err()
+		}},
+		{"group destroyed", false, false, again + `|entries are lost`, func(ctx context.Context) error {
+			groups, err := e.client.XInfoGroups(ctx, e.stream).Result()
+			for _, g := range groups {
+				err = errors.Join(err, e.client.XGroupDestroy(ctx, e.stream, g.Name).Err())
+			}
+			return err
+		}},
+		{"stream trimmed", false, false, `entries are lost`, func(ctx context.Context) error {
+			return e.client.XTrimMaxLen(ctx, e.stream, kept).Err()
+		}},
+	}
+}
+
+func (e *rabbitEnd) Name() string         { return e.name }
+func (e *rabbitEnd) Cure() map[string]any { return e.Source() }
+
+// The relay has no position in a queue: only one that reads when the queue is deleted
+// can know of it.
+func (e *rabbitEnd) Harms() []Harm {
+	return []Harm{{"queue deleted and declared", true, true, `the queue was deleted`, func(ctx context.Context) error {
+		deleted := false
+		if err := retry(ctx, func(context.Context) error {
+			return e.with(func(ch *amqp.Channel) error {
+				if deleted {
+					return nil // or is being deleted: an answer was lost
+				}
+				q, err := ch.QueueDeclarePassive(e.name, true, false, false, false, amqp.Table{"x-queue-type": "quorum"})
+				if err == nil && q.Consumers == 0 {
+					err = errors.New("the relay does not read the queue")
+				}
+				if err != nil {
+					return err
+				}
+				deleted = true
+				_, err = ch.QueueDelete(e.name, false, false, false)
+				return err
+			})
+		}); err != nil {
+			return err
+		}
+		return retry(ctx, func(context.Context) error { return e.declare() })
+	}}}
+}
+
+func (e *fileEnd) Name() string { return e.path }
+
+// Cure gives the new file a name of its own, as the documentation asks for.
+func (e *fileEnd) Cure() map[string]any {
+	e.lives++
+	path := fmt.Sprintf("%s.%d", e.first, e.lives)
+	if err := os.Rename(e.path, path); err == nil {
+		e.path = path
+	}
+	return e.Source()
+}
+
+func (e *fileEnd) Harms() []Harm {
+	const changed = `was (renamed|replaced)|is gone`
+	return []Harm{
+		{"file replaced", true, false, changed, func(context.Context) error {
+			return errors.Join(os.Rename(e.path, fmt.Sprintf("%s.old%d", e.first, e.lives)), os.WriteFile(e.path, nil, 0o666))
+		}},
+		{"file cut", true, false, changed, func(context.Context) error { return os.Truncate(e.path, 0) }},
+	}
+}
