@@ -53,6 +53,17 @@ func randomCondition(r *rand.Rand, depth int) condition {
 
 func (c condition) bracketed() condition { return condition{"(" + c.jq + ")", c.keeps} }
 
+func randomRecords(r *rand.Rand, n int) (records []record) {
+	for id := range n {
+		x := record{ID: id, Total: r.IntN(1000), Name: string([]rune{rune('a' + r.IntN(6)), rune('a' + r.IntN(6)), rune('a' + r.IntN(6))})}
+		if b := r.IntN(3); b < 2 {
+			x.Paid = new(b == 0)
+		}
+		records = append(records, x)
+	}
+	return records
+}
+
 // 10,000 random rows run through random filters. What arrives is what Go keeps, and the jq
 // command if it is installed. All rows are accounted for.
 func TestRandomFilters(t *testing.T) {
@@ -62,14 +73,7 @@ func TestRandomFilters(t *testing.T) {
 	w.exec(t, `SELECT pgtrickle.enable_outbox('public.records')`)
 	r := rand.New(rand.NewPCG(21, 1))
 	const rows = 10_000
-	var records []record
-	for id := range rows {
-		x := record{ID: id, Total: r.IntN(1000), Name: string([]rune{rune('a' + r.IntN(6)), rune('a' + r.IntN(6)), rune('a' + r.IntN(6))})}
-		if b := r.IntN(3); b < 2 {
-			x.Paid = new(b == 0)
-		}
-		records = append(records, x)
-	}
+	records := randomRecords(r, rows)
 	data, err := json.Marshal(records)
 	if err != nil {
 		t.Fatal(err)
@@ -95,7 +99,7 @@ func TestRandomFilters(t *testing.T) {
 				want = append(want, x.ID)
 			}
 		}
-		if said := byCommand(t, data, c.jq); said != nil && !slices.Equal(said, want) {
+		if said := byCommand(t, data, ".", c.jq); said != nil && !slices.Equal(said, want) {
 			t.Fatalf("%s: the jq command keeps %d rows, Go %d", c.jq, len(said), len(want))
 		}
 		var acc struct{ Committed, Delivered, Filtered, Pending, Unaccounted int }
@@ -142,13 +146,14 @@ func (w *world) received(t *testing.T, name string) (ids []int, bodies []string)
 	return ids, bodies
 }
 
-// byCommand returns the ids of the records that the jq command keeps, nil without it.
-func byCommand(t *testing.T, records []byte, filter string) (ids []int) {
+// byCommand returns the ids of the records that the jq command keeps of what columns, an
+// expression, leaves of them; nil without jq.
+func byCommand(t *testing.T, records []byte, columns, filter string) (ids []int) {
 	t.Helper()
 	if _, err := exec.LookPath("jq"); err != nil {
 		return nil
 	}
-	cmd := exec.Command("jq", "-c", "[.[] | {row: .} | select("+filter+") | .row.id]")
+	cmd := exec.Command("jq", "-c", "[.[] | {row: ("+columns+")} | select("+filter+") | .row.id]")
 	cmd.Stdin, cmd.Stderr = bytes.NewReader(records), os.Stderr
 	out, err := cmd.Output()
 	if err == nil {
@@ -158,6 +163,99 @@ func byCommand(t *testing.T, records []byte, filter string) (ids []int) {
 		t.Fatalf("jq: %v", err)
 	}
 	return ids
+}
+
+// projection is a random choice of columns, the same for jq, and the body that it leaves.
+type projection struct {
+	config, jq string
+	body       func(x record) string
+}
+
+// randomProjection leaves id and name as they are: a filter fails on others of their types.
+func randomProjection(r *rand.Rand) projection {
+	state := map[string]int{} // 0 = as it is, 1 = left out, 2 = masked
+	left, masked, jq := []string{`"id"`, `"name"`}, []string{}, "."
+	excluded := []string{}
+	for _, column := range []string{"total", "paid", "big"} {
+		state[column] = r.IntN(3)
+		switch state[column] {
+		case 1:
+			excluded, jq = append(excluded, fmt.Sprintf("%q", column)), jq+" | del(."+column+")"
+			continue
+		case 2:
+			masked, jq = append(masked, fmt.Sprintf(`%q:"null"`, column)), jq+" | ."+column+" = null"
+		}
+		left = append(left, fmt.Sprintf("%q", column))
+	}
+	choice := `"exclude":[` + strings.Join(excluded, ",") + `]`
+	if r.IntN(2) == 0 || len(excluded) == 0 {
+		choice = `"include":[` + strings.Join(left, ",") + `]`
+	}
+	config := `{` + choice + `,"mask":{` + strings.Join(masked, ",") + `}}`
+	return projection{config, jq, func(x record) string {
+		paid := "null"
+		if x.Paid != nil {
+			paid = fmt.Sprint(*x.Paid)
+		}
+		body := fmt.Sprintf(`{"id":%d`, x.ID)
+		for _, c := range [][2]string{{"total", fmt.Sprint(x.Total)}, {"name", fmt.Sprintf("%q", x.Name)}, {"paid", paid}, {"big", "12345678901234567890.10"}} {
+			switch state[c[0]] {
+			case 0:
+				body += fmt.Sprintf(",%q:%s", c[0], c[1])
+			case 2:
+				body += fmt.Sprintf(",%q:null", c[0])
+			}
+		}
+		return body + "}"
+	}}
+}
+
+// TestRandomColumns runs 10,000 random rows through random columns, and filters behind
+// them. What arrives is what the jq command keeps of the remaining columns, with the values
+// in the text of the row itself.
+func TestRandomColumns(t *testing.T) {
+	t.Parallel()
+	if _, err := exec.LookPath("jq"); err != nil {
+		t.Skip("the jq command is not installed")
+	}
+	w := newWorld(t)
+	w.exec(t, `CREATE TABLE records (id int PRIMARY KEY, total int, name text, paid boolean, big numeric)`)
+	w.exec(t, `SELECT pgtrickle.enable_outbox('public.records')`)
+	r := rand.New(rand.NewPCG(21, 2))
+	records := randomRecords(r, 10_000)
+	data, err := json.Marshal(records)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conditions, columns := make([]condition, 10), make([]projection, 10)
+	for i := range conditions {
+		conditions[i], columns[i] = randomCondition(r, 3), randomProjection(r)
+		w.pipeline(t, fmt.Sprintf("p%d", i), fmt.Sprintf(`"stream_table":"public.records","spool_whole":true,"format":"payload","filter":%q,"columns":%s`,
+			conditions[i].jq, columns[i].config))
+	}
+	w.exec(t, `INSERT INTO records SELECT *, 12345678901234567890.10 FROM json_to_recordset($1) AS x(id int, total int, name text, paid boolean)`, data)
+	startRelay(t, w.url)
+	for i, c := range conditions {
+		name, want := fmt.Sprintf("p%d", i), byCommand(t, data, columns[i].jq, c.jq)
+		eventually(t, name+" is settled", patience, func() bool {
+			var acc struct{ Pending, Delivered int }
+			out, _, _ := runBinary(t, nil, "verify", name, "--postgres-url", w.url, "--output", "json")
+			return json.Unmarshal([]byte(out), &acc) == nil && acc.Pending == 0 && acc.Delivered == len(records)
+		})
+		got, bodies := w.received(t, name)
+		if !slices.Equal(got, want) {
+			t.Fatalf("columns %s, filter %s: %d rows arrived, jq keeps %d", columns[i].config, c.jq, len(got), len(want))
+		}
+		for j, body := range bodies {
+			var b bytes.Buffer // without the spaces between members; values keep their text
+			if err := json.Compact(&b, []byte(body)); err != nil {
+				t.Fatal(err)
+			}
+			if want := columns[i].body(records[got[j]]); b.String() != want {
+				t.Fatalf("columns %s: body %s, want %s", columns[i].config, body, want)
+			}
+		}
+	}
 }
 
 // An invalid expression is refused by check and by the start, with its position. A preview
