@@ -197,16 +197,16 @@ func randomProjection(r *rand.Rand) projection {
 		if x.Paid != nil {
 			paid = fmt.Sprint(*x.Paid)
 		}
-		body := fmt.Sprintf(`{"id":%d`, x.ID)
+		members := []string{fmt.Sprintf(`"id":%d`, x.ID)}
 		for _, c := range [][2]string{{"total", fmt.Sprint(x.Total)}, {"name", fmt.Sprintf("%q", x.Name)}, {"paid", paid}, {"big", "12345678901234567890.10"}} {
 			switch state[c[0]] {
 			case 0:
-				body += fmt.Sprintf(",%q:%s", c[0], c[1])
+				members = append(members, fmt.Sprintf("%q:%s", c[0], c[1]))
 			case 2:
-				body += fmt.Sprintf(",%q:null", c[0])
+				members = append(members, fmt.Sprintf("%q:null", c[0]))
 			}
 		}
-		return body + "}"
+		return "{" + strings.Join(members, ",") + "}"
 	}}
 }
 
