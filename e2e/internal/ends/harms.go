@@ -194,27 +194,13 @@ func (e *rabbitEnd) Cure() map[string]any { return e.Source() }
 // can know of it.
 func (e *rabbitEnd) Harms() []Harm {
 	return []Harm{{"queue deleted and declared", true, true, `the queue was deleted`, func(ctx context.Context) error {
-		deleted := false
-		if err := retry(ctx, func(context.Context) error {
-			return e.with(func(ch *amqp.Channel) error {
-				if deleted {
-					return nil // or is being deleted: an answer was lost
-				}
-				q, err := ch.QueueDeclarePassive(e.name, true, false, false, false, amqp.Table{"x-queue-type": "quorum"})
-				if err == nil && q.Consumers == 0 {
-					err = errors.New("the relay does not read the queue")
-				}
-				if err != nil {
-					return err
-				}
-				deleted = true
-				_, err = ch.QueueDelete(e.name, false, false, false)
+		return retry(ctx, func(context.Context) error {
+			err := e.with(func(ch *amqp.Channel) error {
+				_, err := ch.QueueDelete(e.name, false, false, false)
 				return err
 			})
-		}); err != nil {
-			return err
-		}
-		return retry(ctx, func(context.Context) error { return e.declare() })
+			return errors.Join(err, e.declare())
+		})
 	}}}
 }
 
