@@ -47,6 +47,7 @@ type sourceConfig struct {
 	ID              string        `json:"id" relay:"enum=refuse|hash" doc:"A message without message-id: refuse makes it a dead letter, hash uses the SHA-256 of its body as its id. In a stream the offset is the id."`
 	MaxDeliveries   int           `json:"max_deliveries" relay:"min=0" doc:"Refuse a message that a quorum queue has delivered more often than this; 0 never does."`
 	ConsumerTag     string        `json:"consumer_tag" doc:"Consumer tag; default pgtrickle-relay and the pipeline's name."`
+	OnRecreated     string        `json:"on_recreated" relay:"enum=stop|restart" doc:"When a stream was deleted and created again, or ends before the offset: stop with an error, or read it from its beginning, with ids of its own."`
 	StreamOffset    string        `json:"stream_offset" doc:"Where a stream is read from by a pipeline that has stored no offset: first, last, next, an offset, or an age such as 1h."`
 	OffsetQueue     string        `json:"offset_queue" doc:"Queue that keeps the offset of a stream; default QUEUE.offset.GROUP.PIPELINE. It is declared."`
 }
@@ -76,6 +77,7 @@ func sourceDefaults() sourceConfig {
 		OnReject:     "requeue",
 		ID:           "refuse",
 		StreamOffset: "first",
+		OnRecreated:  relay.OnRecreatedStop,
 	}
 }
 

@@ -33,6 +33,8 @@ var errHeld = errors.New("its offset is held by another connection, perhaps a de
 type position struct {
 	offset int64     // settled up to here; -1 is the beginning
 	since  time.Time // used instead if it is not zero
+
+	witness string // of the message at offset; "" if an older relay stored the position
 }
 
 // startPosition returns the position that stream_offset means now. It may lie
@@ -93,6 +95,7 @@ func (m position) arg() any {
 // progress is what a source knows of its stream's offset across sessions.
 type progress struct {
 	log     *slog.Logger
+	farEnds *relay.FarEnds
 	stored  atomic.Pointer[position] // read or stored last
 	missing time.Time                // since when the offset cannot be read
 }
@@ -104,6 +107,7 @@ type offsetStore struct {
 	queue   string
 	known   *progress
 	from    any // the x-stream-offset of this session
+	life    relay.FarEnd
 
 	start    *position // to be stored by begin; nil if an offset is stored
 	patience time.Time // how long to wait for the first delivery's own offset
@@ -125,10 +129,20 @@ func openOffsets(ctx context.Context, conn *conn, cfg *sourceConfig, known *prog
 	}
 	o := &offsetStore{channel: channel, queue: cfg.OffsetQueue, known: known}
 	if there || known.stored.Load() != nil {
-		found, err := o.find(ctx, heldHeartbeats*cfg.Heartbeat.D())
-		if found || err != nil {
+		at, err := o.find(ctx, heldHeartbeats*cfg.Heartbeat.D())
+		if err != nil {
+			return nil, err
+		}
+		if at != nil {
+			o.from = at.arg()
+			if o.start, err = o.meet(ctx, conn, cfg, *at); o.start != nil {
+				o.from = o.start.arg()
+			}
 			return o, err
 		}
+	}
+	if o.life, err = known.farEnds.Meet(ctx, "stream", cfg.Queue, ""); err != nil {
+		return nil, err
 	}
 	start := startPosition(cfg.StreamOffset, time.Now())
 	o.start, o.from = &start, offsetArg(cfg.StreamOffset)
@@ -164,25 +178,25 @@ func exists(conn *conn, queue string) (bool, error) {
 // broker closes a silent connection after some heartbeats; find then reports that
 // there is no offset. Older versions of the relay declared the queue before they
 // had an offset, and may have left it empty.
-func (o *offsetStore) find(ctx context.Context, patience time.Duration) (found bool, err error) {
+func (o *offsetStore) find(ctx context.Context, patience time.Duration) (at *position, err error) {
 	if err := o.declare(); err != nil {
-		return false, err
+		return nil, err
 	}
 	m, found, err := o.read(ctx)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	if stored := o.known.stored.Load(); !found && stored != nil {
 		if err := o.store(ctx, *stored); err != nil {
-			return false, err
+			return nil, err
 		}
 		m, found = *stored, true
 	}
 	if !found {
-		return false, o.await(patience)
+		return nil, o.await(patience)
 	}
-	o.known.missing, o.from = time.Time{}, m.arg()
-	return true, nil
+	o.known.missing = time.Time{}
+	return &m, nil
 }
 
 // await returns an error until the offset has been missing for so long that no
@@ -220,6 +234,7 @@ func (o *offsetStore) read(ctx context.Context) (m position, found bool, err err
 		return m, false, relay.Fatal(fmt.Errorf("queue %q holds %.40q instead of an offset: delete it to read the stream from stream_offset",
 			o.queue, d.Body))
 	}
+	m.witness, _ = d.Headers[headerWitness].(string)
 	o.known.stored.Store(&m)
 	// Stored again and not requeued: a quorum queue drops what it has delivered too
 	// often.
@@ -229,8 +244,8 @@ func (o *offsetStore) read(ctx context.Context) (m position, found bool, err err
 	return m, true, d.Ack(false)
 }
 
-// begin stores where the stream begins.
-func (o *offsetStore) begin(ctx context.Context, start position) error {
+// begin stores where the stream begins, and that its position is now known.
+func (o *offsetStore) begin(ctx context.Context, queue string, start position) error {
 	if err := o.declare(); err != nil {
 		return err
 	}
@@ -238,13 +253,14 @@ func (o *offsetStore) begin(ctx context.Context, start position) error {
 		return err
 	}
 	o.start = nil
-	return nil
+	return o.known.farEnds.Began(ctx, queue)
 }
 
 // store replaces the offset; when it returns nil the broker has the new one.
 func (o *offsetStore) store(ctx context.Context, m position) error {
 	confirm, err := o.channel.PublishWithDeferredConfirmWithContext(ctx, "", o.queue, false, false, amqp.Publishing{
 		DeliveryMode: amqp.Persistent, ContentType: "text/plain", Body: []byte(m.String()),
+		Headers: amqp.Table{headerWitness: m.witness},
 	})
 	if err != nil {
 		return fmt.Errorf("store offset in queue %q: %w", o.queue, err)

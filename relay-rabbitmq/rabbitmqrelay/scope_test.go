@@ -28,7 +28,7 @@ func TestIDsOfOtherProducers(t *testing.T) {
 	} {
 		s := &source{env: relay.Env{ScopeIDs: tc.scope}}
 		s.cfg.Queue = tc.queue
-		m := s.message(&amqp.Delivery{MessageId: "ord-1", Headers: tc.headers})
+		m := s.message(&amqp.Delivery{MessageId: "ord-1", Headers: tc.headers}, "")
 		if m.ID != tc.want {
 			t.Errorf("scope %t, queue %s, headers %v: id %q, want %q", tc.scope, tc.queue, tc.headers, m.ID, tc.want)
 		}

@@ -34,8 +34,9 @@ type session struct {
 
 // delivery is a message's place in its session and, in a stream, its offset.
 type delivery struct {
-	tag    uint64
-	offset int64
+	tag     uint64
+	offset  int64
+	witness string // of a stream's message
 }
 
 // newSession makes sure of the queue and begins to consume.
@@ -147,11 +148,23 @@ func (n *session) take(ctx context.Context, limit int) (batch []amqp.Delivery, e
 		}
 		batch, n.queue = n.queue[:k:k], n.queue[k:]
 		for i := range batch {
-			n.acks.Add(delivery{batch[i].DeliveryTag, streamOffset(&batch[i])})
+			at := delivery{tag: batch[i].DeliveryTag, offset: streamOffset(&batch[i])}
+			if at.offset >= 0 {
+				at.witness = witness(&batch[i])
+			}
+			n.acks.Add(at)
 		}
 		return true
 	})
 	return batch, err
+}
+
+// scope returns what an id made of an offset carries; see [relay.FarEnd].
+func (n *session) scope() string {
+	if n.offsets == nil {
+		return ""
+	}
+	return n.offsets.life.Scope()
 }
 
 // streamOffset returns the offset of d in its stream, -1 in other queues.
@@ -165,7 +178,7 @@ func streamOffset(d *amqp.Delivery) int64 {
 // keepStart stores where a stream without a stored offset begins, before any of it
 // is handed out. Without that, a session that ends before the first acknowledgement
 // would be followed by one that begins at a later "next".
-func (n *session) keepStart(ctx context.Context) error {
+func (n *session) keepStart(ctx context.Context, queue string) error {
 	if n.offsets == nil || n.offsets.start == nil {
 		return nil
 	}
@@ -183,7 +196,7 @@ func (n *session) keepStart(ctx context.Context) error {
 			return err
 		}
 	}
-	return n.offsets.begin(ctx, start)
+	return n.offsets.begin(ctx, queue, start)
 }
 
 // ended reports whether the consumer is gone. The broker delivers again what is
@@ -248,7 +261,7 @@ func (n *session) settle(ctx context.Context, batch []relay.Message, deadLetter 
 	if n.offsets == nil || end.tag == 0 {
 		return nil
 	}
-	return n.offsets.store(ctx, position{offset: end.offset})
+	return n.offsets.store(ctx, position{offset: end.offset, witness: end.witness})
 }
 
 // backlog returns how many messages are ready. Oldest is the time of the next one that was

@@ -49,7 +49,11 @@ type token struct {
 func newSource(ctx context.Context, env relay.Env, cfg sourceConfig) (*source, error) {
 	cfg.ConsumerTag = cmp.Or(cfg.ConsumerTag, "pgtrickle-relay "+env.Pipeline)
 	cfg.OffsetQueue = cmp.Or(cfg.OffsetQueue, cfg.Queue+".offset."+env.Group+"."+env.Pipeline)
-	s := &source{cfg: cfg, env: env, progress: progress{log: env.Logger}}
+	farEnds, err := relay.RecallFarEnds(env, cfg.OnRecreated)
+	if err != nil {
+		return nil, err
+	}
+	s := &source{cfg: cfg, env: env, progress: progress{log: env.Logger, farEnds: farEnds}}
 	// This source must outlive a held offset, to know for how long it is held.
 	if _, err := s.connect(ctx); err != nil && !errors.Is(err, errHeld) {
 		return nil, err
@@ -107,7 +111,7 @@ func (s *source) receive(ctx context.Context, limit int) ([]relay.Message, error
 	if err != nil {
 		return nil, err
 	}
-	if err := n.keepStart(ctx); err != nil {
+	if err := n.keepStart(ctx, s.cfg.Queue); err != nil {
 		n.conn.dialer.Cut() // nothing was handed out: the next session begins again
 		return nil, classify(err)
 	}
@@ -123,7 +127,7 @@ func (s *source) translate(n *session, deliveries []amqp.Delivery) []relay.Messa
 	tokens := make([]token, len(deliveries))
 	for i := range deliveries {
 		d := &deliveries[i]
-		m := s.message(d)
+		m := s.message(d, n.scope())
 		tokens[i] = token{session: n, tag: d.DeliveryTag, refused: m.Err != nil}
 		if m.Err != nil && s.cfg.OnReject == "requeue" && s.cfg.QueueType != amqp.QueueTypeStream && !d.Redelivered {
 			// Perhaps another consumer accepts it. If it comes back, it is a dead letter.
@@ -137,8 +141,8 @@ func (s *source) translate(n *session, deliveries []amqp.Delivery) []relay.Messa
 	return batch
 }
 
-// message translates a delivery.
-func (s *source) message(d *amqp.Delivery) relay.Message {
+// message translates a delivery. scope is that of its stream, for an id of its offset.
+func (s *source) message(d *amqp.Delivery, scope string) relay.Message {
 	m := relay.Message{
 		Op:          relay.OpEvent,
 		Body:        d.Body,
@@ -164,12 +168,12 @@ func (s *source) message(d *amqp.Delivery) relay.Message {
 	m.Subject = cmp.Or(m.Subject, d.RoutingKey)
 	switch m.ID = cmp.Or(d.MessageId, m.ID); {
 	case m.ID == "":
-		s.identify(&m, d)
+		s.identify(&m, d, scope)
 	case !global:
 		m.AddWireHeader("message-id", m.ID) // for event_id_from
 		m.ID = m.Origin + ":" + m.ID
 		if streamOffset(d) >= 0 {
-			s.identify(&m, d)
+			s.identify(&m, d, scope)
 		}
 	}
 	if limit := int64(s.cfg.MaxDeliveries); limit > 0 && deliveries >= limit {
@@ -179,9 +183,9 @@ func (s *source) message(d *amqp.Delivery) relay.Message {
 }
 
 // identify gives m an id if its publisher has not.
-func (s *source) identify(m *relay.Message, d *amqp.Delivery) {
+func (s *source) identify(m *relay.Message, d *amqp.Delivery, scope string) {
 	if offset := streamOffset(d); offset >= 0 {
-		m.ID = "rabbitmq:" + s.cfg.Queue + ":" + strconv.FormatInt(offset, 10)
+		m.ID = "rabbitmq:" + s.cfg.Queue + scope + ":" + strconv.FormatInt(offset, 10)
 		return
 	}
 	sum := sha256.Sum256(d.Body)
