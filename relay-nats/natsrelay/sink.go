@@ -308,6 +308,10 @@ func (s *sink) check(ctx context.Context, m *relay.Message, size int) error {
 		return relay.Permanent(fmt.Errorf("message %s: header name %q cannot be sent: use printable ASCII without spaces and separators",
 			m.ID, s.enc.badName))
 	}
+	if s.enc.badValue != "" {
+		return relay.Permanent(fmt.Errorf("message %s: header %q cannot be sent: its value has a line break, or a space at an end",
+			m.ID, s.enc.badValue))
+	}
 	if s.fresh = false; s.known[m.Subject] {
 		return nil
 	}

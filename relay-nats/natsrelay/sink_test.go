@@ -519,6 +519,33 @@ func TestHeaderNames(t *testing.T) {
 	}
 }
 
+// The client would send another value than the row's, without a word.
+func TestHeaderValues(t *testing.T) {
+	url := relaytest.Endpoint(t, "RELAY_TEST_NATS_URL")
+	_, js := connect(t, url)
+	n := 0
+	for value, sent := range map[string]bool{
+		"a\r\nNats-Msg-Id: forged": false, "a\nb": false, "a\rb": false, " a": false, "a ": false, "\ta": false,
+		"": true, "a b": true, "naïve": true, "a:b": true,
+	} {
+		n++
+		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			stream, prefix := addStream(t, js, nil)
+			s := openSink(t, fmt.Sprintf(`{"url":%q,"stream":%q}`, url, stream))
+			batch := messages(prefix+".a", 1, 2, 2)
+			batch[0].Headers = append(batch[0].Headers, relay.Header{Name: "X-Note", Value: value})
+			err := s.Publish(testContext(t), batch)
+			if partial, ok := errors.AsType[*relay.BatchError](err); sent != (err == nil) || !sent && (!ok || !relay.IsPermanent(partial.Failed[0]) || len(partial.Failed) != 1) {
+				t.Fatalf("Publish of %q = %v, want the first message alone refused = %t", value, err, !sent)
+			}
+			stored := readRaw(t, js, stream, 1)
+			if got, _ := stored[0].Header("X-Note"); sent && got != value {
+				t.Errorf("X-Note arrived as %q", got)
+			}
+		})
+	}
+}
+
 func TestAllocations(t *testing.T) {
 	url := relaytest.Endpoint(t, "RELAY_TEST_NATS_URL")
 	_, js := connect(t, url)

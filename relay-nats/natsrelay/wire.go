@@ -1,6 +1,7 @@
 package natsrelay
 
 import (
+	"net/textproto"
 	"slices"
 	"strings"
 
@@ -20,6 +21,7 @@ type encoder struct {
 
 	unsendable bool   // the client refuses msg.Header,
 	badName    string // for this name
+	badValue   string // name of a header of msg whose value the client would change
 }
 
 // headerLine begins and ends a block of headers: "NATS/1.0\r\n" and "\r\n".
@@ -28,6 +30,7 @@ const headerLine = 12
 // encode returns m for the client, and the bytes that count against the server's limits.
 // Demanding is whether m has a header for which the server may refuse it alone.
 func (e *encoder) encode(m *relay.Message, reply string) (msg *nats.Msg, size int, demanding bool) {
+	e.badValue = ""
 	e.wire = append(e.wire[:0], relay.Header{Name: nats.MsgIdHdr, Value: m.Delivery()})
 	if m.Delivery() != m.ID {
 		e.wire = append(e.wire, relay.Header{Name: relay.HeaderDedupKey, Value: m.ID})
@@ -35,6 +38,7 @@ func (e *encoder) encode(m *relay.Message, reply string) (msg *nats.Msg, size in
 	e.wire = m.WireHeaders(e.wire)
 	if len(m.Headers) > 0 {
 		e.wire, demanding = userHeaders(e.wire, len(e.wire)-len(m.Headers))
+		e.badValue = changedValue(e.wire[len(e.wire)-min(len(e.wire), len(m.Headers)):])
 	}
 	size = headerLine + len(m.Body)
 	same := len(e.names) == len(e.wire)
@@ -63,6 +67,17 @@ func userHeaders(wire []relay.Header, first int) (_ []relay.Header, demanding bo
 		}
 	}
 	return wire[:first+len(kept)], demanding
+}
+
+// changedValue returns the name of a header whose value the client would change, or "".
+// The client makes spaces of line breaks, and removes spaces at the ends.
+func changedValue(headers []relay.Header) string {
+	for _, h := range headers {
+		if strings.ContainsAny(h.Value, "\r\n") || textproto.TrimString(h.Value) != h.Value {
+			return strings.Clone(h.Name)
+		}
+	}
+	return ""
 }
 
 func (e *encoder) rebuild() {
