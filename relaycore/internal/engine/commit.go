@@ -19,8 +19,16 @@ func (r *run) commitAll(ctx context.Context) error {
 		moved = m.Moved()
 	}
 	var last time.Time
+	quiet := time.NewTimer(0)
+	defer quiet.Stop()
 	for {
+		if c.sum.counts() { // kept by commit; perhaps no more messages come
+			quiet.Reset(countEvery)
+		} else {
+			quiet.Stop()
+		}
 		select {
+		case <-quiet.C:
 		case s, ok := <-r.settled:
 			if !ok {
 				return c.commit(ctx, false)
@@ -165,7 +173,7 @@ func (c *committer) commit(ctx context.Context, open bool) error {
 	defer cancel()
 	counts := Commit{Delivered: c.sum.Delivered, Skipped: c.sum.Skipped, Filtered: c.sum.Filtered}
 	switch {
-	case !c.essential() && counts.Delivered+counts.Skipped+counts.Filtered == 0:
+	case !c.essential() && !c.sum.counts():
 	case !c.essential() && open && time.Since(c.counted) < countEvery:
 		keep = counts
 	default:
@@ -190,6 +198,9 @@ func (c *committer) commit(ctx context.Context, open bool) error {
 	}
 	return nil
 }
+
+// counts reports whether messages are counted in c.
+func (c *Commit) counts() bool { return c.Delivered+c.Skipped+c.Filtered > 0 }
 
 // countEvery is how often a broker's counts are stored, when they are all that
 // there is to store.

@@ -769,3 +769,25 @@ func TestBrokerSourceIsAcked(t *testing.T) {
 		}
 	})
 }
+
+// The counts of a broker's messages are stored soon after its last message, not with the next.
+func TestCountsOfAQuietBroker(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		origin, queue, ledger := new(relaytest.Queue), new(relaytest.Queue), newMemory()
+		b := &bench{queue: queue, ledger: ledger, sink: &script{Sink: queue.Sink()}}
+		b.cfg = engine.Config{Source: origin.Source(), Sink: b.sink, Transform: noTransform, Ledger: ledger}
+		b.start()
+		for i := range 100 {
+			if err := origin.Sink().Publish(t.Context(), []relay.Message{relaytest.Message(i+1, "k")}); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+		time.Sleep(2 * time.Second)
+		ledger.mu.Lock()
+		want(t, "delivered", ledger.total.Delivered, 100)
+		ledger.mu.Unlock()
+		b.finish(t)
+		want(t, "delivered after the stop", ledger.total.Delivered, 100)
+	})
+}
