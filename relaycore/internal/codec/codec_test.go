@@ -248,6 +248,19 @@ func TestRoundTrip(t *testing.T) {
 	}
 }
 
+// RFC 3339 has years of four digits, and PostgreSQL has others: such an event has no time.
+func TestCloudEventWithoutTime(t *testing.T) {
+	t.Parallel()
+	for year, timed := range map[int]bool{-4712: false, 0: true, 9999: true, 10000: false, 294276: false} {
+		m := change(relay.OpInsert, `{"id": 7}`)
+		m.Time = time.Date(year, 1, 1, 0, 0, 0, 0, time.UTC)
+		sent := encode(t, codec.EncoderConfig{Format: "cloudevents", Subject: template(t, "a")}, m)
+		if got := strings.Contains(string(sent.Body), `"time":`); got != timed {
+			t.Errorf("year %d: time is there = %t, want %t: %s", year, got, timed, sent.Body)
+		}
+	}
+}
+
 func TestDecode(t *testing.T) {
 	t.Parallel()
 	envelope := `{"dedup_key":"outbox_orders:5:2","subject":"s","payload":{"id":7},"op":"delete","is_full_refresh":false,"outbox_id":5,"refresh_id":null}`

@@ -432,7 +432,7 @@ func appendCloudEvent(dst []byte, m *relay.Message, payload []byte) []byte {
 	dst = appendString(dst, relay.CloudEventsSource+m.StreamTable)
 	dst = append(dst, `,"type":`...)
 	dst = appendString(dst, m.Subject)
-	if !m.Time.IsZero() {
+	if year := m.Time.UTC().Year(); !m.Time.IsZero() && year >= 0 && year <= 9999 { // as RFC 3339 has them
 		dst = append(dst, `,"time":"`...)
 		dst = m.Time.UTC().AppendFormat(dst, time.RFC3339Nano)
 		dst = append(dst, '"')
