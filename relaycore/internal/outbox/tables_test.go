@@ -46,7 +46,7 @@ func TestRefusals(t *testing.T) {
 	}{
 		"missing":       {table: "nobody", want: `there is no outbox "nobody"`},
 		"no payload":    {table: "no_payload", want: "enable_outbox('public.no_payload')"},
-		"uuid":          {table: "uuid_id", want: "GENERATED ALWAYS AS IDENTITY"},
+		"uuid":          {table: "uuid_id", want: `ADD COLUMN seq bigint GENERATED ALWAYS AS IDENTITY UNIQUE, then set id_column to seq`},
 		"uuid key":      {table: "uuid_key", want: "set id_column"},
 		"key of two":    {table: "two_keys", want: "set id_column"},
 		"no index":      {table: "no_index", want: "CREATE UNIQUE INDEX CONCURRENTLY"},

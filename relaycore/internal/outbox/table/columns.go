@@ -155,8 +155,8 @@ func (t *Table) checkTypes() error {
 			"SELECT pgtrickle.enable_outbox('%s.%s') makes an outbox for it, or set payload_column",
 			name, t.Schema, t.Name))
 	case !t.types[c.ID].integer():
-		return relay.Fatal(fmt.Errorf("column %s of %s has type %s: an outbox is read in the order of an integer id; add one: "+
-			"ALTER TABLE %s ADD COLUMN id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY", c.ID, name, t.Type(c.ID), name))
+		return relay.Fatal(fmt.Errorf("column %s of %s has type %s: an outbox is read in the order of an integer id: "+
+			"ALTER TABLE %s ADD COLUMN seq bigint GENERATED ALWAYS AS IDENTITY UNIQUE, then set id_column to seq", c.ID, name, t.Type(c.ID), name))
 	case !slices.Contains([]string{"json", "jsonb", "text", "bytea", "character varying"}, t.Type(c.Payload)):
 		return relay.Fatal(fmt.Errorf("payload column %s of %s has type %s: must be jsonb, json, text or bytea",
 			c.Payload, name, t.Type(c.Payload)))
