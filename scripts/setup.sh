@@ -10,6 +10,7 @@
 #   java, Kafka's jars      relay-kafka: SASL, TLS, ACLs, restarts
 #   pgbouncer               relaycore/internal/lease: poolers are recognised
 #   psql                    relaycore/internal/migrate: the script that `migrate --sql` makes
+#   promtool                relaycore/relaycmd: the alerts of deploy/alerts.yaml fire
 #   kcat, amqp-get, jq,     e2e/docs: the commands of the tutorials
 #   curl, openssl, nats
 set -euo pipefail
@@ -49,6 +50,7 @@ here mvn || packages+=(maven)
 here kcat || packages+=(kcat)
 here amqp-get || packages+=(amqp-tools)
 here jq || packages+=(jq)
+here promtool || packages+=(prometheus)
 here curl || packages+=(curl)
 here openssl || packages+=(openssl)
 pom=e2e/images/kafka/pom.xml jars=.cache/kafka
