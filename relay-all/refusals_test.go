@@ -10,8 +10,12 @@ import (
 
 	"github.com/grove/pgtrickle-relay/relay-kafka/kafkarelay"
 	"github.com/grove/pgtrickle-relay/relay-nats/natsrelay"
+	"github.com/grove/pgtrickle-relay/relay-pginbox/pginboxrelay"
 	"github.com/grove/pgtrickle-relay/relay-rabbitmq/rabbitmqrelay"
 	"github.com/grove/pgtrickle-relay/relay-redis/redisrelay"
+	"github.com/grove/pgtrickle-relay/relay-sqs/sqsrelay"
+	"github.com/grove/pgtrickle-relay/relay-stdout/stdoutrelay"
+	"github.com/grove/pgtrickle-relay/relay-webhook/webhookrelay"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
@@ -23,6 +27,7 @@ func TestRefusalsPage(t *testing.T) {
 	const file = "../docs/refusals.md"
 	page := refusalsPage([]relay.Backend{
 		natsrelay.Backend(), kafkarelay.Backend(), redisrelay.Backend(), rabbitmqrelay.Backend(),
+		sqsrelay.Backend(), webhookrelay.Backend(), stdoutrelay.Backend(), pginboxrelay.Backend(),
 	})
 	if *update {
 		if err := os.WriteFile(file, []byte(page), 0o644); err != nil { //nolint:gosec // a page of the documentation

@@ -1,6 +1,7 @@
 package pginboxrelay
 
 import (
+	"github.com/grove/pgtrickle-relay/relaycore/inbox"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
 )
@@ -8,9 +9,10 @@ import (
 // Backend returns the pg-inbox backend.
 func Backend() relay.Backend {
 	return relay.Backend{
-		Name:    "pg-inbox",
-		Aliases: []string{"pg_inbox", "inbox"},
-		Sink:    relaycfg.Sink(sinkDefaults(), newSink),
+		Name:     "pg-inbox",
+		Aliases:  []string{"pg_inbox", "inbox"},
+		Sink:     relaycfg.Sink(sinkDefaults(), newSink),
+		Refusals: inbox.Refusals,
 		SinkGuarantee: relay.Guarantee{
 			Delivery: "effectively once",
 			Dedup:    "unique key on the event id, for as long as a row is kept",

@@ -36,14 +36,7 @@
 //
 // # Errors
 //
-//	what                                                          class
-//	connection refused, lost or timed out, server starting        transient
-//	serialization failure, deadlock, lock or statement timeout    transient
-//	disk full, too many connections, read-only standby            transient
-//	data the column does not take (class 22), a violated          permanent for the message
-//	constraint (23, 44), a row too big (54), a trigger's refusal (P0)
-//	no such database, table or column, refused login, missing     fatal
-//	privilege (28, 3D, 3F, 42), no partition for the row
+// docs/refusals.md lists the SQLSTATEs and what the relay does with them.
 //
 // A batch with a permanent error is rolled back whole; the engine finds the
 // message by bisection and delivers the others.

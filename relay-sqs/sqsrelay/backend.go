@@ -8,9 +8,10 @@ import (
 // Backend returns the SQS backend.
 func Backend() relay.Backend {
 	return relay.Backend{
-		Name:   "sqs",
-		Sink:   relaycfg.Sink(sinkDefaults(), newSink),
-		Source: relaycfg.Source(sourceDefaults(), newSource),
+		Name:     "sqs",
+		Sink:     relaycfg.Sink(sinkDefaults(), newSink),
+		Source:   relaycfg.Source(sourceDefaults(), newSource),
+		Refusals: refusals,
 		SinkGuarantee: relay.Guarantee{
 			Delivery: "FIFO: effectively once; standard: at least once",
 			Dedup:    "FIFO: MessageDeduplicationId, for 5 minutes; standard: none, attribute dedup_key tells the receiver",

@@ -52,17 +52,8 @@
 //
 // # Errors
 //
-//	the message can never be delivered   a body that is empty, is not UTF-8, or has characters that XML forbids (SQS:
-//	                                     InvalidMessageContents); a message above the limit (MessageTooLong,
-//	                                     BatchRequestTooLong); InvalidParameterValue, InvalidAttributeValue,
-//	                                     MissingParameter, and any other entry with SenderFault;
-//	                                     a row without the template's field
-//	the pipeline stops                   QueueDoesNotExist; AccessDenied, InvalidClientTokenId, UnrecognizedClientException,
-//	                                     SignatureDoesNotMatch, InvalidSecurity, MissingAuthenticationToken, ExpiredToken of a
-//	                                     static session_token; InvalidAddress, UnsupportedOperation; KmsAccessDenied,
-//	                                     KmsDisabled, KmsNotFound, KmsInvalidState, KmsInvalidKeyUsage, KmsOptInRequired
-//	transient                            everything else: RequestThrottled, OverLimit, KmsThrottled, InternalError,
-//	                                     ServiceUnavailable, QueueDeletedRecently, a network that fails
+// docs/refusals.md lists the codes and what the relay does with them. A row without a field
+// of the template is permanent. All other errors are transient.
 //
 // A request that SQS refuses as a whole for one of its entries is sent again
 // entry by entry.

@@ -19,8 +19,34 @@ var (
 	errUnanswered = errors.New("the answer of SQS leaves the message out")
 )
 
-// classify marks err by the table in the package's documentation. Every
-// other error is transient.
+// refusals are the error codes of SQS, without the prefix of older protocols. The queue
+// is always that of the configuration.
+var refusals = relay.Refusals{
+	{Kind: relay.KindTooLarge, Blame: relay.BlameMessage, Answer: "BatchRequestTooLong|MessageTooLong"},
+	{Kind: relay.KindInvalid, Blame: relay.BlameMessage, Answer: "InvalidMessageContents", Note: "empty, not UTF-8, or not allowed in XML"},
+	{Kind: relay.KindInvalid, Blame: relay.BlameMessage, Answer: "InvalidParameterValue*|InvalidAttribute*|MissingParameter"},
+	{Kind: relay.KindInvalid, Blame: relay.BlameMessage, Answer: senderFault, Note: "of an entry, with any code that is not listed"},
+	{Kind: relay.KindBadName, Blame: relay.BlamePipeline, Answer: "InvalidAddress", Note: "queue_url"},
+	{Kind: relay.KindMissing, Blame: relay.BlamePipeline, Answer: "NonExistentQueue|QueueDoesNotExist"},
+	{Kind: relay.KindMissing, Blame: relay.BlameNothing, Answer: "QueueDeletedRecently"},
+	{Kind: relay.KindDenied, Blame: relay.BlamePipeline, Answer: "AccessDenied*"},
+	{Kind: relay.KindWrongType, Note: "the name of a queue shows whether it is FIFO"},
+	{Kind: relay.KindFull, Blame: relay.BlameNothing, Answer: "OverLimit|*Throttl*"},
+	{Kind: relay.KindUnavailable, Blame: relay.BlameNothing, Answer: "Internal*|ServiceUnavailable|RequestTimeout*"},
+	{Kind: relay.KindCredentials, Blame: relay.BlamePipeline, Answer: "ExpiredToken*" + ofStatic, Note: "nothing renews it"},
+	{Kind: relay.KindCredentials, Blame: relay.BlameNothing, Answer: "ExpiredToken*"},
+	{Kind: relay.KindCredentials, Blame: relay.BlamePipeline, Answer: "InvalidClientTokenId|UnrecognizedClient*|SignatureDoesNotMatch"},
+	{Kind: relay.KindCredentials, Blame: relay.BlamePipeline, Answer: "InvalidAccessKeyId|InvalidSecurity|MissingAuthentication*|OptIn*"},
+	{Kind: relay.KindCredentials, Blame: relay.BlamePipeline, Answer: "Kms*|KMS.*", Note: "the key of the queue"},
+	{Kind: relay.KindSetup, Blame: relay.BlamePipeline, Answer: "UnsupportedOperation|InvalidAction"},
+}
+
+const (
+	senderFault = "SenderFault"
+	ofStatic    = " of a static session_token"
+)
+
+// classify marks err by the table.
 func (q *queue) classify(err error) error {
 	err = peer.Explain(err)
 	if _, wrong := errors.AsType[*relaynet.WrongPeerError](err); wrong {
@@ -30,39 +56,24 @@ func (q *queue) classify(err error) error {
 	if !errors.As(err, &api) {
 		return err
 	}
-	return q.classifyCode(err, api.ErrorCode())
+	return refusals.Classify(err, q.answer(api.ErrorCode()), false)
 }
 
-// entryError is the error of one entry of a batch.
+// entryError is the error of one entry of a batch. The sender is at fault for a throttled
+// entry too, so a code that is listed counts first.
 func (q *queue) entryError(e *types.BatchResultErrorEntry) error {
-	code := aws.ToString(e.Code)
-	err := fmt.Errorf("%s: %s", code, aws.ToString(e.Message))
-	classified := q.classifyCode(err, code)
-	if e.SenderFault && !relay.IsFatal(classified) {
-		return relay.Permanent(err)
+	answer := q.answer(aws.ToString(e.Code))
+	if e.SenderFault && refusals.Find(answer).Answer == "" {
+		answer = senderFault
 	}
-	return classified
+	return refusals.Classify(fmt.Errorf("%s: %s", aws.ToString(e.Code), aws.ToString(e.Message)), answer, false)
 }
 
-func (q *queue) classifyCode(err error, code string) error {
-	// Old and new protocols spell some codes with and without a prefix.
+// answer returns a code as the table has it.
+func (q *queue) answer(code string) string {
 	code = strings.TrimPrefix(code, "AWS.SimpleQueueService.")
-	switch code {
-	case "InvalidMessageContents", "InvalidParameterValue", "InvalidParameterValueException", "InvalidAttributeValue", "InvalidAttributeName",
-		"MissingParameter", "BatchRequestTooLong", "MessageTooLong":
-		return relay.Permanent(err)
-	case "NonExistentQueue", "QueueDoesNotExist",
-		"AccessDenied", "AccessDeniedException", "InvalidClientTokenId", "UnrecognizedClientException", "SignatureDoesNotMatch",
-		"InvalidAccessKeyId", "InvalidSecurity", "MissingAuthenticationToken", "MissingAuthenticationTokenException", "OptInRequired",
-		"InvalidAddress", "UnsupportedOperation", "InvalidAction",
-		"KmsAccessDenied", "KmsDisabled", "KmsInvalidKeyUsage", "KmsInvalidState", "KmsNotFound", "KmsOptInRequired",
-		"KMS.AccessDeniedException", "KMS.DisabledException", "KMS.InvalidKeyUsageException", "KMS.InvalidStateException",
-		"KMS.NotFoundException", "KMS.OptInRequired":
-		return relay.Fatal(err)
-	case "ExpiredToken", "ExpiredTokenException":
-		if q.cfg.SessionToken != "" && q.cfg.RoleARN == "" {
-			return relay.Fatal(err) // nothing renews it
-		}
+	if strings.HasPrefix(code, "ExpiredToken") && q.cfg.SessionToken != "" && q.cfg.RoleARN == "" {
+		code += ofStatic
 	}
-	return err
+	return code
 }

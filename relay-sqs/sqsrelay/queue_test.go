@@ -14,6 +14,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/sqs"
 	"github.com/aws/aws-sdk-go-v2/service/sqs/types"
+	"github.com/aws/smithy-go"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
@@ -302,6 +303,22 @@ func TestTooLarge(t *testing.T) {
 	}
 }
 
+func TestRefusals(t *testing.T) {
+	t.Parallel()
+	relaytest.Refusals(t, refusals, func(answer string, _ bool) error {
+		if answer == senderFault {
+			answer = "SomethingNew"
+			return (&queue{cfg: new(connConfig)}).entryError(&types.BatchResultErrorEntry{Code: &answer, SenderFault: true})
+		}
+		code, static := strings.CutSuffix(answer, ofStatic)
+		q := &queue{cfg: new(connConfig)}
+		if static {
+			q.cfg.SessionToken = "static"
+		}
+		return q.classify(&smithy.GenericAPIError{Code: code})
+	})
+}
+
 func TestErrorClasses(t *testing.T) {
 	t.Parallel()
 	q := &queue{cfg: &connConfig{SessionToken: "static"}}
@@ -315,6 +332,7 @@ func TestErrorClasses(t *testing.T) {
 		"unknown of theirs":  {"SomethingNew", false, "transient"},
 		"internal":           {"InternalError", false, "transient"},
 		"throttled":          {"RequestThrottled", false, "transient"},
+		"throttled, ours":    {"RequestThrottled", true, "transient"},
 		"key not usable":     {"KmsAccessDenied", true, "fatal"},
 		"old protocol's":     {"AWS.SimpleQueueService.NonExistentQueue", true, "fatal"},
 		"credentials":        {"InvalidClientTokenId", false, "fatal"},

@@ -20,7 +20,8 @@ func Backend() relay.Backend {
 		Source: relaycfg.Source(sourceDefaults(), func(_ context.Context, env relay.Env, cfg sourceConfig) (relay.Source, error) {
 			return newSource(cfg, env, input)
 		}),
-		Copies: 2, // the row and its body; the client writes it as it is
+		Copies:   2, // the row and its body; the client writes it as it is
+		Refusals: refusals,
 		SinkGuarantee: relay.Guarantee{
 			Delivery: "effectively once into a file, with format envelope or cloudevents; at least once otherwise",
 			Dedup:    "the file's tail is read back after a crash",

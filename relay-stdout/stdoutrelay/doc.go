@@ -80,7 +80,6 @@
 //
 //	a body that is not JSON and does not fit on a line   permanent
 //	a line that is not JSON or is longer than max_line   permanent
-//	a directory or a permission that is missing, a link  fatal
 //	a file of a source that did not only grow            fatal
-//	everything else: full disk, stalled reader           transient
+//	an error of the system                               see docs/refusals.md
 package stdoutrelay

@@ -38,7 +38,8 @@ func oneLine(m *relay.Message) ([]byte, error) {
 	}
 	var compact bytes.Buffer
 	if err := json.Compact(&compact, m.Body); err != nil {
-		return nil, relay.Permanent(fmt.Errorf("message %s does not fit on a line: its body has line breaks and is not JSON: %w", m.ID, err))
+		err = fmt.Errorf("message %s does not fit on a line: its body has line breaks and is not JSON: %w", m.ID, err)
+		return nil, refusals.Classify(err, notLine, false)
 	}
 	return compact.Bytes(), nil
 }
@@ -46,7 +47,7 @@ func oneLine(m *relay.Message) ([]byte, error) {
 func appendPretty(dst []byte, m *relay.Message) ([]byte, error) {
 	buf := bytes.NewBuffer(dst)
 	if err := json.Indent(buf, bytes.TrimSpace(m.Body), "", "  "); err != nil {
-		return dst, relay.Permanent(fmt.Errorf("message %s cannot be indented: its body is not JSON: %w", m.ID, err))
+		return dst, refusals.Classify(fmt.Errorf("message %s cannot be indented: its body is not JSON: %w", m.ID, err), notLine, false)
 	}
 	buf.WriteByte('\n')
 	return buf.Bytes(), nil

@@ -50,18 +50,10 @@
 //
 // # Errors of the sink
 //
-//	answer                                     class
-//	2xx                                        confirmed
-//	in retry_on_status                         transient; Retry-After is honoured, up to an hour
-//	no connection, timeout, TLS failure        transient
-//	an address that is not public              fatal
-//	3xx                                        fatal
-//	401, 403, 407                              fatal: refused
-//	404, 410                                   fatal: no such endpoint; permanent where url has variables
-//	405, 415, 501, 505                         fatal: not with this method or kind of body
-//	other 4xx                                  permanent for the message; a batch is bisected
-//	500, 502, 503, 504, taken off the list     permanent for the message
-//	other 5xx                                  transient
+// docs/refusals.md lists the statuses and what the relay does with them. A status of
+// retry_on_status is transient; Retry-After is honoured, up to an hour. So are no
+// connection, a timeout and a failure of TLS. An address that is not public is fatal. A
+// batch that is refused for one message is bisected.
 //
 // # Authentication of the source
 //

@@ -43,11 +43,33 @@ func (e *statusError) Error() string {
 	return text
 }
 
-// classifier turns a status into an error of the right class; see the package
-// comment's table.
+// onList is the answer whose status retry_on_status has.
+const onList = "retry_on_status"
+
+// refusals are the statuses. The note of a refusal that stops the pipeline is its cure.
+var refusals = relay.Refusals{
+	{Kind: relay.KindUnavailable, Blame: relay.BlameNothing, Answer: onList, Note: "by default 408, 429, 500, 502, 503 and 504"},
+	{Kind: relay.KindTooLarge, Blame: relay.BlameMessage, Answer: "413|431"},
+	{Kind: relay.KindBadName, Blame: relay.BlameMessage, Answer: "414", Note: "the URL is too long"},
+	{Kind: relay.KindMissing, Blame: relay.BlameDestination, Answer: "404|410", Note: "the endpoint does not exist; correct webhook_url"},
+	{Kind: relay.KindDenied, Blame: relay.BlameDestination, Answer: "403", Note: refused},
+	{Kind: relay.KindWrongType, Blame: relay.BlameDestination, Answer: "405", Note: "set webhook_method to a method that it allows"},
+	{Kind: relay.KindFull, Blame: relay.BlameNothing, Answer: "507"},
+	{Kind: relay.KindCredentials, Blame: relay.BlamePipeline, Answer: "401|407", Note: refused},
+	{Kind: relay.KindSetup, Blame: relay.BlamePipeline, Answer: "3*", Note: "redirects are not followed; set webhook_url to the final " +
+		"address, or webhook_follow_redirects"},
+	{Kind: relay.KindSetup, Blame: relay.BlamePipeline, Answer: "415|501|505", Note: "the endpoint refuses requests of this kind"},
+	{Kind: relay.KindInvalid, Blame: relay.BlameMessage, Answer: "4*", Note: "422 and all other 4xx"},
+	{Kind: relay.KindInvalid, Blame: relay.BlameMessage, Answer: "500|502|503|504", Note: "where retry_on_status leaves them out"},
+	{Kind: relay.KindUnavailable, Blame: relay.BlameNothing, Answer: "5*", Note: "520 to 530 and their like"},
+}
+
+const refused = "the endpoint refuses the relay; correct webhook_signing_secret or webhook_headers"
+
+// classifier turns a status into an error of the right class.
 type classifier struct {
 	retry      []int
-	perMessage bool // the URL depends on the message, so a missing one is the message's fault
+	perMessage bool // the URL depends on the message, so the refusal of one is the message's fault
 }
 
 // classify returns nil for a success.
@@ -55,32 +77,19 @@ func (c classifier) classify(status int, detail string, retryAfter time.Duration
 	if status >= 200 && status < 300 {
 		return nil
 	}
+	answer := strconv.Itoa(status)
+	if slices.Contains(c.retry, status) {
+		answer = onList
+	}
 	err := error(&statusError{status, detail})
+	row, classified := refusals.Find(answer), refusals.Classify(err, answer, c.perMessage)
 	switch {
-	case slices.Contains(c.retry, status):
+	case relay.IsFatal(classified):
+		return relay.Fatal(fmt.Errorf("%w: %s", err, row.Note))
+	case row.Blame == relay.BlameNothing:
 		return delayed(err, retryAfter)
-	case status < 400:
-		return relay.Fatal(fmt.Errorf("%w: redirects are not followed; set webhook_url to the final address, or webhook_follow_redirects", err))
 	}
-	switch status {
-	case http.StatusNotFound, http.StatusGone:
-		if c.perMessage {
-			return relay.Permanent(err)
-		}
-		return relay.Fatal(fmt.Errorf("%w: the endpoint does not exist; correct webhook_url or delete the pipeline", err))
-	case http.StatusUnauthorized, http.StatusForbidden, http.StatusProxyAuthRequired:
-		return relay.Fatal(fmt.Errorf("%w: the endpoint refuses the relay; correct webhook_signing_secret or webhook_headers", err))
-	case http.StatusMethodNotAllowed:
-		return relay.Fatal(fmt.Errorf("%w: set webhook_method to a method that it allows", err))
-	case http.StatusUnsupportedMediaType, http.StatusNotImplemented, http.StatusHTTPVersionNotSupported:
-		return relay.Fatal(fmt.Errorf("%w: the endpoint refuses requests of this kind", err))
-	case http.StatusInternalServerError, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
-		return relay.Permanent(err) // the operator removed it from retry_on_status
-	}
-	if status < 500 {
-		return relay.Permanent(err)
-	}
-	return delayed(err, retryAfter) // 507, 520 to 530 and their like: a server in trouble
+	return classified
 }
 
 func delayed(err error, d time.Duration) error {

@@ -15,6 +15,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -100,6 +101,40 @@ func TestSignKnownVector(t *testing.T) {
 	got := newSigner(keys).sign("msg_p5jXN8AQM9LWM0D4loKWxJek", "1614265330", []byte(`{"test": 2432232314}`))
 	if want := "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="; got != want {
 		t.Errorf("sign = %s, want %s", got, want)
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	t.Parallel()
+	relaytest.Refusals(t, refusals, func(answer string, ofRow bool) error {
+		if answer == onList {
+			return classifier{retry: []int{422}, perMessage: ofRow}.classify(422, "", 0)
+		}
+		status, _ := strconv.Atoi((answer + "99")[:3])
+		return classifier{perMessage: ofRow}.classify(status, "", 0)
+	})
+}
+
+// A URL that a row makes, and that does not exist or refuses the relay, stops the messages
+// for it and no others.
+func TestURLOfRowIsRefusedAlone(t *testing.T) {
+	t.Parallel()
+	for _, status := range []int{403, 404, 405, 410} {
+		url := serve(t, func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/bad" {
+				w.WriteHeader(status)
+			}
+		})
+		s := openSink(t, url+"/{row.tenant}", nil)
+		batch := make([]relay.Message, 4)
+		for i := range batch {
+			batch[i] = relaytest.Message(i+1, strconv.Itoa(i))
+			batch[i].Row = []byte(`{"tenant":"good"}`)
+		}
+		batch[2].Row = []byte(`{"tenant":"bad"}`)
+		if dead := relaytest.Settle(t, s, batch); !slices.Equal(dead, []string{batch[2].ID}) {
+			t.Errorf("answer %d: dead letters %v, want the third message", status, dead)
+		}
 	}
 }
 

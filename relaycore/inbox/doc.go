@@ -46,9 +46,6 @@
 //
 // # Errors
 //
-//	SQLSTATE                                            class
-//	22, 23, 44, 54, P0: the data, a constraint, a trigger   permanent
-//	23514 because no partition takes the row            fatal
-//	0A, 28, 3D, 3F, 42: missing table, refused login    fatal
-//	all else: 08, 25006, 40, 53, 55, 57, no connection  transient
+// docs/refusals.md lists the SQLSTATEs and what the relay does with them. All else is
+// transient, as are errors of the connection.
 package inbox

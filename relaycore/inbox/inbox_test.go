@@ -401,6 +401,7 @@ func TestErrorClasses(t *testing.T) {
 		"id too long":       {ddl: "CREATE TABLE orders_inbox (event_id varchar(5) PRIMARY KEY, payload jsonb)", m: message("123456", "1"), is: permanent},
 		"id not a UUID":     {ddl: "CREATE TABLE orders_inbox (event_id uuid PRIMARY KEY, payload jsonb)", m: message("a", "1"), is: permanent},
 		"check":             {ddl: createInbox, after: "ALTER TABLE orders_inbox ADD CHECK (payload <> '1')", m: message("a", "1"), is: permanent},
+		"not null":          {ddl: createInbox, after: "ALTER TABLE orders_inbox ADD more int NOT NULL", m: message("a", "1"), is: permanent},
 		"foreign key":       {ddl: "CREATE TABLE k (k text PRIMARY KEY); CREATE TABLE orders_inbox (event_id text PRIMARY KEY, payload jsonb, aggregate_id text REFERENCES k)", m: message("a", "1"), is: permanent},
 		"other unique key":  {ddl: "CREATE TABLE orders_inbox (event_id text PRIMARY KEY, payload jsonb UNIQUE); INSERT INTO orders_inbox VALUES ('z', '1')", m: message("a", "1"), is: permanent},
 		"index row too big": {ddl: createInbox, m: message(incompressible(9000), "1"), is: permanent},
@@ -436,6 +437,32 @@ func TestErrorClasses(t *testing.T) {
 				t.Errorf("Publish = %v (permanent %t, fatal %t)", err, relay.IsPermanent(err), relay.IsFatal(err))
 			}
 		})
+	}
+}
+
+// A policy that refuses one row is about that row, though PostgreSQL gives it the code of
+// a missing privilege. A privilege that is missing stops the pipeline.
+func TestRowSecurity(t *testing.T) {
+	t.Parallel()
+	url := pgtest.URL(t)
+	admin := pgtest.Open(t, url)
+	role := texts(t, admin, "SELECT 'inbox_test_' || substr(md5(random()::text || clock_timestamp()), 1, 12)")[0]
+	mustExec(t, admin, createInbox+fmt.Sprintf(`; CREATE ROLE %[1]s; GRANT SELECT, INSERT ON orders_inbox TO %[1]s;
+		ALTER TABLE orders_inbox ENABLE ROW LEVEL SECURITY;
+		CREATE POLICY p ON orders_inbox USING (true) WITH CHECK (event_id <> 'bad')`, role))
+	t.Cleanup(func() { _, _ = admin.Exec(context.Background(), "DROP OWNED BY "+role+"; DROP ROLE "+role) })
+	s := open(t, pgtest.Open(t, with(t, url, "role", role)), inbox.Config{})
+	dead := relaytest.Settle(t, s, []relay.Message{message("a", "1"), message("bad", "1"), message("c", "1")})
+	if !slices.Equal(dead, []string{"bad"}) {
+		t.Errorf("dead letters %v, want bad", dead)
+	}
+	var n int
+	if err := admin.QueryRow(t.Context(), "SELECT count(*) FROM orders_inbox").Scan(&n); err != nil || n != 2 {
+		t.Errorf("the inbox has %d rows, %v; want 2", n, err)
+	}
+	mustExec(t, admin, "REVOKE INSERT ON orders_inbox FROM "+role)
+	if err := s.Publish(t.Context(), []relay.Message{message("d", "1")}); !relay.IsFatal(err) {
+		t.Errorf("Publish without the privilege = %v, want a fatal error", err)
 	}
 }
 
