@@ -117,7 +117,7 @@ takeover: servers build ## how evenly processes share pipelines, and how fast th
 snapshot: servers bin/pgtrickle-relay ## the rows of a captured table before its changes, with kill -9; SNAPSHOT_ROWS
 	cd e2e && RELAY_SNAPSHOT=1 $(GO_TEST) -count=1 -timeout=1h -v ./snapshot
 snapshot-short: ## the same for CI, with a tenth of the rows (40 s)
-	SNAPSHOT_ROWS=100000 $(MAKE) snapshot
+	SNAPSHOT_ROWS=100000 SNAPSHOT_STALL=10s $(MAKE) snapshot
 
 .PHONY: hostile hostile-short
 hostile: servers bin/pgtrickle-relay ## every client at servers of other kinds and at hostile ones, in bounded memory (5 minutes)

@@ -67,7 +67,6 @@ const (
 	patience  = 5 * time.Minute
 	perSecond = 500 // writes
 	kills     = 5
-	maxStall  = time.Second
 	maxGrowth = 16 << 20 // bytes of memory, from half of the rows to all
 )
 
@@ -75,6 +74,10 @@ const (
 // and again, and once by one that is not. Both replays must equal the table.
 func TestSnapshot(t *testing.T) {
 	rows, err := strconv.Atoi(cmp.Or(os.Getenv("SNAPSHOT_ROWS"), "1000000"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	maxStall, err := time.ParseDuration(cmp.Or(os.Getenv("SNAPSHOT_STALL"), "1s"))
 	if err != nil {
 		t.Fatal(err)
 	}
