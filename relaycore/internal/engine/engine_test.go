@@ -324,6 +324,21 @@ func TestRetriesForeverInOrder(t *testing.T) {
 // A far end that refuses what it could not take before has recovered, even if nothing
 // follows. A burst of dead letters is one line of the log.
 func TestRefusalAfterAnOutageEndsTheRetries(t *testing.T) {
+	for name, refuse := range map[string]func(batch []relay.Message) error{
+		"the batch": func([]relay.Message) error { return relay.Permanent(errors.New("422")) },
+		"each message": func(batch []relay.Message) error {
+			failed := new(relay.BatchError)
+			for i := range batch {
+				failed.Fail(i, relay.Permanent(errors.New("422")))
+			}
+			return failed
+		},
+	} {
+		t.Run(name, func(t *testing.T) { testRefusalAfterAnOutage(t, refuse) })
+	}
+}
+
+func testRefusalAfterAnOutage(t *testing.T, refuse func(batch []relay.Message) error) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(20, 2)
 		b.cfg.OnError = engine.OnErrorSkip
@@ -332,11 +347,11 @@ func TestRefusalAfterAnOutageEndsTheRetries(t *testing.T) {
 		var states []string
 		b.cfg.Changed = func(err error) { states = append(states, fmt.Sprint(err)) }
 		up := time.Now().Add(time.Minute)
-		b.sink.answer = func(int, []relay.Message) error {
+		b.sink.answer = func(_ int, batch []relay.Message) error {
 			if time.Now().Before(up) {
 				return errors.New("503")
 			}
-			return relay.Permanent(errors.New("422"))
+			return refuse(batch)
 		}
 		b.start()
 		time.Sleep(time.Minute + 2*time.Second)
