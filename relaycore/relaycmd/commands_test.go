@@ -16,6 +16,7 @@ import (
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/pipeline"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest/pgtest"
 )
 
 // command runs the binary against the world and wants status 0.
@@ -487,5 +488,20 @@ func TestRename(t *testing.T) {
 	}
 	if n := p.owned(); n != 1 {
 		t.Errorf("the relay runs %d pipelines", n)
+	}
+}
+
+// TestMigrateReports: the command prints what it has done.
+func TestMigrateReports(t *testing.T) {
+	t.Parallel()
+	url := pgtest.URL(t)
+	w := &world{url: url, pool: pgtest.Open(t, url)}
+	for _, want := range []string{"installed the catalog", "the catalog is up to date", "updated the catalog"} {
+		if strings.HasPrefix(want, "updated") {
+			w.exec(t, `UPDATE pgtrickle.relay_migrations SET checksum = 'old'`)
+		}
+		if out := w.command(t, "migrate"); !strings.HasPrefix(out, want+"\n") {
+			t.Errorf("migrate printed %q, want %q", out, want)
+		}
 	}
 }

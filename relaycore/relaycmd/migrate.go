@@ -98,14 +98,14 @@ func (p *program) migrate(ctx context.Context, owner string) error {
 
 	if p.json() {
 		return p.printJSON(map[string]any{
-			"migrated": true, "missing": append([]string{}, missing...),
+			"migrated": true, "done": report.Done, "missing": append([]string{}, missing...),
 			"handed_over": append([]string{}, report.HandedOver...), "to_run": append([]string{}, report.ToRun...),
 		})
 	}
 	for _, s := range report.HandedOver {
 		fmt.Fprintln(p.stdout, "handed over from a superuser:", s)
 	}
-	fmt.Fprintln(p.stdout, "the catalog is up to date")
+	fmt.Fprintln(p.stdout, report.Done)
 	for _, s := range report.ToRun {
 		fmt.Fprintln(p.stdout, "let the owner or a superuser run:", s)
 	}

@@ -105,6 +105,7 @@ type Options struct {
 
 // Report is what an operator has to know of a migration.
 type Report struct {
+	Done       string   // what was done to the catalog, as a sentence without a period
 	HandedOver []string // statements that gave a superuser's objects to the owner
 	ToRun      []string // grants that only another role may run
 }
@@ -171,15 +172,21 @@ func Install(ctx context.Context, conn Conn, o Options) (report Report, err erro
 			if err != nil {
 				return err
 			}
+			report.Done = "the catalog is newer than this binary and stays, apart from keys of backends"
 			_, err = execute(ctx, tx, ext, migration{name: "backend keys", sql: settings + unknown})
 			return err
 		case !current:
 			if err := ext.permits(ctx, tx); err != nil {
 				return err
 			}
+			report.Done = "installed the catalog"
+			if len(done) > 0 {
+				report.Done = "updated the catalog"
+			}
 			report.ToRun, err = execute(ctx, tx, ext, s.steps(done, keys)...)
 			return err
 		}
+		report.Done = "the catalog is up to date"
 		return nil
 	})
 	if err != nil {
