@@ -12,6 +12,7 @@ func Backend() relay.Backend {
 		Sink:     relaycfg.Sink(sinkDefaults(), newSink),
 		Source:   relaycfg.Source(sourceDefaults(), newSource),
 		Refusals: refusals,
+		Copies:   7, // the client builds records, a batch and a request, in buffers that grow
 		SinkGuarantee: relay.Guarantee{
 			Delivery: "effectively once",
 			Dedup:    "numbered batches while the relay runs; after a crash, ids read back from the end of each partition",

@@ -35,7 +35,12 @@ func TestSink(t *testing.T) {
 		"NotNumbered": `{"idempotence":false}`,
 	} {
 		t.Run(name, func(t *testing.T) {
+			copies := Backend().Copies
+			if name == "Zstd" {
+				copies = 0 // the compressor takes 16 MiB, whatever the body is
+			}
 			relaytest.TestSink(t, relaytest.SinkHarness{
+				Copies: copies,
 				New: func(t testing.TB) relaytest.SinkCase {
 					topic := newTopic(t, brokers, 3)
 					config := with(more, map[string]any{"brokers": brokers, "topic": topic})

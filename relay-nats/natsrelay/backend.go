@@ -12,6 +12,7 @@ func Backend() relay.Backend {
 		Sink:       relaycfg.Sink(sinkDefaults(), newSink),
 		Source:     relaycfg.Source(sourceDefaults(), newSource),
 		SubjectKey: "subject",
+		Copies:     3, // the row, its body, and the client's buffer
 
 		Refusals:        refusals,
 		SinkGuarantee:   sinkGuarantee(),

@@ -35,6 +35,7 @@ func allowBatched(c *jetstream.StreamConfig) { c.AllowBatchPublish = true }
 func sinkHarness(t *testing.T, url string, change func(*jetstream.StreamConfig)) relaytest.SinkHarness {
 	nc, js := connect(t, url)
 	return relaytest.SinkHarness{
+		Copies:  Backend().Copies,
 		Dedup:   true,
 		MaxBody: int(nc.MaxPayload()) - 4096, // headers count as well
 		Refuse: func(t testing.TB, m *relay.Message) {

@@ -13,6 +13,7 @@ func Backend() relay.Backend {
 		Aliases:  []string{"pg_inbox", "inbox"},
 		Sink:     relaycfg.Sink(sinkDefaults(), newSink),
 		Refusals: inbox.Refusals,
+		Copies:   4, // the client makes an array of texts, and a message of it
 		SinkGuarantee: relay.Guarantee{
 			Delivery: "effectively once",
 			Dedup:    "unique key on the event id, for as long as a row is kept",

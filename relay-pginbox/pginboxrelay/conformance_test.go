@@ -26,7 +26,8 @@ CREATE TABLE pgtrickle.orders_inbox (
 
 func TestSink(t *testing.T) {
 	relaytest.TestSink(t, relaytest.SinkHarness{
-		Dedup: true, JSONOnly: true, UTF8Only: true, NoHeaders: true,
+		Copies: Backend().Copies,
+		Dedup:  true, JSONOnly: true, UTF8Only: true, NoHeaders: true,
 		Refuse: func(_ testing.TB, m *relay.Message) { m.Row = []byte(`{"nul":"\u0000"}`) },
 		New: func(t testing.TB) relaytest.SinkCase {
 			url := pgtest.URL(t)

@@ -17,6 +17,7 @@ func TestSink(t *testing.T) {
 		t.Run(queueType, func(t *testing.T) {
 			p, through := newProxy(t, broker)
 			relaytest.TestSink(t, relaytest.SinkHarness{
+				Copies: Backend().Copies,
 				New: func(t testing.TB) relaytest.SinkCase {
 					queue := declare(t, broker, queueType, nil)
 					return relaytest.SinkCase{

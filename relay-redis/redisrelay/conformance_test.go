@@ -82,7 +82,8 @@ func readStream(t testing.TB, raw *redis.Client, key string, n int) (got []relay
 func TestSink(t *testing.T) {
 	url := relaytest.Endpoint(t, "RELAY_TEST_REDIS_URL")
 	relaytest.TestSink(t, relaytest.SinkHarness{
-		New: func(t testing.TB) relaytest.SinkCase { return sinkCase(t, url) },
+		Copies: Backend().Copies,
+		New:    func(t testing.TB) relaytest.SinkCase { return sinkCase(t, url) },
 	})
 }
 
@@ -90,6 +91,7 @@ func TestSink(t *testing.T) {
 func TestSinkOwnServer(t *testing.T) {
 	srv := startServer(t, "--proto-max-bulk-len", "2mb")
 	relaytest.TestSink(t, relaytest.SinkHarness{
+		Copies:  Backend().Copies,
 		New:     func(t testing.TB) relaytest.SinkCase { return sinkCase(t, srv.url()) },
 		Refuse:  func(_ testing.TB, m *relay.Message) { m.Body = []byte(`"` + strings.Repeat("x", 2<<20) + `"`) },
 		Restart: func(t testing.TB) { srv.restart(t) },

@@ -12,6 +12,7 @@ func Backend() relay.Backend {
 		Sink:     relaycfg.Sink(sinkDefaults(), newSink),
 		Source:   relaycfg.Source(sourceDefaults(), newSource),
 		Refusals: refusals,
+		Copies:   7, // the client makes JSON of a text of the body; a queue takes 1 MiB at most
 		SinkGuarantee: relay.Guarantee{
 			Delivery: "FIFO: effectively once; standard: at least once",
 			Dedup:    "FIFO: MessageDeduplicationId, for 5 minutes; standard: none, attribute dedup_key tells the receiver",

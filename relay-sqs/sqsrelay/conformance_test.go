@@ -53,6 +53,7 @@ func TestSink(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			relaytest.TestSink(t, relaytest.SinkHarness{
+				Copies: Backend().Copies,
 				New: func(t testing.TB) relaytest.SinkCase {
 					url := newQueue(t, endpoint, tc.suffix)
 					return relaytest.SinkCase{

@@ -10,6 +10,7 @@ import (
 	"github.com/peterbourgon/ff/v3/ffcli"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/daemon"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/pipeline"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
@@ -34,6 +35,7 @@ type checkResult struct {
 	Dedup     string   `json:"dedup,omitempty"`
 	Order     string   `json:"order,omitempty"`
 	Weakest   string   `json:"weakest_link,omitempty"`
+	Largest   int64    `json:"largest_row_bytes,omitempty"` // of a forward pipeline
 	Notes     []string `json:"notes,omitempty"`
 }
 
@@ -103,7 +105,18 @@ func (p *program) checkPipeline(ctx context.Context, runner *pipeline.Runner, pl
 		return r
 	}
 	r.Delivery, r.Dedup, r.Order, r.Weakest = g.Delivery, g.Dedup, g.Order, g.Weakest
+	if resolved, err := pl.Resolve(); err == nil && pl.Direction == relay.Forward {
+		r.Largest = daemon.LargestRow(resolved.Backend.Copies)
+	}
 	return r
+}
+
+// largestRow describes the limit on rows, "" if there is none.
+func (r *checkResult) largestRow() string {
+	if r.Largest == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%d bytes with the memory limit of this process", r.Largest)
 }
 
 func (p *program) printCheck(results []checkResult) {
@@ -117,6 +130,7 @@ func (p *program) printCheck(results []checkResult) {
 			{"duplicates", r.Dedup},
 			{"order", r.Order},
 			{"weakest link", r.Weakest},
+			{"largest row", r.largestRow()},
 		} {
 			if line.text != "" {
 				fmt.Fprintf(p.stdout, "     %-13s %s\n", line.what, line.text)

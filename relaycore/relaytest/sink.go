@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -43,6 +44,9 @@ type SinkHarness struct {
 	// MaxBody is the largest body in bytes that the destination takes; 0 means at
 	// least 1 MiB.
 	MaxBody int
+	// Copies is the backend's Copies. It is 0 where the harness itself allocates, or
+	// where the client allocates much that does not depend on the body.
+	Copies int
 	// Refuse turns m into a message that the destination refuses for good.
 	Refuse func(t testing.TB, m *relay.Message)
 	// Restart restarts the server and returns when it answers again.
@@ -82,6 +86,7 @@ func TestSink(t *testing.T, h SinkHarness) {
 		{"ThousandKeys", testSinkThousandKeys},
 		{"SameIDTwice", testSinkSameIDTwice},
 		{"LargeBody", testSinkLargeBody},
+		{"Copies", testSinkCopies},
 		{"AnyBytes", testSinkAnyBytes},
 		{"NonASCII", testSinkNonASCII},
 		{"HeaderWithNewline", testSinkHeaderWithNewline},
@@ -222,15 +227,44 @@ func testSinkSameIDTwice(t *testing.T, h SinkHarness) {
 
 func testSinkLargeBody(t *testing.T, h SinkHarness) {
 	c := h.New(t)
+	batch := c.messages(1, 3, 1)
+	batch[1].Body = h.largeBody()
+	batch[1].Row = batch[1].Body
+	publish(t, open(t, c), batch)
+	checkArrived(t, h, c.Read(t, 3), batch)
+}
+
+// largeBody returns a JSON object of 1 MiB, or as large as the destination takes.
+func (h SinkHarness) largeBody() []byte {
 	size := 1 << 20
 	if h.MaxBody > 0 {
 		size = min(size, h.MaxBody)
 	}
-	batch := c.messages(1, 3, 1)
-	batch[1].Body = []byte(`{"pad":"` + strings.Repeat("x", size-10) + `"}`)
-	batch[1].Row = batch[1].Body
-	publish(t, open(t, c), batch)
-	checkArrived(t, h, c.Read(t, 3), batch)
+	return []byte(`{"pad":"` + strings.Repeat("x", size-10) + `"}`)
+}
+
+// testSinkCopies compares what a sink allocates for its first large body with what the
+// budget reserves for it. All that is allocated counts, whether it is held at the same
+// time or not. So the result does not depend on the garbage collector.
+func testSinkCopies(t *testing.T, h SinkHarness) {
+	if h.Copies == 0 {
+		t.Skip("the harness does not tell the backend's copies")
+	}
+	c := h.New(t)
+	sink := open(t, c)
+	batch := c.messages(1, 2, 1)
+	publish(t, sink, batch[:1]) // connects
+	body := h.largeBody()
+	batch[1].Body, batch[1].Row = body, body
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	publish(t, sink, batch[1:])
+	runtime.ReadMemStats(&after)
+	copies := 2 + float64(after.TotalAlloc-before.TotalAlloc)/float64(len(body))
+	t.Logf("a body of %d bytes is in memory at most %.1f times, Copies is %d", len(body), copies, h.Copies)
+	if copies > float64(h.Copies)+0.5 {
+		t.Errorf("a body of %d bytes may be in memory %.1f times, want at most %d", len(body), copies, h.Copies)
+	}
 }
 
 func testSinkAnyBytes(t *testing.T, h SinkHarness) {

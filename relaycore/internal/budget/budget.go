@@ -3,6 +3,7 @@
 package budget
 
 import (
+	"cmp"
 	"context"
 	"sync"
 	"sync/atomic"
@@ -29,13 +30,17 @@ func New(bytes, large int64) *Budget {
 	return &Budget{size: bytes, largeSize: large, large: semaphore.NewWeighted(large)}
 }
 
+// DefaultCopies are the row, its body, and a copy of the client.
+const DefaultCopies = 3
+
 // Largest returns the bytes that one message may have, of which so many copies are in
-// memory while it is sent. A nil budget has no bound, and Largest is 0.
+// memory while it is sent; 0 copies mean [DefaultCopies]. A nil budget has no bound, and
+// Largest is 0.
 func (b *Budget) Largest(copies int) int64 {
 	if b == nil {
 		return 0
 	}
-	return b.largeSize / int64(copies)
+	return b.largeSize / int64(cmp.Or(copies, DefaultCopies))
 }
 
 // AcquireLarge waits until n bytes are left for large messages, in the order of calls.

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/grove/pgtrickle-relay/relaycore/internal/budget"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/gcfloor"
 )
 
@@ -19,23 +20,31 @@ const (
 )
 
 // limitMemory returns how many bytes the process may use, or 0 if nothing limits
-// it. GOGC and GOMEMLIMIT override what it sets. Without GOMEMLIMIT the limit is
-// that of the container, less a tenth for memory that Go does not count.
+// it. GOGC and GOMEMLIMIT override what it sets.
 func limitMemory(log *slog.Logger) int64 {
 	if os.Getenv("GOGC") == "" {
 		gcfloor.Set(gcPercent, heapFloor)
 	}
+	limit := memoryLimit()
+	if limit > 0 {
+		debug.SetMemoryLimit(limit)
+		log.Debug("memory limit set", "bytes", limit)
+	}
+	return limit
+}
+
+// LargestRow returns the bytes that a row may have, of which so many copies are in memory
+// while it is sent. The memory limit is that of this process.
+func LargestRow(copies int) int64 { return budget.New(0, largeBudget(memoryLimit())).Largest(copies) }
+
+// memoryLimit returns GOMEMLIMIT, or else the container's limit, less a tenth for memory
+// that Go does not count. It returns 0 if there is neither.
+func memoryLimit() int64 {
 	if limit := debug.SetMemoryLimit(-1); limit != math.MaxInt64 {
 		return limit
 	}
-
 	limit := containerLimit("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-	if limit > 0 {
-		limit -= limit / 10
-		debug.SetMemoryLimit(limit)
-		log.Debug("memory limit set from container", "bytes", limit)
-	}
-	return limit
+	return limit - limit/10
 }
 
 // containerLimit returns the limit in the first file that has one. Version 2 of

@@ -17,9 +17,6 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
-// DefaultCopies are the row, its body, and a copy of the client.
-const DefaultCopies = 3
-
 // What to do with a message that can never be delivered.
 const (
 	OnErrorPark = "park" // dead-letter it and park the later ones of its key
@@ -89,7 +86,7 @@ type Engine struct {
 func New(cfg Config) *Engine {
 	cfg.Batch = cmp.Or(cfg.Batch, 1000)
 	cfg.InFlightBytes = cmp.Or(cfg.InFlightBytes, 16<<20)
-	cfg.Copies = cmp.Or(cfg.Copies, DefaultCopies)
+	cfg.Copies = cmp.Or(cfg.Copies, budget.DefaultCopies)
 	cfg.OnError = cmp.Or(cfg.OnError, OnErrorPark)
 	cfg.CommitEvery = cmp.Or(cfg.CommitEvery, 50*time.Millisecond)
 	if cfg.Trusted == nil {

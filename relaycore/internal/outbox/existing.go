@@ -2,10 +2,8 @@ package outbox
 
 import (
 	"context"
-	"fmt"
 	"time"
 
-	"github.com/grove/pgtrickle-relay/relaycore/internal/engine"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/backfill"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/rows"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/scan"
@@ -70,13 +68,12 @@ func (r *reader) readExisting(ctx context.Context, db scan.DB) error {
 		return err
 	}
 	if c.Large > 0 {
-		if r.cfg.MaxRow <= 0 || c.Large <= r.cfg.MaxRow {
+		tooLarge := r.cfg.tooLarge(c.Large, "row %s of the table of %s", left, r.table)
+		if tooLarge == nil {
 			r.wants = c.Large
 			return nil
 		}
-		r.builder.Existing(e.state.Run, at, left, nil, &engine.TooLargeError{
-			What: fmt.Sprintf("row %s of the table of %s", left, r.table), Length: c.Large, Max: r.cfg.MaxRow,
-		})
+		r.builder.Existing(e.state.Run, at, left, nil, tooLarge)
 	}
 	r.wants = 0
 

@@ -33,16 +33,15 @@ const (
 func (r *reader) readLarge(ctx context.Context, db scan.DB) error {
 	row := r.large
 	payload, length, err := fetchPayload(ctx, db, r.table, row.ID, max(r.wants, unasked))
+	tooLarge := r.cfg.tooLarge(length, "row %d of %s", row.ID, r.table)
 	switch {
 	case err != nil:
 		return fmt.Errorf("row %d: %w", row.ID, err)
 	case length < 0:
 		r.builder.RefuseLarge(row, nil, "", fmt.Errorf("row %d of %s was deleted before its payload was read", row.ID, r.table))
-	case r.cfg.MaxRow > 0 && length > r.cfg.MaxRow:
+	case tooLarge != nil:
 		members, op := smallMembers(ctx, db, r.table, row.ID)
-		r.builder.RefuseLarge(row, members, op, &engine.TooLargeError{
-			What: fmt.Sprintf("row %d of %s", row.ID, r.table), Length: length, Max: r.cfg.MaxRow,
-		})
+		r.builder.RefuseLarge(row, members, op, tooLarge)
 	case payload == nil:
 		r.wants = length
 		return nil
@@ -52,6 +51,15 @@ func (r *reader) readLarge(ctx context.Context, db scan.DB) error {
 	r.large, r.wants = nil, 0
 	r.pass(true)
 	return nil
+}
+
+// tooLarge returns an [engine.TooLargeError] if a row of length bytes is larger than a row
+// may be. The row is named by format and args.
+func (c *Config) tooLarge(length int64, format string, args ...any) error {
+	if c.MaxRow <= 0 || length <= c.MaxRow {
+		return nil
+	}
+	return &engine.TooLargeError{What: fmt.Sprintf(format, args...), Length: length, Max: c.MaxRow}
 }
 
 // Refetch implements engine.Refetcher.
@@ -94,8 +102,8 @@ func (s *Source) refetchLarge(
 	ctx context.Context, db scan.DB, t *table.Table, b *rows.Builder, row *rows.Large, hold func(bytes int64) error,
 ) error {
 	payload, length, err := fetchPayload(ctx, db, t, row.ID, unasked)
-	if err == nil && s.cfg.MaxRow > 0 && length > s.cfg.MaxRow {
-		return relay.Permanent(&engine.TooLargeError{What: fmt.Sprintf("row %d of %s", row.ID, t), Length: length, Max: s.cfg.MaxRow})
+	if tooLarge := s.cfg.tooLarge(length, "row %d of %s", row.ID, t); err == nil && tooLarge != nil {
+		return relay.Permanent(tooLarge)
 	}
 	if err == nil && payload == nil {
 		if err = hold(length); err == nil {

@@ -1,7 +1,6 @@
 package pipeline
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -62,7 +61,7 @@ func (e *ends) openForward(ctx context.Context, from relay.Checkpoint, o outboxO
 		Outbox: s.StreamTable, Settings: s.Forward.Settings, Group: e.Group, Pipeline: e.pipeline.Name,
 		Epoch: o.epoch, KeyFields: keyFields(s), KeepInternal: s.KeepInternalColumns,
 		Identity: e.identity, Checkpoint: from, PollInterval: s.PollInterval.D(), Wake: o.wake, Polled: o.polled, Logger: e.log,
-		MaxRow: e.Budget.Largest(cmp.Or(e.resolved.Backend.Copies, engine.DefaultCopies)),
+		MaxRow: e.Budget.Largest(e.resolved.Backend.Copies),
 	})
 	if err != nil {
 		return err

@@ -5,7 +5,6 @@
 package pipeline
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -100,7 +99,7 @@ func (r *Runner) Run(ctx context.Context, job *supervisor.Job) (err error) {
 	})
 	status.changed(nil)
 	job.Logger.Info("pipeline runs", "backend", resolved.Backend.Name, "epoch", job.Epoch,
-		"largest_row_bytes", r.Budget.Largest(cmp.Or(resolved.Backend.Copies, engine.DefaultCopies)))
+		"largest_row_bytes", r.Budget.Largest(resolved.Backend.Copies))
 	expiring, end := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	expire := expiry{ledger: ledger, age: s.DeadLetterAge.D(), log: log, count: job.Meter.Expired, redrive: eng.Redrive}
