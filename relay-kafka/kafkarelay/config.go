@@ -73,6 +73,7 @@ type sinkConfig struct {
 	Partitions        int               `json:"partitions" relay:"min=0" doc:"Partitions of a topic that the sink creates; 0 is the broker's default."`
 	ReplicationFactor int               `json:"replication_factor" relay:"min=0" doc:"Copies of each partition of a topic that the sink creates; 0 is the broker's default."`
 	MaxMessageBytes   relaycfg.Size     `json:"max_message_bytes" doc:"Largest message to send, key and headers included, and max.message.bytes of topics that the sink creates; 0 is the topic's own limit."`
+	Tombstones        string            `json:"tombstones" relay:"enum=auto|always|never" doc:"Whether a message without a value follows where a key has ended, by a delete or by an update of the key, so that compaction drops the key: auto where the topic is compacted. set_relay_outbox sets auto for a new pipeline."`
 	ConfirmTimeout    relaycfg.Duration `json:"confirm_timeout" relay:"min=1000000,alias=request_timeout" doc:"How long a broker may take to confirm a batch before the attempt counts as failed."`
 }
 
@@ -82,6 +83,7 @@ func sinkDefaults() sinkConfig {
 		Acks:           "all",
 		Idempotence:    true,
 		Compression:    "none",
+		Tombstones:     tombstonesNever,
 		ConfirmTimeout: relaycfg.Duration(30 * time.Second),
 	}
 }

@@ -122,17 +122,19 @@ func newTopicName() string {
 func newTopic(t testing.TB, brokers string, partitions int) string {
 	t.Helper()
 	topic := newTopicName()
-	createTopic(t, brokers, topic, partitions)
+	createTopic(t, brokers, topic, partitions, "delete")
 	return topic
 }
 
-func createTopic(t testing.TB, brokers, topic string, partitions int) {
+func createTopic(t testing.TB, brokers, topic string, partitions int, cleanup string) {
 	t.Helper()
 	client := rawClient(brokers)
 	_, err := patiently(t.Context(), func() (any, error) { // a broker that was just started
 		res, err := client.CreateTopics(t.Context(), &kafka.CreateTopicsRequest{Topics: []kafka.TopicConfig{{
 			Topic: topic, NumPartitions: partitions, ReplicationFactor: 1,
-			ConfigEntries: []kafka.ConfigEntry{{ConfigName: "max.message.bytes", ConfigValue: "2097152"}},
+			ConfigEntries: []kafka.ConfigEntry{
+				{ConfigName: "max.message.bytes", ConfigValue: "2097152"}, {ConfigName: "cleanup.policy", ConfigValue: cleanup},
+			},
 		}}})
 		if err == nil {
 			err = res.Errors[topic]

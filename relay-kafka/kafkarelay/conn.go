@@ -122,6 +122,7 @@ type topic struct {
 	name       string
 	partitions []*partition
 	ids        []int // 0, 1, … for the balancer
+	policy     policy
 }
 
 // partition is the sink's state of one partition. queue and next are empty between two
@@ -247,20 +248,35 @@ const batchOverhead = 128
 // topicLimit returns max.message.bytes of a topic. Without the permission to ask it
 // returns the default; a topic with a lower limit then refuses a batch.
 func (s *sink) topicLimit(ctx context.Context, name string) int {
-	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
-	defer cancel()
-	res, err := s.cluster.client.DescribeConfigs(ctx, &kafka.DescribeConfigsRequest{Resources: []kafka.DescribeConfigRequestResource{{
-		ResourceType: kafka.ResourceTypeTopic, ResourceName: name, ConfigNames: []string{"max.message.bytes"},
-	}}})
+	value, err := s.topicSetting(ctx, name, "max.message.bytes")
 	if err != nil {
 		return defaultLimit
 	}
+	if n, err := strconv.Atoi(value); err == nil && n > 0 {
+		return n
+	}
+	return defaultLimit
+}
+
+// topicSetting returns a setting of a topic, "" if the brokers do not have it.
+func (s *sink) topicSetting(ctx context.Context, topic, setting string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	res, err := s.cluster.client.DescribeConfigs(ctx, &kafka.DescribeConfigsRequest{Resources: []kafka.DescribeConfigRequestResource{{
+		ResourceType: kafka.ResourceTypeTopic, ResourceName: topic, ConfigNames: []string{setting},
+	}}})
+	if err != nil {
+		return "", classify(fmt.Errorf("ask for %s of topic %q: %w", setting, topic, err))
+	}
 	for _, r := range res.Resources {
+		if r.Error != nil {
+			return "", classify(fmt.Errorf("ask for %s of topic %q: %w", setting, topic, r.Error))
+		}
 		for _, e := range r.ConfigEntries {
-			if n, err := strconv.Atoi(e.ConfigValue); err == nil && n > 0 {
-				return n
+			if e.ConfigName == setting {
+				return e.ConfigValue, nil
 			}
 		}
 	}
-	return defaultLimit
+	return "", nil
 }

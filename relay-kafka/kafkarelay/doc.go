@@ -19,6 +19,12 @@
 // A key has the partition that the Java client chooses (murmur2). Messages without a
 // key are spread over the partitions.
 //
+// With tombstones, a record without a value follows a delete. It also follows an update
+// that changed the key, for the key before. It is a message of its own, with the event's
+// id and ":tombstone" as its id. So it waits behind dead letters of its key, can be one,
+// and is not written twice. With auto the sink asks for the topic's cleanup.policy once a
+// minute. If it may not read that, it writes no tombstones and logs a warning.
+//
 // The source reads all of this back. A record of another producer has the id
 // kafka:<topic>:<partition>:<offset>, the operation "event" and the topic as its
 // subject. The origin is kafka:<topic>.

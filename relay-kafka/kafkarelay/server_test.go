@@ -25,6 +25,7 @@ func TestServer(t *testing.T) {
 	b := startBroker(t)
 	t.Run("Login", func(t *testing.T) { testLogin(t, b) })
 	t.Run("DeniedTopics", func(t *testing.T) { testDeniedTopics(t, b) })
+	t.Run("TombstonesDenied", func(t *testing.T) { testTombstonesDenied(t, b) })
 	t.Run("ReadCommitted", func(t *testing.T) { testReadCommitted(t, b) })
 	t.Run("FrozenClose", func(t *testing.T) { testFrozenClose(t, b) })
 	t.Run("Restart", func(t *testing.T) { testRestart(t, b) })

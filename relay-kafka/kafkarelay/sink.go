@@ -21,6 +21,9 @@ var (
 	_ relay.Resumer = (*sink)(nil)
 	_ relay.Router  = (*sink)(nil)
 	_ relay.Pinger  = (*sink)(nil)
+
+	_ relay.Tombstoner = (*sink)(nil)
+	_ relay.Noter      = (*sink)(nil)
 )
 
 type sink struct {

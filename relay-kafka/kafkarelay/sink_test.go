@@ -291,7 +291,7 @@ func TestTopicTemplate(t *testing.T) {
 	brokers := relaytest.Endpoint(t, brokersEnv)
 	topic := newTopicName()
 	for _, suffix := range []string{"k0", "k1"} {
-		createTopic(t, brokers, topic+"."+suffix, 2)
+		createTopic(t, brokers, topic+"."+suffix, 2, "delete")
 	}
 	s := openSink(t, map[string]any{"brokers": brokers, "topic": topic + ".{row.key}"})
 	batch := []relay.Message{relaytest.Message(1, "k0"), relaytest.Message(2, "k1"), relaytest.Message(3, "k0")}

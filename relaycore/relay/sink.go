@@ -56,6 +56,13 @@ type Pinger interface {
 	Ping(ctx context.Context) error
 }
 
+// Noter is a [Sink] for which its far end's settings have effects to report.
+type Noter interface {
+	// Notes returns sentences for the check command. One that asks for something to be
+	// done begins with "WARNING: ".
+	Notes(ctx context.Context) []string
+}
+
 // Conflicts is a [Sink] that recognises another event under the id of an earlier one.
 type Conflicts interface {
 	// TakeConflicts returns the number of messages since the last call that were taken

@@ -208,6 +208,29 @@ func TestBeforeKey(t *testing.T) {
 	}
 }
 
+// A tombstone has no body. From the dead letters it comes as it was: its row was masked
+// before, and a filter has let its event pass.
+func TestEncodeTombstone(t *testing.T) {
+	t.Parallel()
+	jq, err := reshape.NewJQ(reshape.JQConfig{Filter: "false"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	event := change(relay.OpUpdate, `{"id": 7}`)
+	event.Key, event.BeforeKey, event.Before = "7", "6", []byte(`{"id": 6}`)
+	m := event.Tombstone(event.EndedKey())
+	got := encode(t, codec.EncoderConfig{
+		Subject: template(t, "o.{row.id}.{op}"), KeyColumns: []string{"id"}, JQ: jq,
+		Columns: reshape.NewColumns(reshape.ColumnsConfig{Exclude: []string{"id"}}),
+	}, m)
+	if got.Err != nil || got.Body != nil || got.ContentType != "" || got.Key != "6" || got.Subject != "o.6.delete" || !got.IsTombstone() {
+		t.Errorf("a tombstone becomes %+v", got)
+	}
+	if string(got.Row) != `{"id": 6}` || got.EndedKey() != "" {
+		t.Errorf("its row is %s, it ends %q", got.Row, got.EndedKey())
+	}
+}
+
 func TestHeaders(t *testing.T) {
 	t.Parallel()
 	m := change(relay.OpInsert, `{"tenant":"acme"}`)

@@ -116,7 +116,7 @@ func (e *Encoder) Encode(batch []relay.Message, buf []byte) []byte {
 	e.text, e.spans = e.text[:0], e.spans[:0]
 	if e.cfg.Columns != nil {
 		for i := range batch {
-			if batch[i].Op != relay.OpSnapshotEnd {
+			if batch[i].Op != relay.OpSnapshotEnd && !batch[i].IsTombstone() {
 				e.cfg.Columns.Apply(&batch[i])
 			}
 		}
@@ -146,7 +146,7 @@ func (e *Encoder) Encode(batch []relay.Message, buf []byte) []byte {
 		if e.cfg.JQ != nil && s.read { // the filter may drop what has no subject
 			e.cfg.JQ.Apply(m)
 		}
-		if m.Err != nil {
+		if m.Err != nil || m.IsTombstone() {
 			continue
 		}
 		m.ContentType = e.mime
@@ -208,7 +208,7 @@ func (e *Encoder) estimate(batch []relay.Message) int {
 // parks its key.
 func (e *Encoder) address(m *relay.Message) (s span) {
 	marker := m.Op == relay.OpSnapshotEnd // what it carries is no row of the table
-	s.read = m.Err == nil && !marker
+	s.read = m.Err == nil && !marker && !m.IsTombstone()
 	known := m.Err == nil || m.Row != nil // otherwise it stands for rows that could not be read
 	s.subject = len(e.text)
 	if m.Subject == "" {

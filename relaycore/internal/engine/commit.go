@@ -83,12 +83,12 @@ func (c *committer) add(s settlement) {
 	if s.done != nil {
 		c.waiting = append(c.waiting, s.done)
 	}
-	switch {
-	case len(s.messages) == 0:
+	switch settled := whole(s.messages); {
+	case len(settled) == 0:
 	case c.checkpointer == nil:
-		c.sum.messages = append(c.sum.messages, s.messages...)
+		c.sum.messages = append(c.sum.messages, settled...)
 	default:
-		c.checkpoint(s.messages)
+		c.checkpoint(settled)
 	}
 	if c.checkpointer != nil {
 		c.recycle(s.spent) // dead letters are copies

@@ -179,6 +179,10 @@ func (p *publisher) publishAll(ctx context.Context) error {
 func (p *publisher) publishBatch(ctx context.Context, c chunk) error {
 	d := p.newDelivery(p.parked)
 	d.join(c)
+	if err := d.addTombstones(ctx); err != nil {
+		p.release(d.out.bytes)
+		return err
+	}
 	batch := d.out.messages
 	p.Meter.Delivering(oldest(batch))
 	defer p.Meter.Delivering(time.Time{})

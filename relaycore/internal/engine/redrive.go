@@ -95,6 +95,15 @@ func (p *publisher) redriveReference(ctx context.Context, stored DeadLetter) err
 		return err
 	}
 	p.transform(batch, nil)
+	if stored.Class == ClassTooLarge { // no tombstone was made, as its key was not known
+		all, err := p.withTombstones(ctx, batch)
+		if err != nil {
+			return err
+		}
+		if all != nil {
+			batch = all
+		}
+	}
 
 	d := p.newDelivery(make(map[string]bool))
 	d.again = true

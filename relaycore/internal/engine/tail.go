@@ -18,7 +18,8 @@ type tail struct {
 func newTail(src relay.Source) tail {
 	t := tail{ids: make(map[string]bool), every: 2 * maxUncommitted}
 	if e, ok := src.(Expecter); ok {
-		t.expects, t.every = e.Expects, maxUncommitted/5
+		t.expects = func(id string) bool { return e.Expects(relay.EventID(id)) }
+		t.every = maxUncommitted / 5
 	}
 	t.left = t.every
 	return t

@@ -289,3 +289,31 @@ func TestIDScope(t *testing.T) {
 		t.Errorf("scopes = %s, %v; want %s", got, err, want)
 	}
 }
+
+// A pipeline to Kafka from before tombstones writes none, also when it is set again. A new
+// one writes them where the topic is compacted.
+func TestKafkaTombstones(t *testing.T) {
+	t.Parallel()
+	pool := migrated(t)
+	config := func(more string) string {
+		return `'{"stream_table": "o", "sink_type": "kafka", "kafka_brokers": "b:1"` + more + `}'`
+	}
+	run(t, pool, `INSERT INTO pgtrickle.relay_outbox_config (name, config) VALUES ('old', `+config("")+`)`)
+	for name, config := range map[string]string{
+		"old": config(""), "new": config(""), "chosen": config(`, "kafka_tombstones": "always"`),
+		"nested": `'{"stream_table": "o", "sink": {"type": "kafka", "brokers": "b:1"}}'`,
+		"own":    `'{"stream_table": "o", "sink": {"type": "kafka", "brokers": "b:1", "tombstones": "never"}}'`,
+		"other":  `'{"stream_table": "o", "sink_type": "stdout"}'`,
+	} {
+		for range 2 {
+			run(t, pool, `SELECT pgtrickle.set_relay_outbox('`+name+`', config => `+config+`)`)
+		}
+	}
+	run(t, pool, `SELECT pgtrickle.set_relay_outbox('kept', config => `+config(`, "kafka_tombstones": "always"`)+`)`)
+	run(t, pool, `SELECT pgtrickle.set_relay_outbox('kept', config => `+config("")+`)`)
+	run(t, pool, `SELECT pgtrickle.set_relay_outbox('six', 'o', NULL, '{"type": "kafka", "brokers": "b:1"}')`)
+	got := one(t, pool, `SELECT string_agg(name || ' ' || coalesce(config ->> 'kafka_tombstones', '-'), ', ' ORDER BY name) FROM pgtrickle.relay_outbox_config`)
+	if want := "chosen always, kept always, nested auto, new auto, old never, other -, own -, six auto"; got != want {
+		t.Errorf("tombstones = %s\nwant %s", got, want)
+	}
+}

@@ -50,8 +50,12 @@ func (r *Runner) Probe(
 			}
 		}
 	}
+	notes = e.notes()
+	if noter, ok := e.sink.(relay.Noter); ok {
+		notes = append(notes, noter.Notes(ctx)...)
+	}
 	problems, err := e.captureProblems(ctx)
-	return e.guarantee(), append(e.notes(), problems...), err
+	return e.guarantee(), append(notes, problems...), err
 }
 
 // captureProblems returns the reasons why changes of the outbox's table are not

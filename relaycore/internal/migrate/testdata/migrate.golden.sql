@@ -1327,7 +1327,7 @@ BEGIN
             EXECUTE format('INSERT INTO pgtrickle.%I AS c (name, enabled, config) VALUES ($1, coalesce($2, false), $3)
                 ON CONFLICT (name) DO UPDATE SET enabled = coalesce($2, c.enabled), config = excluded.config',
                 CASE NEW.direction WHEN 'forward' THEN 'relay_outbox_config' ELSE 'relay_inbox_config' END)
-                USING NEW.name, NEW.enabled, CASE NEW.direction WHEN 'forward' THEN NEW.config ELSE pgtrickle._relay_with_id_scope(NEW.name, NEW.config) END;
+                USING NEW.name, NEW.enabled, CASE NEW.direction WHEN 'forward' THEN pgtrickle._relay_with_tombstones(NEW.name, NEW.config) ELSE pgtrickle._relay_with_id_scope(NEW.name, NEW.config) END;
             IF NOT found_any THEN
                 INSERT INTO pgtrickle.relay_pipeline_owners AS o (direction, name, owner) VALUES (NEW.direction, NEW.name, NEW.caller)
                     ON CONFLICT (direction, name) DO UPDATE SET owner = excluded.owner;
@@ -1513,6 +1513,27 @@ BEGIN
     IF has_table_privilege('pgtrickle.relay_inbox_config', 'UPDATE') THEN
         UPDATE pgtrickle.relay_inbox_config SET config = config || '{"id_scope": "global"}' WHERE NOT config ? 'id_scope';
     END IF;
+END $do$;
+
+-- Kafka pipelines from before kafka_tombstones write none.
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_with_tombstones(text, jsonb)', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_with_tombstones(p_name text, p_config jsonb) RETURNS jsonb
+LANGUAGE sql STABLE SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+    SELECT p_config || CASE
+        WHEN coalesce(p_config ->> 'sink_type', p_config #>> '{sink,type}') IS DISTINCT FROM 'kafka'
+             OR p_config ? 'kafka_tombstones' OR coalesce(p_config -> 'sink' ?| '{tombstones,kafka_tombstones}', false) THEN '{}'
+        ELSE jsonb_build_object('kafka_tombstones', coalesce(
+            (SELECT coalesce(c.config ->> 'kafka_tombstones', c.config #>> '{sink,tombstones}', 'never')
+             FROM pgtrickle.relay_outbox_config c WHERE c.name = p_name), 'auto')) END
+$fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_with_tombstones(text, jsonb) IS 'pgtrickle-relay: adds the kafka_tombstones that a pipeline to Kafka has, or auto for a new one';
 END $do$;
 
 DO $do$
@@ -1730,7 +1751,7 @@ $sql$;
     COMMENT ON FUNCTION pgtrickle.list_relay_configs() IS 'pgtrickle-relay: the caller''s pipelines, by name, without their secrets';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (3, 'pipelines', 'c9440db398193f31')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (3, 'pipelines', 'd2c09b1c019d0a3f')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 
