@@ -181,7 +181,7 @@ func (e redisEnd) Harms() []Harm {
 			}
 			return err
 		}},
-		{"stream trimmed", false, false, `entries are lost`, func(ctx context.Context) error {
+		{"stream trimmed", false, true, `entries are lost`, func(ctx context.Context) error {
 			return e.client.XTrimMaxLen(ctx, e.stream, kept).Err()
 		}},
 	}
