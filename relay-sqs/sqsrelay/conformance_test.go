@@ -233,6 +233,8 @@ func readRaw(t testing.TB, endpoint, url string, n int) []relay.Message {
 					m.Op = *a.StringValue
 				case "Pgtrickle-Key":
 					m.Key = *a.StringValue
+				case "Pgtrickle-Before-Key":
+					m.BeforeKey = *a.StringValue
 				case "Pgtrickle-Subject":
 					m.Subject = *a.StringValue
 				default:
