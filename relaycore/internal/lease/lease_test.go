@@ -173,8 +173,8 @@ func TestHoldWhileBeatsAreAnswered(t *testing.T) {
 		if err != nil || w.held[orders] {
 			t.Errorf("Hold = %v, still locked %v", err, w.held[orders])
 		}
-		if beats, _ := w.answered(); beats < 325 || beats > 340 {
-			t.Errorf("%d beats in 100s, want 10 in three", beats)
+		if beats, _ := w.answered(); beats < 490 || beats > 505 {
+			t.Errorf("%d beats in 100s, want five a second", beats)
 		}
 		if err := k.Hold(t.Context(), orders, func(_ context.Context, l *Lease) error {
 			if l.Epoch != 2 {
