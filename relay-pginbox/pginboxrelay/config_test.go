@@ -5,6 +5,8 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
@@ -72,13 +74,25 @@ func TestURLIsNotShown(t *testing.T) {
 // host of an inbox.
 func TestPasswordOfTheProcess(t *testing.T) {
 	t.Setenv("PGPASSWORD", "hunter2")
+	passfile := filepath.Join(t.TempDir(), "passfile")
+	if err := os.WriteFile(passfile, []byte("*:*:*:*:hunter3\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PGPASSFILE", passfile)
 	for url, want := range map[string]string{
-		"postgres://u@elsewhere/d":                   "",
-		"host=elsewhere user=u dbname=d":             "",
-		"postgres://u:own@elsewhere/d":               "own",
-		"postgres://u@elsewhere/d?password=own":      "own",
-		"host=elsewhere user=u password=own":         "own",
-		"host=elsewhere user=u password = 'own one'": "own one",
+		"postgres://u@elsewhere/d":                               "",
+		"host=elsewhere user=u dbname=d":                         "",
+		"postgres://u@elsewhere/d?":                              "",
+		"postgres://u:@elsewhere/d":                              "",
+		"host=elsewhere user=u password=''":                      "",
+		"postgres://u@elsewhere/d?sslpassword=x":                 "",
+		"postgres://u@elsewhere/d?application_name=password%3Dx": "",
+		"host=elsewhere user=u application_name='a password=x'":  "",
+		"postgres://u@elsewhere/d?passfile=" + passfile:          "hunter3",
+		"postgres://u:own@elsewhere/d":                           "own",
+		"postgres://u@elsewhere/d?password=own":                  "own",
+		"host=elsewhere user=u password=own":                     "own",
+		"host=elsewhere user=u password = 'own one'":             "own one",
 	} {
 		c := sinkDefaults()
 		c.URL = relaycfg.Secret(url)
@@ -86,6 +100,21 @@ func TestPasswordOfTheProcess(t *testing.T) {
 		if err != nil || pc.ConnConfig.Password != want {
 			t.Errorf("the password for %s is %q, %v; want %q", url, pc.ConnConfig.Password, err, want)
 		}
+	}
+}
+
+// TestVerification: the server of an inbox on another machine proves its name.
+func TestVerification(t *testing.T) {
+	t.Setenv("PGSSLMODE", "")
+	c := sinkDefaults()
+	c.URL = "postgres://u:p@elsewhere/d"
+	pc, err := c.pool(relay.Env{Pipeline: "p"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tls := pc.ConnConfig.TLSConfig
+	if tls == nil || tls.InsecureSkipVerify || tls.ServerName != "elsewhere" || len(pc.ConnConfig.Fallbacks) > 0 {
+		t.Errorf("TLS %+v with %d fallbacks, want one verified connection", tls, len(pc.ConnConfig.Fallbacks))
 	}
 }
 

@@ -1,14 +1,11 @@
 package pginboxrelay
 
 import (
-	"context"
-	"crypto/tls"
 	"net"
-	"net/url"
+	"slices"
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
@@ -30,43 +27,40 @@ func keepAlive() net.KeepAliveConfig {
 // allocate it.
 const maxMessage = 1 << 20
 
-// namesPassword reports whether a connection string has a password, or the file that
-// has it. pgx would take another one from PGPASSWORD or the process's password file.
-func namesPassword(text string) bool {
-	if u, err := url.Parse(text); err == nil && u.User != nil {
-		if _, has := u.User.Password(); has {
-			return true
+// ownPassword returns text with an empty password and password file where it names none.
+// pgx would take those of the process, which are for the relay's own database.
+func ownPassword(text string, keys []string) string {
+	for _, key := range []string{"password", "passfile"} {
+		switch {
+		case slices.Contains(keys, key):
+		case !strings.HasPrefix(text, "postgres"):
+			text = key + "='' " + text
+		case strings.HasSuffix(text, "?"):
+			text += key + "="
+		case strings.Contains(text, "?"):
+			text += "&" + key + "="
+		default:
+			text += "?" + key + "="
 		}
 	}
-	return strings.Contains(text, "password=") || strings.Contains(text, "password =") || strings.Contains(text, "passfile")
-}
-
-var peer = relaynet.Peer{Key: "pg_inbox_url", Name: "PostgreSQL server", TLS: "sslmode in it"}
-
-// recognise refuses a server that is no PostgreSQL. A TLS connection stays as it is:
-// pgx binds the login to its certificate, for which it must see the connection itself.
-func recognise(_ context.Context, _ *pgconn.Config, conn net.Conn) (net.Conn, error) {
-	if _, ok := conn.(*tls.Conn); ok {
-		return conn, nil
-	}
-	return relaynet.Guard(conn, peer, peer.Begins("RENv")), nil
+	return text
 }
 
 // pool returns the configuration of the connection pool.
 func (c *sinkConfig) pool(env relay.Env) (*pgxpool.Config, error) {
-	pc, err := pgxpool.ParseConfig(c.URL.Reveal())
+	text := c.URL.Reveal()
+	keys := relaynet.PostgresKeys(text)
+	pc, err := pgxpool.ParseConfig(ownPassword(text, keys))
 	if err != nil {
 		// pgx's error quotes the URL, and may not find every spelling of a password in it.
 		return nil, relaycfg.Errorf("url", "is not a PostgreSQL connection URL or keyword/value string")
 	}
+	relaynet.VerifyPostgres(&pc.ConnConfig.Config, text)
 	pc.MaxConns = int32(min(c.MaxConnections, 1000))
 	pc.ConnConfig.MaxProtocolMessageBodyLen = maxMessage
-	pc.ConnConfig.AfterNetConnect = recognise
+	pc.ConnConfig.AfterNetConnect = relaynet.RecognisePostgres("pg_inbox_url", "sslmode in it")
 	// pgx sends UTF-8. PostgreSQL converts it to the database's encoding, or refuses it.
 	pc.ConnConfig.RuntimeParams["client_encoding"] = "UTF8"
-	if !namesPassword(c.URL.Reveal()) {
-		pc.ConnConfig.Password = "" // it would be that of the relay's own database
-	}
 	if pc.ConnConfig.ConnectTimeout == 0 {
 		pc.ConnConfig.ConnectTimeout = connectTimeout
 	}

@@ -42,7 +42,14 @@ func newSink(ctx context.Context, env relay.Env, cfg sinkConfig) (*sink, error) 
 		if wrong, ok := errors.AsType[*relaynet.WrongPeerError](err); ok {
 			err = relay.Fatal(fmt.Errorf("connect to the remote inbox: %w", wrong))
 		}
+		if cure := relaynet.PostgresTLSCure(err); cure != "" {
+			err = relay.Fatal(fmt.Errorf("connect to the remote inbox: %w; %s", err, cure))
+		}
 		return nil, err
+	}
+	if weak := relaynet.UnverifiedPostgres(&poolConfig.ConnConfig.Config); weak != "" {
+		env.Logger.WarnContext(ctx, "PostgreSQL server is not verified",
+			"key", "pg_inbox_url", "problem", weak, "cure", "set sslmode=verify-full")
 	}
 	return &sink{Sink: in, pool: pool, timeout: cfg.ConfirmTimeout.D()}, nil
 }

@@ -75,7 +75,9 @@ func (p *program) checkPipelines(ctx context.Context, db *database, names []stri
 
 	results := make([]checkResult, 0, len(pipelines))
 	for _, pl := range pipelines {
-		results = append(results, p.checkPipeline(ctx, db.runner, pl, cursors[pl.Key].Held))
+		r := p.checkPipeline(ctx, db.runner, pl, cursors[pl.Key].Held)
+		r.Notes = append(r.Notes, db.unverified...)
+		results = append(results, r)
 	}
 	return results, nil
 }

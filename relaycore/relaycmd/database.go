@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/internal/pipeline"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
 )
 
 // connect opens a pool for a command and checks that the database answers.
@@ -38,9 +40,10 @@ func (p *program) connect(ctx context.Context) (*pgxpool.Pool, error) {
 
 // database is a database with a catalog.
 type database struct {
-	pipelines catalog.Snapshot
-	store     store.Store // of the group
-	runner    *pipeline.Runner
+	pipelines  catalog.Snapshot
+	store      store.Store // of the group
+	runner     *pipeline.Runner
+	unverified []string // warnings about connections to PostgreSQL
 }
 
 // withDatabase connects, checks that the catalog is installed, reads the pipelines,
@@ -82,10 +85,21 @@ func (p *program) withDatabase(ctx context.Context, timeout time.Duration, use f
 
 	group := p.common.group
 	return use(ctx, &database{
-		pipelines: pipelines,
-		store:     store.New(pool, group),
-		runner:    &pipeline.Runner{Pool: pool, Readers: pool, Inboxes: inboxes, Group: group, Owner: p.name, Version: buildVersion()},
+		pipelines:  pipelines,
+		store:      store.New(pool, group),
+		unverified: unverified(pool, inboxes),
+		runner:     &pipeline.Runner{Pool: pool, Readers: pool, Inboxes: inboxes, Group: group, Owner: p.name, Version: buildVersion()},
 	})
+}
+
+// unverified warns about the servers of pools that need not prove their names.
+func unverified(pools ...*pgxpool.Pool) (notes []string) {
+	for _, pool := range pools {
+		if weak := relaynet.UnverifiedPostgres(&pool.Config().ConnConfig.Config); weak != "" {
+			notes = append(notes, "WARNING: "+weak+"; set sslmode=verify-full in the URL")
+		}
+	}
+	return slices.Compact(notes)
 }
 
 // forward returns the valid forward pipeline of that name.

@@ -144,6 +144,7 @@ func (d *daemon) openPools(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	pg.WarnUnverified(d.log, "postgres-url", config)
 	d.conn = config.ConnConfig.Copy()
 	if d.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
 		return err
@@ -161,6 +162,9 @@ func (d *daemon) openPools(ctx context.Context) error {
 
 	if config, err = pg.DataConfig(d.cfg.DataPostgresURL, d.cfg.PostgresURL, d.cfg.Name, quarter); err != nil {
 		return err
+	}
+	if d.cfg.DataPostgresURL != "" {
+		pg.WarnUnverified(d.log, "data-postgres-url", config)
 	}
 	if config.ConnConfig.User == d.conn.User {
 		d.log.Info("inbox triggers have relay's rights", "role", cmp.Or(d.conn.User, "default"),

@@ -3,11 +3,10 @@ package pg
 import (
 	"cmp"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math"
-	"net"
 	"time"
 
 	"github.com/jackc/pgerrcode"
@@ -65,15 +64,10 @@ func AllowRows(_ context.Context, conn *pgx.Conn) error {
 	return nil
 }
 
-// recognise refuses a server that is no PostgreSQL. A TLS connection stays as it is:
-// pgx binds the login to its certificate, for which it must see the connection itself.
-func recognise(flag string) func(context.Context, *pgconn.Config, net.Conn) (net.Conn, error) {
-	peer := relaynet.Peer{Key: "--" + flag, Name: "PostgreSQL server", TLS: "sslmode"}
-	return func(_ context.Context, _ *pgconn.Config, conn net.Conn) (net.Conn, error) {
-		if _, ok := conn.(*tls.Conn); ok {
-			return conn, nil
-		}
-		return relaynet.Guard(conn, peer, peer.Begins("RENv")), nil
+// WarnUnverified logs which server of config is not verified, if any. flag has its URL.
+func WarnUnverified(log *slog.Logger, flag string, config *pgxpool.Config) {
+	if weak := relaynet.UnverifiedPostgres(&config.ConnConfig.Config); weak != "" {
+		log.Warn("PostgreSQL server is not verified", "flag", "--"+flag, "problem", weak, "cure", "set sslmode=verify-full")
 	}
 }
 
@@ -83,8 +77,9 @@ func poolConfig(flag, url, application string, maxConnections int) (*pgxpool.Con
 		return nil, fmt.Errorf("--%s: %w", flag, err)
 	}
 
+	relaynet.VerifyPostgres(&config.ConnConfig.Config, url)
 	config.ConnConfig.MaxProtocolMessageBodyLen = maxLogin
-	config.ConnConfig.AfterNetConnect = recognise(flag)
+	config.ConnConfig.AfterNetConnect = relaynet.RecognisePostgres("--"+flag, "sslmode")
 	config.AfterConnect = AllowRows
 
 	// pgx sends and expects UTF-8. In a database of another encoding PostgreSQL then
@@ -103,6 +98,9 @@ func poolConfig(flag, url, application string, maxConnections int) (*pgxpool.Con
 func ExplainConnect(err error) error {
 	if wrong, ok := errors.AsType[*relaynet.WrongPeerError](err); ok {
 		return fmt.Errorf("connect to PostgreSQL: %w", wrong) // what pgx tried before would hide it
+	}
+	if cure := relaynet.PostgresTLSCure(err); cure != "" {
+		return fmt.Errorf("connect to PostgreSQL: %w; %s", err, cure)
 	}
 	hint := "is the server running, and does it accept connections at the address in --postgres-url?"
 
