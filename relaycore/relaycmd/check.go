@@ -11,6 +11,7 @@ import (
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/daemon"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/pipeline"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
@@ -103,7 +104,7 @@ func (p *program) checkPipeline(ctx context.Context, runner *pipeline.Runner, pl
 		r.Notes = append(r.Notes, notes...)
 	}
 	if err != nil {
-		r.Result, r.Problem = "failed", err.Error()
+		r.Result, r.Problem = "failed", pg.Explain(err).Error()
 		return r
 	}
 	r.Delivery, r.Dedup, r.Order, r.Weakest = g.Delivery, g.Dedup, g.Order, g.Weakest

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
@@ -45,7 +46,7 @@ var errReported = errors.New("already reported")
 const commandTimeout = 30 * time.Second
 
 func run(ctx context.Context, p *program) int {
-	err := p.run(ctx)
+	err := pg.Explain(p.run(ctx))
 
 	switch {
 	case err == nil, errors.Is(err, flag.ErrHelp):

@@ -55,6 +55,9 @@ func Open(ctx context.Context, pool *pgxpool.Pool, cfg Config) (*Source, error) 
 // Table returns the outbox table's qualified name.
 func (s *Source) Table() string { return s.shared.view().table.String() }
 
+// Unlogged reports whether a crash of the server empties the outbox.
+func (s *Source) Unlogged() bool { return s.shared.view().table.Unlogged }
+
 // Strategy returns "window" or "fence".
 func (s *Source) Strategy() string { return s.shared.view().tracker.Strategy().Name() }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgerrcode"
@@ -85,6 +86,8 @@ func poolConfig(flag, url, application string, maxConnections int) (*pgxpool.Con
 	// pgx sends and expects UTF-8. In a database of another encoding PostgreSQL then
 	// converts each text, or refuses it, where it would store the bytes as they are.
 	config.ConnConfig.RuntimeParams["client_encoding"] = "UTF8"
+	// pgx escapes for it where it cannot send parameters, as through some poolers.
+	config.ConnConfig.RuntimeParams["standard_conforming_strings"] = "on"
 	config.MaxConns = int32(min(max(maxConnections, 2), math.MaxInt32))
 	config.MaxConnIdleTime = 5 * time.Minute
 	config.ConnConfig.ConnectTimeout = cmp.Or(config.ConnConfig.ConnectTimeout, 10*time.Second)
@@ -92,6 +95,26 @@ func poolConfig(flag, url, application string, maxConnections int) (*pgxpool.Con
 		config.ConnConfig.RuntimeParams["application_name"] = application
 	}
 	return config, nil
+}
+
+// Explain adds what an operator can do about a standby, a session that may only read, or
+// a pooler that mixes sessions. It returns any other error as it is.
+func Explain(err error) error {
+	hint := ""
+	switch State(err) {
+	case pgerrcode.ReadOnlySQLTransaction:
+		hint = "connect to the primary; if it is, set default_transaction_read_only to off for the role"
+	case pgerrcode.ObjectNotInPrerequisiteState:
+		if !strings.Contains(err.Error(), "recovery is in progress") {
+			return err
+		}
+		hint = "connect to the primary, or to several hosts with target_session_attrs=read-write"
+	case pgerrcode.DuplicatePreparedStatement, pgerrcode.InvalidSQLStatementName:
+		hint = "connect directly, or through a pooler in session mode"
+	default:
+		return err
+	}
+	return fmt.Errorf("%w; %s", err, hint)
 }
 
 // ExplainConnect adds what an operator can do about a failed connection.

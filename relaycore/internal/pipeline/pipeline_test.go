@@ -221,6 +221,10 @@ func TestProbe(t *testing.T) {
 				tc.pipeline.Key, tc.busy, g, notes, err, st.opened, tc.delivery, tc.notes, tc.opened)
 		}
 	}
+	st.exec(t, `ALTER TABLE pgtrickle.outbox_orders SET UNLOGGED`)
+	if _, notes, err := st.runner.Probe(t.Context(), out, true, discard); err != nil || !strings.Contains(strings.Join(notes, ", "), "UNLOGGED") {
+		t.Errorf("Probe of an UNLOGGED outbox = %q, %v; want a warning", notes, err)
+	}
 	if c := st.cursor(t, out); c.Epoch != 0 || len(st.queue.Messages()) > 0 {
 		t.Errorf("after probing: cursor %+v, %d messages; want none", c, len(st.queue.Messages()))
 	}

@@ -99,5 +99,9 @@ func (e *ends) notes() []string {
 	case src.Follows() && s.Snapshot == "diff":
 		order = "orders by __pgt_row_id, and sends the differences of snapshots"
 	}
-	return []string{fmt.Sprintf("reads %s by %s", src.Table(), method), order}
+	notes := []string{fmt.Sprintf("reads %s by %s", src.Table(), method), order}
+	if src.Unlogged() {
+		notes = append(notes, "WARNING: the outbox is UNLOGGED, so a crash of PostgreSQL empties it: ALTER TABLE "+src.Table()+" SET LOGGED")
+	}
+	return notes
 }

@@ -39,7 +39,7 @@ func (t *Table) introspect(ctx context.Context, q pg.Querier) error {
 
 	var kind string
 	var rowSecurity, usage, canRead bool
-	err := q.QueryRow(ctx, relationSQL, t.Schema, t.Name).Scan(&t.OID, &t.Filenode, &kind, &rowSecurity, &usage, &canRead)
+	err := q.QueryRow(ctx, relationSQL, t.Schema, t.Name).Scan(&t.OID, &t.Filenode, &kind, &rowSecurity, &t.Unlogged, &usage, &canRead)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return relay.Fatal(fmt.Errorf("outbox table %s does not exist, though pgtrickle.pgt_outbox_config names it: "+
 			"disable_outbox and enable_outbox create it again", name))

@@ -24,6 +24,7 @@ type Table struct {
 	OID          uint32
 	Filenode     uint32
 	Partitioned  bool
+	Unlogged     bool     // a crash of the server empties it
 	StreamTable  string   // value of {stream_table}
 	Keys         []string // primary key of the stream table; nil = unknown
 	Plain        bool     // a row is one event, not a container of deltas

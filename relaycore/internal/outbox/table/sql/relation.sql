@@ -1,5 +1,5 @@
 -- What kind of relation $1.$2 is, and whether this role may read all of it.
 SELECT c.oid, coalesce(pg_relation_filenode(c.oid), 0::oid), c.relkind::text, row_security_active(c.oid),
-	has_schema_privilege(n.oid, 'USAGE'), has_table_privilege(c.oid, 'SELECT')
+	c.relpersistence = 'u', has_schema_privilege(n.oid, 'USAGE'), has_table_privilege(c.oid, 'SELECT')
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = $1 AND c.relname = $2
