@@ -2,6 +2,7 @@ package outbox_test
 
 import (
 	"context"
+	"net/url"
 	"strings"
 	"testing"
 
@@ -129,4 +130,66 @@ func TestIdentityOfATableSwappedUnderASource(t *testing.T) {
 	if again, err := src.Look(t.Context(), 2); err != nil || len(again) != 0 {
 		t.Errorf("received %d more, %v; want each row once", len(again), err)
 	}
+}
+
+// TestFork: a copy of a database whose original goes on. With on_restore fork what the copy
+// sends has ids of its own, once and for all. With continue it has those of the original,
+// as after a move.
+func TestFork(t *testing.T) {
+	t.Parallel()
+	original := identified(t)
+	exec(t, original, `INSERT INTO orders VALUES (1); INSERT INTO orders VALUES (2)`)
+	src := pipeline(t, original, "aaaaaaaaaaaa")
+	sent := receive(t, src, 2)
+	at := checkpoint(t, src, sent[:1])
+	forked, continued := clone(t, original, "_forked"), clone(t, original, "_continued")
+	for _, pool := range []*pgxpool.Pool{original, forked, continued} {
+		exec(t, pool, `INSERT INTO orders VALUES (3)`)
+	}
+	sent = append(sent, receiveAgain(t, src, 1)...)
+
+	read := func(pool *pgxpool.Pool, onRestore string, at relay.Checkpoint) (*outbox.Source, []relay.Message) {
+		t.Helper()
+		src := pipeline(t, pool, "aaaaaaaaaaaa", func(c *outbox.Config) { c.Checkpoint, c.Settings.OnRestore = at, onRestore })
+		got := receive(t, src, 1)
+		for got[len(got)-1].OutboxID < sent[2].OutboxID {
+			got = append(got, receive(t, src, 1)...)
+		}
+		return src, got
+	}
+	_, moved := read(continued, "continue", at)
+	if undelivered := moved[len(moved)-2]; undelivered.ID != sent[1].ID {
+		t.Errorf("continue: row 2 has id %s, want %s", undelivered.ID, sent[1].ID)
+	}
+	src, own := read(forked, "fork", at)
+	for _, m := range own {
+		for _, o := range sent {
+			if m.ID == o.ID || m.DeliveryID == o.DeliveryID {
+				t.Errorf("fork: the original has sent %s, too", m.ID)
+			}
+		}
+	}
+	exec(t, forked, `INSERT INTO orders VALUES (4)`)
+	_, again := read(forked, "fork", checkpoint(t, src, own))
+	identity, _, _ := strings.Cut(own[0].ID, ".")
+	if next := again[len(again)-1]; !strings.HasPrefix(next.ID, identity+".") {
+		t.Errorf("fork: after a restart ids are %s, before %s", next.ID, own[0].ID)
+	}
+}
+
+// clone copies the database of pool.
+func clone(t *testing.T, pool *pgxpool.Pool, suffix string) *pgxpool.Pool {
+	t.Helper()
+	name := pool.Config().ConnConfig.Database
+	server := pgtest.Pool(t)
+	exec(t, server, `SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = '`+name+`'`)
+	pool.Reset() // its connections are gone
+	exec(t, server, "CREATE DATABASE "+name+suffix+" TEMPLATE "+name)
+	t.Cleanup(func() { exec(t, server, "DROP DATABASE "+name+suffix+" WITH (FORCE)") })
+	u, err := url.Parse(pool.Config().ConnString())
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.Path = "/" + name + suffix
+	return pgtest.Open(t, u.String())
 }
