@@ -47,6 +47,7 @@ type State struct {
 	Source     string           // the outbox table to which Checkpoint belongs
 	Position   string           // of the sink; "" when there is none
 	FarEnds    string           // of a source, as it stored them; "" when there are none
+	Started    bool             // an owner has run the pipeline
 	Clean      bool             // the last owner stopped in good order
 	Identity   string           // of the pipeline: see [relay.Env]; "" before it has run
 }

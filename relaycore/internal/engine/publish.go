@@ -58,7 +58,7 @@ func newPublisher(r *run) *publisher {
 		step: step{failures: r.failures, name: "publish"}, pace: newPacer(r.RateMessages, r.RateBytes),
 		maxBatch: maxBatch, maxBytes: int(min(r.InFlightBytes, maxBatchBytes)),
 	}
-	if !r.State.Clean && (r.State.Checkpoint.LastID != 0 || len(r.State.Checkpoint.State) > 0) {
+	if !r.State.Clean && (r.State.Started || r.State.Checkpoint.LastID != 0 || len(r.State.Checkpoint.State) > 0) {
 		p.recovering = 2 * maxUncommitted
 	}
 	p.resumer, _ = r.Sink.(relay.Resumer)

@@ -128,7 +128,8 @@ func TestUnexpectedDuplicates(t *testing.T) {
 		"a new pipeline":     {want: 3},
 		"after a clean stop": {state: engine.State{Checkpoint: crashed.Checkpoint, Clean: true}, want: 3},
 		"after a crash":      {state: crashed},
-		"after a failed try": {fails: true},
+		"after a crash before the first checkpoint": {state: engine.State{Started: true}},
+		"after a failed try":                        {fails: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -30,6 +30,7 @@ var (
 
 // The states of a pipeline as its cursor has them.
 const (
+	StatusNew      = "new" // no owner has run it
 	StatusRunning  = "running"
 	StatusRetrying = "retrying"
 	StatusFailed   = "failed"

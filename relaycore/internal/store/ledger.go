@@ -115,7 +115,7 @@ func (s Store) load(ctx context.Context, key Key, epoch *int64, timelineExpr str
 	err = s.db.QueryRow(ctx, strings.ReplaceAll(loadSQL, ":timeline", timelineExpr), s.args(key, pgx.StrictNamedArgs{"epoch": epoch})).
 		Scan(&checkpoint, &state.Checkpoint.LastID, &state.Source, &state.Position, &state.FarEnds, &status, &state.Identity, &timeline)
 	state.Checkpoint.State = json.RawMessage(checkpoint)
-	state.Clean = status == StatusStopped
+	state.Started, state.Clean = status != StatusNew, status == StatusStopped
 	return state, timeline, err
 }
 

@@ -84,7 +84,7 @@ func TestCommitIsWhatTheNextOwnerFinds(t *testing.T) {
 	_, state = open(t, pool, 2)
 	want := engine.State{
 		Checkpoint: relay.Checkpoint{State: json.RawMessage(`{"at": 9}`), LastID: 7}, // the id never falls
-		Source:     "pgtrickle.outbox_orders", Position: "p1", Clean: true,
+		Source:     "pgtrickle.outbox_orders", Position: "p1", Started: true, Clean: true,
 	}
 	if diff := cmp.Diff(want, state); diff != "" {
 		t.Errorf("state, -want +got\n%s", diff)
