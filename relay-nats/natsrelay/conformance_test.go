@@ -127,6 +127,7 @@ func readRaw(t testing.TB, js jetstream.JetStream, stream string, n int) (got []
 		}
 		out := relay.Message{ID: m.Headers().Get(nats.MsgIdHdr), Subject: m.Subject(), Body: m.Data()}
 		out.Key, out.Op = m.Headers().Get("Pgtrickle-Key"), m.Headers().Get("Pgtrickle-Op")
+		out.BeforeKey = m.Headers().Get(relay.HeaderBeforeKey)
 		for name, values := range m.Headers() {
 			for _, v := range values {
 				out.Headers = append(out.Headers, relay.Header{Name: name, Value: v})

@@ -41,9 +41,12 @@ func readQueue(t testing.TB, broker, queue string, n int) (got []relay.Message) 
 		m := relay.Message{ID: d.MessageId, Op: d.Type, Body: d.Body}
 		for name, value := range d.Headers {
 			text, _ := value.(string)
-			if name == "Pgtrickle-Key" {
+			switch name {
+			case "Pgtrickle-Key":
 				m.Key = text
-			} else {
+			case relay.HeaderBeforeKey:
+				m.BeforeKey = text
+			default:
 				m.Headers = append(m.Headers, relay.Header{Name: name, Value: text})
 			}
 		}
