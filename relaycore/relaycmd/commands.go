@@ -31,6 +31,7 @@ func (p *program) commands() *ffcli.Command {
 			p.dlqDiscardCommand(),
 		}},
 		p.retryCommand(),
+		p.forkCommand(),
 		p.replayCommand(),
 		p.verifyCommand(),
 		p.keysCommand(),

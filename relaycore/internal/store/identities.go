@@ -22,6 +22,9 @@ var (
 	//go:embed sql/identify_outbox.sql
 	identifyOutboxTemplate string
 	identifyOutboxSQL      = strings.ReplaceAll(identifyOutboxTemplate, ":holder", holderSQL)
+	//go:embed sql/fork.sql
+	forkTemplate string
+	forkSQL      = strings.ReplaceAll(forkTemplate, ":holder", holderSQL)
 )
 
 // OutboxIdentity distinguishes the rows of an outbox from those of all others in the world.
@@ -59,4 +62,30 @@ func (s Store) IdentifyOutbox(
 		return OutboxIdentity{}, fmt.Errorf("give the outbox an identity: %w", err)
 	}
 	return s.OutboxIdentity(ctx, outbox)
+}
+
+// Fork gives every outbox of the database another identity, and returns how many have
+// one. It is for a copy that nothing distinguishes from its original. A relay that runs keeps the
+// identities that it has read, so Fork refuses while one does.
+func (s Store) Fork(ctx context.Context) (int, error) {
+	rows, err := s.db.Query(ctx, `SELECT outbox::oid::bigint FROM pgtrickle.relay_outbox_identities`)
+	if err != nil {
+		return 0, fmt.Errorf("list the outboxes: %w", err)
+	}
+	outboxes, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	if err != nil || len(outboxes) == 0 {
+		return 0, err
+	}
+	identities := make([]string, len(outboxes))
+	for i := range identities {
+		identities[i] = newIdentity()
+	}
+	tag, err := s.db.Exec(ctx, forkSQL, pgx.StrictNamedArgs{"outboxes": outboxes, "identities": identities})
+	switch {
+	case err != nil:
+		return 0, fmt.Errorf("give the outboxes other identities: %w", err)
+	case tag.RowsAffected() == 0:
+		return 0, errors.New("a relay runs in this database; stop it first")
+	}
+	return int(tag.RowsAffected()), nil
 }
