@@ -148,9 +148,8 @@ func (c *connConfig) tlsConfig(fromURL *tls.Config) (*tls.Config, error) {
 	if fromURL == nil && !c.UseTLS && !c.Configured() {
 		return nil, nil
 	}
-	cfg, err := c.Client()
-	if err == nil && fromURL != nil {
-		cfg.InsecureSkipVerify = fromURL.InsecureSkipVerify // skip_verify in the URL
+	if fromURL != nil && fromURL.InsecureSkipVerify {
+		return nil, relaycfg.Errorf("url", "skip_verify lets any server read the password; set redis_tls_ca instead")
 	}
-	return cfg, err
+	return c.Client()
 }

@@ -3,6 +3,7 @@ package webhookrelay
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -32,6 +33,7 @@ type sink struct {
 	classes classifier
 	dialer  *relaynet.Dialer
 	http    *http.Transport
+	tls     *tls.Config // of Ping; the transport changes its own
 	do      func(*http.Request) (*http.Response, error)
 	workers []*worker
 	closed  bool
@@ -48,6 +50,7 @@ func newSink(ctx context.Context, _ relay.Env, cfg sinkConfig) (*sink, error) {
 		return nil, err
 	}
 	s := &sink{cfg: cfg, classes: classifier{retry: cfg.RetryOnStatus, perMessage: !cfg.URL.Fixed()}, dialer: newDialer(&cfg)}
+	s.tls = tlsConfig.Clone()
 	s.http = newTransport(&cfg, s.dialer, tlsConfig)
 	s.do = s.http.RoundTrip
 	if cfg.FollowRedirects {
@@ -161,7 +164,8 @@ func (s *sink) target(m *relay.Message) (*url.URL, error) {
 		return nil, relay.Permanent(fmt.Errorf("render webhook_url for %s: not a URL", m.ID))
 	}
 	// Escaping leaves dots unchanged, and servers and proxies resolve them.
-	if p := u.EscapedPath() + "/"; strings.Contains(p, "/../") || strings.Contains(p, "/./") {
+	// Some decode %2F and backslashes first.
+	if p := strings.ReplaceAll(u.Path, `\`, "/") + "/"; strings.Contains(p, "/../") || strings.Contains(p, "/./") {
 		return nil, relay.Permanent(fmt.Errorf("render webhook_url for %s: a field of the row makes a path segment of dots", m.ID))
 	}
 	return u, nil
@@ -188,7 +192,20 @@ func (s *sink) Ping(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("reach webhook %s: %w", u.Host, err)
 	}
-	return conn.Close()
+	defer conn.Close()
+	if u.Scheme != "https" {
+		return nil
+	}
+
+	// Without a handshake an endpoint passes whose certificate every request refuses.
+	config := s.tls.Clone()
+	config.ServerName = cmp.Or(config.ServerName, u.Hostname())
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.ConfirmTimeout.D())
+	defer cancel()
+	if err := tls.Client(conn, config).HandshakeContext(ctx); err != nil {
+		return fmt.Errorf("reach webhook %s: %w; check its certificate, tls_ca and tls_server_name", u.Host, err)
+	}
+	return nil
 }
 
 // Limits implements [relay.Limiter]: a few seconds of work for an ordinary endpoint.
