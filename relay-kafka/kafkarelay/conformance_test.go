@@ -229,6 +229,8 @@ func readPartition(ctx context.Context, t testing.TB, client *kafka.Client, topi
 			switch h.Key {
 			case "pgtrickle-dedup-key":
 				m.ID = string(h.Value)
+			case "pgtrickle-before-key":
+				m.BeforeKey = string(h.Value)
 			case "pgtrickle-op":
 				m.Op = string(h.Value)
 			case "pgtrickle-subject":
