@@ -1,6 +1,7 @@
 package outbox_test
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -10,6 +11,8 @@ import (
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/exttest"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/migrate"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox"
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest/pgtest"
 )
 
@@ -105,4 +108,30 @@ func content(t testing.TB, pool *pgxpool.Pool) string {
 	}
 	slices.Sort(rows)
 	return strings.Join(rows, "\n")
+}
+
+// TestTideMessages reads pg_tide's table of messages as a table of one's own. pg_trickle 0.46
+// and later write there.
+func TestTideMessages(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Pool(t)
+	exec(t, pool, `CREATE SCHEMA tide;
+		CREATE TABLE tide.tide_outbox_messages (
+			id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, outbox_name text NOT NULL, payload jsonb NOT NULL,
+			headers jsonb DEFAULT '{}', created_at timestamptz NOT NULL DEFAULT now(), consumed_at timestamptz);
+		INSERT INTO tide.tide_outbox_messages (outbox_name, payload, headers) VALUES
+			('orders', '{"v":1,"refresh_id":null,"inserted":2,"deleted":1,"source":"public.orders"}', '{"source":"public.orders","version":1}'),
+			('own', '{"id":7}', '{}')`)
+	src := open(t, pool, relay.Checkpoint{}, func(c *outbox.Config) {
+		c.Outbox, c.Settings = "tide.tide_outbox_messages", outbox.Settings{HeadersColumn: "headers"}
+	})
+	got := receive(t, src, 2)
+	for i, want := range []string{
+		`insert {"v": 1, "source": "public.orders", "deleted": 1, "inserted": 2, "refresh_id": null} [{source public.orders} {version 1}]`,
+		`insert {"id": 7} []`,
+	} {
+		if s := fmt.Sprintf("%s %s %v", got[i].Op, got[i].Row, got[i].Headers); got[i].Err != nil || s != want {
+			t.Errorf("message %d: %s, %v; want %s", i, s, got[i].Err, want)
+		}
+	}
 }
