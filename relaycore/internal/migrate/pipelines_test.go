@@ -48,7 +48,7 @@ func TestFormsOfCall(t *testing.T) {
 	}
 
 	run(t, pool, `SELECT pgtrickle.set_relay_outbox('q', 'orders', 'g', '{"type":"kafka","brokers":["a:9092"],"topic":"o"}', 48)`)
-	want := `{"sink": {"type": "kafka", "topic": "o", "brokers": ["a:9092"]}, "source": {"group": "g", "outbox": "orders", "retention_hours": 48}, "sink_type": "kafka", "source_type": "outbox"}`
+	want := `{"sink": {"type": "kafka", "topic": "o", "brokers": ["a:9092"]}, "source": {"group": "g", "outbox": "orders", "retention_hours": 48}, "sink_type": "kafka", "source_type": "outbox", "kafka_tombstones": "auto"}`
 	if got := one(t, pool, `SELECT config::text FROM pgtrickle.get_relay_config('q')`); got != want || state("q") != "true" {
 		t.Errorf("positional outbox stores %s, enabled=%s\nwant %s", got, state("q"), want)
 	}
