@@ -182,9 +182,12 @@ func clone(t *testing.T, pool *pgxpool.Pool, suffix string) *pgxpool.Pool {
 	t.Helper()
 	name := pool.Config().ConnConfig.Database
 	server := pgtest.Pool(t)
-	exec(t, server, `SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = '`+name+`'`)
+	exec(t, server, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '`+name+`'`)
 	pool.Reset() // its connections are gone
-	exec(t, server, "CREATE DATABASE "+name+suffix+" TEMPLATE "+name)
+	eventually(t, "the sessions end", func() bool {
+		_, err := server.Exec(t.Context(), "CREATE DATABASE "+name+suffix+" TEMPLATE "+name)
+		return err == nil
+	})
 	t.Cleanup(func() { exec(t, server, "DROP DATABASE "+name+suffix+" WITH (FORCE)") })
 	u, err := url.Parse(pool.Config().ConnString())
 	if err != nil {
