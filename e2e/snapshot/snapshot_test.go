@@ -231,7 +231,12 @@ func (s *stage) pipeline(t *testing.T, name string) {
 
 func (s *stage) relay(t *testing.T) *rig.Relay {
 	t.Helper()
-	return s.binary.Start(t, s.db.URL, rig.Options{})
+	r := s.binary.Start(t, s.db.URL, rig.Options{})
+	rig.Until(t, patience, "the relay is ready", func(ctx context.Context) (bool, error) { // before that a signal ends it at once
+		_, err := r.Get(ctx, "/readyz")
+		return err == nil, nil
+	})
+	return r
 }
 
 // progress returns the rows that are settled of a snapshot, and whether rows are left.
