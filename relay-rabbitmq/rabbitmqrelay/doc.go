@@ -74,8 +74,8 @@
 // settled last is stored with the offset, and each session reads that message again.
 // If it is another one, or the stream ends before it, the stream was deleted and
 // declared again, and the pipeline stops. With on_recreated restart the source reads
-// the stream from its beginning, with ids of its own. If retention removed the message, the log
-// reports that the position cannot be checked. A stream that was filled again with
+// the stream from its beginning, with ids of its own. If retention removed the message,
+// the log reports that the position cannot be checked. A stream that was filled again with
 // equal messages is not noticed; routing key, message-id, type, timestamp and body count.
 //
 // # Refusals

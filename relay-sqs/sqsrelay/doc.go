@@ -37,11 +37,11 @@
 // refuses one for a passing reason and accepts the next, the two change places.
 //
 // A FIFO queue drops a second message with the same id within five minutes. So a retry
-// writes nothing twice unless it comes later than that. A standard queue
-// neither orders nor deduplicates; the attribute dedup_key lets receivers do so.
+// writes nothing twice unless it comes later than that. A standard queue neither orders
+// nor deduplicates; the attribute dedup_key lets receivers do so.
 //
-// The limit of a message with its attributes is the queue's MaximumMessageSize. It is 1
-// MiB since August 2025, and 256 KiB on queues that kept the old default. A request
+// The limit of a message with its attributes is the queue's MaximumMessageSize. It is
+// 1 MiB since August 2025, and 256 KiB on queues that kept the old default. A request
 // holds ten messages and 1 MiB.
 //
 // The source deletes messages after Ack, and keeps them hidden until then. A FIFO

@@ -107,9 +107,9 @@ const (
 
 // WireHeaders appends to dst the headers that every backend with headers writes. These
 // are op, outbox id, full refresh, key, the key before and content type, if they are set.
-// The message's own Headers follow. Each backend writes ID and Subject in its own way, and may leave
-// out what its far end carries in a field. Op stays the first: the Redis backend relies
-// on that.
+// The message's own Headers follow. Each backend writes ID and Subject in its own way, and
+// may leave out what its far end carries in a field. Op stays the first: the Redis backend
+// relies on that.
 func (m *Message) WireHeaders(dst []Header) []Header {
 	if m.Op != "" {
 		dst = append(dst, Header{HeaderOp, m.Op})

@@ -1,8 +1,9 @@
 // Bench measures the relay beside each broker's own client: the same messages
 // into the same server, in turn, in one run. The client alone has all messages at
 // hand and the cores to itself. A copy reads them from PostgreSQL as the relay
-// does, and leaves out all that makes a relay: it is the limit on that machine. It prints medians, and ratios that
-// are taken pair by pair, so that a machine whose speed drifts changes both sides.
+// does, and leaves out all that makes a relay: it is the limit on that machine.
+// Bench prints medians, and ratios that are taken pair by pair, so that a machine
+// whose speed drifts changes both sides.
 //
 // It takes its servers from the RELAY_TEST_ variables, as `make bench` sets
 // them, and the relay from bin/.

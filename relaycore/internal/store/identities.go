@@ -65,8 +65,8 @@ func (s Store) IdentifyOutbox(
 }
 
 // Fork gives every outbox of the database another identity, and returns how many have
-// one. It is for a copy that nothing distinguishes from its original. A relay that runs keeps the
-// identities that it has read, so Fork refuses while one does.
+// one. It is for a copy that nothing distinguishes from its original. A relay that runs
+// keeps the identities that it has read, so Fork refuses while one does.
 func (s Store) Fork(ctx context.Context) (int, error) {
 	rows, err := s.db.Query(ctx, `SELECT outbox::oid::bigint FROM pgtrickle.relay_outbox_identities`)
 	if err != nil {

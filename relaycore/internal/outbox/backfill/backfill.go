@@ -13,10 +13,10 @@
 //  3. It reads on behind S: the changes that S does not see.
 //
 // So the row contains each change of its key that comes in front of it, and none that comes
-// behind it. The outbox is read from a snapshot
-// S0 on that was taken before the first chunk. A row that S0 sees is in a chunk, unless a
-// later transaction removed it or changed its key, and that change comes by itself. A row
-// that S0 does not see was written by a change that comes.
+// behind it. The outbox is read from a snapshot S0 on that was taken before the first chunk.
+// A row that S0 sees is in a chunk, unless a later transaction removed it or changed its key,
+// and that change comes by itself. A row that S0 does not see was written by a change that
+// comes.
 //
 // The races, step by step:
 //

@@ -27,13 +27,13 @@ func (fenceStrategy) Name() string { return "fence" }
 
 func (fenceStrategy) Behind(id int64) Position { return &fencePosition{last: id, at: table.Beginning} }
 
-// Check requires ids that come from the table's own sequence, in steps of one, as the
-// row is inserted.
 func (fenceStrategy) Now(ctx context.Context, q pg.Querier, t *table.Table) (p Position, highest int64, err error) {
 	highest, err = table.HighestID(ctx, q, t)
 	return Fence.Behind(highest), highest, err
 }
 
+// Check requires ids that come from the table's own sequence, in steps of one, as the
+// row is inserted.
 func (fenceStrategy) Check(_ context.Context, _ pg.Querier, t *table.Table, _ table.Settings, _ *slog.Logger) error {
 	name := t.Qualified()
 	switch {
