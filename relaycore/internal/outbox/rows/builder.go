@@ -175,7 +175,7 @@ func (b *Builder) row(v [][]byte, id int64) bool {
 	e := event{id: id, idText: v[l.id]}
 	if b.source.anyBytes && !b.isText(v) {
 		first := len(b.chunk.slots)
-		b.undecodable(&e, b.keep(v[l.payload]), errors.New("it has bytes that are not UTF-8, and its database has no encoding"))
+		b.undecodable(&e, b.keep(v[l.payload]), errNotText)
 		b.end(id, first)
 		return true
 	}
@@ -213,6 +213,8 @@ func (b *Builder) row(v [][]byte, id int64) bool {
 	return true
 }
 
+var errNotText = errors.New("it has bytes that are not UTF-8, and its database has no encoding")
+
 // isText reports whether the columns of a row are UTF-8.
 func (b *Builder) isText(v [][]byte) bool {
 	l := b.layout
@@ -246,20 +248,27 @@ func (b *Builder) message(e *event, op string, row, before []byte, full bool, er
 	ch.text, c.id = b.ids.append(ch.text, e, index)
 	c.idEnd = len(ch.text)
 
-	ch.cuts = append(ch.cuts, c)
-	ch.slots = append(ch.slots, Slot{ID: e.id, Index: int32(index)})
-	ch.bytes += relay.MessageOverhead
-	if len(ch.msgs) == cap(ch.msgs) {
-		b.grow(1)
-	}
-	ch.msgs = ch.msgs[:len(ch.msgs)+1] // a message is large: it is filled in place
-	m := &ch.msgs[len(ch.msgs)-1]
+	m := b.add(c, Slot{ID: e.id, Index: int32(index)})
 	m.Op, m.Time, m.StreamTable, m.OutboxID = op, e.created, b.source.stream, e.id
 	if err != nil {
 		m.Err, m.Body, m.ContentType = err, row, "application/json"
 		return
 	}
 	m.Row, m.Before, m.FullRefresh = row, before, full
+}
+
+// add adds a message with its cut and slot, for the caller to fill in place: a message is
+// large.
+func (b *Builder) add(c cut, s Slot) *relay.Message {
+	ch := &b.chunk
+	ch.cuts = append(ch.cuts, c)
+	ch.slots = append(ch.slots, s)
+	ch.bytes += relay.MessageOverhead
+	if len(ch.msgs) == cap(ch.msgs) {
+		b.grow(1)
+	}
+	ch.msgs = ch.msgs[:len(ch.msgs)+1]
+	return &ch.msgs[len(ch.msgs)-1]
 }
 
 // snapshotEnd adds the marker of a snapshot whose messages are added, if the pipeline
