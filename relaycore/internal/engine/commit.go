@@ -171,11 +171,10 @@ func (c *committer) commit(ctx context.Context, open bool) error {
 	// database that is away does not hold up a shutdown for long.
 	writing, cancel := c.outliving(ctx)
 	defer cancel()
-	counts := Commit{Delivered: c.sum.Delivered, Skipped: c.sum.Skipped, Filtered: c.sum.Filtered}
 	switch {
 	case !c.essential() && !c.sum.counts():
 	case !c.essential() && open && time.Since(c.counted) < countEvery:
-		keep = counts
+		keep = c.sum.Commit // it is nothing but counts
 	default:
 		c.counted = time.Now()
 		if err := c.retry(writing, "commit checkpoint", func() error { return c.Ledger.Commit(writing, c.sum.Commit) }); err != nil {

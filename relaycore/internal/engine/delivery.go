@@ -208,8 +208,7 @@ func (d *delivery) try(ctx context.Context, todo []relay.Message) ([]relay.Messa
 		}
 	}
 
-	p := d.publisher
-	p.repeats = d.again || p.recovering > 0
+	d.repeats = d.again || d.recovering > 0
 	err = d.publish(ctx, todo)
 	if err == nil {
 		d.out.Delivered += int64(len(todo))
