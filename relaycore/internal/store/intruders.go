@@ -44,12 +44,9 @@ func (i *Intruder) Cure() string { return fmt.Sprintf("SELECT pg_terminate_backe
 // Intruders returns the sessions of other roles at the locks of these pipelines of the
 // group. It returns one a pipeline: the holder, or else one that waits.
 func (s Store) Intruders(ctx context.Context, keys []Key) (map[Key]*Intruder, error) {
-	directions, names := make([]string, len(keys)), make([]string, len(keys))
-	for i, k := range keys {
-		directions[i], names[i] = string(k.Direction), k.Name
-	}
+	directions, pipelines := columns(keys)
 	// ForEachRow returns the error of Query, too.
-	rows, _ := s.db.Query(ctx, intrudersSQL, pgx.StrictNamedArgs{"group": s.group, "directions": directions, "pipelines": names})
+	rows, _ := s.db.Query(ctx, intrudersSQL, pgx.StrictNamedArgs{"group": s.group, "directions": directions, "pipelines": pipelines})
 	found := make(map[Key]*Intruder)
 	var key Key
 	var i Intruder

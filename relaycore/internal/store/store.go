@@ -95,10 +95,11 @@ func (s Store) Unlock(ctx context.Context, key Key) error {
 // Acquire takes the locks of those pipelines that are free, for this connection. It names
 // the owner of each and returns its new epoch. If it fails, the connection may hold locks.
 func (s Store) Acquire(ctx context.Context, keys []Key, owner string) (epochs map[Key]int64, err error) {
-	directions, pipelines, identities := make([]string, len(keys)), make([]string, len(keys)), make([]string, len(keys))
-	for i, key := range keys {
-		directions[i], pipelines[i], identities[i] = string(key.Direction), key.Name, newIdentity()
+	identities := make([]string, len(keys))
+	for i := range identities {
+		identities[i] = newIdentity()
 	}
+	directions, pipelines := columns(keys)
 	rows, _ := s.db.Query(ctx, acquireSQL, pgx.StrictNamedArgs{
 		"group": s.group, "owner": owner, "directions": directions, "pipelines": pipelines, "identities": identities,
 	}) // ForEachRow returns its error
@@ -113,6 +114,15 @@ func (s Store) Acquire(ctx context.Context, keys []Key, owner string) (epochs ma
 		return nil, fmt.Errorf("take locks and raise epochs: %w", err)
 	}
 	return epochs, nil
+}
+
+// columns returns keys as the statements take them: as arrays.
+func columns(keys []Key) (directions, pipelines []string) {
+	directions, pipelines = make([]string, len(keys)), make([]string, len(keys))
+	for i, key := range keys {
+		directions[i], pipelines[i] = string(key.Direction), key.Name
+	}
+	return directions, pipelines
 }
 
 // A retention sweep holds this lock, so that one instance at a time deletes.
