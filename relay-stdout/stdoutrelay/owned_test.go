@@ -113,8 +113,8 @@ func TestCheckOpensNothing(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Error(err)
 	}
-	// Once a writer has come and gone, the reader would be told so: POLLHUP stays until the
-	// next one opens the pipe. A Read could not tell, as it ends before the first one, too.
+	// Once a writer has come and gone, poll returns POLLHUP until the next one opens the
+	// pipe. A Read proves nothing: before the first writer, it ends at once, too.
 	fds := []unix.PollFd{{Fd: int32(reader.Fd()), Events: unix.POLLIN}}
 	if _, err := unix.Poll(fds, 0); err != nil || fds[0].Revents != 0 {
 		t.Errorf("the pipe's reader sees events %#x, %v; want none", fds[0].Revents, err)
