@@ -111,11 +111,11 @@ chaos-short: ## chaos for CI: a fixed seed, half a minute a backend
 
 .PHONY: takeover
 takeover: servers build ## how evenly processes share pipelines, and how fast they take over after kill -9; TAKEOVER_KILLS, TAKEOVER_PIPELINES
-	cd e2e && RELAY_TAKEOVER=1 $(GO_TEST) -count=1 -timeout=1h -v ./takeover
+	cd e2e && RELAY_TAKEOVER=1 go run ./cmd/with-brokers pg18 -- $(GO_TEST) -count=1 -timeout=1h -v ./takeover
 
 .PHONY: snapshot snapshot-short
 snapshot: servers bin/pgtrickle-relay ## the rows of a captured table before its changes, with kill -9; SNAPSHOT_ROWS
-	cd e2e && RELAY_SNAPSHOT=1 $(GO_TEST) -count=1 -timeout=1h -v ./snapshot
+	cd e2e && RELAY_SNAPSHOT=1 go run ./cmd/with-brokers pg18 -- $(GO_TEST) -count=1 -timeout=1h -v ./snapshot
 snapshot-short: ## the same for CI, with a tenth of the rows (40 s)
 	SNAPSHOT_ROWS=100000 SNAPSHOT_STALL=10s $(MAKE) snapshot
 

@@ -7,60 +7,30 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/grove/pgtrickle-relay/e2e/internal/brokers"
 	"github.com/grove/pgtrickle-relay/e2e/internal/rig"
 )
-
-var fleet *brokers.Fleet
 
 func TestMain(m *testing.M) {
 	if os.Getenv("RELAY_SNAPSHOT") != "1" {
 		fmt.Println("not run: this test writes a large table; make snapshot-short runs it (RELAY_SNAPSHOT=1)")
-		os.Exit(0)
+		return
 	}
-	flag.Parse()
-	code, err := run(m)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "snapshot:", err)
-		code = max(code, 1)
-	}
-	os.Exit(code)
-}
-
-func run(m *testing.M) (code int, err error) {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if fleet, err = brokers.New(ctx, brokers.Options{}); err != nil {
-		return 1, err
-	}
-	defer func() {
-		ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
-		defer cancel()
-		err = errors.Join(err, fleet.Close(ending))
-	}()
-	if err := fleet.Start(ctx, "pg18"); err != nil {
-		return 1, err
-	}
-	return m.Run(), nil
+	os.Exit(m.Run())
 }
 
 const (
@@ -145,7 +115,6 @@ func TestSnapshot(t *testing.T) {
 
 type stage struct {
 	db     *rig.Database
-	pool   *pgxpool.Pool
 	binary rig.Program
 	folder string
 	rows   int
@@ -158,11 +127,7 @@ func newStage(t *testing.T, rows int) *stage {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &stage{binary: binary, folder: t.TempDir(), rows: rows, db: rig.NewDatabase(t, fleet.Server("pg18").URL, "snapshot", binary.Migrate)}
-	if s.pool, err = pgxpool.New(t.Context(), s.db.URL); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(s.pool.Close)
+	s := &stage{binary: binary, folder: t.TempDir(), rows: rows, db: rig.NewDatabase(t, os.Getenv("RELAY_TEST_DATABASE_URL"), "snapshot", binary.Migrate)}
 	s.db.Exec(t, `CREATE TABLE items (id bigint PRIMARY KEY, v bigint NOT NULL, pad text NOT NULL, at timestamptz NOT NULL DEFAULT clock_timestamp())`)
 	s.db.Exec(t, `INSERT INTO items (id, v, pad) SELECT g, 0, repeat('x', 100) FROM generate_series(1, $1::int) g`, rows)
 	s.db.Exec(t, `ANALYZE items`)
@@ -202,7 +167,7 @@ func (s *stage) write(t *testing.T) (stop func()) {
 				case <-tick.C:
 				}
 				id := 1 + rnd.Int64N(int64(s.rows)+1000)
-				_, err := s.pool.Exec(context.Background(), []string{
+				_, err := s.db.Pool.Exec(context.Background(), []string{
 					`UPDATE items SET v = v + 1, at = clock_timestamp() WHERE id = $1`,
 					`INSERT INTO items (id, v, pad) VALUES ($1, 1, 'new') ON CONFLICT (id) DO UPDATE SET v = items.v + 1, at = clock_timestamp()`,
 					`DELETE FROM items WHERE id = $1`,
@@ -241,7 +206,7 @@ func (s *stage) relay(t *testing.T) *rig.Relay {
 
 // progress returns the rows that are settled of a snapshot, and whether rows are left.
 func (s *stage) progress(ctx context.Context, name string) (rows int64, left bool, err error) {
-	err = s.pool.QueryRow(ctx, `SELECT coalesce((checkpoint -> 'backfill' ->> 'rows')::bigint, delivered), coalesce(checkpoint ? 'backfill', true)
+	err = s.db.Pool.QueryRow(ctx, `SELECT coalesce((checkpoint -> 'backfill' ->> 'rows')::bigint, delivered), coalesce(checkpoint ? 'backfill', true)
 		FROM pgtrickle.relay_cursors WHERE pipeline = $1`, name).Scan(&rows, &left)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return 0, true, nil
@@ -261,7 +226,7 @@ func (s *stage) complete(t *testing.T, name string) {
 func (s *stage) drained(t *testing.T, name string) {
 	t.Helper()
 	rig.Until(t, patience, "all changes are delivered", func(ctx context.Context) (done bool, err error) {
-		err = s.pool.QueryRow(ctx, `SELECT last_id >= (SELECT max(id) FROM pgtrickle.outbox_items) FROM pgtrickle.relay_cursors WHERE pipeline = $1`, name).
+		err = s.db.Pool.QueryRow(ctx, `SELECT last_id >= (SELECT max(id) FROM pgtrickle.outbox_items) FROM pgtrickle.relay_cursors WHERE pipeline = $1`, name).
 			Scan(&done)
 		return done, err
 	})
@@ -300,7 +265,7 @@ func (s *stage) equal(t *testing.T, name string) {
 	if err := lines.Err(); err != nil {
 		t.Fatal(err)
 	}
-	result, err := s.pool.Query(t.Context(), `SELECT id, v FROM items`)
+	result, err := s.db.Pool.Query(t.Context(), `SELECT id, v FROM items`)
 	if err != nil {
 		t.Fatal(err)
 	}

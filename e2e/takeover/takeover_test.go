@@ -4,12 +4,10 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -21,41 +19,15 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/grove/pgtrickle-relay/e2e/internal/brokers"
 	"github.com/grove/pgtrickle-relay/e2e/internal/rig"
 )
-
-var fleet *brokers.Fleet
 
 func TestMain(m *testing.M) {
 	if os.Getenv("RELAY_TAKEOVER") != "1" {
 		fmt.Println("not run: these tests kill processes for minutes; make takeover runs them (RELAY_TAKEOVER=1)")
-		os.Exit(0)
+		return
 	}
-	flag.Parse()
-	code, err := run(m)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "takeover:", err)
-		code = max(code, 1)
-	}
-	os.Exit(code)
-}
-
-func run(m *testing.M) (code int, err error) {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if fleet, err = brokers.New(ctx, brokers.Options{}); err != nil {
-		return 1, err
-	}
-	defer func() {
-		ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
-		defer cancel()
-		err = errors.Join(err, fleet.Close(ending))
-	}()
-	if err := fleet.Start(ctx, "pg18"); err != nil {
-		return 1, err
-	}
-	return m.Run(), nil
+	os.Exit(m.Run())
 }
 
 const patience = 2 * time.Minute
@@ -171,7 +143,7 @@ func newStage(t *testing.T, name string, files, webhooks int) *stage {
 		s.arrived[strings.TrimPrefix(r.URL.Path, "/")] = time.Now()
 	}))
 	t.Cleanup(far.Close)
-	s.db = rig.NewDatabase(t, fleet.Server("pg18").URL, name, s.program["pgtrickle-relay"].Migrate)
+	s.db = rig.NewDatabase(t, os.Getenv("RELAY_TEST_DATABASE_URL"), name, s.program["pgtrickle-relay"].Migrate)
 	s.db.Exec(t, `SELECT pgtrickle.set_relay_outbox('f' || i, config => jsonb_build_object('stream_table', 'public.events',
 		'sink_type', 'stdout', 'stdout_path', $1 || '/f' || i)), pgtrickle.enable_relay('f' || i) FROM generate_series(1, $2::int) i`, s.folder, files)
 	s.db.Exec(t, `SELECT pgtrickle.set_relay_outbox('w' || i, config => jsonb_build_object('stream_table', 'public.events',
