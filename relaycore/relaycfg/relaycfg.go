@@ -194,7 +194,7 @@ func set(field reflect.Value, key Key, unit string, raw json.RawMessage) error {
 		return err
 	}
 	if len(key.Enum) > 0 && !slices.Contains(key.Enum, field.String()) {
-		if near := Nearest(field.String(), key.Enum); near != "" {
+		if near := Nearest(field.String(), key.Enum); near != "" && len(field.String()) > 1 { // short words are like any other
 			return fmt.Errorf("unknown value %q; did you mean %q?", field.String(), near)
 		}
 		return fmt.Errorf("unknown value %q; must be one of %s", field.String(), strings.Join(key.Enum, ", "))

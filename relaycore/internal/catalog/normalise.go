@@ -2,10 +2,12 @@ package catalog
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"reflect"
 	"slices"
 	"strings"
@@ -354,11 +356,25 @@ func (n *normaliser) prefixes() []string {
 func flatPrefix(backend string) string { return strings.ReplaceAll(backend, "-", "_") + "_" }
 
 func unknown(path string, candidates []string) error {
-	if near := relaycfg.Nearest(path, candidates); near != "" {
+	if near := cmp.Or(prefixed(path, candidates), relaycfg.Nearest(path, candidates)); near != "" {
 		return relaycfg.Errorf(path, "unknown key; did you mean %q?", near)
 	}
 	slices.Sort(candidates)
 	return relaycfg.Errorf(path, "unknown key; valid keys are %s", strings.Join(candidates, ", "))
+}
+
+// prefixed returns the candidate that differs from path by a backend's prefix alone, such
+// as kafka_topic from topic. It returns "" if there is none.
+func prefixed(path string, candidates []string) string {
+	ours, best, bestDistance := path[strings.LastIndexByte(path, '.')+1:], "", math.MaxInt
+	for _, c := range candidates {
+		theirs := c[strings.LastIndexByte(c, '.')+1:]
+		differ := strings.HasSuffix(theirs, "_"+ours) || strings.HasSuffix(ours, "_"+theirs)
+		if d := max(len(theirs)-len(ours), len(ours)-len(theirs)); differ && d < bestDistance {
+			best, bestDistance = c, d
+		}
+	}
+	return best
 }
 
 // object returns the object called key, or nil if there is none.

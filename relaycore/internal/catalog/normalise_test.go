@@ -142,6 +142,8 @@ func TestNormaliseErrors(t *testing.T) {
 	}{
 		"unknown flat key":        {relay.Forward, `{"stream_table":"o","sink_type":"nats","nats_ulr":"a"}`, `key "nats_ulr": unknown key; did you mean "nats_url"?`},
 		"unknown nested key":      {relay.Forward, `{"stream_table":"o","sink":{"type":"nats","ulr":"a"}}`, `key "sink.ulr": unknown key; did you mean "sink.url"?`},
+		"bare key":                {relay.Forward, `{"stream_table":"o","sink_type":"nats","nats_url":"a","token":"x"}`, `key "token": unknown key; did you mean "nats_token"?`},
+		"prefixed nested key":     {relay.Forward, `{"stream_table":"o","sink":{"type":"nats","url":"a","nats_token":"x"}}`, `key "sink.nats_token": unknown key; did you mean "sink.token"?`},
 		"unknown common key":      {relay.Forward, `{"stream_table":"o","sink_type":"nats","nats_url":"a","batch_sise":1}`, `key "batch_sise": unknown key; did you mean "batch_size"?`},
 		"unknown near key":        {relay.Forward, `{"source":{"outboxx":"o"},"sink":{"type":"nats","url":"a"}}`, `key "source.outboxx": unknown key; did you mean "source.outbox"?`},
 		"missing flat key":        {relay.Forward, `{"stream_table":"o","sink_type":"nats"}`, `key "nats_url": is required`},

@@ -3,11 +3,16 @@ package migrate_test
 import (
 	"context"
 	"encoding/json"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
 	"github.com/grove/pgtrickle-relay/relaycore/internal/migrate"
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest/pgtest"
 )
 
 func TestDocumentedExample(t *testing.T) {
@@ -110,6 +115,12 @@ func TestConfigValidation(t *testing.T) {
 		"headers with templates":  {"outbox", base(`"headers":{"x":"{op}"}`), ""},
 		"null is absent":          {"outbox", base(`"nats_stream":null`), ""},
 		"unknown key":             {"outbox", base(`"nats_ulr":"x"`), `key "nats_ulr": unknown key; did you mean "nats_url"?`},
+		"bare key":                {"outbox", `{"stream_table":"t","sink_type":"kafka","kafka_brokers":"a","partitions":1}`, `key "partitions": unknown key; did you mean "kafka_partitions"?`},
+		"prefixed nested key":     {"outbox", `{"stream_table":"t","sink":{"type":"kafka","brokers":"a","kafka_acks":"1"}}`, `key "sink.kafka_acks": unknown key; did you mean "sink.acks"?`},
+		"URL without a scheme":    {"outbox", `{"stream_table":"t","sink_type":"redis","redis_url":"u:hunter2@localhost:6379","redis_stream":"s"}`, `key "redis_url": has no scheme; Server: redis://`},
+		"one of several URLs":     {"outbox", `{"stream_table":"t","sink_type":"rabbitmq","rabbitmq_url":["amqp://a","b:5672"]}`, `key "rabbitmq_url": has no scheme`},
+		"URL from a reference":    {"outbox", `{"stream_table":"t","sink_type":"redis","redis_url":"${env:URL}","redis_stream":"s"}`, ""},
+		"enum of numbers":         {"outbox", `{"stream_table":"t","sink_type":"kafka","kafka_brokers":"a","kafka_acks":"0"}`, `unknown value "0"; must be one of all, 1`},
 		"unknown common key":      {"outbox", base(`"batchsize":1`), `key "batchsize": unknown key; did you mean "batch_size"?`},
 		"unknown nested key":      {"outbox", `{"source":{"outbx":"t"},"sink":{"type":"stdout"}}`, `key "source.outbx": unknown key; did you mean "source.outbox"?`},
 		"nothing like it":         {"outbox", base(`"zzzzzzzzzzz":1`), `key "zzzzzzzzzzz": unknown key; valid keys are `},
@@ -162,6 +173,63 @@ func TestConfigValidation(t *testing.T) {
 			}
 			refused(t, pool, "P0001", tc.want, sql, tc.config)
 		})
+	}
+}
+
+// TestConfigWarnings: what a relay may run, but hardly as it was meant, is stored with a
+// warning.
+func TestConfigWarnings(t *testing.T) {
+	t.Parallel()
+	var warned []string
+	config, err := pgxpool.ParseConfig(pgtest.URL(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.ConnConfig.OnNotice = func(_ *pgconn.PgConn, n *pgconn.Notice) {
+		if n.Severity == "WARNING" {
+			warned = append(warned, n.Message)
+		}
+	}
+	pool, err := pgxpool.NewWithConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	if err := migrate.Up(t.Context(), pool, nil); err != nil {
+		t.Fatal(err)
+	}
+	run(t, pool, `CREATE TABLE public.orders (id int PRIMARY KEY);
+		SELECT pgtrickle.enable_outbox('public.orders');
+		SELECT pgtrickle.set_relay_outbox('first', config => '{"stream_table": "public.orders", "sink_type": "file", "file_path": "/tmp/a"}')`)
+	for name, tc := range map[string]struct{ direction, config, want string }{
+		"nothing":        {"outbox", `{"stream_table":"public.orders","sink_type":"nats","nats_url":"nats://a","nats_token":"${env:T}"}`, ""},
+		"outbox":         {"outbox", `{"stream_table":"outbox_orders","sink_type":"stdout"}`, ""},
+		"bare name":      {"outbox", `{"stream_table":"orders","sink_type":"stdout"}`, ""},
+		"missing table":  {"outbox", `{"stream_table":"public.oders","sink_type":"stdout"}`, `pipeline "p": key "stream_table": there is no outbox or table "public.oders" yet`},
+		"by a reference": {"outbox", `{"stream_table":"${env:TABLE}","sink_type":"stdout"}`, ""},
+		"vault": {
+			"outbox", `{"stream_table":"orders","sink_type":"nats","nats_url":"nats://a","nats_token":"${vault:x}"}`,
+			`pipeline "p": key "nats_token": "${vault:...}" is no reference and stays as it is; there are ${env:NAME} and ${file:/path}`,
+		},
+		"vault, nested": {
+			"inbox", `{"source":{"type":"nats","url":"nats://a","token":"${vault:x}"},"sink":{"inbox":"box"}}`,
+			`pipeline "p": key "source.token": "${vault:...}" is no reference and stays as it is; there are ${env:NAME} and ${file:/path}`,
+		},
+		"huge": {
+			"outbox", `{"stream_table":"orders","sink_type":"stdout","batch_size":1000000000}`,
+			`pipeline "p": key "batch_size": is 1000000000; more than 1000000 has no use`,
+		},
+		"same file":         {"outbox", `{"stream_table":"orders","sink":{"type":"file","path":"/tmp/a"}}`, `pipeline "p": pipeline "first" writes into the same file`},
+		"another file":      {"outbox", `{"stream_table":"orders","sink_type":"file","file_path":"/tmp/b"}`, ""},
+		"its own file":      {"outbox", `{"stream_table":"orders","sink_type":"file","stdout_path":"/tmp/b"}`, ""},
+		"standard output":   {"outbox", `{"stream_table":"orders","sink_type":"stdout"}`, ""},
+		"template, no file": {"outbox", `{"stream_table":"orders","sink_type":"nats","nats_url":"nats://a","nats_subject":"a.{op}"}`, ""},
+	} {
+		warned = nil
+		run(t, pool, `SELECT pgtrickle.set_relay_`+tc.direction+`('p', config => $1::text::jsonb)`, tc.config)
+		if got := strings.Join(warned, "; "); got != tc.want {
+			t.Errorf("%s: warned of %q\nwant %q", name, got, tc.want)
+		}
 	}
 }
 

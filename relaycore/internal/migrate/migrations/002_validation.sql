@@ -161,6 +161,10 @@ BEGIN
             RETURN pgtrickle._relay_template_problem(s);
         END IF;
     END CASE;
+    IF k.key IN ('url', 'queue_url') AND k.backend IN ('redis', 'rabbitmq', 'webhook', 'sqs')
+       AND jsonb_path_exists(v, '$[*] ? (@ != "" && !(@ like_regex "://") && !(@ like_regex "[$][{](env|ENV|file):"))') THEN
+        RETURN 'has no scheme; ' || k.doc; -- the value may hold a password
+    END IF;
     IF k.type = 'duration' THEN -- its minimum is in nanoseconds; only what no unit makes right is refused here
         IF k.minimum > 0 AND kind = 'number' AND (v #>> '{}')::numeric <= 0 THEN
             RETURN format('is %s; must be greater than 0', v);
@@ -169,7 +173,7 @@ BEGIN
         RETURN format('is %s; must be at least %s', v, k.minimum);
     END IF;
     IF cardinality(k.enum) > 0 AND s IS NOT NULL AND NOT s = ANY (k.enum) THEN
-        near := pgtrickle._relay_nearest(s, k.enum);
+        near := CASE WHEN length(s) > 1 THEN pgtrickle._relay_nearest(s, k.enum) END; -- short words are like any other
         RETURN format('unknown value "%s"; ', s)
             || CASE WHEN near IS NULL THEN 'must be one of ' || array_to_string(k.enum, ', ')
                     ELSE format('did you mean "%s"?', near) END;
@@ -200,11 +204,22 @@ LANGUAGE sql STABLE SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
 $fn$;
 -- +end
 
+-- +function pgtrickle._relay_prefixed(text, text[]): the candidate that differs from a key by the prefix of a backend alone, null when there is none
+CREATE OR REPLACE FUNCTION pgtrickle._relay_prefixed(p_path text, p_candidates text[]) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT c FROM (
+        SELECT c, n, regexp_replace(c, '^.*[.]', '') AS theirs, regexp_replace(p_path, '^.*[.]', '') AS ours
+        FROM unnest(p_candidates) WITH ORDINALITY AS u(c, n)
+    ) named WHERE right(theirs, length(ours) + 1) = '_' || ours OR right(ours, length(theirs) + 1) = '_' || theirs
+    ORDER BY abs(length(theirs) - length(ours)), n LIMIT 1
+$fn$;
+-- +end
+
 -- +function pgtrickle._relay_unknown(text, text[]): the problem of a key that does not exist
 CREATE OR REPLACE FUNCTION pgtrickle._relay_unknown(p_path text, p_candidates text[]) RETURNS text
 LANGUAGE sql STABLE SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
     SELECT format('key "%s": unknown key; ', p_path)
-        || coalesce('did you mean "' || pgtrickle._relay_nearest(p_path, p_candidates) || '"?',
+        || coalesce('did you mean "' || coalesce(pgtrickle._relay_prefixed(p_path, p_candidates), pgtrickle._relay_nearest(p_path, p_candidates)) || '"?',
                     'valid keys are ' || array_to_string(ARRAY(SELECT unnest(p_candidates) ORDER BY 1), ', '))
 $fn$;
 -- +end

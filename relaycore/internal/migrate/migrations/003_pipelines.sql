@@ -133,6 +133,49 @@ BEGIN
 END $fn$;
 -- +end
 
+-- +function pgtrickle._relay_config_warnings(text, text, jsonb): what is odd about a configuration, although a relay may run it
+CREATE OR REPLACE FUNCTION pgtrickle._relay_config_warnings(p_direction text, p_name text, p_config jsonb) RETURNS SETOF text
+LANGUAGE plpgsql STABLE SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    named constant text := pgtrickle._relay_config_name(p_config, '{stream_table,outbox}');
+    file  constant text := pgtrickle._relay_config_name(p_config, '{path,output,stdout_path,stdout_output,file_path,file_output}');
+    known boolean;
+    item  record;
+BEGIN
+    IF p_direction = 'forward' AND named !~ '["$]' THEN
+        BEGIN
+            known := pgtrickle._relay_outbox_table(named) IS NOT NULL;
+        EXCEPTION WHEN ambiguous_alias THEN
+            known := true; -- the relay reports it
+        END;
+        IF NOT known AND NOT EXISTS (
+            SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+            WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')
+              AND (c.relname = named OR n.nspname || '.' || c.relname = named)) THEN
+            RETURN NEXT format('key "stream_table": there is no outbox or table "%s" yet', named);
+        END IF;
+    END IF;
+
+    FOR item IN
+        SELECT o.prefix || e.key AS key, e.value
+        FROM (VALUES ('', p_config), ('sink.', p_config -> 'sink'), ('source.', p_config -> 'source')) AS o(prefix, object),
+            jsonb_each(CASE WHEN jsonb_typeof(o.object) = 'object' THEN o.object ELSE '{}' END) e
+        WHERE jsonb_typeof(e.value) <> 'object' OR e.key NOT IN ('sink', 'source') ORDER BY 1
+    LOOP
+        RETURN QUERY SELECT format('key "%s": "%s...}" is no reference and stays as it is; there are ${env:NAME} and ${file:/path}', item.key, m.found[1])
+            FROM regexp_matches(item.value::text, '([$][{](?!(?:env|ENV|file):)[A-Za-z_]+:)') AS m(found);
+        RETURN QUERY SELECT format('key "%s": is %s; more than %s has no use', item.key, item.value, l.most)
+            FROM (VALUES ('(batch_size|batch_messages|max_in_flight|max_ack_pending|prefetch|prefetch_count)$', 1000000),
+                         ('(concurrency|max_connections)$', 10000)) AS l(keys, most)
+            WHERE jsonb_typeof(item.value) = 'number' AND item.key ~ l.keys AND (item.value #>> '{}')::numeric > l.most;
+    END LOOP;
+
+    RETURN QUERY SELECT format('pipeline "%s" writes into the same file', c.name) FROM pgtrickle.relay_outbox_config c
+        WHERE p_direction = 'forward' AND c.name <> p_name AND file !~ '^(-|/dev/.*)$'
+          AND pgtrickle._relay_config_name(c.config, '{path,output,stdout_path,stdout_output,file_path,file_output}') = file;
+END $fn$;
+-- +end
+
 -- +function pgtrickle._relay_stream_of(text): the table whose changes an outbox of ours records, null where there is none
 CREATE OR REPLACE FUNCTION pgtrickle._relay_stream_of(p_outbox text) RETURNS oid
 LANGUAGE plpgsql STABLE SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
@@ -154,6 +197,7 @@ DECLARE
                             WHEN 'delete' THEN 'delete_relay' WHEN 'give' THEN 'relay_pipeline_owner' WHEN 'rename' THEN 'rename_relay' END;
     p      record;
     refused text;
+    warning text;
     found_any boolean := false;
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_proc f WHERE f.pronamespace = to_regnamespace('pgtrickle') AND f.proname = fn
@@ -189,6 +233,9 @@ BEGIN
             PERFORM pgtrickle._relay_check_config(NEW.direction, NEW.name,
                 CASE WHEN NEW.enabled IS NULL THEN NEW.config -- the flat form; the other one has the type twice
                      WHEN NEW.direction = 'forward' THEN NEW.config - 'sink_type' ELSE NEW.config - 'source_type' END);
+            FOR warning IN SELECT w FROM pgtrickle._relay_config_warnings(NEW.direction, NEW.name, NEW.config) w LOOP
+                RAISE WARNING 'pipeline "%": %', NEW.name, warning;
+            END LOOP;
             EXECUTE format('INSERT INTO pgtrickle.%I AS c (name, enabled, config) VALUES ($1, coalesce($2, false), $3)
                 ON CONFLICT (name) DO UPDATE SET enabled = coalesce($2, c.enabled), config = excluded.config',
                 CASE NEW.direction WHEN 'forward' THEN 'relay_outbox_config' ELSE 'relay_inbox_config' END)

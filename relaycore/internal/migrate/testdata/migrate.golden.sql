@@ -808,6 +808,10 @@ BEGIN
             RETURN pgtrickle._relay_template_problem(s);
         END IF;
     END CASE;
+    IF k.key IN ('url', 'queue_url') AND k.backend IN ('redis', 'rabbitmq', 'webhook', 'sqs')
+       AND jsonb_path_exists(v, '$[*] ? (@ != "" && !(@ like_regex "://") && !(@ like_regex "[$][{](env|ENV|file):"))') THEN
+        RETURN 'has no scheme; ' || k.doc; -- the value may hold a password
+    END IF;
     IF k.type = 'duration' THEN -- its minimum is in nanoseconds; only what no unit makes right is refused here
         IF k.minimum > 0 AND kind = 'number' AND (v #>> '{}')::numeric <= 0 THEN
             RETURN format('is %s; must be greater than 0', v);
@@ -816,7 +820,7 @@ BEGIN
         RETURN format('is %s; must be at least %s', v, k.minimum);
     END IF;
     IF cardinality(k.enum) > 0 AND s IS NOT NULL AND NOT s = ANY (k.enum) THEN
-        near := pgtrickle._relay_nearest(s, k.enum);
+        near := CASE WHEN length(s) > 1 THEN pgtrickle._relay_nearest(s, k.enum) END; -- short words are like any other
         RETURN format('unknown value "%s"; ', s)
             || CASE WHEN near IS NULL THEN 'must be one of ' || array_to_string(k.enum, ', ')
                     ELSE format('did you mean "%s"?', near) END;
@@ -865,6 +869,24 @@ END $do$;
 
 DO $do$
 BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_prefixed(text, text[])', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_prefixed(p_path text, p_candidates text[]) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT c FROM (
+        SELECT c, n, regexp_replace(c, '^.*[.]', '') AS theirs, regexp_replace(p_path, '^.*[.]', '') AS ours
+        FROM unnest(p_candidates) WITH ORDINALITY AS u(c, n)
+    ) named WHERE right(theirs, length(ours) + 1) = '_' || ours OR right(ours, length(theirs) + 1) = '_' || theirs
+    ORDER BY abs(length(theirs) - length(ours)), n LIMIT 1
+$fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_prefixed(text, text[]) IS 'pgtrickle-relay: the candidate that differs from a key by the prefix of a backend alone, null when there is none';
+END $do$;
+
+DO $do$
+BEGIN
     IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_unknown(text, text[])', false) THEN
         RETURN;
     END IF;
@@ -872,7 +894,7 @@ BEGIN
 CREATE OR REPLACE FUNCTION pgtrickle._relay_unknown(p_path text, p_candidates text[]) RETURNS text
 LANGUAGE sql STABLE SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
     SELECT format('key "%s": unknown key; ', p_path)
-        || coalesce('did you mean "' || pgtrickle._relay_nearest(p_path, p_candidates) || '"?',
+        || coalesce('did you mean "' || coalesce(pgtrickle._relay_prefixed(p_path, p_candidates), pgtrickle._relay_nearest(p_path, p_candidates)) || '"?',
                     'valid keys are ' || array_to_string(ARRAY(SELECT unnest(p_candidates) ORDER BY 1), ', '))
 $fn$;
 $sql$;
@@ -1061,7 +1083,7 @@ $sql$;
     COMMENT ON FUNCTION pgtrickle._relay_check_config(text, text, jsonb) IS 'pgtrickle-relay: refuses a pipeline whose configuration is wrong';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (2, 'validation', '8d8e6c0fd5d2a209')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (2, 'validation', 'ae35dd3a3c0f342d')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 
@@ -1258,6 +1280,56 @@ END $do$;
 
 DO $do$
 BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_config_warnings(text, text, jsonb)', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_config_warnings(p_direction text, p_name text, p_config jsonb) RETURNS SETOF text
+LANGUAGE plpgsql STABLE SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    named constant text := pgtrickle._relay_config_name(p_config, '{stream_table,outbox}');
+    file  constant text := pgtrickle._relay_config_name(p_config, '{path,output,stdout_path,stdout_output,file_path,file_output}');
+    known boolean;
+    item  record;
+BEGIN
+    IF p_direction = 'forward' AND named !~ '["$]' THEN
+        BEGIN
+            known := pgtrickle._relay_outbox_table(named) IS NOT NULL;
+        EXCEPTION WHEN ambiguous_alias THEN
+            known := true; -- the relay reports it
+        END;
+        IF NOT known AND NOT EXISTS (
+            SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+            WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')
+              AND (c.relname = named OR n.nspname || '.' || c.relname = named)) THEN
+            RETURN NEXT format('key "stream_table": there is no outbox or table "%s" yet', named);
+        END IF;
+    END IF;
+
+    FOR item IN
+        SELECT o.prefix || e.key AS key, e.value
+        FROM (VALUES ('', p_config), ('sink.', p_config -> 'sink'), ('source.', p_config -> 'source')) AS o(prefix, object),
+            jsonb_each(CASE WHEN jsonb_typeof(o.object) = 'object' THEN o.object ELSE '{}' END) e
+        WHERE jsonb_typeof(e.value) <> 'object' OR e.key NOT IN ('sink', 'source') ORDER BY 1
+    LOOP
+        RETURN QUERY SELECT format('key "%s": "%s...}" is no reference and stays as it is; there are ${env:NAME} and ${file:/path}', item.key, m.found[1])
+            FROM regexp_matches(item.value::text, '([$][{](?!(?:env|ENV|file):)[A-Za-z_]+:)') AS m(found);
+        RETURN QUERY SELECT format('key "%s": is %s; more than %s has no use', item.key, item.value, l.most)
+            FROM (VALUES ('(batch_size|batch_messages|max_in_flight|max_ack_pending|prefetch|prefetch_count)$', 1000000),
+                         ('(concurrency|max_connections)$', 10000)) AS l(keys, most)
+            WHERE jsonb_typeof(item.value) = 'number' AND item.key ~ l.keys AND (item.value #>> '{}')::numeric > l.most;
+    END LOOP;
+
+    RETURN QUERY SELECT format('pipeline "%s" writes into the same file', c.name) FROM pgtrickle.relay_outbox_config c
+        WHERE p_direction = 'forward' AND c.name <> p_name AND file !~ '^(-|/dev/.*)$'
+          AND pgtrickle._relay_config_name(c.config, '{path,output,stdout_path,stdout_output,file_path,file_output}') = file;
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_config_warnings(text, text, jsonb) IS 'pgtrickle-relay: what is odd about a configuration, although a relay may run it';
+END $do$;
+
+DO $do$
+BEGIN
     IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_stream_of(text)', false) THEN
         RETURN;
     END IF;
@@ -1289,6 +1361,7 @@ DECLARE
                             WHEN 'delete' THEN 'delete_relay' WHEN 'give' THEN 'relay_pipeline_owner' WHEN 'rename' THEN 'rename_relay' END;
     p      record;
     refused text;
+    warning text;
     found_any boolean := false;
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_proc f WHERE f.pronamespace = to_regnamespace('pgtrickle') AND f.proname = fn
@@ -1324,6 +1397,9 @@ BEGIN
             PERFORM pgtrickle._relay_check_config(NEW.direction, NEW.name,
                 CASE WHEN NEW.enabled IS NULL THEN NEW.config -- the flat form; the other one has the type twice
                      WHEN NEW.direction = 'forward' THEN NEW.config - 'sink_type' ELSE NEW.config - 'source_type' END);
+            FOR warning IN SELECT w FROM pgtrickle._relay_config_warnings(NEW.direction, NEW.name, NEW.config) w LOOP
+                RAISE WARNING 'pipeline "%": %', NEW.name, warning;
+            END LOOP;
             EXECUTE format('INSERT INTO pgtrickle.%I AS c (name, enabled, config) VALUES ($1, coalesce($2, false), $3)
                 ON CONFLICT (name) DO UPDATE SET enabled = coalesce($2, c.enabled), config = excluded.config',
                 CASE NEW.direction WHEN 'forward' THEN 'relay_outbox_config' ELSE 'relay_inbox_config' END)
@@ -1751,7 +1827,7 @@ $sql$;
     COMMENT ON FUNCTION pgtrickle.list_relay_configs() IS 'pgtrickle-relay: the caller''s pipelines, by name, without their secrets';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (3, 'pipelines', 'd2c09b1c019d0a3f')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (3, 'pipelines', 'c09301e22153c8cf')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 
