@@ -212,7 +212,7 @@ func (s *sink) find(ctx context.Context, name string) (kafka.Topic, error) {
 				return kafka.Topic{}, err
 			}
 		case attempt >= 3:
-			err := missing(name, "create it, or set create_if_missing to true")
+			err := missing(name, "create it, or set kafka_create_if_missing to true")
 			return kafka.Topic{}, s.refuse(name, refusals.Classify(err, noTopic, s.ofRow()))
 		}
 		s.cluster.reset()

@@ -45,6 +45,9 @@ func classifyFor(err error, ofRow bool) error {
 		return relay.Fatal(err)
 	}
 	if code, ok := errors.AsType[kafka.Error](err); ok {
+		if code == kafka.IllegalSASLState {
+			err = fmt.Errorf("%w; leave out kafka_sasl_mechanism, or give the port of a listener with SASL", err)
+		}
 		return refusals.Classify(err, fmt.Sprintf("%02d", int(code)), ofRow)
 	}
 	if untrusted := relaynet.Untrusted(err); untrusted != nil {

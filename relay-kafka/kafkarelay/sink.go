@@ -107,7 +107,7 @@ func (s *sink) newProducer(ctx context.Context) (producer, error) {
 	}
 	if err != nil {
 		s.cluster.reset()
-		return producer{id: -1}, classify(fmt.Errorf("get a producer id: %w; set idempotence to false where that is not allowed", err))
+		return producer{id: -1}, classify(fmt.Errorf("get a producer id: %w; set kafka_idempotence to false where that is not allowed", err))
 	}
 	return producer{id: int64(res.Producer.ProducerID), epoch: int16(res.Producer.ProducerEpoch)}, nil
 }

@@ -311,7 +311,7 @@ func TestTopicTemplate(t *testing.T) {
 	batch = []relay.Message{relaytest.Message(4, "k2"), relaytest.Message(5, "k0"), relaytest.Message(6, "k2")}
 	err = s.Publish(t.Context(), batch)
 	if !errors.As(err, &partial) || len(partial.Failed) != 2 || !relay.IsPermanent(partial.Failed[0]) ||
-		!strings.Contains(partial.Failed[0].Error(), "create_if_missing") {
+		!strings.Contains(partial.Failed[0].Error(), "kafka_create_if_missing") {
 		t.Errorf("Publish to a missing topic = %v, want messages 0 and 2 alone refused, with the cure", err)
 	}
 }
@@ -369,6 +369,14 @@ func TestRefusals(t *testing.T) {
 		code, _ := strconv.Atoi(answer)
 		return classifyFor(fmt.Errorf("write: %w", kafka.Error(code)), ofRow)
 	})
+}
+
+func TestLoginWithoutSASL(t *testing.T) {
+	t.Parallel()
+	err := classify(fmt.Errorf("look up topic: %w", kafka.IllegalSASLState))
+	if !relay.IsFatal(err) || !strings.Contains(err.Error(), "leave out kafka_sasl_mechanism") {
+		t.Errorf("classify = %v, want a fatal error with the cure", err)
+	}
 }
 
 func TestClassify(t *testing.T) {

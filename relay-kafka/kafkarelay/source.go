@@ -102,7 +102,7 @@ func (s *source) Ping(ctx context.Context) error {
 	}
 	for _, t := range res.Topics {
 		if errors.Is(t.Error, kafka.UnknownTopicOrPartition) {
-			return missing(t.Name, "create it, or correct the key topic")
+			return missing(t.Name, "create it, or correct kafka_topic")
 		}
 		if t.Error != nil {
 			return classify(fmt.Errorf("look up topic %q: %w", t.Name, t.Error))

@@ -206,7 +206,7 @@ func (c *conn) stream(ctx context.Context, name, subject string, create *jetstre
 		var err error
 		name, err = c.js.StreamNameBySubject(ctx, subject)
 		if errors.Is(err, jetstream.ErrStreamNotFound) {
-			return nil, relay.Fatal(fmt.Errorf("no stream stores subject %q: create one, or set stream and create_if_missing", subject))
+			return nil, relay.Fatal(fmt.Errorf("no stream stores subject %q: create one, or set nats_stream and nats_create_if_missing", subject))
 		}
 		if err != nil {
 			return nil, c.apiError(ctx, fmt.Errorf("look up the stream of subject %q: %w", subject, err))
@@ -221,7 +221,7 @@ func (c *conn) stream(ctx context.Context, name, subject string, create *jetstre
 		return nil, c.apiError(ctx, fmt.Errorf("look up stream %q: %w", name, err))
 	}
 	if create == nil {
-		return nil, relay.Fatal(fmt.Errorf("stream %q does not exist: create it, or set create_if_missing", name))
+		return nil, relay.Fatal(fmt.Errorf("stream %q does not exist: create it, or set nats_create_if_missing", name))
 	}
 	create.Name, create.Storage = name, jetstream.FileStorage
 	if s, err = c.js.CreateStream(ctx, *create); errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {

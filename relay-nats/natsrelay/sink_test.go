@@ -74,7 +74,7 @@ func TestStreamOptions(t *testing.T) {
 	name := fmt.Sprintf("CREATED%d", time.Now().UnixNano())
 	t.Cleanup(func() { _ = js.DeleteStream(context.Background(), name) })
 	_, err := trySink(testContext(t), fmt.Appendf(nil, `{"url":%q,"stream":%q}`, url, name))
-	if !relay.IsFatal(err) || !strings.Contains(err.Error(), "create_if_missing") {
+	if !relay.IsFatal(err) || !strings.Contains(err.Error(), "nats_create_if_missing") {
 		t.Fatalf("a stream that does not exist = %v, want a fatal error that says what to do", err)
 	}
 	s := openSink(t, fmt.Sprintf(`{"url":%q,"stream":%q,"create_stream":true,"subject":"%s.{op}","duplicate_window":"90s"}`, url, name, name))

@@ -216,7 +216,7 @@ func TestSourceErrors(t *testing.T) {
 		t.Log(err)
 	}
 	_, err := trySource(ctx, fmt.Appendf(nil, `{"url":%q,"stream":"missing"}`, url))
-	if !relay.IsFatal(err) || !strings.Contains(err.Error(), "create_if_missing") {
+	if !relay.IsFatal(err) || !strings.Contains(err.Error(), "nats_create_if_missing") {
 		t.Errorf("a missing stream = %v, want a fatal error that says what to do", err)
 	}
 	name := fmt.Sprintf("MADE%d", time.Now().UnixNano())

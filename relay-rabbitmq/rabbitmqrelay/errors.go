@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"regexp"
 	"strconv"
+	"strings"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
@@ -43,6 +44,15 @@ var refusals = relay.Refusals{
 	{Kind: relay.KindUnavailable, Blame: relay.BlameNothing, Answer: "406 *timed out*|406 *delivery tag*", Note: "a source consumes again"},
 	{Kind: relay.KindCredentials, Blame: relay.BlamePipeline, Answer: "403 *", Note: "user or password"},
 	{Kind: relay.KindSetup, Blame: relay.BlamePipeline, Answer: "402 *|406 *|503 *|530 *|540 *", Note: "virtual host, exchange type"},
+}
+
+// explainMissing adds the cure to the error for an exchange or queue that does not exist.
+func explainMissing(err error) error {
+	reply, ok := errors.AsType[*amqp.Error](err)
+	if ok && reply.Code == amqp.NotFound && !strings.Contains(reply.Reason, "is down or inaccessible") {
+		return fmt.Errorf("%w; create it, or set rabbitmq_create_if_missing to true", err)
+	}
+	return err
 }
 
 // classify marks err, which has closed a channel or connection, with its class. It is

@@ -56,6 +56,15 @@ func TestClassify(t *testing.T) {
 			t.Errorf("%s: tooLarge(%v) = %d, want %d", name, tc.err, got, tc.limit)
 		}
 	}
+	for reason, want := range map[string]bool{
+		"NOT_FOUND - no exchange 'e' in vhost '/'":                                       true,
+		"NOT_FOUND - queue 'q' in vhost '/' process is stopped, is down or inaccessible": false,
+	} {
+		err := explainMissing(&amqp.Error{Code: 404, Reason: reason, Server: true})
+		if got := strings.Contains(err.Error(), "set rabbitmq_create_if_missing to true"); got != want || relay.IsFatal(classify(err)) != want {
+			t.Errorf("%s: %v has the cure %t, want %t", reason, err, got, want)
+		}
+	}
 	// The client's own guess at why a handshake broke is only a guess.
 	if relay.IsFatal(classify(amqp.ErrCredentials)) || !relay.IsFatal(classify(amqp.ErrSASL)) {
 		t.Error("a dropped handshake must be transient, and no common mechanism fatal")

@@ -76,7 +76,7 @@ func provide(channel *amqp.Channel, cfg *sourceConfig) error {
 		declare = channel.QueueDeclare
 	}
 	if _, err := declare(cfg.Queue, true, false, false, false, amqp.Table{amqp.QueueTypeArg: cfg.QueueType}); err != nil {
-		return fmt.Errorf("declare or check queue %q: %w", cfg.Queue, err)
+		return fmt.Errorf("declare or check queue %q: %w", cfg.Queue, explainMissing(err))
 	}
 	if cfg.BindExchange == "" {
 		return nil

@@ -111,7 +111,7 @@ func (s *sink) open() error {
 	}
 	if s.cfg.Exchange != "" {
 		if err := declare(s.cfg.Exchange, s.cfg.ExchangeType, true, false, false, false, nil); err != nil {
-			return fmt.Errorf("declare or check exchange %q: %w", s.cfg.Exchange, err)
+			return fmt.Errorf("declare or check exchange %q: %w", s.cfg.Exchange, explainMissing(err))
 		}
 	}
 	if err := channel.Confirm(false); err != nil {
@@ -302,7 +302,8 @@ func (p *publishing) returned(r amqp.Return, ok bool) {
 	delete(p.routable, r.RoutingKey)
 	for _, f := range p.flights {
 		if m := &p.batch[f.index]; m.ID == r.MessageId && f.routing == r.RoutingKey {
-			err := fmt.Errorf("no queue gets %s from exchange %q with routing key %q: %s", m.ID, r.Exchange, r.RoutingKey, r.ReplyText)
+			err := fmt.Errorf("no queue gets %s from exchange %q with routing key %q: %s; "+
+				"bind a queue with it, or correct rabbitmq_routing_key", m.ID, r.Exchange, r.RoutingKey, r.ReplyText)
 			p.outcome.Fail(f.index, refusals.Classify(err, unroutable, p.ofRow()))
 		}
 	}

@@ -191,7 +191,7 @@ func (s *source) identify(m *relay.Message, d *amqp.Delivery, scope string) {
 	sum := sha256.Sum256(d.Body)
 	m.ID = "rabbitmq:" + s.cfg.Queue + ":sha256:" + hex.EncodeToString(sum[:])
 	if s.cfg.ID == "refuse" {
-		m.Err = errors.New(`no message-id: have the publisher set one, or set the key id to "hash"`)
+		m.Err = errors.New(`no message-id: have the publisher set one, or set rabbitmq_id to "hash"`)
 	}
 }
 

@@ -14,7 +14,7 @@ func sinkDefaults() sinkConfig { return sinkConfig{Format: "jsonl", Keep: 10} }
 // Validate checks the keys against each other.
 func (c *sinkConfig) Validate() error {
 	if c.RotateBytes > 0 && c.Path == "" {
-		return relaycfg.Errorf("rotate_bytes", "needs a file to rotate: set path")
+		return relaycfg.Errorf("rotate_bytes", "needs a file to rotate: set stdout_path")
 	}
 	return nil
 }
@@ -30,7 +30,7 @@ func sourceDefaults() sourceConfig { return sourceConfig{MaxLine: 16 << 20} }
 // Validate checks the keys against each other.
 func (c *sourceConfig) Validate() error {
 	if c.Follow && c.Path == "" {
-		return relaycfg.Errorf("follow", "needs a file to follow: set path")
+		return relaycfg.Errorf("follow", "needs a file to follow: set stdout_path")
 	}
 	return nil
 }

@@ -30,7 +30,7 @@ var refusals = relay.Refusals{
 	{Kind: relay.KindBadName, Blame: relay.BlamePipeline, Answer: "ENAMETOOLONG|EINVAL"},
 	{Kind: relay.KindMissing, Blame: relay.BlamePipeline, Answer: "ENOENT|ENOTDIR", Note: "the directory"},
 	{Kind: relay.KindDenied, Blame: relay.BlamePipeline, Answer: "EACCES|EPERM"},
-	{Kind: relay.KindWrongType, Blame: relay.BlamePipeline, Answer: "ELOOP", Note: "set path to the file that the link leads to"},
+	{Kind: relay.KindWrongType, Blame: relay.BlamePipeline, Answer: "ELOOP", Note: "set stdout_path to the file that the link leads to"},
 	{Kind: relay.KindWrongType, Blame: relay.BlamePipeline, Answer: "EISDIR|" + notFile},
 	{Kind: relay.KindFull, Blame: relay.BlameNothing, Answer: "ENOSPC|EDQUOT|EFBIG|EMFILE|ENFILE"},
 	{Kind: relay.KindUnavailable, Blame: relay.BlameNothing, Answer: "EIO|EROFS|ESTALE|EAGAIN|EPIPE", Note: "disk, or the reader"},

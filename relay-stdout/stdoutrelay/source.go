@@ -145,7 +145,7 @@ func (c *checkpoint) isIn(f *os.File, info os.FileInfo) bool {
 
 // changed returns the error for a file that did not only grow.
 func (s *fileSource) changed(how string) error {
-	return relay.Fatal(fmt.Errorf("read %s: the file %s after byte %d: restore it, or set path to another name",
+	return relay.Fatal(fmt.Errorf("read %s: the file %s after byte %d: restore it, or set stdout_path to another name",
 		s.cfg.Path, how, s.at.Offset))
 }
 
