@@ -361,6 +361,19 @@ func TestReplayOfRowsHeldBack(t *testing.T) {
 	}
 }
 
+// TestRetryPrintsWarnings: the operator sees which dead letters stay.
+func TestRetryPrintsWarnings(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.exec(t, `INSERT INTO pgtrickle.relay_dead_letters (relay_group_id, direction, pipeline, message_id, body, error, class, status, outbox_id)
+		VALUES ('default', 'forward', 'p', 'a', '', 'e', 'refused', 'dead', 1), ('default', 'forward', 'p', 'b', '', 'e', 'decode', 'dead', 7)`)
+	out, stderr, code := runBinary(t, nil, "dlq", "retry", "p", "--postgres-url", w.url)
+	if want := "warning: relay: 1 more dead letters of p are outbox rows that could not be decoded, from row 7 on, and stay\n"; code != 0 ||
+		out != "retry: 1 dead letters\n" || stderr != want {
+		t.Errorf("dlq retry = %d %q %q, want the warning %q", code, out, stderr, want)
+	}
+}
+
 // A dead letter blocks its key alone. Retried, it and what is parked behind it
 // are delivered in order by the process that runs; discarded, what is behind it.
 func TestRedrive(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
@@ -25,6 +26,11 @@ func (p *program) connect(ctx context.Context) (*pgxpool.Pool, error) {
 	config, err := pg.PoolConfig(p.common.postgresURL, p.name, 4)
 	if err != nil {
 		return nil, err
+	}
+	config.ConnConfig.OnNotice = func(_ *pgconn.PgConn, n *pgconn.Notice) {
+		if n.SeverityUnlocalized == "WARNING" {
+			fmt.Fprintln(p.stderr, "warning:", n.Message)
+		}
 	}
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {

@@ -175,10 +175,10 @@ func (p *program) listDeadLetters(ctx context.Context, filter store.DeadLetterFi
 	}
 
 	w := tabwriter.NewWriter(p.stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "ID\tPIPELINE\tDIRECTION\tSTATUS\tCLASS\tATTEMPTS\tKEY\tMESSAGE\tSTORED\tERROR")
+	fmt.Fprintln(w, "ID\tPIPELINE\tDIRECTION\tSTATUS\tCLASS\tATTEMPTS\tORIGINAL\tKEY\tMESSAGE\tSTORED\tERROR")
 	for _, l := range found {
-		fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\n", printable(l.ID, l.Pipeline, l.Direction, l.Status, l.Class, l.Attempts, l.Key,
-			l.MessageID, l.Created.UTC().Format(time.RFC3339), strings.ReplaceAll(l.Error, "\n", " "))...)
+		fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\n", printable(l.ID, l.Pipeline, l.Direction, l.Status, l.Class, l.Attempts,
+			orDash(l.Original), l.Key, l.MessageID, l.Created.UTC().Format(time.RFC3339), strings.ReplaceAll(l.Error, "\n", " "))...)
 	}
 	if more {
 		fmt.Fprintf(w, "(more than %d: raise --limit, or see dlq summary)\n", limit)

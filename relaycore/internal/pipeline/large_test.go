@@ -9,6 +9,7 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/internal/budget"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/retention"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
 )
@@ -119,6 +120,44 @@ func TestTooLargeRow(t *testing.T) {
 	st.runUntil(t, big, enough, `SELECT count(*) FROM pgtrickle.relay_dead_letters`, "0")
 	if got := st.arrived(); !slices.Equal(got, []int{0, 5, 0, 0}) {
 		t.Errorf("messages of %v MB arrived, want 0, 5, 0 and 0", got)
+	}
+}
+
+// TestRetryWithoutTheRow: dead letters by reference show whether their row is still there,
+// and are not retried without it.
+func TestRetryWithoutTheRow(t *testing.T) {
+	t.Parallel()
+	st, big := newDocuments(t)
+	small, enough := budget.New(1<<20, 6_000_000), budget.New(1<<20, 60_000_000)
+	st.runUntil(t, big, small, `SELECT count(*) || ' up to ' || (SELECT max(last_id) FROM pgtrickle.relay_cursors)
+		FROM pgtrickle.relay_dead_letters`, "3 up to 4")
+	const originals = `SELECT string_agg(outbox_id || ' ' || coalesce(original, '-'), ', ' ORDER BY id)
+		FROM pgtrickle.relay_dead_letters LEFT JOIN pgtrickle.relay_dlq_original(ARRAY(SELECT id FROM pgtrickle.relay_dead_letters)) USING (id)`
+	if got := st.value(t, originals); got != "1 kept, 3 kept, 4 -" {
+		t.Errorf("original rows %s, want 1 and 3 to be kept", got)
+	}
+
+	st.exec(t, `DELETE FROM pgtrickle.outbox_documents WHERE id = 1`)
+	if got := st.value(t, originals); got != "1 gone, 3 kept, 4 -" {
+		t.Errorf("original rows %s, want 1 to be gone", got)
+	}
+	operator := store.New(st.pool, "g")
+	listed, err := operator.ListDeadLetters(t.Context(), store.DeadLetterFilter{Pipeline: "big"})
+	if err != nil || len(listed) != 3 || listed[0].Original != "gone" || listed[1].Original != "kept" || listed[2].Original != "" {
+		t.Errorf("ListDeadLetters = %+v, %v", listed, err)
+	}
+	_, err = operator.RetryDeadLetters(t.Context(), store.DeadLetterFilter{Pipeline: "big"})
+	if err == nil || !strings.Contains(err.Error(), `refer to outbox rows that are gone, the first is 1; they cannot be delivered: drop them with "dlq discard big --id 1"`) {
+		t.Errorf("RetryDeadLetters = %v, want it refused with the cure", err)
+	}
+	if got := st.value(t, `SELECT string_agg(status, ' ' ORDER BY id) FROM pgtrickle.relay_dead_letters`); got != "dead parked parked" {
+		t.Errorf("states %s after a refused retry", got)
+	}
+
+	st.exec(t, `SELECT pgtrickle.relay_dlq_discard('big', p_ids => ARRAY[1])`)
+	st.runUntil(t, big, enough, `SELECT count(*) FROM pgtrickle.relay_dead_letters`, "0")
+	if got := st.arrived(); !slices.Equal(got, []int{0, 0, 0}) {
+		t.Errorf("messages of %v MB arrived, want those of 2, 3 and 4", got)
 	}
 }
 

@@ -133,6 +133,7 @@ type DeadLetter struct {
 	Body      string          `json:"body,omitempty"` // as text; bytes that are not UTF-8 are replaced
 	Headers   json.RawMessage `json:"headers"`
 	Created   time.Time       `json:"created_at"`
+	Original  string          `json:"original,omitempty"` // kept, gone or unknown: its outbox row, if it has no body of its own
 }
 
 // DeadLetterSummary counts the dead letters of a pipeline with the same class and error.
@@ -173,7 +174,7 @@ func (s Store) ListDeadLetters(ctx context.Context, f DeadLetterFilter) ([]DeadL
 		var d DeadLetter
 		var body []byte
 		err := r.Scan(&d.ID, &d.Group, &d.Direction, &d.Pipeline, &d.MessageID, &d.Key, &d.Subject, &d.Op, &d.Status, &d.Class,
-			&d.Error, &d.Attempts, &d.Size, &body, &d.Headers, &d.Created)
+			&d.Error, &d.Attempts, &d.Size, &body, &d.Headers, &d.Created, &d.Original)
 		d.Body = strings.ToValidUTF8(string(body), "\uFFFD")
 		return d, err
 	})

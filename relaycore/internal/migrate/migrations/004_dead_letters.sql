@@ -37,6 +37,48 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg
 $fn$;
 -- +end
 
+-- Tables of roles that the owner of the catalog has no reason to trust are not read: a
+-- policy could run code with the owner's rights.
+
+-- +function pgtrickle._relay_row_kept(pgtrickle.relay_dead_letters): whether the row to which a dead letter refers is still in its outbox; null if unknown
+CREATE OR REPLACE FUNCTION pgtrickle._relay_row_kept(l pgtrickle.relay_dead_letters) RETURNS boolean
+LANGUAGE plpgsql STABLE SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    outbox regclass;
+    id     text;
+    kept   boolean;
+BEGIN
+    IF NOT l.by_reference OR l.direction <> 'forward' OR l.outbox_id IS NULL THEN
+        RETURN NULL;
+    END IF;
+    SELECT c.oid, pgtrickle._relay_config_name(p.config, '{id_column}') INTO outbox, id
+        FROM pgtrickle.relay_cursors r
+        JOIN pg_class c ON c.relkind IN ('r', 'p')
+        JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname || '.' || c.relname = r.source
+        JOIN pg_roles o ON o.oid = c.relowner
+        LEFT JOIN pgtrickle.relay_outbox_config p ON p.name = r.pipeline
+        WHERE r.relay_group_id = l.relay_group_id AND r.direction = l.direction AND r.pipeline = l.pipeline
+          AND (o.rolsuper OR c.relowner = (SELECT relowner FROM pg_class WHERE oid = 'pgtrickle.relay_dead_letters'::regclass))
+          AND has_table_privilege(c.oid, 'SELECT');
+    SELECT a.attname INTO id FROM pg_attribute a LEFT JOIN pg_index i ON i.indrelid = a.attrelid AND i.indisprimary
+        WHERE a.attrelid = outbox AND a.attnum > 0 AND NOT a.attisdropped
+          AND (a.attname = id OR (id IS NULL AND (a.attname = 'id' OR (i.indnkeyatts = 1 AND i.indkey[0] = a.attnum))))
+        ORDER BY a.attname = id DESC NULLS LAST, a.attname = 'id' DESC LIMIT 1;
+    IF id IS NOT NULL THEN
+        EXECUTE format('SELECT EXISTS (SELECT FROM %s WHERE %I = $1)', outbox, id) INTO kept USING l.outbox_id;
+    END IF;
+    RETURN kept;
+END $fn$;
+-- +end
+
+-- +function pgtrickle.relay_dlq_original(bigint[]): of dead letters that refer to an outbox row, whether that is kept, gone or unknown
+CREATE OR REPLACE FUNCTION pgtrickle.relay_dlq_original(p_ids bigint[]) RETURNS TABLE (id bigint, original text)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+    SELECT l.id, CASE pgtrickle._relay_row_kept(l) WHEN true THEN 'kept' WHEN false THEN 'gone' ELSE 'unknown' END
+    FROM pgtrickle.relay_dead_letters l WHERE l.id = ANY (p_ids) AND l.by_reference
+$fn$;
+-- +end
+
 -- A row that could not be decoded has no messages yet, and later rows of the keys
 -- that it may be about have passed. To publish it now is a decision: replay.
 
@@ -50,16 +92,27 @@ DECLARE
     n      bigint;
     stay   bigint;
     oldest bigint;
+    gone   bigint[];
 BEGIN
     IF p_pipeline IS NULL THEN
         RAISE EXCEPTION 'relay: name the pipeline whose dead letters to retry';
     END IF;
+    SELECT coalesce(array_agg(l.id), '{}') INTO gone FROM pgtrickle.relay_dead_letters l
+        WHERE l.status = 'dead' AND l.by_reference AND NOT (l.direction = 'forward' AND l.class = 'decode')
+          AND pgtrickle._relay_dlq_match(l, p_pipeline, p_direction, p_ids, p_key, p_class, p_before, p_after, p_group)
+          AND NOT pgtrickle._relay_row_kept(l);
     UPDATE pgtrickle.relay_dead_letters l SET status = 'retry', updated_at = now()
-        WHERE l.status = 'dead' AND NOT (l.direction = 'forward' AND l.class = 'decode')
+        WHERE l.status = 'dead' AND NOT (l.direction = 'forward' AND l.class = 'decode') AND l.id <> ALL (gone)
           AND pgtrickle._relay_dlq_match(l, p_pipeline, p_direction, p_ids, p_key, p_class, p_before, p_after, p_group);
     GET DIAGNOSTICS n = ROW_COUNT;
     IF n > 0 THEN
         PERFORM pg_notify('pgtrickle_relay_dlq', p_pipeline);
+    END IF;
+    IF gone <> '{}' AND n = 0 THEN
+        RAISE EXCEPTION 'relay: % dead letters of % refer to outbox rows that are gone, the first is %', cardinality(gone), p_pipeline, gone[1]
+            USING HINT = format('they cannot be delivered: drop them with "dlq discard %s --id %s"', p_pipeline, array_to_string(gone[1:5], ','));
+    ELSIF gone <> '{}' THEN
+        RAISE WARNING 'relay: % more dead letters of % refer to outbox rows that are gone, and stay; the first is %', cardinality(gone), p_pipeline, gone[1];
     END IF;
     SELECT count(*), min(l.outbox_id) INTO stay, oldest FROM pgtrickle.relay_dead_letters l
         WHERE l.status = 'dead' AND l.direction = 'forward' AND l.class = 'decode'

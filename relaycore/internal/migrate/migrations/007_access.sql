@@ -94,7 +94,7 @@ BEGIN
         SELECT pgtrickle._relay_grant('EXECUTE', 'FUNCTION', p.oid) FROM pg_proc p
             WHERE p.pronamespace = to_regnamespace('pgtrickle')
               AND p.proname IN ('list_relay_configs', 'get_relay_config', 'outbox_rows_consumed', 'outbox_status', 'inbox_health', 'inbox_status',
-                                'relay_dlq_list', 'relay_retry', 'relay_dlq_retry', 'relay_dlq_discard', '_relay_outbox_table', '_relay_stream_oid', '_relay_outbox_status', '_relay_outbox_problems', '_relay_drop_partition')
+                                'relay_dlq_list', 'relay_dlq_original', 'relay_retry', 'relay_dlq_retry', 'relay_dlq_discard', '_relay_outbox_table', '_relay_stream_oid', '_relay_outbox_status', '_relay_outbox_problems', '_relay_drop_partition')
     ) AS a(s) WHERE s IS NOT NULL;
     -- Retention is the relay's work on outboxes that we made, and pg_trickle's on its own.
     IF to_regclass('pgtrickle.pgt_outbox_config') IS NOT NULL THEN

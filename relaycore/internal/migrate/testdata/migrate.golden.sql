@@ -1884,6 +1884,62 @@ $sql$;
     COMMENT ON FUNCTION pgtrickle.relay_dlq_list(text, text, bigint[], text, text, timestamptz, timestamptz, text) IS 'pgtrickle-relay: dead and parked messages, oldest first';
 END $do$;
 
+-- Tables of roles that the owner of the catalog has no reason to trust are not read: a
+-- policy could run code with the owner's rights.
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_row_kept(pgtrickle.relay_dead_letters)', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_row_kept(l pgtrickle.relay_dead_letters) RETURNS boolean
+LANGUAGE plpgsql STABLE SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    outbox regclass;
+    id     text;
+    kept   boolean;
+BEGIN
+    IF NOT l.by_reference OR l.direction <> 'forward' OR l.outbox_id IS NULL THEN
+        RETURN NULL;
+    END IF;
+    SELECT c.oid, pgtrickle._relay_config_name(p.config, '{id_column}') INTO outbox, id
+        FROM pgtrickle.relay_cursors r
+        JOIN pg_class c ON c.relkind IN ('r', 'p')
+        JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname || '.' || c.relname = r.source
+        JOIN pg_roles o ON o.oid = c.relowner
+        LEFT JOIN pgtrickle.relay_outbox_config p ON p.name = r.pipeline
+        WHERE r.relay_group_id = l.relay_group_id AND r.direction = l.direction AND r.pipeline = l.pipeline
+          AND (o.rolsuper OR c.relowner = (SELECT relowner FROM pg_class WHERE oid = 'pgtrickle.relay_dead_letters'::regclass))
+          AND has_table_privilege(c.oid, 'SELECT');
+    SELECT a.attname INTO id FROM pg_attribute a LEFT JOIN pg_index i ON i.indrelid = a.attrelid AND i.indisprimary
+        WHERE a.attrelid = outbox AND a.attnum > 0 AND NOT a.attisdropped
+          AND (a.attname = id OR (id IS NULL AND (a.attname = 'id' OR (i.indnkeyatts = 1 AND i.indkey[0] = a.attnum))))
+        ORDER BY a.attname = id DESC NULLS LAST, a.attname = 'id' DESC LIMIT 1;
+    IF id IS NOT NULL THEN
+        EXECUTE format('SELECT EXISTS (SELECT FROM %s WHERE %I = $1)', outbox, id) INTO kept USING l.outbox_id;
+    END IF;
+    RETURN kept;
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_row_kept(pgtrickle.relay_dead_letters) IS 'pgtrickle-relay: whether the row to which a dead letter refers is still in its outbox; null if unknown';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle.relay_dlq_original(bigint[])', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle.relay_dlq_original(p_ids bigint[]) RETURNS TABLE (id bigint, original text)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+    SELECT l.id, CASE pgtrickle._relay_row_kept(l) WHEN true THEN 'kept' WHEN false THEN 'gone' ELSE 'unknown' END
+    FROM pgtrickle.relay_dead_letters l WHERE l.id = ANY (p_ids) AND l.by_reference
+$fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle.relay_dlq_original(bigint[]) IS 'pgtrickle-relay: of dead letters that refer to an outbox row, whether that is kept, gone or unknown';
+END $do$;
+
 -- A row that could not be decoded has no messages yet, and later rows of the keys
 -- that it may be about have passed. To publish it now is a decision: replay.
 
@@ -1902,16 +1958,27 @@ DECLARE
     n      bigint;
     stay   bigint;
     oldest bigint;
+    gone   bigint[];
 BEGIN
     IF p_pipeline IS NULL THEN
         RAISE EXCEPTION 'relay: name the pipeline whose dead letters to retry';
     END IF;
+    SELECT coalesce(array_agg(l.id), '{}') INTO gone FROM pgtrickle.relay_dead_letters l
+        WHERE l.status = 'dead' AND l.by_reference AND NOT (l.direction = 'forward' AND l.class = 'decode')
+          AND pgtrickle._relay_dlq_match(l, p_pipeline, p_direction, p_ids, p_key, p_class, p_before, p_after, p_group)
+          AND NOT pgtrickle._relay_row_kept(l);
     UPDATE pgtrickle.relay_dead_letters l SET status = 'retry', updated_at = now()
-        WHERE l.status = 'dead' AND NOT (l.direction = 'forward' AND l.class = 'decode')
+        WHERE l.status = 'dead' AND NOT (l.direction = 'forward' AND l.class = 'decode') AND l.id <> ALL (gone)
           AND pgtrickle._relay_dlq_match(l, p_pipeline, p_direction, p_ids, p_key, p_class, p_before, p_after, p_group);
     GET DIAGNOSTICS n = ROW_COUNT;
     IF n > 0 THEN
         PERFORM pg_notify('pgtrickle_relay_dlq', p_pipeline);
+    END IF;
+    IF gone <> '{}' AND n = 0 THEN
+        RAISE EXCEPTION 'relay: % dead letters of % refer to outbox rows that are gone, the first is %', cardinality(gone), p_pipeline, gone[1]
+            USING HINT = format('they cannot be delivered: drop them with "dlq discard %s --id %s"', p_pipeline, array_to_string(gone[1:5], ','));
+    ELSIF gone <> '{}' THEN
+        RAISE WARNING 'relay: % more dead letters of % refer to outbox rows that are gone, and stay; the first is %', cardinality(gone), p_pipeline, gone[1];
     END IF;
     SELECT count(*), min(l.outbox_id) INTO stay, oldest FROM pgtrickle.relay_dead_letters l
         WHERE l.status = 'dead' AND l.direction = 'forward' AND l.class = 'decode'
@@ -1960,7 +2027,7 @@ $sql$;
     COMMENT ON FUNCTION pgtrickle.relay_dlq_discard(text, text, bigint[], text, text, timestamptz, timestamptz, text) IS 'pgtrickle-relay: drops dead letters, so that what is parked behind them is delivered; returns how many';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (4, 'dead_letters', 'add91443371765c7')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (4, 'dead_letters', 'dcca51725067bcba')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 
@@ -3967,7 +4034,7 @@ BEGIN
         SELECT pgtrickle._relay_grant('EXECUTE', 'FUNCTION', p.oid) FROM pg_proc p
             WHERE p.pronamespace = to_regnamespace('pgtrickle')
               AND p.proname IN ('list_relay_configs', 'get_relay_config', 'outbox_rows_consumed', 'outbox_status', 'inbox_health', 'inbox_status',
-                                'relay_dlq_list', 'relay_retry', 'relay_dlq_retry', 'relay_dlq_discard', '_relay_outbox_table', '_relay_stream_oid', '_relay_outbox_status', '_relay_outbox_problems', '_relay_drop_partition')
+                                'relay_dlq_list', 'relay_dlq_original', 'relay_retry', 'relay_dlq_retry', 'relay_dlq_discard', '_relay_outbox_table', '_relay_stream_oid', '_relay_outbox_status', '_relay_outbox_problems', '_relay_drop_partition')
     ) AS a(s) WHERE s IS NOT NULL;
     -- Retention is the relay's work on outboxes that we made, and pg_trickle's on its own.
     IF to_regclass('pgtrickle.pgt_outbox_config') IS NOT NULL THEN
@@ -4004,7 +4071,7 @@ $sql$;
     COMMENT ON FUNCTION pgtrickle.relay_grant_access() IS 'pgtrickle-relay: gives the role pgtrickle_relay what a relay needs on everything that exists now; returns the statements that someone with more rights must run';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (7, 'access', '01a7fe67a134b0b3')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (7, 'access', '9386159e449fabcc')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 
