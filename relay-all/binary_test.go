@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -149,4 +150,40 @@ func eventually(t *testing.T, what string, within time.Duration, ok func() bool)
 		time.Sleep(5 * time.Millisecond)
 	}
 	return time.Since(began)
+}
+
+// TestLinesOfTheLogAreJSON: no client library writes past the log of the process.
+func TestLinesOfTheLogAreJSON(t *testing.T) {
+	t.Parallel()
+	pool, url := database(t)
+	exec1(t, pool, `CREATE TABLE orders (id int PRIMARY KEY)`)
+	exec1(t, pool, `SELECT pgtrickle.enable_outbox('public.orders')`)
+	sinks := []string{
+		`"sink_type":"redis","redis_url":"redis://127.0.0.1:1","redis_stream":"s"`,
+		`"sink_type":"redis","redis_url":"redis+cluster://127.0.0.1:1","redis_stream":"s"`,
+		`"sink_type":"redis","redis_url":"redis+sentinel://127.0.0.1:1/m","redis_stream":"s"`,
+		`"sink_type":"kafka","kafka_brokers":"127.0.0.1:1","kafka_topic":"t"`,
+		`"sink_type":"nats","nats_url":"nats://127.0.0.1:1"`,
+		`"sink_type":"rabbitmq","rabbitmq_url":"amqp://127.0.0.1:1"`,
+		`"sink_type":"sqs","sqs_queue_url":"http://127.0.0.1:1/1/q","sqs_region":"x","sqs_access_key_id":"k","sqs_secret_access_key":"s"`,
+		`"sink_type":"webhook","webhook_url":"http://127.0.0.1:1","webhook_allow_private":true`,
+		`"sink_type":"pg-inbox","pg_inbox_url":"postgres://127.0.0.1:1/d","inbox_table":"i"`,
+	}
+	for i, sink := range sinks {
+		exec1(t, pool, fmt.Sprintf(`SELECT pgtrickle.set_relay_outbox('p%d', config => '{"stream_table":"public.orders",%s}')`, i, sink))
+		exec1(t, pool, fmt.Sprintf(`SELECT pgtrickle.enable_relay('p%d')`, i))
+	}
+	p := start(t, url, "--log-format", "json", "--log-level", "debug")
+	eventually(t, "all pipelines have failed", time.Minute, func() bool {
+		return strings.Count(p.log.String(), `"msg":"pipeline failed, will retry"`) >= len(sinks)
+	})
+	check := exec.Command(binary(t), "check", "--postgres-url", url, "--log-format", "json", "--log-level", "debug")
+	var stderr bytes.Buffer
+	check.Stderr = &stderr
+	_ = check.Run()
+	for line := range strings.Lines(p.log.String() + stderr.String()) {
+		if strings.HasSuffix(line, "\n") && !json.Valid([]byte(line)) {
+			t.Errorf("a line is not JSON: %s", line)
+		}
+	}
 }

@@ -5,6 +5,8 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
+	"log/slog"
 	"net"
 	"net/url"
 	"slices"
@@ -18,6 +20,16 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
 	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
 )
+
+// clientLog passes on what go-redis logs, at level debug: its errors are returned, too.
+type clientLog struct{}
+
+func init() { redis.SetLogger(clientLog{}) } //nolint:gochecknoinits // go-redis has one logger for the process
+
+// Printf implements go-redis's interface.
+func (clientLog) Printf(ctx context.Context, format string, v ...any) {
+	slog.DebugContext(ctx, "Redis client logs", "text", fmt.Sprintf(format, v...)) //nolint:sloglint // no pipeline's logger is known here
+}
 
 // parseURL returns the options of a single server, a cluster or a sentinel:
 // [redis.Options], [redis.ClusterOptions] or [redis.FailoverOptions]. It adds two

@@ -84,13 +84,16 @@ func (o *commonOptions) validate() error {
 
 func (p *program) json() bool { return p.common.output == "json" }
 
+// logger returns the logger of the process. Client libraries log through it, too.
 func (p *program) logger() *slog.Logger {
 	var level slog.Level
 	_ = level.UnmarshalText([]byte(p.common.logLevel)) // validated
 	opts := &slog.HandlerOptions{Level: level}
 
+	log := slog.New(slog.NewTextHandler(p.stderr, opts))
 	if p.common.logFormat == "json" {
-		return slog.New(slog.NewJSONHandler(p.stderr, opts))
+		log = slog.New(slog.NewJSONHandler(p.stderr, opts))
 	}
-	return slog.New(slog.NewTextHandler(p.stderr, opts))
+	slog.SetDefault(log)
+	return log
 }
