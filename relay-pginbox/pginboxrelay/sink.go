@@ -43,9 +43,9 @@ func newSink(ctx context.Context, env relay.Env, cfg sinkConfig) (*sink, error) 
 			err = relay.Fatal(fmt.Errorf("connect to the remote inbox: %w", wrong))
 		}
 		if cure := relaynet.PostgresTLSCure(err); cure != "" {
-			err = relay.Fatal(fmt.Errorf("connect to the remote inbox: %w; %s", err, cure))
+			err = relay.Fatal(fmt.Errorf("connect to the remote inbox: %w; %s", relaynet.PostgresCause(err), cure))
 		}
-		return nil, err
+		return nil, relaynet.PostgresCause(err)
 	}
 	if weak := relaynet.UnverifiedPostgres(&poolConfig.ConnConfig.Config); weak != "" {
 		env.Logger.WarnContext(ctx, "PostgreSQL server is not verified",

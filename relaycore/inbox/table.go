@@ -166,7 +166,7 @@ func findTable(ctx context.Context, db pg.Querier, schema, name string) (relatio
 			continue
 		}
 		if err != nil {
-			return relation{}, fmt.Errorf("look up inbox table %s: %w", r.name, err)
+			return relation{}, fmt.Errorf("look up inbox %s: %w", name, err)
 		}
 		if kind != "r" && kind != "p" {
 			return relation{}, relay.Fatal(fmt.Errorf(

@@ -82,6 +82,41 @@ func UnverifiedPostgres(config *pgconn.Config) string {
 	return text
 }
 
+// PostgresCause returns the error of a connection to PostgreSQL on one line, without
+// attempts that hide its cause. With sslmode=prefer each server is tried with TLS first:
+// that it has no TLS is not the cause if it then answers without.
+func PostgresCause(err error) error {
+	failed, ok := errors.AsType[*pgconn.ConnectError](err)
+	if !ok {
+		return err
+	}
+	attempts := []error{failed.Unwrap()}
+	if joined, ok := failed.Unwrap().(interface{ Unwrap() []error }); ok {
+		attempts = joined.Unwrap()
+	}
+	_, answered := errors.AsType[*pgconn.PgError](err)
+	var causes []string
+	for _, a := range attempts {
+		text := a.Error()
+		if hides := answered && strings.Contains(text, refusedTLS); !hides && !slices.Contains(causes, text) {
+			causes = append(causes, text)
+		}
+	}
+	text := fmt.Sprintf("user=%s database=%s: %s", failed.Config.User, failed.Config.Database, strings.Join(causes, "; "))
+	return &causeError{strings.Replace(err.Error(), failed.Error(), text, 1), err}
+}
+
+// refusedTLS is pgx's error for a server without TLS.
+const refusedTLS = "server refused TLS connection"
+
+type causeError struct {
+	text string
+	err  error
+}
+
+func (e *causeError) Error() string { return e.text }
+func (e *causeError) Unwrap() error { return e.err }
+
 // PostgresTLSCure returns what to set if err means that a server of PostgreSQL is not
 // verified, and "" otherwise.
 func PostgresTLSCure(err error) string {
@@ -90,7 +125,7 @@ func PostgresTLSCure(err error) string {
 	switch {
 	case err == nil || answered:
 		return ""
-	case strings.Contains(err.Error(), "server refused TLS connection"):
+	case strings.Contains(err.Error(), refusedTLS):
 		return "enable TLS in the server and write sslrootcert=FILE into the URL, or sslmode=disable if the network is trusted"
 	case untrusted || isCertificateError(err):
 		return "write sslrootcert=FILE with the authority of the server's certificate into the URL, " +

@@ -122,6 +122,7 @@ func ExplainConnect(err error) error {
 	if wrong, ok := errors.AsType[*relaynet.WrongPeerError](err); ok {
 		return fmt.Errorf("connect to PostgreSQL: %w", wrong) // what pgx tried before would hide it
 	}
+	err = relaynet.PostgresCause(err)
 	if cure := relaynet.PostgresTLSCure(err); cure != "" {
 		return fmt.Errorf("connect to PostgreSQL: %w; %s", err, cure)
 	}

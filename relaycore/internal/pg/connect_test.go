@@ -36,6 +36,43 @@ func answer(t *testing.T, text string) string {
 	return ln.Addr().String()
 }
 
+// TestCauseOfARefusedLogin: the true cause comes first, on one line. The server has no
+// TLS, for which sslmode=prefer asks first, and refuses the password.
+func TestCauseOfARefusedLogin(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	t.Cleanup(func() { _, _ = ln.Close(), <-done })
+	go func() {
+		defer close(done)
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			request := make([]byte, 1024)
+			if n, _ := conn.Read(request); n == 8 {
+				_, _ = io.WriteString(conn, "N")
+			} else {
+				_, _ = io.WriteString(conn, "E\x00\x00\x00\x29SFATAL\x00C28P01\x00Mwrong password for u\x00\x00")
+			}
+			_ = conn.Close()
+		}
+	}()
+	config, err := pg.PoolConfig("postgres://u:p@"+ln.Addr().String()+"/d?sslmode=prefer", "test", 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = pgx.ConnectConfig(t.Context(), config.ConnConfig)
+	text := pg.ExplainConnect(err).Error()
+	if !strings.HasPrefix(text, "connect to PostgreSQL: user=u database=d: 127.0.0.1:") || !strings.Contains(text, "wrong password for u") ||
+		strings.ContainsAny(text, "\n\t") || strings.Contains(text, "TLS") || !strings.HasSuffix(text, "pg_hba.conf") {
+		t.Errorf("error %q, want one line with the cause alone", text)
+	}
+}
+
 func TestConnectToWrongPeers(t *testing.T) {
 	for name, tc := range map[string]struct{ answer, want string }{
 		"HTTP":           {"HTTP/1.1 400 Bad Request\r\n\r\n", "the server at --postgres-url is no PostgreSQL server: this looks like an HTTP server"},
