@@ -3,6 +3,7 @@ package kafkarelay
 import (
 	"crypto/tls"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -88,10 +89,15 @@ func sinkDefaults() sinkConfig {
 	}
 }
 
+var errTopicName = relaycfg.Errorf("topic", "is not a name that Kafka allows: up to 249 of a-z A-Z 0-9 . _ -")
+
 // Validate is called by relaycfg.Decode.
 func (c *sinkConfig) Validate() error {
 	if c.Acks != "all" {
 		c.Idempotence = false
+	}
+	if !c.Topic.IsZero() && c.Topic.Fixed() && !validTopic(c.Topic.String()) {
+		return errTopicName
 	}
 	return c.validate()
 }
@@ -126,6 +132,9 @@ func sourceDefaults() sourceConfig {
 func (c *sourceConfig) Validate() error {
 	if c.FetchMaxBytes > 1<<30 {
 		return relaycfg.Errorf("fetch_max_bytes", "is %d; must be at most 1 GiB", c.FetchMaxBytes)
+	}
+	if slices.ContainsFunc(c.Topic, func(name string) bool { return !validTopic(name) }) {
+		return errTopicName
 	}
 	return c.validate()
 }

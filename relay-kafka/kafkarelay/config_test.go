@@ -43,6 +43,8 @@ func TestSinkConfig(t *testing.T) {
 		})},
 		"acks 0":              {raw: `{"brokers":"a:1","acks":"0"}`, wantErr: `key "acks": unknown value "0"`},
 		"compression":         {raw: `{"brokers":"a:1","compression":"zst"}`, wantErr: `did you mean "zstd"?`},
+		"topic's name":        {raw: `{"brokers":"a:1","topic":"bad name!"}`, wantErr: `key "topic": is not a name that Kafka allows`},
+		"topic of the row":    {raw: `{"brokers":"a:1","topic":"{row.topic}"}`, want: with(func(c *sinkConfig) { c.Topic = template("{row.topic}") })},
 		"no brokers":          {raw: `{}`, wantErr: `key "brokers": is required`},
 		"broker without port": {raw: `{"brokers":"a"}`, wantErr: `key "brokers": "a" is not host:port`},
 		"broker as URL":       {raw: `{"brokers":"kafka://a:1"}`, wantErr: `is not host:port`},

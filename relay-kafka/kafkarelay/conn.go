@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"strconv"
 	"time"
 
@@ -59,6 +60,9 @@ func (c *cluster) layout(ctx context.Context, topics ...string) (*kafka.Metadata
 	res, err := c.client.Metadata(ctx, &kafka.MetadataRequest{Topics: topics})
 	if err != nil {
 		c.reset()
+		if errors.Is(err, io.ErrUnexpectedEOF) { // kafka-go makes it of an EOF
+			err = fmt.Errorf("%w: the broker closed the connection; check host, port and kafka_tls", err)
+		}
 		return nil, classify(fmt.Errorf("ask %s for the cluster's layout: %w", c.client.Addr, err))
 	}
 	return res, nil

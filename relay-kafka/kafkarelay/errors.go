@@ -50,7 +50,7 @@ func classifyFor(err error, ofRow bool) error {
 		}
 		return refusals.Classify(err, fmt.Sprintf("%02d", int(code)), ofRow)
 	}
-	if untrusted := relaynet.Untrusted(err); untrusted != nil {
+	if untrusted := relaynet.Untrusted("kafka", err); untrusted != nil {
 		return untrusted
 	}
 	return err

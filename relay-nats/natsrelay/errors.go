@@ -69,7 +69,7 @@ func classifyPubAck(e *jetstream.APIError, stream string) error {
 func classify(err error) error { return classifyFor(err, false) }
 
 func classifyFor(err error, ofRow bool) error {
-	if refused := relaynet.Untrusted(err); refused != nil {
+	if refused := relaynet.Untrusted("nats", err); refused != nil {
 		return refused
 	}
 	if _, wrong := errors.AsType[*relaynet.WrongPeerError](err); wrong || errors.Is(err, os.ErrNotExist) {

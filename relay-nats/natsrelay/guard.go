@@ -129,7 +129,7 @@ func ask(conn, guarded net.Conn, err error) error {
 			return answer
 		}
 	}
-	return fmt.Errorf("the server sent no INFO; check host and port of nats_url: %w", err)
+	return fmt.Errorf("the server sent no INFO; check host, port and tls:// of nats_url: %w", err)
 }
 
 // config returns the configuration of a handshake with the host of address.

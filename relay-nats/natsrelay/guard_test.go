@@ -100,7 +100,7 @@ func TestServersThatWait(t *testing.T) {
 	for name, tc := range map[string]struct{ answer, want string }{
 		"HTTP":    {"HTTP/1.1 400 Bad Request\r\n\r\n", "this looks like an HTTP server"},
 		"Redis":   {"-ERR unknown command\r\n", "this looks like Redis"},
-		"silence": {"", "the server sent no INFO; check host and port of nats_url"},
+		"silence": {"", "the server sent no INFO; check host, port and tls:// of nats_url"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

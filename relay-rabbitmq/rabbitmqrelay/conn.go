@@ -85,6 +85,8 @@ func (c *connConfig) dialOne(ctx context.Context, env relay.Env, url string) (*c
 	if err != nil {
 		if refused := made.refused(); refused != nil {
 			err = refused
+		} else if ctx.Err() == context.DeadlineExceeded && !errors.Is(err, context.DeadlineExceeded) { // the dialer has cut it
+			err = fmt.Errorf("no answer within %s; check host, port and rabbitmq_tls", c.Timeout.D())
 		} else if broken, ok := errors.AsType[*amqp.Error](err); ok && broken.Code == amqp.FrameError && !broken.Server {
 			err = errors.New(broken.Reason) // the client's own, which it calls an exception
 		}

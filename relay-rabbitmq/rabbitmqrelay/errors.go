@@ -58,7 +58,7 @@ func explainMissing(err error) error {
 // classify marks err, which has closed a channel or connection, with its class. It is
 // transient for the other messages if one message or its routing key is to blame.
 func classify(err error) error {
-	if untrusted := relaynet.Untrusted(err); untrusted != nil {
+	if untrusted := relaynet.Untrusted("rabbitmq", err); untrusted != nil {
 		return untrusted
 	}
 	if _, wrong := errors.AsType[*relaynet.WrongPeerError](err); wrong || errors.Is(err, amqp.ErrSASL) {

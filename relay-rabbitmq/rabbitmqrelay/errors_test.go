@@ -3,6 +3,7 @@ package rabbitmqrelay
 import (
 	"errors"
 	"fmt"
+	"net"
 	"strconv"
 	"strings"
 	"testing"
@@ -68,5 +69,19 @@ func TestClassify(t *testing.T) {
 	// The client's own guess at why a handshake broke is only a guess.
 	if relay.IsFatal(classify(amqp.ErrCredentials)) || !relay.IsFatal(classify(amqp.ErrSASL)) {
 		t.Error("a dropped handshake must be transient, and no common mechanism fatal")
+	}
+}
+
+// TestSilentPeer: the error of a peer that does not answer names the timeout and the key.
+func TestSilentPeer(t *testing.T) {
+	t.Parallel()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	_, err = Backend().Sink.New(t.Context(), testEnv(t), fmt.Appendf(nil, `{"url":"amqp://%s","timeout":"300ms"}`, listener.Addr()))
+	if want := "no answer within 300ms; check host, port and rabbitmq_tls"; err == nil || relay.IsFatal(err) || !strings.Contains(err.Error(), want) {
+		t.Errorf("Sink.New = %v, want a transient error with %q", err, want)
 	}
 }

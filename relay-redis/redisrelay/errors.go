@@ -39,7 +39,7 @@ func classifyFor(err error, ofRow bool) error {
 	if _, wrong := errors.AsType[*relaynet.WrongPeerError](err); wrong {
 		return relay.Fatal(err)
 	}
-	if refused := relaynet.Untrusted(err); refused != nil {
+	if refused := relaynet.Untrusted("redis", err); refused != nil {
 		return refused
 	}
 	return err

@@ -2,6 +2,8 @@ package webhookrelay
 
 import (
 	"bytes"
+	"cmp"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net/http"
@@ -13,6 +15,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
 )
 
 const (
@@ -65,6 +68,16 @@ var refusals = relay.Refusals{
 }
 
 const refused = "the endpoint refuses the relay; correct webhook_signing_secret or webhook_headers"
+
+// classifyTLS marks the error of a handshake that does not pass by itself.
+func classifyTLS(err error) error {
+	_, garbage := errors.AsType[tls.RecordHeaderError](err)
+	_, wrong := errors.AsType[*relaynet.WrongPeerError](err)
+	if garbage || wrong {
+		return relay.Fatal(fmt.Errorf("%w; does the server speak TLS at this port?", err))
+	}
+	return cmp.Or(relaynet.Untrusted("webhook", err), err)
+}
 
 // classifier turns a status into an error of the right class.
 type classifier struct {

@@ -203,7 +203,7 @@ func (s *sink) Ping(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.ConfirmTimeout.D())
 	defer cancel()
 	if err := tls.Client(conn, config).HandshakeContext(ctx); err != nil {
-		return fmt.Errorf("reach webhook %s: %w; check its certificate, tls_ca and tls_server_name", u.Host, err)
+		return classifyTLS(fmt.Errorf("reach webhook %s: %w", u.Host, err))
 	}
 	return nil
 }
@@ -280,7 +280,7 @@ func (s *sink) unanswered(parent, ctx context.Context, err error) error {
 	case ctx.Err() != nil:
 		return fmt.Errorf("%w (%s)", errTimeout, s.cfg.ConfirmTimeout)
 	case errors.As(err, &wrapped):
-		return wrapped.Err
+		return classifyTLS(wrapped.Err)
 	}
-	return err
+	return classifyTLS(err)
 }

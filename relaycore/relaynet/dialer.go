@@ -4,6 +4,8 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
+	"io"
 	"net"
 	"sync"
 	"syscall"
@@ -135,7 +137,7 @@ func (d *Dialer) connect(ctx context.Context, network, address string) (net.Conn
 		secure := tls.Client(tracked, d.config(address))
 		if err := secure.HandshakeContext(ctx); err != nil {
 			_ = tracked.Close()
-			return nil, err
+			return nil, explainHandshake(err)
 		}
 		made = secure
 	}
@@ -143,6 +145,16 @@ func (d *Dialer) connect(ctx context.Context, network, address string) (net.Conn
 		made = d.Wrap(made)
 	}
 	return made, nil
+}
+
+// explainHandshake adds a hint to the error of a handshake that a peer without TLS did
+// not answer, ended, or answered with something else.
+func explainHandshake(err error) error {
+	_, garbage := errors.AsType[tls.RecordHeaderError](err)
+	if garbage || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, io.EOF) {
+		return fmt.Errorf("TLS handshake: %w; does the server speak TLS at this port?", err)
+	}
+	return err
 }
 
 // track registers a connection, unless its dial was cancelled meanwhile.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -221,6 +222,41 @@ func (b *bounded) Read(p []byte) (int, error) {
 		return 0, errors.New("the peer sent too much")
 	}
 	return n, err
+}
+
+// TestHandshakeWithoutTLS: whatever a server without TLS does, the error hints at it.
+func TestHandshakeWithoutTLS(t *testing.T) {
+	t.Parallel()
+	for name, serve := range map[string]func(net.Conn){
+		"silence": func(conn net.Conn) { _, _ = io.Copy(io.Discard, conn) },
+		"hang-up": func(conn net.Conn) { _, _ = conn.Read(make([]byte, 4096)) },
+		"garbage": func(conn net.Conn) {
+			_, _ = conn.Write([]byte("-ERR unknown command\r\n"))
+			_, _ = io.Copy(io.Discard, conn)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			listener, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			done := make(chan struct{})
+			t.Cleanup(func() { _, _ = listener.Close(), <-done })
+			go func() {
+				defer close(done)
+				if conn, err := listener.Accept(); err == nil {
+					serve(conn)
+					_ = conn.Close()
+				}
+			}()
+			d := relaynet.Dialer{Timeout: 500 * time.Millisecond, TLS: &tls.Config{MinVersion: tls.VersionTLS12}}
+			_, err = d.DialContext(t.Context(), "tcp", listener.Addr().String())
+			if err == nil || !strings.HasSuffix(err.Error(), "does the server speak TLS at this port?") {
+				t.Errorf("DialContext = %v, want a hint at TLS", err)
+			}
+		})
+	}
 }
 
 func TestWrapIsAboveTLS(t *testing.T) {

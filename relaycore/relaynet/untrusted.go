@@ -12,31 +12,32 @@ import (
 )
 
 // Untrusted returns a fatal error with the cure when err means that one side of a
-// connection refused the other's certificate, and nil otherwise.
-func Untrusted(err error) error {
-	if cure := cureOf(err); cure != "" {
+// connection refused the other's certificate, and nil otherwise. prefix is that of the
+// backend's keys.
+func Untrusted(prefix string, err error) error {
+	if cure := cureOf(prefix, err); cure != "" {
 		return relay.Fatal(fmt.Errorf("%w; %s", err, cure))
 	}
 	return nil
 }
 
-func cureOf(err error) string {
+func cureOf(prefix string, err error) string {
 	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
-		return "set tls_ca to the authority that signed the server's certificate"
+		return "set " + prefix + "_tls_ca to the authority that signed the server's certificate"
 	}
 	if _, ok := errors.AsType[x509.HostnameError](err); ok {
-		return "set tls_server_name to a name in the server's certificate"
+		return "set " + prefix + "_tls_server_name to a name in the server's certificate"
 	}
 	if _, ok := errors.AsType[x509.CertificateInvalidError](err); ok {
 		return "the server needs a valid certificate"
 	}
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		return "check the server's certificate, and tls_ca"
+		return "check the server's certificate, and " + prefix + "_tls_ca"
 	}
 	// The peer refused the handshake by an alert. An internal error is the peer's
 	// own and may pass.
 	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "remote error" && !strings.Contains(op.Err.Error(), "internal error") {
-		return "the server refused the handshake: check tls_cert and tls_key"
+		return "the server refused the handshake: check " + prefix + "_tls_cert and " + prefix + "_tls_key"
 	}
 	return ""
 }

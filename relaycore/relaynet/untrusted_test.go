@@ -27,10 +27,10 @@ func TestUntrusted(t *testing.T) {
 		want string
 	}{
 		"trusted":               {relaynet.TLS{CA: ca.File, Cert: cert, Key: relaycfg.Secret(key)}, ""},
-		"unknown authority":     {relaynet.TLS{CA: other.File, Cert: cert, Key: relaycfg.Secret(key)}, "set tls_ca"},
-		"another name":          {relaynet.TLS{CA: ca.File, Cert: cert, Key: relaycfg.Secret(key), ServerName: "elsewhere"}, "set tls_server_name"},
-		"no client certificate": {relaynet.TLS{CA: ca.File}, "check tls_cert and tls_key"},
-		"foreign certificate":   {relaynet.TLS{CA: ca.File, Cert: foreignCert, Key: relaycfg.Secret(foreignKey)}, "check tls_cert and tls_key"},
+		"unknown authority":     {relaynet.TLS{CA: other.File, Cert: cert, Key: relaycfg.Secret(key)}, "set kafka_tls_ca"},
+		"another name":          {relaynet.TLS{CA: ca.File, Cert: cert, Key: relaycfg.Secret(key), ServerName: "elsewhere"}, "set kafka_tls_server_name"},
+		"no client certificate": {relaynet.TLS{CA: ca.File}, "check kafka_tls_cert and kafka_tls_key"},
+		"foreign certificate":   {relaynet.TLS{CA: ca.File, Cert: foreignCert, Key: relaycfg.Secret(foreignKey)}, "check kafka_tls_cert and kafka_tls_key"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			config, err := tc.cfg.Client()
@@ -38,7 +38,7 @@ func TestUntrusted(t *testing.T) {
 				t.Fatal(err)
 			}
 			err = exchange(t.Context(), &relaynet.Dialer{TLS: config}, address)
-			got := relaynet.Untrusted(err)
+			got := relaynet.Untrusted("kafka", err)
 			if tc.want == "" {
 				if err != nil || got != nil {
 					t.Errorf("exchange = %v, want nil", err)
@@ -51,7 +51,7 @@ func TestUntrusted(t *testing.T) {
 		})
 	}
 	for _, err := range []error{nil, io.EOF, &net.OpError{Op: "dial", Err: errors.New("connection refused")}} {
-		if got := relaynet.Untrusted(err); got != nil {
+		if got := relaynet.Untrusted("kafka", err); got != nil {
 			t.Errorf("Untrusted(%v) = %v, want nil", err, got)
 		}
 	}
@@ -85,12 +85,12 @@ func exchange(ctx context.Context, d *relaynet.Dialer, address string) error {
 
 func ExampleUntrusted() {
 	classify := func(err error) error {
-		if refused := relaynet.Untrusted(err); refused != nil {
+		if refused := relaynet.Untrusted("kafka", err); refused != nil {
 			return refused
 		}
 		return err // transient
 	}
 	err := classify(fmt.Errorf("connect to broker:4222: %w", x509.UnknownAuthorityError{}))
 	fmt.Println(err)
-	// Output: connect to broker:4222: x509: certificate signed by unknown authority; set tls_ca to the authority that signed the server's certificate
+	// Output: connect to broker:4222: x509: certificate signed by unknown authority; set kafka_tls_ca to the authority that signed the server's certificate
 }
