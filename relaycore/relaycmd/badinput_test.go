@@ -69,6 +69,21 @@ func TestRefusedConnections(t *testing.T) {
 	}
 }
 
+// TestAddressInUse: an address that a draining relay holds is explained.
+func TestAddressInUse(t *testing.T) {
+	t.Parallel()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	_, stderr, code := runBinary(t, nil, "--postgres-url", "postgres://127.0.0.1:1/x", "--metrics-addr", listener.Addr().String())
+	if want := "address already in use; a relay keeps it until it has drained: wait for its end, or give another address"; code != 1 ||
+		!strings.Contains(stderr, want) {
+		t.Errorf("relay = %d %s, want %q", code, stderr, want)
+	}
+}
+
 // passwordServer runs a PostgreSQL that asks for a password, and returns its
 // host and port.
 func passwordServer(t *testing.T) string {

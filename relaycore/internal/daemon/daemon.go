@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -95,6 +96,9 @@ func Run(ctx context.Context, cfg Config) error {
 
 	ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.MetricsAddr)
 	if err != nil {
+		if errors.Is(err, syscall.EADDRINUSE) {
+			err = fmt.Errorf("%w; a relay keeps it until it has drained: wait for its end, or give another address", err)
+		}
 		return fmt.Errorf("--metrics-addr: %w", err)
 	}
 	d.log.Info("relay started", "binary", cfg.Name, "version", cfg.Version, "instance", d.self.ID, "group", cfg.Group,
@@ -125,6 +129,7 @@ func newDaemon(ctx context.Context, cfg Config) (*daemon, error) {
 	if err := d.openPools(ctx); err != nil {
 		return nil, err
 	}
+	d.phase.wait(fmt.Errorf("connecting to %s", net.JoinHostPort(d.conn.Host, strconv.Itoa(int(d.conn.Port)))))
 
 	var err error
 	if d.metrics, err = observe.NewMetrics(d.reg, cfg.Name, cfg.Version, runtime.Version()); err != nil {

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
 func TestAwaitLogsEachProblemOnce(t *testing.T) {
@@ -73,6 +75,22 @@ func TestAwaitStops(t *testing.T) {
 			t.Errorf("await returned after %s, want an hour", took)
 		}
 	})
+}
+
+// TestHealthNamesTheServer: a server that does not answer is named from the start.
+func TestHealthNamesTheServer(t *testing.T) {
+	t.Parallel()
+	d, err := newDaemon(t.Context(), Config{
+		PostgresURL: "postgres://u:hunter2@db.example:5433/x?sslmode=disable", MaxConnections: 16,
+		Registry: new(relay.Registry), Logger: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.close()
+	if got := strings.Join(d.health().Reasons, "; "); got != "PostgreSQL: connecting to db.example:5433" {
+		t.Errorf("reasons %q, want the server's address", got)
+	}
 }
 
 func TestHealthBeforeTheDatabaseIsReady(t *testing.T) {

@@ -189,6 +189,9 @@ func Install(ctx context.Context, conn Conn, o Options) (report Report, err erro
 		report.Done = "the catalog is up to date"
 		return nil
 	})
+	if err != nil && pg.IsDenied(err) && strings.Contains(err.Error(), "permission denied for database") {
+		err = fmt.Errorf("%w; run it as the database's owner, or let that role GRANT CREATE ON DATABASE", err)
+	}
 	if err != nil {
 		return Report{}, fmt.Errorf("migrate: %w", err)
 	}

@@ -131,9 +131,11 @@ func TestOwnerRole(t *testing.T) {
 	pool := pgtest.Pool(t)
 	migrator, other := roles(t, pool)
 	database := one(t, pool, `SELECT quote_ident(current_database())`)
+	_, err := as(t, pool, migrator, "")
+	wantErr(t, err, "run it as the database's owner, or let that role GRANT CREATE ON DATABASE")
 	run(t, pool, fmt.Sprintf(`GRANT CREATE ON DATABASE %s TO %s`, database, migrator))
 
-	_, err := as(t, pool, "", one(t, pool, `SELECT current_user::text`))
+	_, err = as(t, pool, "", one(t, pool, `SELECT current_user::text`))
 	wantErr(t, err, "is a superuser")
 	_, err = as(t, pool, migrator, other)
 	wantErr(t, err, fmt.Sprintf("GRANT %s TO %s", other, migrator))
