@@ -122,13 +122,14 @@ func (p *Pipeline) Concealer() *relaycfg.Concealer {
 // Malformed reports whether Err remains whatever the secrets are.
 func (p *Pipeline) Malformed() bool { return p.malformed != nil }
 
-// Explain rewrites the keys in an error of the backend into the paths of the row.
+// Explain rewrites the keys in an error of the backend into the paths of the row. Such an
+// error is fatal: it stays until an operator changes the key, or what it names.
 func (p *Pipeline) Explain(err error) error {
 	var e *relaycfg.Error
 	if p.own == nil || !errors.As(err, &e) {
 		return err
 	}
-	return p.own.conceal(err)
+	return relay.Fatal(p.own.conceal(err))
 }
 
 func decodeSettings(d relay.Direction, raw json.RawMessage) (Settings, error) {

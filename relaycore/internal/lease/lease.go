@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/grove/pgtrickle-relay/relaycore/backoff"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
 )
 
@@ -112,6 +113,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil
 		}
+		err = pg.Explain(err)
 		k.err.Store(&err)
 		delay := retry.Next()
 		held, twin := errors.AsType[*store.HeldError](err)

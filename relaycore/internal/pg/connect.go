@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"regexp"
 	"strings"
 	"time"
 
@@ -97,8 +98,12 @@ func poolConfig(flag, url, application string, maxConnections int) (*pgxpool.Con
 	return config, nil
 }
 
-// Explain adds what an operator can do about a standby, a session that may only read, or
-// a pooler that mixes sessions. It returns any other error as it is.
+// catalogDenied matches what PostgreSQL reports of the relay's own objects.
+var catalogDenied = regexp.MustCompile(`permission denied for (schema pgtrickle|\w+ _?relay_\w+)`)
+
+// Explain adds what an operator can do about a standby, a session that may only read, or a
+// pooler that mixes sessions. It does the same for a role that may not use the catalog, and
+// returns any other error as it is.
 func Explain(err error) error {
 	hint := ""
 	switch State(err) {
@@ -109,6 +114,11 @@ func Explain(err error) error {
 			return err
 		}
 		hint = "connect to the primary, or to several hosts with target_session_attrs=read-write"
+	case pgerrcode.InsufficientPrivilege:
+		if !catalogDenied.MatchString(err.Error()) {
+			return err
+		}
+		hint = "let the owner run SELECT pgtrickle.relay_grant_access(), and GRANT pgtrickle_relay TO the role"
 	case pgerrcode.DuplicatePreparedStatement, pgerrcode.InvalidSQLStatementName:
 		hint = "connect directly, or through a pooler in session mode"
 	default:

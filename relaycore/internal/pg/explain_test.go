@@ -20,6 +20,10 @@ func TestExplain(t *testing.T) {
 		"another state":         {"55000", "sequence is not yet defined", ""},
 		"pooler, transaction":   {"42P05", `prepared statement "stmtcache_1" already exists`, "a pooler in session mode"},
 		"pooler, other session": {"26000", `prepared statement "stmtcache_1" does not exist`, "a pooler in session mode"},
+		"catalog":               {"42501", "permission denied for table relay_instances", "GRANT pgtrickle_relay TO the role"},
+		"function":              {"42501", "permission denied for function relay_dlq_list", "GRANT pgtrickle_relay TO the role"},
+		"schema":                {"42501", "permission denied for schema pgtrickle", "SELECT pgtrickle.relay_grant_access()"},
+		"table of a user":       {"42501", "permission denied for table orders", ""},
 		"another":               {"42601", "syntax error", ""},
 	} {
 		t.Run(name, func(t *testing.T) {

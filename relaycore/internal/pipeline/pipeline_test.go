@@ -83,6 +83,26 @@ func newStageOn(t *testing.T, pool *pgxpool.Pool) (*stage, catalog.Snapshot) {
 	return st, snapshot // in, out
 }
 
+// TestErrorsOfKeysLast: an error that a key causes, such as that of a missing file, needs
+// an operator.
+func TestErrorsOfKeysLast(t *testing.T) {
+	t.Parallel()
+	st, snapshot := newStage(t)
+	for _, p := range snapshot {
+		for _, tc := range []struct {
+			failed error
+			fatal  bool
+		}{{relaycfg.Errorf("tls_ca", "open the file: no such file or directory"), true}, {errors.New("connection refused"), false}} {
+			st.failed = tc.failed
+			job, _, stop := st.job(t, p)
+			if err := st.runner.Run(t.Context(), job); err == nil || relay.IsFatal(err) != tc.fatal {
+				t.Errorf("pipeline %s: Run = %v (fatal %t), want fatal %t", p.Name, err, relay.IsFatal(err), tc.fatal)
+			}
+			stop()
+		}
+	}
+}
+
 func registryOf(t *testing.T, st *stage) *relay.Registry {
 	t.Helper()
 	registry, err := relay.NewRegistry(relay.Backend{

@@ -20,6 +20,7 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/lease"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/observe"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
 )
 
@@ -279,6 +280,7 @@ func (s *Supervisor) findIntruders(ctx context.Context, snapshot catalog.Snapsho
 
 // loadedAs takes over a snapshot, or the error of reading it.
 func (s *Supervisor) loadedAs(snapshot catalog.Snapshot, err error) {
+	err = pg.Explain(err)
 	s.mu.Lock()
 	failed := s.loadErr
 	s.loadErr = err
