@@ -24,6 +24,8 @@ VULNCHECK := $(CURDIR)/.cache/bin/govulncheck
 VULNCHECK_VERSION := v1.9.0
 LICENSES := $(CURDIR)/.cache/bin/go-licenses
 LICENSES_VERSION := v1.6.0
+BENCHSTAT := $(CURDIR)/.cache/bin/benchstat
+BENCHSTAT_VERSION := v0.0.0-20260908200009-22c9c6c9d4da
 GITLEAKS := $(CURDIR)/.cache/bin/gitleaks
 GITLEAKS_VERSION := v8.30.1
 
@@ -133,6 +135,12 @@ bench-short: ## the benchmark for CI: a few minutes, fails when a ratio falls tw
 .PHONY: bench
 bench: servers build ## the relay beside each broker's own client, in one run; BENCH=short for a few minutes
 	$(BROKERS) go run ./cmd/bench $(if $(filter short,$(BENCH)),-short -check,-json ../docs/benchmarks.json -page ../docs/benchmarks.md)
+
+.PHONY: bench-compare
+bench-compare: $(BENCHSTAT) ## the pure parts beside where this branch left main, in turn; fails on a loss over 10%; BASE=commit
+	scripts/bench-compare.sh $(BENCHSTAT)
+$(BENCHSTAT):
+	GOFLAGS= GOWORK=off GOBIN=$(dir $@) go install golang.org/x/perf/cmd/benchstat@$(BENCHSTAT_VERSION)
 
 .PHONY: standalone
 standalone: $(MODULES:%=standalone-%) ## each module alone, as it is shipped: tidy, vet, build

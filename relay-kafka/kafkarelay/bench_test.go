@@ -77,7 +77,7 @@ func BenchmarkEncode(b *testing.B) {
 	var out bytes.Buffer
 	var w batchWriter
 	p := &partition{topic: &topic{name: "orders"}, producer: producer{id: 1}}
-	b.ReportAllocs()
+	defer relaytest.ReportCPU(b)()
 	for b.Loop() {
 		out.Reset()
 		if err := w.write(&out, batch, indexes, p, time.Now()); err != nil {

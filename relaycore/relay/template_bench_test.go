@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
 )
 
 func BenchmarkTemplate(b *testing.B) {
@@ -23,7 +24,7 @@ func BenchmarkTemplate(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			b.ReportAllocs()
+			defer relaytest.ReportCPU(b)()
 			var buf []byte
 			for b.Loop() {
 				if buf, err = t.Append(buf[:0], &m); err != nil {

@@ -12,6 +12,7 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/internal/codec"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/reshape"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
 )
 
 func template(t testing.TB, text string) relay.Template {
@@ -411,11 +412,52 @@ func TestEncodeAllocations(t *testing.T) {
 	}
 }
 
+// BenchmarkEncode encodes batches of 1,000 messages in each format.
 func BenchmarkEncode(b *testing.B) {
-	e, _ := codec.NewEncoder(codec.EncoderConfig{Subject: template(b, "pgtrickle.{stream_table}.{op}"), KeyColumns: []string{"id"}})
-	m := change(relay.OpInsert, `{"id": 7, "sku": "abcdef", "quantity": 12, "note": "`+strings.Repeat("x", 200)+`"}`)
+	for _, format := range []string{codec.FormatEnvelope, codec.FormatPayload, codec.FormatCloudEvents, codec.FormatDebezium} {
+		b.Run(format, func(b *testing.B) {
+			e, err := codec.NewEncoder(codec.EncoderConfig{
+				Format: format, Subject: template(b, "pgtrickle.{stream_table}.{op}"), KeyColumns: []string{"id"},
+			})
+			if err != nil {
+				b.Fatal(err)
+			}
+			encodeBatches(b, e, change(relay.OpInsert, benchRow))
+		})
+	}
+}
+
+// BenchmarkDecode decodes batches of 1,000 messages that were encoded in each format.
+func BenchmarkDecode(b *testing.B) {
+	for _, format := range []string{codec.FormatEnvelope, codec.FormatPayload, codec.FormatCloudEvents, codec.FormatDebezium} {
+		b.Run(format, func(b *testing.B) {
+			sent := encode(b, codec.EncoderConfig{Format: format, Subject: template(b, "orders")}, change(relay.OpInsert, benchRow))
+			d, err := codec.NewDecoder(codec.DecoderConfig{Format: format})
+			if err != nil {
+				b.Fatal(err)
+			}
+			batch := make([]relay.Message, 1000)
+			defer relaytest.ReportCPU(b)()
+			for b.Loop() {
+				for i := range batch {
+					batch[i] = relay.Message{ID: "s:1", Body: sent.Body}
+				}
+				d.Decode(batch)
+			}
+			if batch[0].Err != nil || len(batch[0].Row) == 0 {
+				b.Errorf("Decode = %q, %v", batch[0].Row, batch[0].Err)
+			}
+		})
+	}
+}
+
+const benchRow = `{"id": 7, "sku": "abcdef", "quantity": 12, "note": "` +
+	`xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx` +
+	`xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"}`
+
+func encodeBatches(b *testing.B, e *codec.Encoder, m relay.Message) {
 	batch, buf := make([]relay.Message, 1000), make([]byte, 0, 1<<20)
-	b.ReportAllocs()
+	defer relaytest.ReportCPU(b)()
 	for b.Loop() {
 		for i := range batch {
 			batch[i] = m
@@ -447,16 +489,7 @@ func BenchmarkReshape(b *testing.B) {
 			e, _ := codec.NewEncoder(codec.EncoderConfig{
 				Subject: template(b, "pgtrickle.{stream_table}.{op}"), KeyColumns: []string{"id"}, Columns: reshape.NewColumns(bench.columns), JQ: jq,
 			})
-			m := change(relay.OpInsert, `{"id": 7, "sku": "abcdef", "quantity": 12, "note": "`+strings.Repeat("x", 200)+`"}`)
-			batch, buf := make([]relay.Message, 1000), make([]byte, 0, 1<<20)
-			b.ReportAllocs()
-			for b.Loop() {
-				for i := range batch {
-					batch[i] = m
-				}
-				buf = e.Encode(batch, buf[:0])
-			}
-			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/1000, "ns/message")
+			encodeBatches(b, e, change(relay.OpInsert, benchRow))
 		})
 	}
 }

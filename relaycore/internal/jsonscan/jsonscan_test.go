@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/jsonscan"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
 )
 
 var samples = []string{
@@ -187,7 +188,7 @@ func BenchmarkSplit(b *testing.B) {
 		b.Run(fmt.Sprintf("jsonscan/rows=%d", rows), func(b *testing.B) {
 			var list [][]byte
 			var members []jsonscan.Member
-			b.ReportAllocs()
+			defer relaytest.ReportCPU(b)()
 			b.SetBytes(int64(len(text)))
 			for b.Loop() {
 				members, _ = jsonscan.Members(members[:0], text)

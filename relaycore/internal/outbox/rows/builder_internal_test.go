@@ -7,6 +7,7 @@ import (
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/table"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
 )
 
 var oldForm = newIDs(&table.Table{Name: "outbox_orders"}, IDs{})
@@ -155,7 +156,7 @@ func BenchmarkDecode(b *testing.B) {
 	payload := `{"v": 1, "inserted": [{"id": 1, "note": "` + strings.Repeat("x", 230) + `"}], "deleted": []}`
 	row := testRow("1234567", payload)
 	build := testBuilder()
-	b.ReportAllocs()
+	defer relaytest.ReportCPU(b)()
 	for i := 0; b.Loop(); i++ {
 		if i%1000 == 0 {
 			build.Finish()
