@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/grove/pgtrickle-relay/relaycore/backoff"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/engine/steps"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
@@ -246,7 +247,7 @@ func (c *committer) ack(ctx context.Context, batch []relay.Message) error {
 			c.Logger.Warn("delivered messages are not acknowledged", "messages", len(batch), "tries", try, "err", err)
 			return nil
 		}
-		if err := backoff.Sleep(ctx, nextDelay(&wait, err)); err != nil {
+		if err := backoff.Sleep(ctx, steps.Delay(&wait, err)); err != nil {
 			return nil
 		}
 	}

@@ -75,7 +75,7 @@ func (r *run) nextReady() (chunk, bool) {
 // those that became dead letters here. Their messages in todo lie before and are sent.
 func (d *delivery) partition() (todo []relay.Message, behind map[string]bool, err error) {
 	batch := d.out.messages
-	d.tail.passed(len(batch))
+	d.tail.Passed(len(batch))
 	if !d.needsPartition(batch) {
 		return batch, nil, nil
 	}
@@ -83,7 +83,7 @@ func (d *delivery) partition() (todo []relay.Message, behind map[string]bool, er
 	for i := range batch {
 		m := &batch[i]
 		switch {
-		case d.tail.takeExpected(m.ID):
+		case d.tail.TakeExpected(m.ID):
 			d.skip()
 		case errors.Is(m.Err, relay.ErrFiltered): // even behind a dead letter of its key: nothing is published
 			d.filtered()
@@ -105,7 +105,7 @@ func (d *delivery) partition() (todo []relay.Message, behind map[string]bool, er
 // parked keys alone need no partition, as parkBlocked parks them before each publish.
 func (d *delivery) needsPartition(batch []relay.Message) bool {
 	for i := range batch {
-		if batch[i].Err != nil || d.tail.has(batch[i].ID) {
+		if batch[i].Err != nil || d.tail.Has(batch[i].ID) {
 			return true
 		}
 	}
@@ -169,7 +169,7 @@ func (d *delivery) deliverPart(ctx context.Context, todo []relay.Message) ([]rel
 	for len(todo) > 0 {
 		rest, err := d.try(ctx, todo)
 		if len(rest) < len(todo) {
-			d.step.delay.Reset() // some of it got through
+			d.step.Progressed() // some of it got through
 		}
 		todo = rest
 		switch {
@@ -184,11 +184,11 @@ func (d *delivery) deliverPart(ctx context.Context, todo []relay.Message) ([]rel
 		if d.large.Load() > 0 && d.Budget.Wanted(d.asks.Load()) {
 			return todo, fmt.Errorf("publish: %w; its large message makes room for that of another pipeline", err)
 		}
-		if err := d.wait(ctx, d.step.failed(err)); err != nil {
+		if err := d.wait(ctx, d.step.Failed(err)); err != nil {
 			return todo, err
 		}
 	}
-	d.step.recovered() // the far end has answered for all of it, even if by a refusal
+	d.step.Recovered() // the far end has answered for all of it, even if by a refusal
 	return nil, nil
 }
 

@@ -14,6 +14,7 @@ import (
 
 	"github.com/grove/pgtrickle-relay/relaycore/backoff"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/budget"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/engine/steps"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
@@ -169,7 +170,7 @@ type run struct {
 	*memory
 	redrive  <-chan struct{}
 	stopping context.Context //nolint:containedctx // one of the two lifetimes that a run has
-	failures *failures
+	failures *steps.Failures
 
 	received chan chunk      // from receive to transform
 	ready    chan chunk      // from transform to publish
@@ -185,7 +186,7 @@ type run struct {
 func newRun(stop context.Context, e *Engine) *run {
 	return &run{
 		Config: e.cfg, memory: newMemory(e.cfg.Source), redrive: e.redrive, stopping: stop,
-		failures: &failures{log: e.cfg.Logger, report: e.cfg.Changed},
+		failures: steps.New(e.cfg.Logger, e.cfg.Changed),
 		received: make(chan chunk, 2), ready: make(chan chunk, 16), settled: make(chan settlement, 4),
 		local: semaphore.NewWeighted(e.cfg.InFlightBytes), share: e.cfg.Budget.Share(),
 	}
@@ -193,19 +194,19 @@ func newRun(stop context.Context, e *Engine) *run {
 
 // retry calls fn until it returns nil, a fatal error or [ErrFenced], or ctx ends.
 func (r *run) retry(ctx context.Context, name string, fn func() error) error {
-	s := step{failures: r.failures, name: name}
+	s := r.failures.Step(name)
 	for {
 		err := fn()
 		switch {
 		case err == nil:
-			s.recovered()
+			s.Recovered()
 			return nil
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
 		case errors.Is(err, ErrFenced), relay.IsFatal(err):
 			return fmt.Errorf("%s: %w", name, err)
 		}
-		if err := backoff.Sleep(ctx, s.failed(err)); err != nil {
+		if err := backoff.Sleep(ctx, s.Failed(err)); err != nil {
 			return err
 		}
 	}

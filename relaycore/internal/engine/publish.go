@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/grove/pgtrickle-relay/relaycore/backoff"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/engine/steps"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/engine/tail"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
@@ -38,14 +40,14 @@ type publisher struct {
 	*run
 	resumer  relay.Resumer   // nil if the sink cannot be read back
 	parked   map[string]bool // keys with dead letters, in the form of Ledger.Key
-	tail     tail
+	tail     tail.Tail
 	position string // of the sink: what was published since lies after it
 
 	recovering int   // messages that the last owner may have delivered and not committed
 	repeats    bool  // the messages in hand may be at the sink
 	unexpected int64 // duplicates that should not be, since the last settlement
 
-	step     step
+	step     steps.Step
 	pace     pacer
 	maxBatch int
 	maxBytes int
@@ -55,7 +57,7 @@ type publisher struct {
 func newPublisher(r *run) *publisher {
 	p := &publisher{
 		run: r, parked: make(map[string]bool), tail: newTail(r.Source),
-		step: step{failures: r.failures, name: "publish"}, pace: newPacer(r.RateMessages, r.RateBytes),
+		step: r.failures.Step("publish"), pace: newPacer(r.RateMessages, r.RateBytes),
 		maxBatch: maxBatch, maxBytes: int(min(r.InFlightBytes, maxBatchBytes)),
 	}
 	if !r.State.Clean && (r.State.Started || r.State.Checkpoint.LastID != 0 || len(r.State.Checkpoint.State) > 0) {
@@ -68,6 +70,14 @@ func newPublisher(r *run) *publisher {
 	}
 	p.maxBatch = min(p.maxBatch, p.pace.burst())
 	return p
+}
+
+// newTail returns an empty tail for the messages of src.
+func newTail(src relay.Source) tail.Tail {
+	if e, ok := src.(Expecter); ok {
+		return tail.New(func(id string) bool { return e.Expects(relay.EventID(id)) }, maxUncommitted/5)
+	}
+	return tail.New(nil, 2*maxUncommitted)
 }
 
 // prepare loads the parked keys, and reads back what the owner before had published
@@ -89,10 +99,10 @@ func (p *publisher) prepare(ctx context.Context) error {
 		return err
 	}
 	for id := range found {
-		p.tail.add(id)
+		p.tail.Add(id)
 	}
 	if len(found) > 0 {
-		p.Logger.Info("read the far end back", "found", len(found), "unsettled", p.tail.open)
+		p.Logger.Info("read the far end back", "found", len(found), "unsettled", p.tail.Open())
 	}
 	return nil
 }
@@ -207,7 +217,7 @@ func (p *publisher) publishBatch(ctx context.Context, c chunk) error {
 		// The sink's position stays where it is. It has to lie before the unresolved
 		// messages, so that the next owner finds those of them that arrived.
 		d.out.messages = without(d.out.messages, unresolved)
-	case p.resumer != nil && p.tail.open == 0:
+	case p.resumer != nil && p.tail.Open() == 0:
 		if d.out.Position, err = p.resumer.Position(ctx); err != nil {
 			err = fmt.Errorf("ask for the sink's position: %w", err)
 			break

@@ -18,7 +18,7 @@ type chunk struct {
 // receiveAll reads ahead until ctx ends or the source fails for good. A batch that
 // is still waiting for memory when ctx ends is dropped: it was never acknowledged.
 func (r *run) receiveAll(ctx context.Context) error {
-	receiving := step{failures: r.failures, name: "receive"}
+	receiving := r.failures.Step("receive")
 	for {
 		large, err := r.reserveLarge(ctx)
 		if err != nil {
@@ -35,12 +35,12 @@ func (r *run) receiveAll(ctx context.Context) error {
 			return err
 		case err != nil:
 			r.Meter.SourceFailed()
-			if backoff.Sleep(ctx, receiving.failed(err)) != nil {
+			if backoff.Sleep(ctx, receiving.Failed(err)) != nil {
 				return nil
 			}
 			continue
 		}
-		receiving.recovered()
+		receiving.Recovered()
 		if len(batch) == 0 {
 			continue
 		}

@@ -158,7 +158,7 @@ func (d *delivery) partitionRedrive(batch []relay.Message) (todo []relay.Message
 	behind := make(map[string]bool)
 	for i := range batch {
 		switch m := &batch[i]; {
-		case d.tail.take(m.ID): // the owner before delivered it and stopped before it stored that
+		case d.tail.Take(m.ID): // the owner before delivered it and stopped before it stored that
 			d.skip()
 		case errors.Is(m.Err, relay.ErrFiltered):
 			d.filtered()
