@@ -127,5 +127,6 @@ type Recycler interface {
 type Expecter interface {
 	// Expects reports whether a message with this ID may still be delivered, or be
 	// delivered again. It answers false only when that is certain, and does no I/O.
-	Expects(id string) bool
+	// known is false if the answer may stay true although the message never comes.
+	Expects(id string) (expected, known bool)
 }

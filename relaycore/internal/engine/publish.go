@@ -75,7 +75,7 @@ func newPublisher(r *run) *publisher {
 // newTail returns an empty tail for the messages of src.
 func newTail(src relay.Source) tail.Tail {
 	if e, ok := src.(Expecter); ok {
-		return tail.New(func(id string) bool { return e.Expects(relay.EventID(id)) }, maxUncommitted/5)
+		return tail.New(func(id string) (bool, bool) { return e.Expects(relay.EventID(id)) }, 2*maxUncommitted)
 	}
 	return tail.New(nil, 2*maxUncommitted)
 }

@@ -86,10 +86,8 @@ func (s *Source) Lag(ctx context.Context) (rows int64, seconds float64, err erro
 // read, and if sessions cache its ids.
 func (s *Source) Numbering() (sequence uint32, settled int64, ok bool) {
 	v := s.shared.view()
-	if state := v.tracker.Backfill(); state != nil {
-		return 0, 0, false // the captured table has rows to read
-	}
-	if q := &v.table.Sequence; q.Exact() && q.Increment == 1 {
+	existing := v.tracker.Backfill() != nil // the captured table has rows to read
+	if q := &v.table.Sequence; !existing && q.Exact() && q.Increment == 1 {
 		return q.OID, v.tracker.SettledUpTo(), true
 	}
 	return 0, 0, false
@@ -117,14 +115,20 @@ func (s *Source) Existing() (rows, total int64, left time.Duration, ok bool) {
 func (s *Source) Overtaken() int64 { return s.shared.view().tracker.Overtaken() }
 
 // Expects implements engine.Expecter. An id ends in its row and its index, unless the
-// application gave it. Expects may return true for a message that is settled, if one in
-// front of it is not.
-func (s *Source) Expects(id string) bool {
+// application gave it, or the row is one of the captured table. Of the latter two the source
+// does not know whether they were settled, or are deleted by now. Expects may return true
+// for a message that is settled, if one in front of it is not.
+func (s *Source) Expects(id string) (expected, known bool) {
 	v := s.shared.view()
 	if row, index, ok := rows.ParseMessageID(id, v.table.Name, v.ids.Outbox); ok {
-		return v.tracker.Unsettled(row, index)
+		return v.tracker.Unsettled(row, index), true
 	}
-	return v.table.Columns.EventID != ""
+	if run, ok := rows.ParseExistingID(id, v.table.Name, v.ids.Outbox); ok {
+		reads := v.tracker.Reads(run)
+		return reads, !reads
+	}
+	given := v.table.Columns.EventID != ""
+	return given, !given
 }
 
 // SetPollInterval bounds the wait of an idle source between polls. It must not be called

@@ -7,18 +7,24 @@ package tail
 // The sink's position stays in front of the tail until the source has delivered all of
 // it. If this owner is killed before that, the next one reads the tail again.
 type Tail struct {
-	expects func(id string) bool // nil if the source does not know
-	ids     map[string]bool      // whether the source is to deliver it still
-	open    int                  // how many of ids it is
-	every   int                  // messages between two checks of what is expected
-	left    int                  // of them
+	expects func(id string) (expected, known bool)
+	ids     map[string]bool // whether the source is to deliver it still
+	open    int             // how many of ids it is
+	every   int             // messages between two checks of what is expected
+	left    int             // of them
+	unsure  int             // messages until the ids that the source does not know are removed
 }
 
-// New returns an empty tail. After every so many messages of the source, the ids that it
-// no longer expects are removed. If expects is nil, the source does not know what it
-// will deliver, and all ids are removed then.
-func New(expects func(id string) bool, every int) Tail {
-	return Tail{expects: expects, ids: make(map[string]bool), every: every, left: every}
+// New returns an empty tail. Now and then the ids that the source no longer expects are
+// removed. Behind horizon messages, all that was beyond the last checkpoint has come again.
+// Then the ids are removed that the source does not know: their messages may be gone, and
+// the sink's position must not wait for them. If expects is nil, it knows none.
+func New(expects func(id string) (expected, known bool), horizon int) Tail {
+	if expects == nil {
+		expects = func(string) (bool, bool) { return true, false }
+	}
+	every := max(horizon/10, 1)
+	return Tail{expects: expects, ids: make(map[string]bool), every: every, left: every, unsure: horizon}
 }
 
 // Open returns how many messages of the tail the source is to deliver still.
@@ -29,7 +35,7 @@ func (t *Tail) Add(id string) {
 	if t.Has(id) {
 		return
 	}
-	expected := t.expects == nil || t.expects(id)
+	expected, _ := t.expects(id)
 	t.ids[id] = expected
 	if expected {
 		t.open++
@@ -61,12 +67,13 @@ func (t *Tail) Passed(messages int) {
 	if len(t.ids) == 0 {
 		return
 	}
+	t.unsure -= messages
 	if t.left -= messages; t.left > 0 {
 		return
 	}
 	t.left = t.every
 	for id := range t.ids {
-		if t.expects == nil || !t.expects(id) {
+		if expected, known := t.expects(id); !expected || !known && t.unsure <= 0 {
 			t.Take(id)
 		}
 	}

@@ -166,6 +166,12 @@ func (t *Tracker) Backfill() *backfill.State {
 	return t.backfill
 }
 
+// Reads reports whether run reads rows that are not settled.
+func (t *Tracker) Reads(run string) bool {
+	state := t.Backfill()
+	return state != nil && state.Run == run
+}
+
 // Skip records a read that returned no row.
 func (t *Tracker) Skip(read scan.Read) {
 	t.mu.Lock()

@@ -83,6 +83,17 @@ func (i *ids) appendExisting(dst []byte, run string, key []byte) (_ []byte, even
 	return base64.RawURLEncoding.AppendEncode(dst, hash[:16]), eventID
 }
 
+// ParseExistingID returns the run that read the row of an id that appendExisting made for a
+// table of that name and identity. ok is false for every other id.
+func ParseExistingID(id, table, identity string) (run string, ok bool) {
+	rest, ok := strings.CutPrefix(id, table+".s")
+	if !ok && identity != "" {
+		rest, ok = strings.CutPrefix(id, identity+".s")
+	}
+	run, _, colon := strings.Cut(rest, ":")
+	return run, ok && colon
+}
+
 // ParseMessageID returns the row and the index of an id that a table of that name and
 // identity gives. ok is false for every other id.
 func ParseMessageID(id, table, identity string) (row, index int64, ok bool) {
