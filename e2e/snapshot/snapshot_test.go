@@ -105,8 +105,11 @@ func TestSnapshot(t *testing.T) {
 		t.Errorf("the process grew by %d MiB in the second half, want at most %d", grown>>20, maxGrowth>>20)
 	}
 
-	stop()
-	t.Logf("%d writes", s.writes.Load())
+	reached := stop()
+	t.Logf("%d writes, %.0f a second", s.writes.Load(), reached)
+	if reached < perSecond*0.9 {
+		t.Errorf("the writers reached %.0f writes a second, want %d", reached, perSecond)
+	}
 	for _, name := range []string{"killed", "whole"} {
 		s.drained(t, name)
 		s.equal(t, name)
@@ -150,21 +153,22 @@ func (s *stage) copyOut(t *testing.T) time.Duration {
 	return time.Since(began)
 }
 
-// write changes rows until the function that it returns is called.
-func (s *stage) write(t *testing.T) (stop func()) {
-	const writers = 4
+// write changes rows until the function that it returns is called, which returns the
+// writes a second. A writer that is late catches up: with a ticker, each statement that took
+// longer than a tick would cost a write.
+func (s *stage) write(t *testing.T) (stop func() float64) {
+	const writers = 16
 	ctx, cancel := context.WithCancel(context.Background())
+	began := time.Now()
 	var group sync.WaitGroup
 	for w := range writers {
 		group.Go(func() {
 			rnd := rand.New(rand.NewPCG(uint64(w), 3))
-			tick := time.NewTicker(time.Second * writers / perSecond)
-			defer tick.Stop()
-			for {
+			for n := 1; ; n++ {
 				select {
 				case <-ctx.Done():
 					return
-				case <-tick.C:
+				case <-time.After(time.Until(began.Add(time.Duration(n) * time.Second * writers / perSecond))):
 				}
 				id := 1 + rnd.Int64N(int64(s.rows)+1000)
 				_, err := s.db.Pool.Exec(context.Background(), []string{
@@ -180,9 +184,10 @@ func (s *stage) write(t *testing.T) (stop func()) {
 			}
 		})
 	}
-	return func() {
+	return func() float64 {
 		cancel()
 		group.Wait()
+		return float64(s.writes.Load()) / time.Since(began).Seconds()
 	}
 }
 
