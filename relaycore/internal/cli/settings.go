@@ -1,4 +1,4 @@
-package relaycmd
+package cli
 
 import (
 	"encoding/json"
@@ -22,26 +22,26 @@ const envPrefix = "PGTRICKLE_RELAY_"
 var kubernetesVariable = regexp.MustCompile(
 	`^PGTRICKLE_RELAY_([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT|PORT_\d+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)$`)
 
-// envName returns the environment variable of a flag.
-func envName(flagName string) string {
+// variable returns the environment variable of a flag.
+func variable(flagName string) string {
 	if flagName == "relay-group-id" {
 		return envPrefix + "GROUP_ID"
 	}
 	return envPrefix + strings.ToUpper(strings.ReplaceAll(flagName, "-", "_"))
 }
 
-// setFromEnvironment sets flags from variables. A variable with our prefix that
+// setFromEnvironment sets flags of fs from variables. A variable with our prefix that
 // belongs to no flag of any command is an error: it would silently not apply.
-func (p *program) setFromEnvironment(fs *flag.FlagSet, flags map[string]bool) error {
+func (p *parser) setFromEnvironment(fs *flag.FlagSet) error {
 	var known []string
-	for name := range flags {
-		known = append(known, envName(name))
+	for name := range p.flags {
+		known = append(known, variable(name))
 	}
 	slices.Sort(known)
 
 	values := make(map[string]string)
-	for _, variable := range p.environ {
-		name, value, _ := strings.Cut(variable, "=")
+	for _, v := range p.Environ {
+		name, value, _ := strings.Cut(v, "=")
 		switch {
 		case !strings.HasPrefix(name, envPrefix), kubernetesVariable.MatchString(name):
 		case !slices.Contains(known, name):
@@ -53,7 +53,7 @@ func (p *program) setFromEnvironment(fs *flag.FlagSet, flags map[string]bool) er
 
 	var err error
 	fs.VisitAll(func(f *flag.Flag) {
-		name := envName(f.Name)
+		name := variable(f.Name)
 		if value := values[name]; value != "" && err == nil {
 			if setErr := fs.Set(f.Name, value); setErr != nil {
 				err = fmt.Errorf("%s=%q: %w", name, value, setErr)
@@ -73,8 +73,8 @@ func unknown(what, name string, known []string) error {
 // fileParser reads a JSON object, or lines of "key = value", "key: value" or
 // "key value". Keys are names of flags, with "-" or "_". Keys of other commands
 // are ignored, so that one file can serve all commands.
-func fileParser(fs *flag.FlagSet, flags map[string]bool) ff.ConfigFileParser {
-	known := slices.DeleteFunc(slices.Sorted(maps.Keys(flags)), func(name string) bool { return name == "config" })
+func (p *parser) fileParser(fs *flag.FlagSet) ff.ConfigFileParser {
+	known := slices.DeleteFunc(slices.Sorted(maps.Keys(p.flags)), func(name string) bool { return name == "config" })
 
 	return func(r io.Reader, set func(name, value string) error) error {
 		text, err := io.ReadAll(r)
