@@ -2,8 +2,11 @@ package relaycmd
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -17,6 +20,7 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/internal/pipeline"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest/pgtest"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest/tlstest"
 )
 
 // command runs the binary against the world and wants status 0.
@@ -136,6 +140,64 @@ func TestHealthcheck(t *testing.T) {
 	if out := w.command(t, "healthcheck", "--live", "--metrics-addr", p.addr); out != "ok\n" {
 		t.Errorf("healthcheck --live prints %q; want ok", out)
 	}
+}
+
+// TestMetricsEndpoint: a relay with a token and TLS answers its own healthcheck with
+// reasons, and other requests with a status. Its log names what is open to which peers.
+func TestMetricsEndpoint(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.raw(t, "p", `{"stream_table":"public.orders","sink_type":"spool"}`)
+	ca := tlstest.New(t)
+	cert, key := ca.Issue(t, "relay")
+	token := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(token, []byte("token of the test\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	flags := []string{"--metrics-token-file", token, "--metrics-tls-cert", cert, "--metrics-tls-key", key}
+	p := startRelay(t, w.url, flags...)
+	checked := append(flags, "--metrics-addr", p.addr)
+
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: ca.Pool}}}
+	ask := func(path, authorization string) (int, string) {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+p.addr+path, http.NoBody)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Authorization", authorization)
+		resp, err := client.Do(req)
+		if err != nil {
+			return 0, err.Error()
+		}
+		defer resp.Body.Close()
+		body, _ := io.ReadAll(resp.Body)
+		return resp.StatusCode, string(body)
+	}
+	eventually(t, "ready", patience, func() bool { code, _ := ask("/readyz", ""); return code == 200 })
+	eventually(t, "unhealthy", patience, func() bool { code, _ := ask("/health", ""); return code == 503 })
+	w.refused(t, `"reasons":["forward pipeline \"p\"`, append([]string{"healthcheck"}, checked...)...)
+	if out := w.command(t, append([]string{"healthcheck", "--live"}, checked...)...); out != "ok\n" {
+		t.Errorf("healthcheck --live prints %q; want ok", out)
+	}
+	if code, body := ask("/health", ""); code != 503 || body != `{"status":"unhealthy"}`+"\n" {
+		t.Errorf("/health without the token = %d %s", code, body)
+	}
+	for path, want := range map[string]int{"/metrics": 401, "/": 401, "/status.json": 401, "/readyz": 200} {
+		if code, body := ask(path, "Bearer wrong"); code != want {
+			t.Errorf("%s with a wrong token = %d %s, want %d", path, code, body, want)
+		}
+	}
+	if code, body := ask("/metrics", "Bearer token of the test"); code != 200 {
+		t.Errorf("/metrics = %d %s", code, body)
+	}
+	if log := p.log.String(); !strings.Contains(log, `msg="metrics endpoint open"`) || !strings.Contains(log, "tls=true probes=\"all peers\" metrics=token") {
+		t.Error("the log does not report what is open")
+	}
+
+	other, _ := ca.Issue(t, "other")
+	w.refused(t, "another certificate than --metrics-tls-cert", "healthcheck", "--metrics-addr", p.addr,
+		"--metrics-tls-cert", other, "--metrics-tls-key", key)
+	w.refused(t, "set both or none", "healthcheck", "--metrics-tls-cert", cert)
 }
 
 // Replay publishes again, marked, beside the running pipeline, whose checkpoint

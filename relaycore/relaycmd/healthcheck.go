@@ -1,15 +1,22 @@
 package relaycmd
 
 import (
+	"bytes"
 	"context"
+	"crypto/tls"
+	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"time"
 
 	"github.com/peterbourgon/ff/v3/ffcli"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/observe"
 )
 
 const healthcheckTimeout = 4 * time.Second
@@ -34,21 +41,13 @@ func (p *program) healthcheckCommand() *ffcli.Command {
 }
 
 func (p *program) checkHealth(ctx context.Context, o *healthcheckOptions) error {
-	url := o.url
-	if url == "" {
-		var err error
-		if url, err = localURL(p.common.metricsAddr, o.live); err != nil {
-			return err
-		}
-	}
-
 	ctx, cancel := context.WithTimeout(ctx, healthcheckTimeout)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
+	req, transport, err := p.healthRequest(ctx, o)
 	if err != nil {
 		return err
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := (&http.Client{Transport: transport}).Do(req)
 	if err != nil {
 		return fmt.Errorf("healthcheck: %w", err)
 	}
@@ -59,14 +58,66 @@ func (p *program) checkHealth(ctx context.Context, o *healthcheckOptions) error 
 		return fmt.Errorf("healthcheck: %w", err)
 	}
 	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("healthcheck: %s answered %s: %s", url, resp.Status, strings.TrimSpace(string(body)))
+		return fmt.Errorf("healthcheck: %s answered %s: %s", req.URL, resp.Status, strings.TrimSpace(string(body)))
 	}
 	fmt.Fprintln(p.stdout, "ok")
 	return nil
 }
 
-func localURL(metricsAddr string, live bool) (string, error) {
-	host, port, err := net.SplitHostPort(metricsAddr)
+// healthRequest returns the request that o describes. Only the relay of this machine is
+// sent the token.
+func (p *program) healthRequest(ctx context.Context, o *healthcheckOptions) (*http.Request, *http.Transport, error) {
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.DisableKeepAlives = true
+	e := p.common.metrics
+	url := o.url
+	if url == "" {
+		var err error
+		if url, err = localURL(&e, o.live); err != nil {
+			return nil, nil, err
+		}
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
+	if err != nil || o.url != "" {
+		return req, transport, err
+	}
+	if e.TokenFile != "" {
+		token, err := observe.ReadToken(e.TokenFile)
+		if err != nil {
+			return nil, nil, err
+		}
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
+	if e.TLSCert != "" {
+		transport.TLSClientConfig, err = trustOnly(e.TLSCert)
+	}
+	return req, transport, err
+}
+
+// trustOnly returns a configuration that accepts the certificate in a file alone,
+// whatever its names are.
+func trustOnly(name string) (*tls.Config, error) {
+	content, err := os.ReadFile(name)
+	if err != nil {
+		return nil, fmt.Errorf("--metrics-tls-cert: %w", err)
+	}
+	block, _ := pem.Decode(content)
+	if block == nil {
+		return nil, fmt.Errorf("--metrics-tls-cert: %s is not PEM", name)
+	}
+	return &tls.Config{
+		InsecureSkipVerify: true, //nolint:gosec // VerifyConnection compares the certificate itself
+		VerifyConnection: func(s tls.ConnectionState) error {
+			if !bytes.Equal(s.PeerCertificates[0].Raw, block.Bytes) {
+				return errors.New("the server has another certificate than --metrics-tls-cert")
+			}
+			return nil
+		},
+	}, nil
+}
+
+func localURL(e *observe.Endpoint, live bool) (string, error) {
+	host, port, err := net.SplitHostPort(e.Addr)
 	if err != nil {
 		return "", fmt.Errorf("--metrics-addr: %w", err)
 	}
@@ -74,9 +125,12 @@ func localURL(metricsAddr string, live bool) (string, error) {
 		host = "127.0.0.1"
 	}
 
-	path := "/health"
+	scheme, path := "http", "/health"
+	if e.TLSCert != "" {
+		scheme = "https"
+	}
 	if live {
 		path = "/livez"
 	}
-	return "http://" + net.JoinHostPort(host, port) + path, nil
+	return scheme + "://" + net.JoinHostPort(host, port) + path, nil
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/grove/pgtrickle-relay/relaycore/internal/observe"
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
 )
 
@@ -21,7 +22,7 @@ type commonOptions struct {
 	logLevel    string
 	configFile  string
 	output      string
-	metricsAddr string
+	metrics     observe.Endpoint
 	allowEnv    string
 	allowFiles  string
 	access      *relaycfg.Access // of the two
@@ -40,7 +41,11 @@ func (p *program) flagSet() *flag.FlagSet {
 	fs.StringVar(&o.logLevel, "log-level", "info", "`debug|info|warn|error`")
 	fs.StringVar(&o.configFile, "config", "", "`file` with settings, one \"key = value\" a line; keys are names of flags")
 	fs.StringVar(&o.output, "output", "text", "`text|json`; format of what a command prints")
-	fs.StringVar(&o.metricsAddr, "metrics-addr", "0.0.0.0:9090", "`host:port` of /health, /livez, /readyz, /metrics and the status page")
+	fs.StringVar(&o.metrics.Addr, "metrics-addr", "0.0.0.0:9090", "`host:port` of /health, /livez, /readyz, /metrics and the status page")
+	fs.StringVar(&o.metrics.TokenFile, "metrics-token-file", "",
+		"`file` with the token that metrics and details require; without it, details are for requests from this machine")
+	fs.StringVar(&o.metrics.TLSCert, "metrics-tls-cert", "", "PEM `file` with the certificate of --metrics-addr, which then speaks TLS")
+	fs.StringVar(&o.metrics.TLSKey, "metrics-tls-key", "", "PEM `file` with the key of --metrics-tls-cert")
 	fs.StringVar(&o.allowEnv, "allow-env", "PGTRICKLE_SECRET_*",
 		"`names` or prefixes* of variables that pipelines may refer to, separated by commas")
 	fs.StringVar(&o.allowFiles, "allow-files", "/run/secrets", "`directories` of files that pipelines may name, separated by commas")
@@ -62,6 +67,10 @@ func (o *commonOptions) validate() error {
 	}
 	if o.group == "" {
 		return errors.New("--relay-group-id must not be empty")
+	}
+
+	if (o.metrics.TLSCert == "") != (o.metrics.TLSKey == "") {
+		return errors.New("--metrics-tls-cert and --metrics-tls-key need each other; set both or none")
 	}
 
 	for _, f := range []struct {

@@ -62,11 +62,14 @@ func (o *runOptions) validate() error {
 }
 
 func (p *program) runDaemon(ctx context.Context, o *runOptions) error {
+	metrics := p.common.metrics
+	metrics.Pprof = o.pprof
 	err := daemon.Run(ctx, daemon.Config{
 		Name: p.name, Version: buildVersion(), Registry: p.registry, Access: p.common.access, Logger: p.logger(),
-		PostgresURL: p.common.postgresURL, DataPostgresURL: p.common.dataURL, Group: p.common.group, MetricsAddr: p.common.metricsAddr,
+		PostgresURL: p.common.postgresURL, DataPostgresURL: p.common.dataURL, Group: p.common.group,
+		Metrics:    metrics,
 		InstanceID: o.instanceID, DiscoveryInterval: o.discoveryInterval, DrainTimeout: o.drainTimeout, AutoMigrate: o.autoMigrate,
-		Owner: o.owner, Pprof: o.pprof, MaxConnections: o.maxConnections, MaxInFlight: int64(o.maxInFlight),
+		Owner: o.owner, MaxConnections: o.maxConnections, MaxInFlight: int64(o.maxInFlight),
 	})
 	if errors.Is(err, daemon.ErrIncomplete) {
 		return errReported

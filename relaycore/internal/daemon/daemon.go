@@ -52,14 +52,13 @@ type Config struct {
 	DataPostgresURL string
 	Group           string
 	InstanceID      string // "": unique
-	MetricsAddr     string
+	Metrics         observe.Endpoint
 	Logger          *slog.Logger
 
 	DiscoveryInterval time.Duration // between reads of the catalog
 	DrainTimeout      time.Duration
 	AutoMigrate       bool
 	Owner             string // of the catalog, with AutoMigrate; see [migrate.Options]
-	Pprof             bool
 	MaxConnections    int
 	MaxInFlight       int64 // bytes; 0: derived from the memory limit
 }
@@ -94,19 +93,17 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	defer d.close()
 
-	ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.MetricsAddr)
+	srv, err := observe.Open(ctx, cfg.Metrics,
+		observe.Probes{Health: d.health, Ready: d.phase.ready, Live: func() error { return nil }}, d.reg, d.log)
 	if err != nil {
-		if errors.Is(err, syscall.EADDRINUSE) {
-			err = fmt.Errorf("%w; a relay keeps it until it has drained: wait for its end, or give another address", err)
-		}
-		return fmt.Errorf("--metrics-addr: %w", err)
+		return err
 	}
 	d.log.Info("relay started", "binary", cfg.Name, "version", cfg.Version, "instance", d.self.ID, "group", cfg.Group,
-		"backends", strings.Join(cfg.Registry.Names(), ","), "metrics_addr", ln.Addr().String())
+		"backends", strings.Join(cfg.Registry.Names(), ","))
 
 	stop, abandon, cleanUp := d.handleSignals(ctx)
 	defer cleanUp()
-	err = d.serve(abandon, stop, ln)
+	err = d.serve(abandon, stop, srv)
 
 	switch {
 	case err != nil:
@@ -246,21 +243,13 @@ func (d *daemon) handleSignals(ctx context.Context) (stop, abandon context.Conte
 
 // serve runs the pipelines and serves HTTP until they have ended, so that /readyz
 // and /metrics answer during the whole drain.
-func (d *daemon) serve(ctx, stop context.Context, ln net.Listener) error {
+func (d *daemon) serve(ctx, stop context.Context, srv *observe.Server) error {
 	stop, stopNow := context.WithCancel(stop)
 	defer stopNow()
 
-	srv := &http.Server{
-		Handler: observe.Handler(
-			observe.Probes{Health: d.health, Ready: d.phase.ready, Live: func() error { return nil }}, d.reg, d.cfg.Pprof),
-		ReadHeaderTimeout: 5 * time.Second,
-		WriteTimeout:      time.Minute, // for slow readers; longer than a profile
-		IdleTimeout:       time.Minute,
-		ErrorLog:          slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
-	}
 	served := make(chan error, 1)
 	go func() {
-		err := srv.Serve(ln)
+		err := srv.Run()
 		stopNow() // a relay without metrics must not run on
 		served <- err
 	}()
@@ -276,7 +265,7 @@ func (d *daemon) serve(ctx, stop context.Context, ln net.Listener) error {
 }
 
 // shutDown waits a moment for requests, and then closes their connections.
-func shutDown(ctx context.Context, srv *http.Server) error {
+func shutDown(ctx context.Context, srv *observe.Server) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 

@@ -29,46 +29,68 @@ type Probes struct {
 	Live func() error
 }
 
-// Handler serves /health, /livez, /readyz, /metrics, the status page at / and,
-// with withPprof, /debug/pprof.
-func Handler(p Probes, gatherer prometheus.Gatherer, withPprof bool) http.Handler {
+// handler serves /health, /livez, /readyz, /metrics, the status page at / and,
+// with withPprof, /debug/pprof. The probes answer all peers, with details as g allows.
+func handler(p Probes, gatherer prometheus.Gatherer, g *guard, withPprof bool) http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("GET /health", func(w http.ResponseWriter, r *http.Request) {
 		h := p.Health()
 		code := http.StatusOK
 		if h.Status == Unhealthy {
 			code = http.StatusServiceUnavailable
 		}
+		if g.details(r) != nil {
+			writeJSON(w, code, map[string]string{"status": h.Status})
+			return
+		}
 		writeJSON(w, code, h)
 	})
-	mux.HandleFunc("GET /status.json", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, p.Health()) })
-	mux.HandleFunc("GET /livez", probe(p.Live))
-	mux.HandleFunc("GET /readyz", probe(p.Ready))
-	mux.Handle("GET /metrics", promhttp.HandlerFor(gatherer, promhttp.HandlerOpts{}))
-	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("GET /livez", g.probe(p.Live))
+	mux.HandleFunc("GET /readyz", g.probe(p.Ready))
+	mux.Handle("GET /metrics", only(g.metrics, promhttp.HandlerFor(gatherer, promhttp.HandlerOpts{}).ServeHTTP))
+
+	details := func(pattern string, h http.HandlerFunc) { mux.Handle(pattern, only(g.details, h)) }
+	details("GET /status.json", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, p.Health()) })
+	details("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
 		w.Header().Set("Content-Security-Policy",
 			"default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; img-src data:")
 		_, _ = w.Write(page)
 	})
 	if withPprof {
-		mux.HandleFunc("/debug/pprof/", pprof.Index)
-		mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
-		mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
-		mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+		details("/debug/pprof/", pprof.Index)
+		details("/debug/pprof/profile", pprof.Profile)
+		details("/debug/pprof/symbol", pprof.Symbol)
+		details("/debug/pprof/trace", pprof.Trace)
 	}
 	return mux
 }
 
-func probe(check func() error) http.HandlerFunc {
-	return func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-		if err := check(); err != nil {
-			w.WriteHeader(http.StatusServiceUnavailable)
-			_, _ = w.Write([]byte(err.Error() + "\n"))
+// only denies the requests for which refused returns an error.
+func only(refused func(*http.Request) error, h http.HandlerFunc) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if err := refused(r); err != nil {
+			deny(w, err)
 			return
 		}
-		_, _ = w.Write([]byte("ok\n"))
+		h(w, r)
+	})
+}
+
+func (g *guard) probe(check func() error) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		err := check()
+		if err == nil {
+			_, _ = w.Write([]byte("ok\n"))
+			return
+		}
+		text := "not ok"
+		if g.details(r) == nil {
+			text = err.Error()
+		}
+		w.WriteHeader(http.StatusServiceUnavailable)
+		_, _ = w.Write([]byte(text + "\n"))
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -24,9 +23,7 @@ import (
 
 func scrape(t *testing.T, h http.Handler, path string) (int, string) {
 	t.Helper()
-	w := httptest.NewRecorder()
-	h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
-	return w.Code, w.Body.String()
+	return request(h, path, "127.0.0.1:9", "localhost:9090", nil)
 }
 
 func TestMetrics(t *testing.T) {
@@ -36,7 +33,7 @@ func TestMetrics(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := Handler(Probes{}, reg, false)
+	h := handler(Probes{}, reg, new(guard), false)
 	forward, reverse := catalog.Key{Direction: relay.Forward, Name: "orders"}, catalog.Key{Direction: relay.Reverse, Name: "orders"}
 	f, r := m.Pipeline(forward), m.Pipeline(reverse)
 	f.Own(7)
@@ -130,11 +127,11 @@ func TestEndpoints(t *testing.T) {
 	t.Parallel()
 	health := Health{Status: Healthy, PipelinesOwned: 3, UptimeSeconds: 42}
 	var ready error
-	h := Handler(Probes{
+	h := handler(Probes{
 		Health: func() Health { return health },
 		Ready:  func() error { return ready },
 		Live:   func() error { return nil },
-	}, prometheus.NewRegistry(), false)
+	}, prometheus.NewRegistry(), new(guard), false)
 
 	code, body := scrape(t, h, "/health")
 	if code != 200 || !strings.HasPrefix(body, `{"status":"healthy","pipelines_owned":3,"uptime_seconds":42`) {
@@ -294,12 +291,10 @@ func TestBucketsAscend(t *testing.T) {
 // The command line may hold the database's password.
 func TestPprofHidesTheCommandLine(t *testing.T) {
 	t.Parallel()
-	h := Handler(Probes{}, prometheus.NewRegistry(), true)
+	h := handler(Probes{}, prometheus.NewRegistry(), new(guard), true)
 	for path, want := range map[string]int{"/debug/pprof/cmdline": http.StatusNotFound, "/debug/pprof/goroutine": http.StatusOK} {
-		w := httptest.NewRecorder()
-		h.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, path, nil))
-		if w.Code != want {
-			t.Errorf("GET %s = %d, want %d", path, w.Code, want)
+		if code, _ := scrape(t, h, path); code != want {
+			t.Errorf("GET %s = %d, want %d", path, code, want)
 		}
 	}
 }
