@@ -346,10 +346,10 @@ func runBinary(t *testing.T, env []string, args ...string) (stdout, stderr strin
 	return named(out.String()), named(errOut.String()), cmd.ProcessState.ExitCode()
 }
 
-var identity = regexp.MustCompile(`\b[a-z2-7]{12}\.[0-9a-z]{10}:`)
+var eventIdentity = regexp.MustCompile(`\b[a-z2-7]{12}\.[0-9a-z]{10}:`)
 
 // named puts a name of the same length in place of what differs from run to run in event ids.
-func named(s string) string { return identity.ReplaceAllString(s, "outbox_orders.identity_:") }
+func named(s string) string { return eventIdentity.ReplaceAllString(s, "outbox_orders.identity_:") }
 
 func eventually(t *testing.T, what string, within time.Duration, ok func() bool) time.Duration {
 	t.Helper()

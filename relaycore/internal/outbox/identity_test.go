@@ -1,8 +1,10 @@
 package outbox_test
 
 import (
+	"bytes"
 	"context"
 	"net/url"
+	osexec "os/exec"
 	"strings"
 	"testing"
 
@@ -195,4 +197,93 @@ func clone(t *testing.T, pool *pgxpool.Pool, suffix string) *pgxpool.Pool {
 	}
 	u.Path = "/" + name + suffix
 	return pgtest.Open(t, u.String())
+}
+
+// TestIdentityOfADump: pg_dump and a restore change oids, and here the tables of two
+// outboxes have swapped theirs. Each finds its own identity, and on_restore decides
+// whether the copy keeps it. A table that is created again under the name of a restored
+// one is another outbox.
+func TestIdentityOfADump(t *testing.T) {
+	t.Parallel()
+	original := identified(t)
+	exec(t, original, `CREATE TABLE customers (id int PRIMARY KEY); SELECT pgtrickle.enable_outbox('public.customers');
+		INSERT INTO orders VALUES (1), (2); INSERT INTO customers VALUES (1), (2)`)
+	customers := func(c *outbox.Config) { c.Outbox = "public.customers" }
+	sent := receive(t, pipeline(t, original, "aaaaaaaaaaaa"), 2)
+	others := receive(t, pipeline(t, original, "aaaaaaaaaaaa", customers), 2)
+
+	for name, tc := range map[string]struct {
+		onRestore string
+		same      bool
+	}{
+		"continue": {"continue", true},
+		"fork":     {"fork", false},
+	} {
+		restored := dump(t, original, "_"+name)
+		exec(t, restored, `UPDATE pgtrickle.relay_outbox_identities SET outbox = 1 WHERE name LIKE '%orders%';
+			UPDATE pgtrickle.relay_outbox_identities SET outbox = 'pgtrickle.outbox_orders'::regclass WHERE name LIKE '%customers%';
+			UPDATE pgtrickle.relay_outbox_identities SET outbox = 'pgtrickle.outbox_customers'::regclass WHERE name LIKE '%orders%'`)
+		_, err := outbox.Open(t.Context(), restored, outbox.Config{Outbox: "public.orders", Group: "g", Pipeline: "p"})
+		if err == nil || !relay.IsFatal(err) || !strings.Contains(err.Error(), "set on_restore to continue") {
+			t.Errorf("%s: opened with refuse: %v", name, err)
+		}
+		set := func(c *outbox.Config) { c.Settings.OnRestore = tc.onRestore }
+		for range 2 { // the second finds what the first has left
+			got := receive(t, pipeline(t, restored, "aaaaaaaaaaaa", set), 2)
+			other := receive(t, pipeline(t, restored, "aaaaaaaaaaaa", set, customers), 2)
+			for i := range got {
+				if (got[i].ID == sent[i].ID) != tc.same || (other[i].ID == others[i].ID) != tc.same {
+					t.Errorf("%s: ids %s and %s, in the original %s and %s", name, got[i].ID, other[i].ID, sent[i].ID, others[i].ID)
+				}
+			}
+		}
+		if _, err := outbox.Open(t.Context(), restored, outbox.Config{Outbox: "public.orders", Group: "g", Pipeline: "p"}); err != nil {
+			t.Errorf("%s: opened with refuse afterwards: %v", name, err)
+		}
+
+		before := receive(t, pipeline(t, restored, "aaaaaaaaaaaa"), 1)[0]
+		exec(t, restored, `SELECT pgtrickle.disable_outbox('public.orders'); SELECT pgtrickle.enable_outbox('public.orders');
+			INSERT INTO orders VALUES (3)`)
+		if after := receive(t, pipeline(t, restored, "aaaaaaaaaaaa"), 1)[0]; after.ID[:12] == before.ID[:12] {
+			t.Errorf("%s: the outbox was created again and has %s after %s", name, after.ID, before.ID)
+		}
+	}
+}
+
+// TestIdentityOfARenamedOutbox: the identity is that of the table, whatever it is called.
+// A dump finds the table by the name that it has last.
+func TestIdentityOfARenamedOutbox(t *testing.T) {
+	t.Parallel()
+	original := pgtest.Pool(t)
+	if err := migrate.Up(t.Context(), original, nil); err != nil {
+		t.Fatal(err)
+	}
+	exec(t, original, `CREATE TABLE "Own" (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, payload json); INSERT INTO "Own" (payload) VALUES ('{}')`)
+	named := func(name, onRestore string) func(*outbox.Config) {
+		return func(c *outbox.Config) { c.Outbox, c.Settings.OnRestore = name, onRestore }
+	}
+	before := receive(t, pipeline(t, original, "aaaaaaaaaaaa", named("public.Own", "")), 1)[0]
+	exec(t, original, `ALTER TABLE "Own" RENAME TO "Mine"`)
+	if after := receive(t, pipeline(t, original, "aaaaaaaaaaaa", named("public.Mine", "")), 1)[0]; after.ID[:12] != before.ID[:12] {
+		t.Errorf("renamed: %s after %s", after.ID, before.ID)
+	}
+	if after := receive(t, pipeline(t, dump(t, original, "_copy"), "aaaaaaaaaaaa", named("public.Mine", "continue")), 1)[0]; after.ID[:12] != before.ID[:12] {
+		t.Errorf("restored: %s after %s", after.ID, before.ID)
+	}
+}
+
+// dump restores a dump of pool's database into another one. It copies the database if the
+// client's pg_dump is older than the server, which it refuses.
+func dump(t *testing.T, pool *pgxpool.Pool, suffix string) *pgxpool.Pool {
+	t.Helper()
+	to := pgtest.URL(t)
+	out, err := osexec.CommandContext(t.Context(), "bash", "-o", "pipefail", "-c", `pg_dump "$1" | psql -X -q -v ON_ERROR_STOP=1 "$2"`, "-",
+		pool.Config().ConnString(), to).CombinedOutput()
+	if bytes.Contains(out, []byte("server version mismatch")) {
+		return clone(t, pool, suffix)
+	}
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return pgtest.Open(t, to)
 }

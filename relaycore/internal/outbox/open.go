@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/backfill"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/identity"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/progress"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/rows"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/scan"
@@ -54,11 +55,7 @@ func open(ctx context.Context, q pg.Querier, cfg *Config, c relay.Checkpoint, ru
 	if err != nil {
 		return nil, err
 	}
-	ids, err := identify(ctx, q, cfg, t, here)
-	if err != nil {
-		return nil, err
-	}
-	o := &opening{table: t, ids: ids, start: progress.Start{Origin: here, Safe: t.BeforeFirstID(), Counted: t.Sequence.OID != 0}}
+	o := &opening{table: t, start: progress.Start{Origin: here, Safe: t.BeforeFirstID(), Counted: t.Sequence.OID != 0}}
 	if lowest != nil {
 		o.start.Safe = min(o.start.Safe, *lowest-1)
 	}
@@ -70,6 +67,10 @@ func open(ctx context.Context, q pg.Querier, cfg *Config, c relay.Checkpoint, ru
 		known, err = o.fromCheckpoint(ctx, q, cfg, strategy, cp, running)
 	}
 	if err != nil {
+		return nil, err
+	}
+	// The checkpoint comes first: its error names the id to go on behind.
+	if o.ids, err = identify(ctx, q, cfg, t, here); err != nil {
 		return nil, err
 	}
 	if o.start.Position == nil {
@@ -85,6 +86,13 @@ func open(ctx context.Context, q pg.Querier, cfg *Config, c relay.Checkpoint, ru
 		Origin: here, Behind: o.start.Safe, Known: cp != nil || o.start.Safe > t.BeforeFirstID(), Reused: o.reused,
 	})
 	return o, err
+}
+
+// identify returns how the ids of the pipeline's messages are made.
+func identify(ctx context.Context, q pg.Querier, cfg *Config, t *table.Table, here table.Origin) (rows.IDs, error) {
+	ids, err := identity.Find(ctx, q, cfg.Store(q), cfg.Settings, t, here)
+	ids.Pipeline = cfg.Identity
+	return ids, err
 }
 
 // fromOffset starts behind the public offset, which an earlier relay may have left, or
@@ -177,24 +185,24 @@ func (o *opening) openBackfill(
 func (o *opening) fromCheckpoint(
 	ctx context.Context, q pg.Querier, cfg *Config, strategy scan.Strategy, cp *progress.Checkpoint, running int64,
 ) (known int64, err error) {
-	switch change, detail := compare(cp.Of, o.start.Origin, o.table.Partitioned); {
-	case change == elsewhere && cfg.Settings.OnRestore == "refuse":
+	switch change, detail := o.start.Origin.Since(cp.Of, o.table.Partitioned); {
+	case change == table.Elsewhere && cfg.Settings.OnRestore == "refuse":
 		return 0, relay.Fatal(fmt.Errorf("the checkpoint was made in %s: "+
 			"this is a restored or cloned copy, and a relay here may send to the original's receivers; "+
 			"disable the pipeline, or set on_restore to continue, which goes on behind id %d and may repeat rows", detail, cp.Safe))
-	case change == elsewhere:
+	case change == table.Elsewhere:
 		cfg.Logger.Warn("checkpoint is of another database", "checkpoint", detail, "behind_id", cp.Safe)
 		o.start.Safe, o.reused = cp.Safe, true
 		return table.Beginning, nil
-	case change == restarted && cp.Safe <= o.start.Safe:
+	case change == table.Restarted && cp.Safe <= o.start.Safe:
 		cfg.Logger.Info("outbox was created again", "table", o.table.Qualified())
 		return table.Beginning, nil
-	case change == restarted:
+	case change == table.Restarted:
 		cfg.Logger.Error("outbox ids have restarted", "table", o.table.Qualified(), "detail", detail,
 			"effect", "the table is read from its first row; only with dedup_key_format legacy do receivers drop rows whose ids repeat")
 		o.reused = true
 		return table.Beginning, nil
-	case change == promoted:
+	case change == table.Promoted:
 		cfg.Logger.Warn("server was promoted or restored",
 			"timeline", o.start.Origin.Timeline, "checkpoint", cp.Of.Timeline, "behind_id", cp.Safe,
 			"effect", "rows may repeat; ids of lost rows are handed out again, to messages of other ids unless dedup_key_format is legacy")
@@ -225,34 +233,6 @@ func (o *opening) fromCheckpoint(
 	}
 	o.start.Position, o.start.Resumed = position, cp
 	return cp.Safe, nil
-}
-
-// change is what has happened between a checkpoint and now.
-type change int
-
-const (
-	unchanged change = iota
-	promoted         // another timeline: a standby was promoted, or the server restored
-	restarted        // the table was replaced, or truncated with its ids restarted
-	elsewhere        // another server or database
-)
-
-// compare compares where a checkpoint was made with where the table is. Members that
-// either side could not read are not compared.
-func compare(was, here table.Origin, partitioned bool) (c change, detail string) {
-	switch {
-	case was.System != "" && here.System != "" && was.System != here.System:
-		return elsewhere, "server " + was.System + " and this is server " + here.System
-	case was.Database != here.Database:
-		return elsewhere, fmt.Sprintf("database %d and this is database %d", was.Database, here.Database)
-	case was.Table != here.Table:
-		return restarted, "the table was created again"
-	case was.Sequence != here.Sequence && was.File != here.File && !partitioned:
-		return restarted, "the table was truncated with its ids restarted"
-	case was.Timeline != "" && here.Timeline != "" && was.Timeline != here.Timeline:
-		return promoted, ""
-	}
-	return unchanged, ""
 }
 
 // use makes the source read an opening.

@@ -84,6 +84,8 @@ CREATE TABLE pgtrickle.relay_outbox_identities (
     made_at   timestamptz NOT NULL DEFAULT now()
 );
 -- +end
+-- A dump and restore changes oids; the relay finds an outbox in another database by this.
+ALTER TABLE pgtrickle.relay_outbox_identities ADD COLUMN IF NOT EXISTS name text;
 
 -- +table pgtrickle.relay_dead_letters: messages that no retry can deliver, and those parked behind one of the same key
 CREATE TABLE pgtrickle.relay_dead_letters (

@@ -76,7 +76,7 @@ BEGIN
             ('relay_consumer_offsets', 'SELECT, INSERT, UPDATE'),
             ('relay_instances', 'SELECT, INSERT, UPDATE, DELETE'),
             ('relay_cursors', 'SELECT, INSERT, UPDATE, DELETE'),
-            ('relay_outbox_identities', 'SELECT, INSERT, UPDATE'),
+            ('relay_outbox_identities', 'SELECT, INSERT, UPDATE, DELETE'),
             ('relay_dead_letters', 'SELECT, INSERT, UPDATE, DELETE'),
             ('relay_snapshots', 'SELECT, INSERT, UPDATE, DELETE'),
             ('relay_snapshot_rows', 'SELECT, INSERT, UPDATE, DELETE'),

@@ -323,6 +323,8 @@ CREATE TABLE pgtrickle.relay_outbox_identities (
 $sql$;
     COMMENT ON TABLE pgtrickle.relay_outbox_identities IS 'pgtrickle-relay: what tells the rows of an outbox from those of all others in the world';
 END $do$;
+-- A dump and restore changes oids; the relay finds an outbox in another database by this.
+ALTER TABLE pgtrickle.relay_outbox_identities ADD COLUMN IF NOT EXISTS name text;
 
 DO $do$
 BEGIN
@@ -608,7 +610,7 @@ $sql$;
     COMMENT ON TABLE pgtrickle.pgt_inbox_priority_config IS 'pgtrickle-relay: priorities of inboxes';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (1, 'tables', '573445106acfd365')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (1, 'tables', 'f39fdf4431cbe0f8')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 
@@ -4016,7 +4018,7 @@ BEGIN
             ('relay_consumer_offsets', 'SELECT, INSERT, UPDATE'),
             ('relay_instances', 'SELECT, INSERT, UPDATE, DELETE'),
             ('relay_cursors', 'SELECT, INSERT, UPDATE, DELETE'),
-            ('relay_outbox_identities', 'SELECT, INSERT, UPDATE'),
+            ('relay_outbox_identities', 'SELECT, INSERT, UPDATE, DELETE'),
             ('relay_dead_letters', 'SELECT, INSERT, UPDATE, DELETE'),
             ('relay_snapshots', 'SELECT, INSERT, UPDATE, DELETE'),
             ('relay_snapshot_rows', 'SELECT, INSERT, UPDATE, DELETE'),
@@ -4071,7 +4073,7 @@ $sql$;
     COMMENT ON FUNCTION pgtrickle.relay_grant_access() IS 'pgtrickle-relay: gives the role pgtrickle_relay what a relay needs on everything that exists now; returns the statements that someone with more rights must run';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (7, 'access', '9386159e449fabcc')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (7, 'access', '7539e38d792d6812')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 

@@ -82,3 +82,32 @@ func Watch(ctx context.Context, q pg.Querier, t *Table, o Origin, xidColumn stri
 	}
 	return w, nil
 }
+
+// Change is what has happened to a table between two readings of its [Origin].
+type Change int
+
+// What Since returns.
+const (
+	Unchanged Change = iota
+	Promoted         // another timeline: a standby was promoted, or the server restored
+	Restarted        // the table was replaced, or truncated with its ids restarted
+	Elsewhere        // another server or database
+)
+
+// Since compares where the table was with where it is. Members that either side could
+// not read are not compared. The detail names what differs, if something does.
+func (o Origin) Since(was Origin, partitioned bool) (c Change, detail string) {
+	switch {
+	case was.System != "" && o.System != "" && was.System != o.System:
+		return Elsewhere, "server " + was.System + " and this is server " + o.System
+	case was.Database != o.Database:
+		return Elsewhere, fmt.Sprintf("database %d and this is database %d", was.Database, o.Database)
+	case was.Table != o.Table:
+		return Restarted, "the table was created again"
+	case was.Sequence != o.Sequence && was.File != o.File && !partitioned:
+		return Restarted, "the table was truncated with its ids restarted"
+	case was.Timeline != "" && o.Timeline != "" && was.Timeline != o.Timeline:
+		return Promoted, ""
+	}
+	return Unchanged, ""
+}

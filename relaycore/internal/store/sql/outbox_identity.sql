@@ -1,1 +1,1 @@
-SELECT identity, legacy_to, origin FROM pgtrickle.relay_outbox_identities WHERE outbox = @outbox
+SELECT identity, legacy_to, coalesce(name, ''), origin FROM pgtrickle.relay_outbox_identities WHERE outbox = @outbox
