@@ -21,6 +21,7 @@ type migrateOptions struct {
 	owner            string
 	printSQL         bool
 	releaseExtension bool
+	finish           bool
 }
 
 func (p *program) migrateCommand() *ffcli.Command {
@@ -30,9 +31,10 @@ func (p *program) migrateCommand() *ffcli.Command {
 	fs.BoolVar(&o.printSQL, "sql", false, "print the SQL and change nothing")
 	fs.BoolVar(&o.releaseExtension, "release-extension", false,
 		"print what must run, per database, before extension pg_trickle is installed or updated")
+	fs.BoolVar(&o.finish, "finish", false, "then end the upgrade of ids: rows from now on have those that older relays do not make")
 
 	return p.withArgs(0, 0, &ffcli.Command{
-		Name: "migrate", ShortUsage: "migrate [--owner ROLE | --sql | --release-extension]",
+		Name: "migrate", ShortUsage: "migrate [--owner ROLE] [--finish] | migrate --sql | migrate --release-extension",
 		ShortHelp: "install or upgrade the catalog", FlagSet: fs,
 	}, func(ctx context.Context, _ []string) error {
 		if o.printSQL {
@@ -41,7 +43,10 @@ func (p *program) migrateCommand() *ffcli.Command {
 		if o.releaseExtension {
 			return p.releaseExtension(ctx)
 		}
-		return p.migrate(ctx, o.owner)
+		if err := p.migrate(ctx, o.owner); err != nil || !o.finish {
+			return err
+		}
+		return p.finish(ctx)
 	})
 }
 

@@ -2,11 +2,16 @@ package pipeline
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/codec"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/identity"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/table"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
@@ -83,4 +88,36 @@ func (r *Runner) Verify(ctx context.Context, pl catalog.Pipeline) (outbox.Accoun
 	}
 	s := resolved.Settings
 	return outbox.Verify(ctx, r.Pool, outbox.Config{Outbox: s.StreamTable, Settings: s.Forward.Settings, Group: r.Group, Pipeline: pl.Name})
+}
+
+// Finish gives the outboxes of all forward pipelines their identities, and with them the
+// boundary between the old form of ids and the new one. The first reader does the same
+// when it opens an outbox; Finish does it for pipelines that do not run, too. It returns
+// the outboxes, sorted, and an error for each pipeline whose outbox has no boundary.
+func (r *Runner) Finish(ctx context.Context, pipelines catalog.Snapshot) (done []identity.Report, err error) {
+	if err := r.store().RefuseOlder(ctx); err != nil {
+		return nil, err
+	}
+	for _, pl := range pipelines {
+		if pl.Direction != relay.Forward {
+			continue
+		}
+		id, ierr := r.identify(ctx, pl)
+		if ierr != nil {
+			err = errors.Join(err, fmt.Errorf("pipeline %q: %w", pl.Name, ierr))
+			continue
+		}
+		done = append(done, id)
+	}
+	slices.SortFunc(done, func(a, b identity.Report) int { return strings.Compare(a.String(), b.String()) })
+	return slices.Compact(done), err
+}
+
+func (r *Runner) identify(ctx context.Context, pl catalog.Pipeline) (identity.Report, error) {
+	resolved, err := pl.Resolve()
+	if err != nil {
+		return identity.Report{}, err
+	}
+	s := resolved.Settings
+	return identity.Settle(ctx, r.Pool, r.store(), s.StreamTable, s.Forward.Settings.WithDefaults())
 }
