@@ -22,7 +22,7 @@ var bases = map[string]map[string]any{
 	"rabbitmq sink": {"url": "amqp://127.0.0.1:1"}, "rabbitmq source": {"url": "amqp://127.0.0.1:1", "queue": "q"},
 	"sqs sink": {"queue_url": "http://127.0.0.1:1/0/q"}, "sqs source": {"queue_url": "http://127.0.0.1:1/0/q"},
 	"pg-inbox sink": {"url": "postgres://127.0.0.1:1/x", "table": "t"},
-	"webhook sink":  {"url": "http://127.0.0.1:1", "allow_private": true}, "webhook source": {"bind": "127.0.0.1:0"},
+	"webhook sink":  {"url": "http://127.0.0.1:1", "allow_private": true}, "webhook source": {"bind": "127.0.0.1:0", "auth": "none"},
 	"stdout sink": {"path": "/dev/null"}, "stdout source": {"path": "/nowhere"},
 }
 

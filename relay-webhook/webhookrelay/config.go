@@ -116,10 +116,11 @@ type sourceConfig struct {
 	Path            string            `json:"path" doc:"Path that belongs to this pipeline."`
 	MaxBody         relaycfg.Size     `json:"max_body" relay:"min=1,alias=max_body_bytes" doc:"Largest body; a larger one is answered with 413."`
 	MaxPending      relaycfg.Size     `json:"max_pending" relay:"min=1" doc:"Bytes that may wait for the inbox, bodies and 1 KiB for each event; beyond it requests are answered with 429."`
-	Auth            string            `json:"auth" relay:"enum=none|bearer|hmac|standard-webhooks|github|stripe" doc:"How a request proves where it comes from."`
+	Auth            string            `json:"auth" relay:"required,enum=none|bearer|hmac|standard-webhooks|github|stripe" doc:"How a request proves where it comes from; write none to accept all requests."`
 	Secret          relaycfg.Secrets  `json:"secret" relay:"alias=auth_value" doc:"Secrets or tokens of auth; any of several will do."`
 	AuthHeader      string            `json:"auth_header" doc:"Header that carries the token of auth bearer."`
 	SignatureHeader string            `json:"signature_header" doc:"Header that carries the signature of auth hmac."`
+	TimestampHeader string            `json:"timestamp_header" doc:"Header with the seconds since 1970 of auth hmac, whose signature then covers TIME.BODY; without it, a signature has no age."`
 	Tolerance       relaycfg.Duration `json:"tolerance" relay:"min=1" doc:"How far a signed timestamp may be from our clock."`
 	OnMissingID     string            `json:"on_missing_id" relay:"enum=refuse|hash" doc:"What to do with an event that has no id: answer with 400, or make the hash of its body its id."`
 	SplitArrays     bool              `json:"split_arrays" doc:"Take a JSON array as a batch of events rather than as one event."`
@@ -129,13 +130,15 @@ type sourceConfig struct {
 	secrets [][]byte
 }
 
+// defaultBind keeps other machines out until an operator lets them in.
+const defaultBind = "127.0.0.1:8080"
+
 func sourceDefaults() sourceConfig {
 	return sourceConfig{
-		Bind:            "0.0.0.0:8080",
+		Bind:            defaultBind,
 		Path:            "/events",
 		MaxBody:         1 << 20,
 		MaxPending:      16 << 20,
-		Auth:            authNone,
 		AuthHeader:      "Authorization",
 		SignatureHeader: "X-Webhook-Signature",
 		Tolerance:       relaycfg.Duration(5 * time.Minute),
@@ -144,6 +147,9 @@ func sourceDefaults() sourceConfig {
 		AckTimeout:      relaycfg.Duration(30 * time.Second),
 	}
 }
+
+// open reports whether requests prove nothing.
+func (c *sourceConfig) open() bool { return c.Auth == authNone && c.ClientCA == "" }
 
 // Validate checks keys that depend on each other.
 func (c *sourceConfig) Validate() (err error) {
@@ -154,6 +160,10 @@ func (c *sourceConfig) Validate() (err error) {
 		return relaycfg.Errorf("secret", "has no effect with auth none; set auth")
 	case c.Auth != authNone && len(c.Secret) == 0:
 		return relaycfg.Errorf("secret", "is required with auth %s", c.Auth)
+	case c.TimestampHeader != "" && c.Auth != authHMAC:
+		return relaycfg.Errorf("timestamp_header", "has no effect with auth %s; only auth hmac reads it", c.Auth)
+	case c.TimestampHeader != "" && !validName(c.TimestampHeader):
+		return relaycfg.Errorf("timestamp_header", "is not a valid name of a header")
 	case c.MaxPending < c.MaxBody+eventOverhead:
 		return relaycfg.Errorf("max_pending", "is %d bytes; must be at least %d: max_body and 1 KiB for the largest body",
 			c.MaxPending, c.MaxBody+eventOverhead)

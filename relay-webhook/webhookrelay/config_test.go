@@ -73,25 +73,29 @@ func TestSourceConfig(t *testing.T) {
 		check   func(*sourceConfig) bool
 		wantErr string
 	}{
-		"defaults": {raw: `{}`, check: func(c *sourceConfig) bool {
-			return c.Bind == "0.0.0.0:8080" && c.Path == "/events" && c.MaxBody == 1<<20 && c.Auth == authNone
+		"defaults": {raw: `{"auth":"none"}`, check: func(c *sourceConfig) bool {
+			return c.Bind == "127.0.0.1:8080" && c.Path == "/events" && c.MaxBody == 1<<20 && c.Auth == authNone
 		}},
 		"aliases":          {raw: `{"listen_addr":":1","max_body_bytes":5,"auth":"bearer","auth_value":"s"}`, check: func(c *sourceConfig) bool { return c.Bind == ":1" && c.MaxBody == 5 && string(c.secrets[0]) == "s" }},
 		"standard":         {raw: `{"auth":"standard-webhooks","secret":"whsec_YWI="}`, check: func(c *sourceConfig) bool { return string(c.secrets[0]) == "ab" }},
 		"as it is":         {raw: `{"auth":"hmac","secret":"whsec_YWI="}`, check: func(c *sourceConfig) bool { return string(c.secrets[0]) == "whsec_YWI=" }},
-		"path":             {raw: `{"path":"events"}`, wantErr: "must be a path that begins with /"},
+		"path":             {raw: `{"auth":"none","path":"events"}`, wantErr: "must be a path that begins with /"},
+		"no auth":          {raw: `{}`, wantErr: `key "auth": is required: How a request proves where it comes from; write none to accept all requests`},
+		"empty auth":       {raw: `{"auth":""}`, wantErr: `key "auth": unknown value ""; must be one of none,`},
+		"timestamp_header": {raw: `{"auth":"hmac","secret":"s","timestamp_header":"a b"}`, wantErr: "not a valid name"},
+		"no timestamp":     {raw: `{"auth":"github","secret":"s","timestamp_header":"T"}`, wantErr: "only auth hmac"},
 		"no secret":        {raw: `{"auth":"hmac"}`, wantErr: "is required with auth hmac"},
 		"empty secret":     {raw: `{"auth":"hmac","secret":["a",""]}`, wantErr: "is empty"},
-		"secret unused":    {raw: `{"secret":"x"}`, wantErr: "has no effect with auth none"},
+		"secret unused":    {raw: `{"auth":"none","secret":"x"}`, wantErr: "has no effect with auth none"},
 		"auth":             {raw: `{"auth":"strip","secret":"x"}`, wantErr: `did you mean "stripe"?`},
-		"client_ca, plain": {raw: `{"client_ca":"x"}`, wantErr: "needs tls_cert"},
-		"key without cert": {raw: `{"tls_key":"x"}`, wantErr: "set both or none"},
-		"no room":          {raw: `{"max_pending":100}`, wantErr: "max_body and 1 KiB"},
-		"no room for one":  {raw: `{"max_body":100,"max_pending":100}`, wantErr: "must be at least 1124"},
-		"room for one":     {raw: `{"max_body":100,"max_pending":1124}`, check: func(c *sourceConfig) bool { return c.MaxPending == 1124 }},
-		"auth_header":      {raw: `{"auth_header":"a b"}`, wantErr: "not a valid name"},
-		"signature_header": {raw: `{"signature_header":""}`, wantErr: "not a valid name"},
-		"on_missing_id":    {raw: `{"on_missing_id":"random"}`, wantErr: "must be one of refuse, hash"},
+		"client_ca, plain": {raw: `{"auth":"none","client_ca":"x"}`, wantErr: "needs tls_cert"},
+		"key without cert": {raw: `{"auth":"none","tls_key":"x"}`, wantErr: "set both or none"},
+		"no room":          {raw: `{"auth":"none","max_pending":100}`, wantErr: "max_body and 1 KiB"},
+		"no room for one":  {raw: `{"auth":"none","max_body":100,"max_pending":100}`, wantErr: "must be at least 1124"},
+		"room for one":     {raw: `{"auth":"none","max_body":100,"max_pending":1124}`, check: func(c *sourceConfig) bool { return c.MaxPending == 1124 }},
+		"auth_header":      {raw: `{"auth":"none","auth_header":"a b"}`, wantErr: "not a valid name"},
+		"signature_header": {raw: `{"auth":"none","signature_header":""}`, wantErr: "not a valid name"},
+		"on_missing_id":    {raw: `{"auth":"none","on_missing_id":"random"}`, wantErr: "must be one of refuse, hash"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -108,7 +112,7 @@ func TestSourceConfig(t *testing.T) {
 func TestListenErrors(t *testing.T) {
 	t.Parallel()
 	for bind, want := range map[string]string{"nonsense": "missing port", "127.0.0.1:99999": "invalid port"} {
-		_, err := tryOpenSource(t, Backend(), map[string]any{"bind": bind})
+		_, err := tryOpenSource(t, Backend(), map[string]any{"bind": bind, "auth": "none"})
 		if !relay.IsFatal(err) || !strings.Contains(err.Error(), want) {
 			t.Errorf("NewSource on %s = %v, want a fatal error with %q", bind, err, want)
 		}
@@ -147,7 +151,7 @@ func TestTLSKeys(t *testing.T) {
 	if want := (relaynet.TLS{CA: "ca", Cert: "cert", Key: "key"}); err != nil || sink.TLS != want {
 		t.Errorf("Decode of a sink = %v, %+v; want %+v", err, sink.TLS, want)
 	}
-	err = relaycfg.Decode([]byte(`{"tls_cert":"cert","tls_key":"key","client_ca":"ca"}`), &source)
+	err = relaycfg.Decode([]byte(`{"auth":"none","tls_cert":"cert","tls_key":"key","client_ca":"ca"}`), &source)
 	if want := (relaynet.ServerTLS{Cert: "cert", Key: "key", ClientCA: "ca"}); err != nil || source.ServerTLS != want {
 		t.Errorf("Decode of a source = %v, %+v; want %+v", err, source.ServerTLS, want)
 	}

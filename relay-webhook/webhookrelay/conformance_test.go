@@ -192,7 +192,7 @@ func TestSource(t *testing.T) {
 			sender := newSender(t, "http://"+bind+"/events")
 			return relaytest.SourceCase{
 				Open: func(t testing.TB, _ relay.Checkpoint) relay.Source {
-					return openSource(t, b, map[string]any{"bind": bind, "on_missing_id": "hash"})
+					return openSource(t, b, map[string]any{"bind": bind, "auth": "bearer", "secret": "s", "on_missing_id": "hash"})
 				},
 				Feed: sender.feed,
 				FeedForeign: func(t testing.TB, body []byte) {
@@ -286,6 +286,7 @@ func (s *sender) post(t testing.TB, h http.Header, body []byte) {
 				return
 			}
 			req.Header = h.Clone()
+			req.Header.Set("Authorization", "Bearer s")
 			resp, err := s.client.Do(req)
 			if err == nil {
 				answer, _ := io.ReadAll(resp.Body)

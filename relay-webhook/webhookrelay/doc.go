@@ -58,12 +58,17 @@
 // # Authentication of the source
 //
 //	auth               what must be right                                              the event's id
-//	none               nothing; restrict access by other means                         headers, else body
+//	none               nothing but a JSON content type; restrict access otherwise      headers, else body
 //	bearer             token in auth_header                                            headers, else body
-//	hmac               hex of HMAC-SHA256 over the body, with or without "sha256="     headers, else body
+//	hmac               hex of HMAC-SHA256 over the body, with or without "sha256="     body, as it is signed
 //	standard-webhooks  webhook-signature over id.timestamp.body; svix-… will do        webhook-id, as it is signed
 //	github             X-Hub-Signature-256                                             X-GitHub-Delivery, else body
 //	stripe             Stripe-Signature over timestamp.body                            id in the body, as it is signed
+//
+// With timestamp_header, auth hmac signs TIME.BODY, and a request whose time is not
+// within tolerance is refused. Without it, a copied request is an event that the inbox
+// has already, as long as it keeps that event. GitHub signs no id: a copy with another
+// X-GitHub-Delivery is another event.
 //
 // The headers for an id are, in this order, Pgtrickle-Dedup-Key, webhook-id,
 // svix-id, Idempotency-Key, and ce-id with ce-source. In the body it is dedup_key of an
@@ -101,7 +106,7 @@
 //	408     the body arrived too slowly: 64 KiB must arrive every 5 seconds
 //	409     an event with the same id and another body is on its way
 //	413     larger than max_body, or a batch that does not fit into max_pending
-//	415     a form, or a Content-Encoding
+//	415     a form, a Content-Encoding, or with auth none no JSON content type
 //	429     max_pending is reached because the inbox is slower; Retry-After is set. Or bodies
 //	        that are not verified yet use as much, most of it from this sender.
 //	503     the pipeline stops or restarts, or the inbox took longer than ack_timeout; Retry-After is set

@@ -16,14 +16,14 @@ func TestIDsOfOtherProducers(t *testing.T) {
 		body   string
 		want   string
 	}{
-		{true, "/a", "", http.Header{"Idempotency-Key": {"1"}}, `{}`, "webhook:/a:1"},
-		{true, "/b", "", http.Header{"Idempotency-Key": {"1"}}, `{}`, "webhook:/b:1"},
+		{true, "/a", authNone, http.Header{"Idempotency-Key": {"1"}}, `{}`, "webhook:/a:1"},
+		{true, "/b", authNone, http.Header{"Idempotency-Key": {"1"}}, `{}`, "webhook:/b:1"},
 		{true, "/a", authStandard, http.Header{"Webhook-Id": {"1"}}, `{}`, "webhook:/a:1"},
 		{true, "/a", authStripe, nil, `{"id":"evt_1"}`, "webhook:/a:evt_1"},
-		{true, "/a", "", http.Header{"Idempotency-Key": {"1"}, "Pgtrickle-Op": {"insert"}}, `{}`, "1"},
-		{true, "/a", "", http.Header{"Ce-Id": {"1"}, "Ce-Source": {"shop"}}, `{}`, "shop#1"},
-		{true, "/a", "", nil, `{"dedup_key":"outbox_orders:1:0","payload":{}}`, "outbox_orders:1:0"},
-		{false, "/a", "", http.Header{"Idempotency-Key": {"1"}}, `{}`, "1"},
+		{true, "/a", authNone, http.Header{"Idempotency-Key": {"1"}, "Pgtrickle-Op": {"insert"}}, `{}`, "1"},
+		{true, "/a", authNone, http.Header{"Ce-Id": {"1"}, "Ce-Source": {"shop"}}, `{}`, "shop#1"},
+		{true, "/a", authNone, nil, `{"dedup_key":"outbox_orders:1:0","payload":{}}`, "outbox_orders:1:0"},
+		{false, "/a", authNone, http.Header{"Idempotency-Key": {"1"}}, `{}`, "1"},
 	} {
 		s := &source{cfg: sourceDefaults(), scopeIDs: tc.scope}
 		s.cfg.Path, s.cfg.Auth = tc.path, tc.auth

@@ -66,6 +66,7 @@ func (s signer) sign(id, timestamp string, body []byte) string {
 type verifier struct {
 	auth      string
 	header    string
+	timestamp string // header of auth hmac, or ""
 	keys      [][]byte
 	hashed    [][sha256.Size]byte // of auth bearer
 	tolerance time.Duration
@@ -73,7 +74,7 @@ type verifier struct {
 }
 
 func newVerifier(cfg *sourceConfig) verifier {
-	v := verifier{auth: cfg.Auth, keys: cfg.secrets, tolerance: cfg.Tolerance.D(), now: time.Now}
+	v := verifier{auth: cfg.Auth, keys: cfg.secrets, timestamp: cfg.TimestampHeader, tolerance: cfg.Tolerance.D(), now: time.Now}
 	v.header = map[string]string{
 		authBearer: cfg.AuthHeader, authHMAC: cfg.SignatureHeader, authGitHub: "X-Hub-Signature-256", authStripe: "Stripe-Signature",
 	}[cfg.Auth]
@@ -107,7 +108,7 @@ func (v *verifier) after(h http.Header, body []byte) bool {
 	case authNone, authBearer:
 		return true
 	case authHMAC:
-		return v.matchHex(strings.TrimPrefix(h.Get(v.header), "sha256="), body)
+		return v.hmac(h, body)
 	case authGitHub:
 		signature, ok := strings.CutPrefix(h.Get(v.header), "sha256=")
 		return ok && v.matchHex(signature, body)
@@ -117,6 +118,16 @@ func (v *verifier) after(h http.Header, body []byte) bool {
 		return v.stripe(h.Get(v.header), body)
 	}
 	return false
+}
+
+// hmac is a signature of the body, with its time in front where timestamp has a header.
+func (v *verifier) hmac(h http.Header, body []byte) bool {
+	signature := strings.TrimPrefix(h.Get(v.header), "sha256=")
+	if v.timestamp == "" {
+		return v.matchHex(signature, body)
+	}
+	at := h.Get(v.timestamp)
+	return v.fresh(at) && v.matchHex(signature, []byte(at+"."), body)
 }
 
 func (v *verifier) matchHex(signature string, parts ...[]byte) bool {

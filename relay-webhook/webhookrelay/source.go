@@ -62,7 +62,10 @@ func newSource(ctx context.Context, env relay.Env, cfg sourceConfig, shared *lis
 	if err := shared.add(ctx, s, env.Logger); err != nil {
 		return nil, err
 	}
-	if cfg.Auth == authNone && cfg.ClientCA == "" {
+	if cfg.Bind == defaultBind {
+		env.Logger.Info("webhook listens on loopback only", "bind", cfg.Bind, "cure", "set webhook_bind to 0.0.0.0:8080 for other machines")
+	}
+	if cfg.open() {
 		env.Logger.Warn("webhook has no authentication; set auth", "bind", cfg.Bind, "path", cfg.Path)
 	}
 	return s, nil
@@ -261,6 +264,9 @@ func (s *source) take(w http.ResponseWriter, r *http.Request) (int, error) {
 		return 0, &refusal{http.StatusUnsupportedMediaType, "bodies with a content encoding are not accepted"}
 	}
 	mediaType, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	if s.cfg.open() && !isJSON(mediaType) {
+		return 0, &refusal{http.StatusUnsupportedMediaType, "auth none accepts JSON content types only, because web pages can send others"}
+	}
 	if err == nil && (mediaType == "application/x-www-form-urlencoded" || mediaType == "multipart/form-data") {
 		return 0, &refusal{http.StatusUnsupportedMediaType, "forms are not accepted; send JSON"}
 	}

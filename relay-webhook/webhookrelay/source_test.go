@@ -35,7 +35,7 @@ type running struct {
 func start(t testing.TB, config map[string]any) *running {
 	t.Helper()
 	bind := freeAddr(t)
-	all := map[string]any{"bind": bind}
+	all := map[string]any{"bind": bind, "auth": "none"}
 	maps.Copy(all, config)
 	r := &running{url: "http://" + bind + "/events", got: make(chan relay.Message, 1000), Source: openSource(t, Backend(), all)}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -65,6 +65,7 @@ func send(t testing.TB, method, url string, h map[string]string, body string) (s
 	if err != nil {
 		t.Fatal(err)
 	}
+	req.Header.Set("Content-Type", "application/json")
 	for k, v := range h {
 		req.Header.Set(k, v)
 	}
@@ -167,29 +168,29 @@ func TestMapping(t *testing.T) {
 		body   string
 		want   string // id, subject, key, op, content type, number of other headers
 	}{
-		"plain":            {header: map[string]string{"Idempotency-Key": "a"}, body: `{}`, want: "a|events||event||0"},
-		"webhook-id first": {header: map[string]string{"Idempotency-Key": "a", "webhook-id": "b"}, body: `{}`, want: "b|events||event||0"},
+		"plain":            {header: map[string]string{"Idempotency-Key": "a"}, body: `{}`, want: "a|events||event|application/json|0"},
+		"webhook-id first": {header: map[string]string{"Idempotency-Key": "a", "webhook-id": "b"}, body: `{}`, want: "b|events||event|application/json|0"},
 		"ours": {
 			header: map[string]string{"Idempotency-Key": "a", "Pgtrickle-Subject": "orders.new", "Pgtrickle-Key*": "UTF-8''%20k%C3%BC", "Pgtrickle-Op": "update", "Content-Type": "application/json", "traceparent": "00-x", "X-Own": "1"},
 			body:   `{}`, want: "a|orders.new| kü|update|application/json|2",
 		},
-		"secrets are dropped":      {header: map[string]string{"Idempotency-Key": "a", "Authorization": "Bearer x", "Cookie": "c", "X-Webhook-Signature": "s"}, body: `{}`, want: "a|events||event||0"},
-		"envelope":                 {body: `{"dedup_key":"outbox_orders:1:0","payload":{}}`, want: "outbox_orders:1:0|events||event||0"},
-		"cloud event":              {body: `{"specversion":"1.0","id":"7","source":"/shop","type":"t"}`, want: "/shop#7|events||event||0"},
-		"cloud event of ours":      {body: `{"specversion":"1.0","id":"outbox_orders:1:0","source":"/pgtrickle/orders","type":"t"}`, want: "outbox_orders:1:0|events||event||0"},
-		"cloud event, binary mode": {header: map[string]string{"ce-id": "7", "ce-source": "/shop", "ce-specversion": "1.0"}, body: `{}`, want: "/shop#7|events||event||3"},
-		"debezium of ours":         {body: `{"schema":null,"payload":{"op":"c","source":{"connector":"pgtrickle","id":"outbox_orders:5:2"}}}`, want: "outbox_orders:5:2|events||event||0"},
+		"secrets are dropped":      {header: map[string]string{"Idempotency-Key": "a", "Authorization": "Bearer x", "Cookie": "c", "X-Webhook-Signature": "s"}, body: `{}`, want: "a|events||event|application/json|0"},
+		"envelope":                 {body: `{"dedup_key":"outbox_orders:1:0","payload":{}}`, want: "outbox_orders:1:0|events||event|application/json|0"},
+		"cloud event":              {body: `{"specversion":"1.0","id":"7","source":"/shop","type":"t"}`, want: "/shop#7|events||event|application/json|0"},
+		"cloud event of ours":      {body: `{"specversion":"1.0","id":"outbox_orders:1:0","source":"/pgtrickle/orders","type":"t"}`, want: "outbox_orders:1:0|events||event|application/json|0"},
+		"cloud event, binary mode": {header: map[string]string{"ce-id": "7", "ce-source": "/shop", "ce-specversion": "1.0"}, body: `{}`, want: "/shop#7|events||event|application/json|3"},
+		"debezium of ours":         {body: `{"schema":null,"payload":{"op":"c","source":{"connector":"pgtrickle","id":"outbox_orders:5:2"}}}`, want: "outbox_orders:5:2|events||event|application/json|0"},
 		"github": {
 			config: map[string]any{"auth": "github", "secret": "s"},
 			header: map[string]string{"X-GitHub-Delivery": "d", "X-GitHub-Event": "push", "Idempotency-Key": "forged", "X-Hub-Signature-256": "sha256=" + signed("s", `{}`)},
-			body:   `{}`, want: "d|push||event||2",
+			body:   `{}`, want: "d|push||event|application/json|2",
 		},
 		"stripe": {
 			config: map[string]any{"auth": "stripe", "secret": "s"},
 			header: map[string]string{"Idempotency-Key": "forged", "Stripe-Signature": "t=" + now + ",v1=" + signed("s", now+`.{"id":"evt_1","type":"charge.paid"}`) + ",v0=x"},
-			body:   `{"id":"evt_1","type":"charge.paid"}`, want: "evt_1|charge.paid||event||0",
+			body:   `{"id":"evt_1","type":"charge.paid"}`, want: "evt_1|charge.paid||event|application/json|0",
 		},
-		"hash": {config: map[string]any{"on_missing_id": "hash"}, body: `{}`, want: "webhook:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a|events||event||0"},
+		"hash": {config: map[string]any{"on_missing_id": "hash"}, body: `{}`, want: "webhook:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a|events||event|application/json|0"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -244,7 +245,7 @@ func TestStandardWebhooksRoundTrip(t *testing.T) {
 func TestAnswerWaitsForAck(t *testing.T) {
 	t.Parallel()
 	bind := freeAddr(t)
-	src := openSource(t, Backend(), map[string]any{"bind": bind})
+	src := openSource(t, Backend(), map[string]any{"bind": bind, "auth": "none"})
 	answered := make(chan int, 2)
 	post := func() {
 		status, _, _ := send(t, "POST", "http://"+bind+"/events", map[string]string{"Idempotency-Key": "a"}, `[1,2]`)
@@ -290,8 +291,8 @@ func TestConflictFullSlowAndStopping(t *testing.T) {
 	t.Parallel()
 	bind := freeAddr(t)
 	b := Backend()
-	src := openSource(t, b, map[string]any{"bind": bind, "max_body": 10, "max_pending": 2*eventOverhead + 16, "ack_timeout": "200ms"})
-	other := openSource(t, b, map[string]any{"bind": bind, "path": "/other"})
+	src := openSource(t, b, map[string]any{"bind": bind, "auth": "none", "max_body": 10, "max_pending": 2*eventOverhead + 16, "ack_timeout": "200ms"})
+	other := openSource(t, b, map[string]any{"bind": bind, "auth": "none", "path": "/other"})
 	url := "http://" + bind + "/events"
 	first := make(chan int, 1)
 	go func() {
@@ -337,7 +338,7 @@ func TestConflictFullSlowAndStopping(t *testing.T) {
 func TestSmallEventsAreCounted(t *testing.T) {
 	t.Parallel()
 	bind := freeAddr(t)
-	src := openSource(t, Backend(), map[string]any{"bind": bind, "max_body": 16 << 10, "max_pending": 64 << 10}).(*source)
+	src := openSource(t, Backend(), map[string]any{"bind": bind, "auth": "none", "max_body": 16 << 10, "max_pending": 64 << 10}).(*source)
 	post := func(id string, n int) int {
 		status, _, _ := send(t, "POST", "http://"+bind+"/events", map[string]string{"Idempotency-Key": id}, "[1"+strings.Repeat(",1", n-1)+"]")
 		return status
@@ -411,16 +412,16 @@ func holds(t *testing.T, src *source, want int64) {
 func TestSharedListener(t *testing.T) {
 	t.Parallel()
 	b, bind := Backend(), freeAddr(t)
-	a := openSource(t, b, map[string]any{"bind": bind, "path": "/a"})
-	c := openSource(t, b, map[string]any{"bind": bind, "path": "/c"})
-	if _, err := tryOpenSource(t, b, map[string]any{"bind": bind, "path": "/a"}); !relay.IsFatal(err) || !strings.Contains(err.Error(), `belongs to pipeline "hooks"`) {
+	a := openSource(t, b, map[string]any{"bind": bind, "auth": "none", "path": "/a"})
+	c := openSource(t, b, map[string]any{"bind": bind, "auth": "none", "path": "/c"})
+	if _, err := tryOpenSource(t, b, map[string]any{"bind": bind, "auth": "none", "path": "/a"}); !relay.IsFatal(err) || !strings.Contains(err.Error(), `belongs to pipeline "hooks"`) {
 		t.Errorf("the same path twice = %v, want a fatal error", err)
 	}
 	cert, key := tlstest.New(t).Issue(t, "server")
-	if _, err := tryOpenSource(t, b, map[string]any{"bind": bind, "path": "/d", "tls_cert": cert, "tls_key": key}); !relay.IsFatal(err) {
+	if _, err := tryOpenSource(t, b, map[string]any{"bind": bind, "auth": "none", "path": "/d", "tls_cert": cert, "tls_key": key}); !relay.IsFatal(err) {
 		t.Errorf("the same address with TLS = %v, want a fatal error", err)
 	}
-	if _, err := tryOpenSource(t, Backend(), map[string]any{"bind": bind, "path": "/d"}); err == nil || relay.IsFatal(err) {
+	if _, err := tryOpenSource(t, Backend(), map[string]any{"bind": bind, "auth": "none", "path": "/d"}); err == nil || relay.IsFatal(err) {
 		t.Errorf("the address of another process = %v, want a transient error", err)
 	}
 	for path, src := range map[string]relay.Source{"/a": a, "/c": c} {
@@ -490,17 +491,25 @@ func TestVerify(t *testing.T) {
 		return m.Sum(nil)
 	}
 	hexMAC := hex.EncodeToString(mac(string(body)))
+	timed := hex.EncodeToString(mac("1700000000.", string(body)))
 	standard := "v1," + base64.StdEncoding.EncodeToString(mac("id.1700000000.", string(body)))
 	stripe := "v1=" + hex.EncodeToString(mac("1700000000.", string(body)))
 	for name, tc := range map[string]struct {
-		auth   string
-		header map[string]string
-		after  time.Duration // our clock
-		want   bool
+		auth      string
+		timestamp string
+		header    map[string]string
+		after     time.Duration // our clock
+		want      bool
 	}{
 		"hmac":                     {auth: "hmac", header: map[string]string{"X-Webhook-Signature": hexMAC}, want: true},
 		"hmac, prefixed":           {auth: "hmac", header: map[string]string{"X-Webhook-Signature": "sha256=" + hexMAC}, want: true},
 		"hmac, upper case":         {auth: "hmac", header: map[string]string{"X-Webhook-Signature": strings.ToUpper(hexMAC)}, want: true},
+		"hmac, with time":          {auth: "hmac", timestamp: "X-Time", header: map[string]string{"X-Time": "1700000000", "X-Webhook-Signature": timed}, after: 5 * time.Minute, want: true},
+		"hmac, too late":           {auth: "hmac", timestamp: "X-Time", header: map[string]string{"X-Time": "1700000000", "X-Webhook-Signature": timed}, after: 301 * time.Second},
+		"hmac, from to-morrow":     {auth: "hmac", timestamp: "X-Time", header: map[string]string{"X-Time": "1700000000", "X-Webhook-Signature": timed}, after: -301 * time.Second},
+		"hmac, other time":         {auth: "hmac", timestamp: "X-Time", header: map[string]string{"X-Time": "1700000001", "X-Webhook-Signature": timed}},
+		"hmac, time not signed":    {auth: "hmac", timestamp: "X-Time", header: map[string]string{"X-Time": "1700000000", "X-Webhook-Signature": hexMAC}},
+		"hmac, no time":            {auth: "hmac", timestamp: "X-Time", header: map[string]string{"X-Webhook-Signature": timed}},
 		"hmac, none":               {auth: "hmac"},
 		"hmac, cut short":          {auth: "hmac", header: map[string]string{"X-Webhook-Signature": hexMAC[:62]}},
 		"github":                   {auth: "github", header: map[string]string{"X-Hub-Signature-256": "sha256=" + hexMAC}, want: true},
@@ -525,6 +534,7 @@ func TestVerify(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			v := testVerifier(t, tc.auth)
+			v.timestamp = tc.timestamp
 			v.now = func() time.Time { return at.Add(tc.after) }
 			h := make(http.Header)
 			for k, x := range tc.header {

@@ -214,11 +214,13 @@ func newRequest(ctx context.Context, method string, u *url.URL, h *head, body []
 
 var errNoID = errors.New("the event has no id: send it in webhook-id or Idempotency-Key, or in the body")
 
+// errNoSignedID is for auth hmac, which signs no header.
+var errNoSignedID = errors.New("the event has no signed id: send one in the body, or let the receiver set on_missing_id to hash")
+
 // messages makes the events of one request.
 func (s *source) messages(h http.Header, mediaType string, body []byte) ([]relay.Message, error) {
-	isJSON := mediaType == "application/json" || strings.HasSuffix(mediaType, "+json")
 	batch := s.isBatch(body)
-	if isJSON && !batch && !json.Valid(body) {
+	if isJSON(mediaType) && !batch && !json.Valid(body) {
 		return nil, errors.New("the body is not JSON")
 	}
 	m := relay.Message{
@@ -246,6 +248,10 @@ func (s *source) messages(h http.Header, mediaType string, body []byte) ([]relay
 	return []relay.Message{m}, nil
 }
 
+func isJSON(mediaType string) bool {
+	return mediaType == "application/json" || strings.HasSuffix(mediaType, "+json")
+}
+
 // isBatch reports whether the elements of the body are events.
 func (s *source) isBatch(body []byte) bool {
 	return s.cfg.SplitArrays && bytes.HasPrefix(bytes.TrimLeft(body, " \t\r\n"), []byte("[")) && json.Valid(body)
@@ -270,7 +276,7 @@ func (s *source) count(body []byte) int {
 func (s *source) requestID(h http.Header, own string) string {
 	id := s.givenID(h, own)
 	switch {
-	case id == "" && s.cfg.Auth != authStandard && s.cfg.Auth != authStripe && s.cfg.Auth != authGitHub && h.Get("Ce-Id") != "":
+	case id == "" && (s.cfg.Auth == authNone || s.cfg.Auth == authBearer) && h.Get("Ce-Id") != "":
 		return relay.CloudEventID(h.Get("Ce-Source"), h.Get("Ce-Id")) // a CloudEvent in binary mode
 	case id != "" && s.scopeIDs && !slices.ContainsFunc(slices.Collect(maps.Keys(h)), relay.WroteRelay):
 		return "webhook:" + s.cfg.Path + ":" + id
@@ -278,8 +284,8 @@ func (s *source) requestID(h http.Header, own string) string {
 	return id
 }
 
-// givenID returns the id in the headers, as it is. Where the sender signs an id, no other
-// is believed.
+// givenID returns the id in the headers, as it is. Where the sender signs an id or the
+// body alone, no other id is believed: with it a copied request would be a new event.
 func (s *source) givenID(h http.Header, own string) string {
 	switch s.cfg.Auth {
 	case authStandard:
@@ -288,7 +294,7 @@ func (s *source) givenID(h http.Header, own string) string {
 			return own // signed with id, which is made of it
 		}
 		return id
-	case authStripe:
+	case authStripe, authHMAC:
 		return "" // the body's
 	case authGitHub:
 		return h.Get("X-GitHub-Delivery")
@@ -353,7 +359,10 @@ func (s *source) complete(m *relay.Message) error {
 			m.ID = m.Origin + ":" + hex.EncodeToString(sum[:])
 		}
 	}
-	if m.ID == "" {
+	switch {
+	case m.ID == "" && s.cfg.Auth == authHMAC:
+		return errNoSignedID
+	case m.ID == "":
 		return errNoID
 	}
 	return nil

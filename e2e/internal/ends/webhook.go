@@ -83,7 +83,7 @@ func (e *webhookEnd) Loop() map[string]any {
 }
 
 func (e *webhookEnd) Source() map[string]any {
-	return map[string]any{"bind": e.bind, "path": "/events", "max_body": "4MiB"}
+	return map[string]any{"bind": e.bind, "auth": "none", "path": "/events", "max_body": "4MiB"}
 }
 
 func (e *webhookEnd) Arrived(context.Context) ([]Record, error) {
