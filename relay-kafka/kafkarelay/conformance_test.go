@@ -24,7 +24,7 @@ const brokersEnv = "RELAY_TEST_KAFKA_BROKERS"
 var rawTransport = &kafka.Transport{}
 
 func testEnv() relay.Env {
-	return relay.Env{Pipeline: "test", Group: "default", Logger: slog.New(slog.DiscardHandler)}
+	return relay.Env{Pipeline: "test", Identity: relaytest.Identity, Group: "default", Logger: slog.New(slog.DiscardHandler)}
 }
 
 func TestSink(t *testing.T) {

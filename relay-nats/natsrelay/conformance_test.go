@@ -1,6 +1,7 @@
 package natsrelay
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"testing"
@@ -125,7 +126,7 @@ func readRaw(t testing.TB, js jetstream.JetStream, stream string, n int) (got []
 		if err != nil {
 			t.Fatal(err)
 		}
-		out := relay.Message{ID: m.Headers().Get(nats.MsgIdHdr), Subject: m.Subject(), Body: m.Data()}
+		out := relay.Message{ID: cmp.Or(m.Headers().Get(relay.HeaderDedupKey), m.Headers().Get(nats.MsgIdHdr)), Subject: m.Subject(), Body: m.Data()}
 		out.Key, out.Op = m.Headers().Get("Pgtrickle-Key"), m.Headers().Get("Pgtrickle-Op")
 		out.BeforeKey = m.Headers().Get(relay.HeaderBeforeKey)
 		for name, values := range m.Headers() {

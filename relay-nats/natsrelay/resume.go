@@ -65,8 +65,8 @@ func parsePosition(position string) (stream string, created time.Time, seq uint6
 	return fields[0], time.Unix(0, nanos), seq, nil
 }
 
-// readBack calls seen with the ID of each message of a relay in the stream, from
-// sequence start to the present end. It reads headers only.
+// readBack calls seen with the ID of each message in the stream that the pipeline may have
+// written, from sequence start to the present end. It reads headers only.
 func (s *sink) readBack(ctx context.Context, start uint64, seen func(id string)) error {
 	last, err := s.readTail(ctx, start, seen)
 	if err != nil {
@@ -113,11 +113,24 @@ func (s *sink) readTail(ctx context.Context, start uint64, seen func(id string))
 		if err != nil {
 			return last, err
 		}
-		if id := m.Headers().Get(nats.MsgIdHdr); id != "" && m.Headers().Get(relay.HeaderOp) != "" {
+		if id, ok := s.wrote(m.Headers()); ok {
 			seen(id)
 		}
 		if meta.Sequence.Stream >= last || meta.NumPending == 0 {
 			return max(last, meta.Sequence.Stream), nil
 		}
 	}
+}
+
+// wrote returns the id of the event of a message that the pipeline may have written.
+// Without an id of its own beside that of the delivery it may be of an older relay.
+func (s *sink) wrote(h nats.Header) (id string, ok bool) {
+	delivery := h.Get(nats.MsgIdHdr)
+	if delivery == "" || h.Get(relay.HeaderOp) == "" {
+		return "", false
+	}
+	if id = h.Get(relay.HeaderDedupKey); id == "" {
+		return delivery, true
+	}
+	return id, delivery == relay.DeliveryID(s.env.Identity, id)
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
 )
 
 // server is a nats-server of a test's own, for what a shared one cannot do:
@@ -169,5 +170,5 @@ func testContext(t testing.TB) context.Context {
 }
 
 func testEnv() relay.Env {
-	return relay.Env{Pipeline: "orders", Group: "default", Logger: slog.New(slog.DiscardHandler)}
+	return relay.Env{Pipeline: "orders", Identity: relaytest.Identity, Group: "default", Logger: slog.New(slog.DiscardHandler)}
 }

@@ -53,10 +53,10 @@ func TestWire(t *testing.T) {
 	}
 	for seq, want := range map[uint64]nats.Header{
 		1: {
-			"Nats-Msg-Id": {m.ID}, "Pgtrickle-Op": {"update"}, "Pgtrickle-Outbox-Id": {"5"}, "Pgtrickle-Full-Refresh": {"true"},
+			"Nats-Msg-Id": {m.DeliveryID}, "Pgtrickle-Dedup-Key": {m.ID}, "Pgtrickle-Op": {"update"}, "Pgtrickle-Outbox-Id": {"5"}, "Pgtrickle-Full-Refresh": {"true"},
 			"Pgtrickle-Key": {"k0"}, "Content-Type": {"application/json"}, "traceparent": {"00-a-b-01"}, "X-Two": {"1", "2"},
 		},
-		2: {"Nats-Msg-Id": {plain.ID}, "Pgtrickle-Op": {"insert"}, "Pgtrickle-Outbox-Id": {"6"}, "Content-Type": {"application/json"}},
+		2: {"Nats-Msg-Id": {plain.DeliveryID}, "Pgtrickle-Dedup-Key": {plain.ID}, "Pgtrickle-Op": {"insert"}, "Pgtrickle-Outbox-Id": {"6"}, "Content-Type": {"application/json"}},
 	} {
 		raw, err := st.GetMsg(ctx, seq)
 		if err != nil {
@@ -409,6 +409,32 @@ func TestPerKeyPipelining(t *testing.T) {
 	}
 	if got := readRaw(t, js, stream, 200); len(got) != 200 {
 		t.Errorf("the stream holds %d messages, want 200", len(got))
+	}
+}
+
+// Of two pipelines of one outbox in a stream, each recognises what it wrote, and takes
+// what an older relay wrote for its own.
+func TestResumeBesideAnotherPipeline(t *testing.T) {
+	url := relaytest.Endpoint(t, "RELAY_TEST_NATS_URL")
+	_, js := connect(t, url)
+	stream, prefix := addStream(t, js, nil)
+	s := openSink(t, fmt.Sprintf(`{"url":%q,"stream":%q}`, url, stream))
+	at, err := s.Position(testContext(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	batch := messages(prefix+".a", 1, 3, 1)
+	batch[1].DeliveryID = relay.DeliveryID("anotherpipel", batch[1].ID)
+	batch[2].DeliveryID = ""
+	if err := s.Publish(testContext(t), batch); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	if err := s.Resume(testContext(t), at, func(id string) { got = append(got, id) }); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{batch[0].ID, batch[2].ID}; !slices.Equal(got, want) {
+		t.Errorf("Resume saw %q, want %q", got, want)
 	}
 }
 

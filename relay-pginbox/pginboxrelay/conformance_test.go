@@ -56,7 +56,7 @@ func tryOpen(t testing.TB, config map[string]any) (relay.Sink, error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	env := relay.Env{Pipeline: "orders-out", Logger: slog.New(slog.DiscardHandler)}
+	env := relay.Env{Pipeline: "orders-out", Identity: relaytest.Identity, Logger: slog.New(slog.DiscardHandler)}
 	return Backend().Sink.New(context.Background(), env, raw)
 }
 

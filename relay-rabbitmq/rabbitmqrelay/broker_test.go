@@ -145,7 +145,7 @@ func declare(t testing.TB, broker, queueType string, args amqp.Table) string {
 }
 
 func testEnv(t testing.TB) relay.Env {
-	return relay.Env{Pipeline: strings.ReplaceAll(t.Name(), "/", "-"), Group: "test", Logger: slog.New(slog.NewTextHandler(t.Output(), nil))}
+	return relay.Env{Pipeline: strings.ReplaceAll(t.Name(), "/", "-"), Group: "test", Identity: relaytest.Identity, Logger: slog.New(slog.NewTextHandler(t.Output(), nil))}
 }
 
 func mustSink(t testing.TB, config string) relay.Sink {

@@ -17,6 +17,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
 )
 
 // server is a Redis of the test's own, for what cannot be done to a shared one.
@@ -129,7 +130,7 @@ func eventually(t testing.TB, what string, ok func() bool) {
 }
 
 func testEnv(t testing.TB) relay.Env {
-	return relay.Env{Pipeline: strings.ReplaceAll(t.Name(), "/", "-"), Group: "test", Logger: slog.New(slog.NewTextHandler(t.Output(), nil))}
+	return relay.Env{Pipeline: strings.ReplaceAll(t.Name(), "/", "-"), Group: "test", Identity: relaytest.Identity, Logger: slog.New(slog.NewTextHandler(t.Output(), nil))}
 }
 
 func uniqueName(t testing.TB) string {

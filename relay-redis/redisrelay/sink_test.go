@@ -52,7 +52,7 @@ func TestSinkWritesEverything(t *testing.T) {
 	}
 	entries := raw.XRange(t.Context(), name+":eu", "-", "+").Val()
 	want := map[string]any{
-		"dedup_key": m.ID, "subject": m.Subject, "op": "insert", "payload": string(m.Body), "pgtrickle-outbox-id": "7", "pgtrickle-full-refresh": "true",
+		"dedup_key": m.ID, "pgtrickle-pipeline-id": relaytest.Identity, "subject": m.Subject, "op": "insert", "payload": string(m.Body), "pgtrickle-outbox-id": "7", "pgtrickle-full-refresh": "true",
 		"pgtrickle-key": "k", "content-type": "application/json", "traceparent": "00-1-2-01", "header:payload": "mine",
 	}
 	if len(entries) != 1 || fmt.Sprint(entries[0].Values) != fmt.Sprint(want) {

@@ -38,7 +38,7 @@ func maxBody(t testing.TB, endpoint string) int {
 }
 
 func testEnv() relay.Env {
-	return relay.Env{Pipeline: "test", Group: "default", Logger: slog.New(slog.DiscardHandler)}
+	return relay.Env{Pipeline: "test", Identity: relaytest.Identity, Group: "default", Logger: slog.New(slog.DiscardHandler)}
 }
 
 func TestSink(t *testing.T) {

@@ -275,7 +275,7 @@ func (u unwrapping) Checkpoint(batch []relay.Message) (relay.Checkpoint, error) 
 func (u unwrapping) Committed(context.Context, relay.Checkpoint) error { return nil }
 
 func env(at relay.Checkpoint) relay.Env {
-	return relay.Env{Pipeline: "orders", Logger: slog.New(slog.DiscardHandler), Checkpoint: at}
+	return relay.Env{Pipeline: "orders", Identity: relaytest.Identity, Logger: slog.New(slog.DiscardHandler), Checkpoint: at}
 }
 
 func openFileSource(t testing.TB, cfg sourceConfig, at relay.Checkpoint) *fileSource {

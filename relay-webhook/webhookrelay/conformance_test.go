@@ -2,6 +2,7 @@ package webhookrelay
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"io"
@@ -55,7 +56,7 @@ func (r *receiver) keep(h http.Header, body []byte) {
 	for name, values := range h {
 		addHeader(&m, name, values[0])
 	}
-	m.ID = h.Get("Idempotency-Key")
+	m.ID = cmp.Or(h.Get(relay.HeaderDedupKey), h.Get("Idempotency-Key"))
 	r.got = append(r.got, m)
 }
 
@@ -182,7 +183,9 @@ func tryOpenSink(t testing.TB, url string, config map[string]any) (relay.Sink, e
 	return Backend().Sink.New(context.Background(), env(), raw)
 }
 
-func env() relay.Env { return relay.Env{Pipeline: "hooks", Logger: slog.New(slog.DiscardHandler)} }
+func env() relay.Env {
+	return relay.Env{Pipeline: "hooks", Identity: relaytest.Identity, Logger: slog.New(slog.DiscardHandler)}
+}
 
 func TestSource(t *testing.T) {
 	relaytest.TestSource(t, relaytest.SourceHarness{

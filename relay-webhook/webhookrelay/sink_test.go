@@ -70,7 +70,8 @@ func TestRequest(t *testing.T) {
 		t.Errorf("request = %s %s to %s with %q", got.Method, got.RequestURI, got.Host, body)
 	}
 	for name, want := range map[string]string{
-		"Idempotency-Key": "outbox_orders:7:0", "webhook-id": "outbox_orders:7:0", "Content-Type": "application/json",
+		"Idempotency-Key": m.DeliveryID, "webhook-id": m.DeliveryID, "Pgtrickle-Dedup-Key": m.ID,
+		"Content-Type": "application/json",
 		"Pgtrickle-Op": "insert", "Pgtrickle-Outbox-Id": "7", "Pgtrickle-Full-Refresh": "true", "Pgtrickle-Key": "a/b c?",
 		"Pgtrickle-Subject": "orders.insert", "traceparent": "00-x", "Authorization": "Bearer t", "X-Table": "orders", "User-Agent": "pgtrickle-relay",
 	} {
@@ -85,7 +86,7 @@ func TestRequest(t *testing.T) {
 	var want strings.Builder
 	for _, k := range [][]byte{key, []byte("plain")} {
 		mac := hmac.New(sha256.New, k)
-		fmt.Fprintf(mac, "outbox_orders:7:0.%s.%s", timestamp, body)
+		fmt.Fprintf(mac, "%s.%s.%s", m.DeliveryID, timestamp, body)
 		want.WriteString(" v1," + base64.StdEncoding.EncodeToString(mac.Sum(nil)))
 	}
 	if v := got.Header.Get("webhook-signature"); v != want.String()[1:] {

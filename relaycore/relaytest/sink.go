@@ -106,12 +106,17 @@ func TestSink(t *testing.T, h SinkHarness) {
 	}
 }
 
+// Identity is the Identity of the [relay.Env] with which a harness opens its sinks, as the
+// suite's messages have delivery ids of that pipeline.
+const Identity = "relaytest000"
+
 // Message returns the suite's n-th message: what the engine would give a sink
 // for an inserted row {"n":N} of the stream table orders.
 func Message(n int, key string) relay.Message {
 	row := fmt.Appendf(nil, `{"n":%d,"key":%q}`, n, key)
+	id := fmt.Sprintf("outbox_orders:%d:0", n)
 	return relay.Message{
-		ID: fmt.Sprintf("outbox_orders:%d:0", n), Subject: "orders.insert", Key: key, Op: relay.OpInsert,
+		ID: id, DeliveryID: relay.DeliveryID(Identity, id), Subject: "orders.insert", Key: key, Op: relay.OpInsert,
 		Row: row, Body: row, ContentType: "application/json", Time: time.Now().Truncate(time.Millisecond),
 		StreamTable: "orders", OutboxID: int64(n),
 	}
