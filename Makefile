@@ -115,6 +115,15 @@ chaos-short: ## chaos for CI: a fixed seed, half a minute a backend
 takeover: servers build ## how evenly processes share pipelines, and how fast they take over after kill -9; TAKEOVER_KILLS, TAKEOVER_PIPELINES
 	cd e2e && RELAY_TAKEOVER=1 go run ./cmd/with-brokers pg18 -- $(GO_TEST) -count=1 -timeout=1h -v ./takeover
 
+# The last commit whose events have no identity.
+UPGRADE_FROM ?= 7a0d755
+.PHONY: upgrade
+upgrade: servers bin/pgtrickle-relay ## an older fleet is replaced under load with kill -9, there and back (a minute)
+	rm -rf .cache/upgrade-from && mkdir -p .cache/upgrade-from
+	git archive $(UPGRADE_FROM) | tar -x -C .cache/upgrade-from || { echo "fetch the history: git fetch --unshallow"; exit 1; }
+	cd .cache/upgrade-from/relay-all && GOWORK=off CGO_ENABLED=0 go build -trimpath -o relay .
+	cd e2e && RELAY_UPGRADE_FROM=$(CURDIR)/.cache/upgrade-from/relay-all/relay $(GO_TEST) -count=1 -timeout=10m -v ./upgrade
+
 .PHONY: snapshot snapshot-short
 snapshot: servers bin/pgtrickle-relay ## the rows of a captured table before its changes, with kill -9; SNAPSHOT_ROWS
 	cd e2e && RELAY_SNAPSHOT=1 go run ./cmd/with-brokers pg18 -- $(GO_TEST) -count=1 -timeout=1h -v ./snapshot

@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/grove/pgtrickle-relay/relaycore/internal/migrate"
 )
 
@@ -90,6 +92,28 @@ func TestListShowsNoSecrets(t *testing.T) {
 	run(t, pool, `SELECT pgtrickle.set_relay_outbox('p', config => '{"stream_table":"t","sink_type":"nats","nats_url":"nats://u:hunter2@a"}')`)
 	if got := one(t, pool, `SELECT config::text FROM pgtrickle.list_relay_configs()`); strings.Contains(got, "hunter2") {
 		t.Errorf("list_relay_configs shows %s", got)
+	}
+
+	// A relay of an earlier release reads its pipelines by one of these statements.
+	ops, _ := roles(t, pool)
+	run(t, pool, `GRANT USAGE ON SCHEMA pgtrickle TO `+ops+`; GRANT EXECUTE ON FUNCTION pgtrickle.list_relay_configs, pgtrickle.relay_pipeline_owner TO `+ops+`;
+		SELECT pgtrickle.relay_pipeline_owner('p', '`+ops+`')`)
+	for _, columns := range []string{`config::text`, `CASE WHEN pg_catalog.octet_length(config::text) <= 262144 THEN config::text ELSE '{}' END`} {
+		for role, relays := range map[string]bool{"pgtrickle_owner": true, ops: false} {
+			var got string
+			err := pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error {
+				if _, err := tx.Exec(t.Context(), `SET LOCAL ROLE `+role); err != nil {
+					return err
+				}
+				var name, direction string
+				var enabled bool
+				return tx.QueryRow(t.Context(), `SELECT name, direction, enabled, `+columns+` FROM pgtrickle.list_relay_configs()`).
+					Scan(&name, &direction, &enabled, &got)
+			})
+			if err != nil || strings.Contains(got, "hunter2") != relays {
+				t.Errorf("%s reads %s, %v", role, got, err)
+			}
+		}
 	}
 }
 

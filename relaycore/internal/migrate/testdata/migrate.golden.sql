@@ -1822,14 +1822,20 @@ RETURNS TABLE (name text, direction text, enabled boolean, config jsonb)
 LANGUAGE plpgsql STABLE SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
 #variable_conflict use_column
 BEGIN
+    -- Relays of earlier releases read their pipelines by this function, and go on beside newer
+    -- ones. They are known by their statement; a role that sends it can read the tables anyway.
     RETURN QUERY
-        SELECT c.name, c.direction, c.enabled, pgtrickle._relay_mask(c.config) FROM pgtrickle.relay_pipelines c ORDER BY 1, 2;
+        SELECT c.name, c.direction, c.enabled, CASE WHEN older THEN c.config ELSE pgtrickle._relay_mask(c.config) END
+        FROM pgtrickle.relay_pipelines c,
+            (SELECT has_table_privilege('pgtrickle.relay_outbox_config', 'SELECT') AND has_table_privilege('pgtrickle.relay_inbox_config', 'SELECT')
+                AND current_query() ~ '^SELECT name, direction, enabled, (config::text|CASE WHEN pg_catalog[.]octet_length)' AS older) o
+        ORDER BY 1, 2;
 END $fn$;
 $sql$;
     COMMENT ON FUNCTION pgtrickle.list_relay_configs() IS 'pgtrickle-relay: the caller''s pipelines, by name, without their secrets';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (3, 'pipelines', 'c09301e22153c8cf')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (3, 'pipelines', 'ddd3e85b3a4c9bfc')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 
