@@ -27,6 +27,8 @@ type FarEnd struct {
 	// Pending is true from the decision to read from the beginning until the far end
 	// has stored that position. See [FarEnds.Began].
 	Pending bool `json:"pending,omitempty"`
+	// Missed counts the messages that left the far end before the pipeline had them.
+	Missed int64 `json:"missed,omitempty"`
 
 	scoped bool // ids carry the life in any case; see Env.ScopeIDs
 }
@@ -92,7 +94,7 @@ func (f *FarEnds) Meet(ctx context.Context, kind, name string, now Incarnation) 
 	}
 	f.env.Logger.ErrorContext(ctx, "far end was created again", "kind", kind, "name", name, "is", now, "was", known.ID,
 		"effect", "reading from its beginning; unread messages of the old one are lost")
-	return f.keep(ctx, name, FarEnd{ID: now, Pending: true})
+	return f.keep(ctx, name, FarEnd{ID: now, Pending: true, Missed: known.Missed})
 }
 
 // Knows reports whether the pipeline has met the far end called name.
@@ -131,6 +133,17 @@ func (f *FarEnds) Began(ctx context.Context, name string) error {
 		return nil
 	}
 	known.Pending = false
+	_, err := f.keep(ctx, name, known)
+	return err
+}
+
+// Missed counts n messages that the far end called name lost before the pipeline had them,
+// and returns when that is durable. The caller logs them first, and then moves a position.
+func (f *FarEnds) Missed(ctx context.Context, name string, n int64) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	known := f.known[name]
+	known.Missed += n
 	_, err := f.keep(ctx, name, known)
 	return err
 }
