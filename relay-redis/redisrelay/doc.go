@@ -64,12 +64,16 @@
 // and acknowledged by XACK after the inbox commit. The consumer's name is the same for
 // every owner of the pipeline, so the next one gets at once what the last one left. At
 // the start, and after a read that failed, the consumer's own pending entries come
-// first. XAUTOCLAIM takes over what other consumers have left. An entry in flight is
+// first. XCLAIM takes over what other consumers have left. An entry in flight is
 // never delivered twice within a process.
 //
 // Entries that are trimmed or deleted before they are read or acknowledged are lost.
-// The source logs an error with their number. It meets pending ones as it reads. It
-// finds unread ones by comparing the stream's counters every 30 seconds.
+// The source logs an error with their number, and stores it in the pipeline's cursor. New
+// entries are read in a transaction with a script, which compares the stream's counters with
+// the group's. It leaves a note at the server: a group GROUP:unread:NUMBER:ENTRY. The source
+// removes it once it has reported the loss. So no crash hides one. An entry that XDEL
+// removes between others is not counted. A user that may not run scripts compares every
+// 200 ms, and can pass by what was trimmed in between.
 //
 // Redis gives a stream no identity. The pipeline's cursor has its name and the group's.
 // If the group is gone, its stream or the group was deleted. If the stream ends before
@@ -85,8 +89,9 @@
 //
 // Sink: PING TIME MULTI EXEC XADD, with resume XRANGE XREVRANGE and, for templates
 // that look into rows, SCAN; with wait_replicas WAIT. CONFIG GET is tried, for
-// proto-max-bulk-len, and not needed. Source: PING XGROUP XREADGROUP XACK, with
-// claim_idle XAUTOCLAIM; XINFO to notice trimming; XRANGE for the lag.
+// proto-max-bulk-len, and not needed. Source: PING XGROUP XREADGROUP XACK, and
+// XRANGE for the lag. To notice trimming: MULTI EXEC EVAL XINFO XREAD, with claim_idle also
+// EVALSHA XPENDING XCLAIM XRANGE. Without these claim_idle needs XAUTOCLAIM.
 //
 // # Errors
 //

@@ -6,6 +6,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -17,8 +20,8 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
 )
 
-// trimCheck is how often the source looks for entries that were trimmed before
-// it read them.
+// trimCheck is how often a source that may not run scripts looks for entries that were
+// trimmed before it read them.
 const trimCheck = 200 * time.Millisecond
 
 // source reads a stream as one consumer of a group. Reads have a client of their
@@ -40,9 +43,9 @@ type source struct {
 	farEnds   *relay.FarEnds
 	claimAt   time.Time
 	claimFrom string
+	reported  string // the last note, or position with a loss, that was reported
+	plain     bool   // the user may not run scripts
 	trimAt    time.Time
-	lost      int64 // unread entries that were trimmed, and not passed by, at the last look; -1 before the first one
-	readTo    int64 // entries that the group had read at the last look, and those received since
 
 	mu       sync.Mutex
 	scope    string              // of the stream's present life, in ids
@@ -58,7 +61,7 @@ func newSource(ctx context.Context, env relay.Env, cfg sourceConfig) (*source, e
 	if err != nil {
 		return nil, err
 	}
-	s := &source{cfg: cfg, env: env, farEnds: farEnds, claimFrom: "0-0", lost: -1, inFlight: make(map[string]struct{})}
+	s := &source{cfg: cfg, env: env, farEnds: farEnds, claimFrom: "-", inFlight: make(map[string]struct{})}
 	acker, err := newClients(&cfg.connConfig, new(relaynet.Dialer), 2)
 	if err != nil {
 		return nil, err
@@ -81,21 +84,25 @@ func newSource(ctx context.Context, env relay.Env, cfg sourceConfig) (*source, e
 // prepare makes sure that the group is there and is the one that the pipeline knows. It
 // starts with what this consumer was given before and did not acknowledge.
 func (s *source) prepare(ctx context.Context) error {
+	if err := s.discardClosed(ctx); err != nil {
+		return err
+	}
 	life, err := s.meet(ctx)
 	if err != nil {
 		return err
 	}
-	start := s.cfg.StartID
 	if life.Pending {
-		start = "0"
 		err := s.acker.XGroupDestroy(ctx, s.cfg.Stream, s.cfg.Group).Err()
 		if err != nil && !strings.Contains(err.Error(), "requires the key to exist") {
 			return classify(fmt.Errorf("remove group %q of stream %q: %w", s.cfg.Group, s.cfg.Stream, err))
 		}
 	}
-	err = s.acker.XGroupCreateMkStream(ctx, s.cfg.Stream, s.cfg.Group, start).Err()
-	if err != nil && !redis.HasErrorPrefix(err, "BUSYGROUP") {
-		return classify(fmt.Errorf("create group %q of stream %q: %w", s.cfg.Group, s.cfg.Stream, err))
+	// A group that is known and was just there is not created: if it has gone since, the
+	// next read reports that.
+	if life.Pending || !s.farEnds.Knows(s.farEnd()) {
+		if err := s.createGroup(ctx, life.Pending); err != nil {
+			return classify(fmt.Errorf("create group %q of stream %q: %w", s.cfg.Group, s.cfg.Stream, err))
+		}
 	}
 	if !s.farEnds.Knows(s.farEnd()) { // not before there is a group, or the next source would miss it
 		if life, err = s.farEnds.Meet(ctx, "stream", s.farEnd(), ""); err != nil {
@@ -104,13 +111,57 @@ func (s *source) prepare(ctx context.Context) error {
 	}
 	s.mu.Lock()
 	if scope := life.Scope(); scope != s.scope {
-		s.scope, s.lost = scope, -1
+		s.scope, s.reported = scope, ""
 		clear(s.inFlight)
 	}
 	s.mu.Unlock()
 	s.ready, s.pending, s.cursor = true, true, "0"
-	s.readTo, s.trimAt = 1<<62, time.Time{} // unknown: the reply of a read may have been lost with the connection
+	s.trimAt = time.Time{}
 	return s.farEnds.Began(ctx, s.farEnd())
+}
+
+// discardClosed uses both of the reader's connections, of which one is for transactions. A
+// read that is cancelled closes both, and the client would use the idle one once more.
+func (s *source) discardClosed(ctx context.Context) error {
+	ping := func(p redis.Pipeliner) error { return p.Ping(ctx).Err() }
+	_, err := s.reader.Pipelined(ctx, ping)
+	if err == nil || errors.Is(err, net.ErrClosed) {
+		err = s.reader.Ping(ctx).Err()
+	}
+	if err == nil || errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return classify(fmt.Errorf("connect to Redis: %w", err))
+}
+
+// createGroup creates the stream, too, if there is none. The group gets the number of entries
+// before its beginning: only then does it count what was removed unread.
+func (s *source) createGroup(ctx context.Context, fromBeginning bool) error {
+	start, before := s.cfg.StartID, int64(-1)
+	if fromBeginning {
+		start = "0"
+	}
+	info, err := s.acker.XInfoStream(ctx, s.cfg.Stream).Result()
+	switch {
+	case err != nil && strings.Contains(err.Error(), "no such key"):
+		before = 0
+	case err != nil || info.EntriesAdded == 0: // not allowed, or Redis before 7.0
+	case start == "0":
+		before = info.EntriesAdded - info.Length
+	case start == "$":
+		start, before = info.LastGeneratedID, info.EntriesAdded
+	}
+	args := []any{"XGROUP", "CREATE", s.cfg.Stream, s.cfg.Group, start, "MKSTREAM"}
+	if before >= 0 {
+		err = s.acker.Do(ctx, append(args, "ENTRIESREAD", before)...).Err()
+	}
+	if before < 0 || isReply(err) && !redis.HasErrorPrefix(err, "BUSYGROUP") { // Redis 6.2 has no ENTRIESREAD
+		err = s.acker.Do(ctx, args...).Err()
+	}
+	if redis.HasErrorPrefix(err, "BUSYGROUP") {
+		return nil
+	}
+	return err
 }
 
 // farEnd is the name under which the pipeline knows the group.
@@ -148,8 +199,12 @@ func (s *source) Receive(ctx context.Context, limit int) ([]relay.Message, error
 			}
 			return nil, err
 		}
-		if batch := s.take(ctx, entries, own); len(batch) > 0 {
+		batch, err := s.take(ctx, entries, own)
+		if len(batch) > 0 { // after an error what is gone stays pending, and is met again
 			return batch, nil
+		}
+		if err != nil {
+			return nil, err
 		}
 	}
 }
@@ -163,9 +218,6 @@ func (s *source) read(ctx context.Context, limit int) (entries []redis.XMessage,
 		if err := s.prepare(ctx); err != nil {
 			return nil, nil, err
 		}
-	}
-	if err := s.checkTrimmed(ctx); err != nil {
-		return nil, nil, err
 	}
 	if s.pending {
 		own := s.snapshot()
@@ -187,9 +239,45 @@ func (s *source) read(ctx context.Context, limit int) (entries []redis.XMessage,
 	if idle > 0 {
 		block = max(time.Millisecond, min(block, time.Until(s.claimAt)))
 	}
-	entries, err = s.group(ctx, ">", limit, block)
-	s.readTo += int64(len(entries))
+	entries, err = s.fresh(ctx, limit, block)
 	return entries, nil, err
+}
+
+// fresh reads new entries, and waits for them for as long as block.
+func (s *source) fresh(ctx context.Context, limit int, block time.Duration) ([]redis.XMessage, error) {
+	if s.plain {
+		if err := s.checkTrimmed(ctx); err != nil || s.pending {
+			return nil, err
+		}
+		return s.group(ctx, ">", limit, block)
+	}
+	g, err := s.readGuarded(ctx, limit)
+	if mayNotScript(err) || err == nil && g.position == "" {
+		s.mayNotLook(cmp.Or(err, errors.New("the user may not run XINFO")))
+		return g.entries, nil
+	}
+	if err != nil {
+		return nil, classify(fmt.Errorf("read stream %q as group %q: %w", s.cfg.Stream, s.cfg.Group, err))
+	}
+	for _, note := range g.notes {
+		if err := s.reportNote(ctx, note); err != nil {
+			return nil, err // the entries are pending, and come again
+		}
+	}
+	if len(g.entries) > 0 {
+		return g.entries, nil
+	}
+	if met, err := s.meetEnd(ctx, g.last, g.position); met || err != nil {
+		return nil, err
+	}
+	// XREAD moves no position: it only wakes the next script.
+	err = s.reader.XRead(ctx, &redis.XReadArgs{Streams: []string{s.cfg.Stream, g.position}, Count: 1, Block: block}).Err()
+	if mayNotScript(err) {
+		s.mayNotLook(err)
+	} else if err != nil && !errors.Is(err, redis.Nil) {
+		return nil, classify(fmt.Errorf("wait for entries of stream %q: %w", s.cfg.Stream, err))
+	}
+	return nil, nil
 }
 
 func (s *source) group(ctx context.Context, from string, limit int, block time.Duration) ([]redis.XMessage, error) {
@@ -208,28 +296,35 @@ func (s *source) group(ctx context.Context, from string, limit int, block time.D
 	return streams[0].Messages, nil
 }
 
-// claim takes over a page of what any consumer has left for too long. Redis
-// itself forgets entries whose data is gone, and returns their ids.
-func (s *source) claim(ctx context.Context, limit int, idle time.Duration) ([]redis.XMessage, error) {
-	entries, next, deleted, err := s.reader.XAutoClaimWithDeleted(ctx, &redis.XAutoClaimArgs{
-		Stream: s.cfg.Stream, Group: s.cfg.Group, Consumer: s.cfg.Consumer, MinIdle: idle, Start: s.claimFrom, Count: int64(limit),
-	}).Result()
+// claim takes over a page of what any consumer has left for too long.
+func (s *source) claim(ctx context.Context, limit int, idle time.Duration) (entries []redis.XMessage, err error) {
+	var gone []string
+	var next string
+	if s.plain {
+		entries, next, gone, err = s.reader.XAutoClaimWithDeleted(ctx, &redis.XAutoClaimArgs{
+			Stream: s.cfg.Stream, Group: s.cfg.Group, Consumer: s.cfg.Consumer, MinIdle: idle, Start: s.claimFrom, Count: int64(limit),
+		}).Result()
+	} else if entries, gone, next, err = s.claimIdle(ctx, limit, idle); mayNotScript(err) {
+		s.mayNotLook(err)
+		return nil, nil
+	}
 	if err != nil {
 		return nil, classify(fmt.Errorf("claim abandoned entries of stream %q: %w", s.cfg.Stream, err))
 	}
-	s.claimFrom = next
-	if next == "0-0" {
-		s.claimAt = time.Now().Add(idle / 2)
+	if s.claimFrom = next; next == "" || next == "0-0" {
+		s.claimFrom, s.claimAt = "-", time.Now().Add(idle/2)
 	}
-	s.logTrimmed(deleted)
-	return entries, nil
+	s.mu.Lock()
+	gone = slices.DeleteFunc(gone, func(id string) bool { _, ok := s.inFlight[id]; return ok }) // received before
+	s.mu.Unlock()
+	return entries, s.forget(ctx, gone)
 }
 
 // take turns entries into messages, passing over those that are in flight
 // already, and forgets pending entries whose data is gone.
-func (s *source) take(ctx context.Context, entries []redis.XMessage, own map[string]struct{}) []relay.Message {
+func (s *source) take(ctx context.Context, entries []redis.XMessage, own map[string]struct{}) ([]relay.Message, error) {
 	if len(entries) == 0 {
-		return nil
+		return nil, nil
 	}
 	batch := make([]relay.Message, 0, len(entries))
 	tokens := make([]token, 0, len(entries))
@@ -251,13 +346,7 @@ func (s *source) take(ctx context.Context, entries []redis.XMessage, own map[str
 		}
 	}
 	s.mu.Unlock()
-	if len(gone) > 0 {
-		s.logTrimmed(gone)
-		if err := s.acker.XAck(ctx, s.cfg.Stream, s.cfg.Group, gone...).Err(); err != nil {
-			s.env.Logger.Warn("pending entries without data stay", "stream", s.cfg.Stream, "err", err)
-		}
-	}
-	return batch
+	return batch, s.forget(ctx, gone)
 }
 
 // message translates an entry.
@@ -345,8 +434,14 @@ func (s *source) Ack(ctx context.Context, batch []relay.Message) error {
 	return nil
 }
 
-// checkTrimmed compares, every now and then, how many entries have left the
-// stream with how many the group has read. Redis 7 counts both.
+// mayNotLook goes on without scripts.
+func (s *source) mayNotLook(cause error) {
+	s.plain = true
+	s.env.Logger.Warn("trimmed entries may go unnoticed", "stream", s.cfg.Stream, "cause", cause,
+		"cure", "allow the user MULTI, EXEC, EVAL, EVALSHA, XINFO, XREAD, XPENDING, XCLAIM and XRANGE")
+}
+
+// checkTrimmed looks every now and then. A read meanwhile may pass by what was trimmed.
 func (s *source) checkTrimmed(ctx context.Context) error {
 	if time.Now().Before(s.trimAt) {
 		return nil
@@ -354,44 +449,76 @@ func (s *source) checkTrimmed(ctx context.Context) error {
 	s.trimAt = time.Now().Add(trimCheck)
 	info, group, err := s.info(ctx)
 	if redis.HasErrorPrefix(err, "NOPERM") {
-		s.env.Logger.Warn("trimmed entries are not found", "stream", s.cfg.Stream, "cause", "the user may not run XINFO")
 		s.trimAt = time.Now().Add(24 * time.Hour)
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	if end := info.LastGeneratedID; end != "0-0" && idLess(end, group.LastDeliveredID) {
-		s.trimAt = time.Time{}
-		if _, err := s.farEnds.Lost(ctx, "stream", s.farEnd(), relay.EndsBefore(end, group.LastDeliveredID)); err != nil {
+	if met, err := s.meetEnd(ctx, info.LastGeneratedID, group.LastDeliveredID); met || err != nil {
+		return err
+	}
+	first := info.LastGeneratedID
+	if info.Length > 0 {
+		first = info.FirstEntry.ID
+	}
+	removed := info.EntriesAdded - info.Length
+	at := group.LastDeliveredID + "/" + strconv.FormatInt(removed, 10)
+	if group.EntriesRead == 0 || removed <= group.EntriesRead || !idLess(group.LastDeliveredID, first) || at == s.reported {
+		return nil // or Redis does not know how many the group has read
+	}
+	err = s.report(ctx, removed-group.EntriesRead)
+	s.reported = at
+	return err
+}
+
+// meetEnd reports a stream that ends before the group's position, as last is before
+// position, and whether it has. The group then begins again.
+func (s *source) meetEnd(ctx context.Context, last, position string) (met bool, err error) {
+	if last == "0-0" || !idLess(last, position) {
+		return false, nil
+	}
+	if _, err := s.farEnds.Lost(ctx, "stream", s.farEnd(), relay.EndsBefore(last, position)); err != nil {
+		return true, err
+	}
+	return true, s.prepare(ctx)
+}
+
+// report logs and stores that n entries were removed unread.
+func (s *source) report(ctx context.Context, n int64) error {
+	s.env.Logger.Error("unread entries are lost", "stream", s.cfg.Stream, "group", s.cfg.Group, "entries", n,
+		"cause", "they were trimmed or deleted", "cure", "let the stream keep more, or the pipeline keep up")
+	return s.farEnds.Missed(ctx, s.farEnd(), n)
+}
+
+// reportNote reports what a note counts, and removes it.
+func (s *source) reportNote(ctx context.Context, note string) error {
+	if note != s.reported { // else it could not be removed
+		if err := s.report(ctx, s.noted(note)); err != nil {
 			return err
 		}
-		return s.prepare(ctx)
+		s.reported = note
 	}
-	// Redis before 7 does not count, and after XGROUP SETID the count is unknown.
-	if info.EntriesAdded == 0 && info.LastGeneratedID != "0-0" || (group.EntriesRead == 0 && group.LastDeliveredID != "0-0") {
-		return nil
+	if err := s.acker.XGroupDestroy(ctx, s.cfg.Stream, note).Err(); err != nil {
+		s.env.Logger.Warn("note of lost entries stays", "stream", s.cfg.Stream, "group", note, "err", err)
 	}
-	lost := max(0, info.EntriesAdded-info.Length-group.EntriesRead)
-	behind := info.Length > 0 && idLess(group.LastDeliveredID, info.FirstEntry.ID) ||
-		info.Length == 0 && idLess(group.LastDeliveredID, info.LastGeneratedID)
-	// A read can move EntriesRead past entries that it did not return. Of those that were
-	// passed by before this connection there is no trace.
-	passed := max(0, group.EntriesRead-s.readTo)
-	s.readTo = group.EntriesRead
-	if news := lost - max(0, s.lost) + passed; news > 0 && (s.lost >= 0 || behind) {
-		s.env.Logger.Error("unread entries are lost", "stream", s.cfg.Stream, "group", s.cfg.Group, "entries", news,
-			"cause", "they were trimmed or deleted", "cure", "let the stream keep more, or the pipeline keep up")
-	}
-	s.lost = lost
 	return nil
 }
 
-func (s *source) logTrimmed(ids []string) {
-	if len(ids) > 0 {
-		s.env.Logger.Error("pending entries are lost", "stream", s.cfg.Stream, "group", s.cfg.Group, "entries", len(ids), "first", ids[0],
-			"cause", "they were trimmed or deleted after they had been delivered and before they were acknowledged")
+// forget reports pending entries whose data is gone, and then acknowledges them.
+func (s *source) forget(ctx context.Context, ids []string) error {
+	if len(ids) == 0 {
+		return nil
 	}
+	s.env.Logger.Error("pending entries are lost", "stream", s.cfg.Stream, "group", s.cfg.Group, "entries", len(ids), "first", ids[0],
+		"cause", "they were trimmed or deleted after they had been delivered and before they were acknowledged")
+	if err := s.farEnds.Missed(ctx, s.farEnd(), int64(len(ids))); err != nil {
+		return err
+	}
+	if err := s.acker.XAck(ctx, s.cfg.Stream, s.cfg.Group, ids...).Err(); err != nil {
+		s.env.Logger.Warn("pending entries without data stay", "stream", s.cfg.Stream, "err", err)
+	}
+	return nil
 }
 
 func (s *source) info(ctx context.Context) (*redis.XInfoStream, *redis.XInfoGroup, error) {
