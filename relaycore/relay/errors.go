@@ -25,40 +25,6 @@ type BatchError struct {
 	Failed map[int]error // by index in the batch
 }
 
-// Fail records that message i is not confirmed.
-func (e *BatchError) Fail(i int, err error) {
-	if e.Failed == nil {
-		e.Failed = make(map[int]error)
-	}
-	e.Failed[i] = err
-}
-
-// HoldBack completes e for batch: every message behind a failed one of its Key
-// is failed with [ErrHeldBack].
-func (e *BatchError) HoldBack(batch []Message) {
-	failed := make(map[string]bool)
-	for i := range batch {
-		key := batch[i].Key
-		if _, ok := e.Failed[i]; ok {
-			if key != "" {
-				failed[key] = true
-			}
-			continue
-		}
-		if key != "" && failed[key] {
-			e.Failed[i] = ErrHeldBack
-		}
-	}
-}
-
-// Err returns e, or nil when no message has failed.
-func (e *BatchError) Err() error {
-	if len(e.Failed) == 0 {
-		return nil
-	}
-	return e
-}
-
 func (e *BatchError) Error() string {
 	first := slices.Min(slices.Collect(maps.Keys(e.Failed)))
 	if len(e.Failed) == 1 {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -16,8 +15,7 @@ var errPlain = errors.New("connection reset")
 
 func TestErrorClasses(t *testing.T) {
 	t.Parallel()
-	batch := new(relay.BatchError)
-	batch.Fail(3, relay.Permanent(errPlain))
+	batch := &relay.BatchError{Failed: map[int]error{3: relay.Permanent(errPlain)}}
 	for name, tc := range map[string]struct {
 		err              error
 		permanent, fatal bool
@@ -51,8 +49,7 @@ func TestErrorClasses(t *testing.T) {
 
 func TestRetryDelay(t *testing.T) {
 	t.Parallel()
-	batch := new(relay.BatchError)
-	batch.Fail(1, relay.RetryAfter(errPlain, 7*time.Second))
+	batch := &relay.BatchError{Failed: map[int]error{1: relay.RetryAfter(errPlain, 7*time.Second)}}
 	for _, err := range []error{relay.RetryAfter(errPlain, 7*time.Second), fmt.Errorf("x: %w", batch)} {
 		if d, ok := relay.RetryDelay(err); !ok || d != 7*time.Second {
 			t.Errorf("RetryDelay(%v) = %v, %v; want 7s", err, d, ok)
@@ -63,28 +60,9 @@ func TestRetryDelay(t *testing.T) {
 	}
 }
 
-func TestBatchErrorHoldBack(t *testing.T) {
+func TestBatchErrorText(t *testing.T) {
 	t.Parallel()
-	batch := make([]relay.Message, 6)
-	for i, key := range []string{"a", "b", "", "a", "", "b"} {
-		batch[i].Key = key
-	}
-	var failed relay.BatchError
-	failed.Fail(0, errPlain)
-	failed.Fail(2, errPlain) // no key: holds nothing back
-	failed.HoldBack(batch)
-	var got []int
-	for i := range batch {
-		if failed.Failed[i] != nil {
-			got = append(got, i)
-		}
-	}
-	if want := []int{0, 2, 3}; !slices.Equal(got, want) || !errors.Is(failed.Failed[3], relay.ErrHeldBack) {
-		t.Errorf("failed = %v, want %v", got, want)
-	}
-	if new(relay.BatchError).Err() != nil {
-		t.Error("Err of an empty BatchError is not nil")
-	}
+	failed := &relay.BatchError{Failed: map[int]error{0: errPlain, 2: errPlain, 3: relay.ErrHeldBack}}
 	if got, want := failed.Error(), "3 messages not confirmed, the first: connection reset"; got != want {
 		t.Errorf("Error() = %q, want %q", got, want)
 	}

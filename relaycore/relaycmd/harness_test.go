@@ -90,16 +90,15 @@ type spoolSink struct {
 
 func (s *spoolSink) Publish(ctx context.Context, batch []relay.Message) error {
 	var b bytes.Buffer
-	var refused relay.BatchError
+	outcome := relay.NewOutcome(batch)
 	for i := range batch {
-		if s.poisoned(&batch[i]) {
-			refused.Fail(i, relay.Permanent(fmt.Errorf("the spool refuses %q", s.c.Poison)))
-		}
-	}
-	refused.HoldBack(batch)
-	for i := range batch {
-		if refused.Failed[i] == nil {
+		switch {
+		case outcome.Held(i):
+		case s.poisoned(&batch[i]):
+			outcome.Fail(i, relay.Permanent(fmt.Errorf("the spool refuses %q", s.c.Poison)))
+		default:
 			s.line(&b, &batch[i])
+			outcome.Confirm(i)
 		}
 	}
 	timer := time.NewTimer(s.c.Delay.D())
@@ -109,10 +108,10 @@ func (s *spoolSink) Publish(ctx context.Context, batch []relay.Message) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	if _, err := s.f.Write(b.Bytes()); err != nil || len(refused.Failed) == 0 {
+	if _, err := s.f.Write(b.Bytes()); err != nil {
 		return err
 	}
-	return &refused
+	return outcome.Err()
 }
 
 func (s *spoolSink) poisoned(m *relay.Message) bool {

@@ -327,11 +327,9 @@ func TestRefusalAfterAnOutageEndsTheRetries(t *testing.T) {
 	for name, refuse := range map[string]func(batch []relay.Message) error{
 		"the batch": func([]relay.Message) error { return relay.Permanent(errors.New("422")) },
 		"each message": func(batch []relay.Message) error {
-			failed := new(relay.BatchError)
-			for i := range batch {
-				failed.Fail(i, relay.Permanent(errors.New("422")))
-			}
-			return failed
+			outcome := relay.NewOutcome(batch)
+			outcome.FailRest(relay.Permanent(errors.New("422")))
+			return outcome.Err()
 		},
 	} {
 		t.Run(name, func(t *testing.T) { testRefusalAfterAnOutage(t, refuse) })
@@ -372,10 +370,12 @@ func TestPartialFailureIsRetried(t *testing.T) {
 			if call > 3 {
 				return nil
 			}
-			failed := new(relay.BatchError)
-			failed.Fail(len(batch)/2, errors.New("leader changed"))
-			failed.HoldBack(batch)
-			return failed
+			return answer(batch, func(i int) error {
+				if i == len(batch)/2 {
+					return errors.New("leader changed")
+				}
+				return nil
+			})
 		}
 		b.start()
 		time.Sleep(time.Second)
@@ -403,18 +403,33 @@ func assertKeyOrder(t *testing.T, b *bench, n, keys int) {
 // poison refuses messages by number, one by one or with the whole batch.
 func poison(whole bool, numbers ...int64) func(int, []relay.Message) error {
 	return func(_ int, batch []relay.Message) error {
-		failed := new(relay.BatchError)
-		for i := range batch {
+		err := answer(batch, func(i int) error {
 			if slices.Contains(numbers, batch[i].OutboxID) {
-				failed.Fail(i, relay.Permanent(errors.New("too large")))
+				return relay.Permanent(errors.New("too large"))
 			}
-		}
-		if whole && len(failed.Failed) > 0 {
+			return nil
+		})
+		if whole && err != nil {
 			return relay.Permanent(errors.New("something in there is too large"))
 		}
-		failed.HoldBack(batch)
-		return failed.Err()
+		return err
 	}
+}
+
+// answer is what a sink returns for a batch: refuse has the error of message i, or nil.
+func answer(batch []relay.Message, refuse func(i int) error) error {
+	outcome := relay.NewOutcome(batch)
+	for i := range batch {
+		if outcome.Held(i) {
+			continue
+		}
+		if err := refuse(i); err != nil {
+			outcome.Fail(i, err)
+		} else {
+			outcome.Confirm(i)
+		}
+	}
+	return outcome.Err()
 }
 
 func TestPoisonParksItsKeyAlone(t *testing.T) {

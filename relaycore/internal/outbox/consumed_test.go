@@ -190,16 +190,18 @@ type gate struct {
 func (g *gate) open(upTo int64) { g.upTo.Store(upTo) }
 
 func (g *gate) Publish(ctx context.Context, batch []relay.Message) error {
-	var failed relay.BatchError
+	outcome := relay.NewOutcome(batch)
 	sink := g.queue.Sink()
 	for i := range batch {
 		if batch[i].OutboxID > g.upTo.Load() {
-			failed.Fail(i, errors.New("not yet"))
+			outcome.Fail(i, errors.New("not yet"))
 		} else if err := sink.Publish(ctx, batch[i:i+1]); err != nil {
-			failed.Fail(i, err)
+			outcome.Fail(i, err)
+		} else {
+			outcome.Confirm(i)
 		}
 	}
-	return failed.Err()
+	return outcome.Err()
 }
 
 func (g *gate) Close() error { return nil }
