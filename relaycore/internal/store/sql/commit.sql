@@ -4,6 +4,9 @@
 --
 -- It changes the cursor, the public offset of an outbox, and the dead letters. It
 -- returns 0 and changes nothing if the epoch or the timeline is not current.
+--
+-- last_id never falls, even where the ids of a table begin again: it is for others to see.
+-- The owner goes by the checkpoint.
 WITH moved AS (
     UPDATE pgtrickle.relay_cursors SET
         checkpoint    = coalesce(@checkpoint::jsonb, checkpoint),

@@ -1,5 +1,5 @@
--- Per key, the dead letters in front of the first that is dead, unless the key's
--- first is dead itself. Those without a key stand alone.
+-- For each key, the rows before its first one with status dead. A key whose first row is
+-- dead has none. Rows without a key stand alone.
 WITH mine AS (
     SELECT *, min(id) FILTER (WHERE status = 'dead')
         OVER (PARTITION BY CASE WHEN key = '' THEN id::text ELSE 'k' || key END) AS blocked_at
