@@ -265,7 +265,7 @@ func TestExpressionsInCommands(t *testing.T) {
 	w := newWorld(t)
 	w.insert(t, 1, 2)
 	w.pipeline(t, "bad", `"filter":".row.id == 1 and ]"`)
-	const problem = `key "filter": is no jq expression: unexpected token "]" at character 18`
+	const problem = `key "filter": is not a jq expression: unexpected token "]" at character 18`
 	out, _, _ := runBinary(t, nil, "check", "bad", "--postgres-url", w.url)
 	if !strings.Contains(out, problem) {
 		t.Errorf("check: %s", out)

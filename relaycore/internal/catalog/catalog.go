@@ -100,7 +100,7 @@ func (p *Pipeline) ownSubject(s *Settings, own json.RawMessage) error {
 			continue
 		}
 		if _, both := p.common.seen["subject_template"]; both {
-			return relaycfg.Errorf(p.own.paths[spelled], "says the same as %q; keep one", p.common.seen["subject_template"])
+			return relaycfg.Errorf(p.own.paths[spelled], "means the same as %q; keep one", p.common.seen["subject_template"])
 		}
 		if err := json.Unmarshal(raw, &s.SubjectTemplate); err != nil {
 			return p.own.conceal(relaycfg.Errorf(spelled, "%s", err))

@@ -46,7 +46,7 @@ func (s *section) add(spelled, canonical, path string, raw json.RawMessage) erro
 		return nil
 	}
 	if first, dup := s.seen[canonical]; dup {
-		return relaycfg.Errorf(path, "says the same as %q; keep one", first)
+		return relaycfg.Errorf(path, "means the same as %q; keep one", first)
 	}
 	s.seen[canonical] = path
 	s.values[spelled] = raw

@@ -156,7 +156,7 @@ func TestNormaliseErrors(t *testing.T) {
 		"enum":                    {relay.Forward, `{"stream_table":"o","sink_type":"nats","nats_url":"a","on_error":"parc"}`, `unknown value "parc"; did you mean "park"?`},
 		"template":                {relay.Forward, `{"stream_table":"o","sink_type":"nats","nats_url":"a","subject_template":"{table}"}`, `key "subject_template": unknown variable {table}`},
 		"of another backend":      {relay.Forward, `{"stream_table":"o","sink_type":"nats","nats_url":"a","kafka_topic":"x"}`, `key "kafka_topic": belongs to backend "kafka", but sink_type is "nats"`},
-		"both forms":              {relay.Forward, `{"stream_table":"o","sink_type":"nats","nats_url":"a","sink":{"url":"b"}}`, `key "sink.url": says the same as "nats_url"; keep one`},
+		"both forms":              {relay.Forward, `{"stream_table":"o","sink_type":"nats","nats_url":"a","sink":{"url":"b"}}`, `key "sink.url": means the same as "nats_url"; keep one`},
 		"types disagree":          {relay.Forward, `{"stream_table":"o","sink_type":"nats","sink":{"type":"kafka"}}`, `key "sink_type": is "nats", but sink.type is "kafka"`},
 		"no type":                 {relay.Forward, `{"stream_table":"o"}`, `key "sink_type": is required: this binary has kafka, nats, pg-inbox, stdout`},
 		"source of forward":       {relay.Forward, `{"stream_table":"o","sink_type":"nats","nats_url":"a","source_type":"kafka"}`, `key "source_type": is "kafka", but an outbox pipeline reads from an outbox`},
@@ -168,11 +168,11 @@ func TestNormaliseErrors(t *testing.T) {
 		"not an object":           {relay.Forward, `[]`, `not a JSON object`},
 		"null":                    {relay.Forward, `null`, `not a JSON object`},
 		"unset variable":          {relay.Forward, `{"stream_table":"o","sink":{"type":"nats","url":"a","token":"${env:CATALOG_UNSET}"}}`, `key "sink.token": ${env:CATALOG_UNSET}: environment variable is not set`},
-		"key field and template":  {relay.Forward, `{"stream_table":"o","sink_type":"nats","nats_url":"a","key_field":"a","key_template":"b"}`, `key "key_template": says the same as "key_field"`},
+		"key field and template":  {relay.Forward, `{"stream_table":"o","sink_type":"nats","nats_url":"a","key_field":"a","key_template":"b"}`, `key "key_template": cannot be combined with "key_field"`},
 		"marker without subject":  {relay.Forward, `{"stream_table":"o","sink_type":"nats","nats_url":"a","snapshot_marker":true,"subject_template":"o.{row.a}"}`, `key "snapshot_marker": needs a subject_template without {row.…}`},
 		"unknown startup":         {relay.Forward, `{"stream_table":"o","sink_type":"nats","nats_url":"a","startup":"at:x"}`, `key "startup": "at:x" must be earliest`},
 		"marker in debezium":      {relay.Forward, `{"stream_table":"o","sink_type":"nats","nats_url":"a","snapshot_marker":true,"format":"debezium"}`, `key "snapshot_marker": format debezium`},
-		"subject and its default": {relay.Forward, `{"stream_table":"o","sink_type":"nats","nats_url":"a","nats_subject":"a","subject_template":"b"}`, `key "nats_subject": says the same as "subject_template"`},
+		"subject and its default": {relay.Forward, `{"stream_table":"o","sink_type":"nats","nats_url":"a","nats_subject":"a","subject_template":"b"}`, `key "nats_subject": means the same as "subject_template"`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -118,7 +118,7 @@ func Keys(d relay.Direction) []relaycfg.Key {
 // Validate checks keys against each other.
 func (s *forwardSettings) Validate() error {
 	if s.KeyField != "" && !s.KeyTemplate.IsZero() {
-		return relaycfg.Errorf("key_template", `says the same as "key_field"; keep one`)
+		return relaycfg.Errorf("key_template", `cannot be combined with "key_field"; keep one`)
 	}
 	if s.SnapshotMarker && s.SubjectTemplate.PerMessage() {
 		return relaycfg.Errorf("snapshot_marker", `needs a subject_template without {row.…}, because a marker has no row of the table; use {op}`)

@@ -66,7 +66,7 @@ func (d *daemon) health() observe.Health {
 		return h
 	}
 
-	text := oneLine(waiting)
+	text := pg.OneLine(waiting)
 	return observe.Health{
 		Status: observe.Unhealthy, UptimeSeconds: uptime, Reasons: []string{"PostgreSQL: " + text},
 		Binary: d.cfg.Name, Version: d.cfg.Version, Instance: d.self.ID, Group: d.cfg.Group, Postgres: observe.Connection{Error: text},
@@ -106,7 +106,7 @@ func (p *phase) await(stop context.Context, check func(context.Context) error, l
 		}
 
 		p.wait(err)
-		if text := oneLine(err); text != logged {
+		if text := pg.OneLine(err); text != logged {
 			log.Error("database not ready, retrying", "err", text)
 			logged = text
 		}
@@ -115,8 +115,6 @@ func (p *phase) await(stop context.Context, check func(context.Context) error, l
 	}
 	return false
 }
-
-func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
 
 func (d *daemon) checkDatabase(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)

@@ -19,14 +19,14 @@ var errStopped = fmt.Errorf("the engine stops: %w", context.Canceled)
 // sink, a dead letter, or parked behind one.
 type delivery struct {
 	*publisher
-	parked  map[string]bool // keys whose messages are parked
+	blocked map[string]bool // keys that it parks: the publisher's parked, or those of a redrive
 	out     settlement
 	unknown bool // some of the unresolved messages may have arrived
 	again   bool // some may have been at the sink before
 }
 
-func (p *publisher) newDelivery(parked map[string]bool) *delivery {
-	return &delivery{publisher: p, parked: parked}
+func (p *publisher) newDelivery(blocked map[string]bool) *delivery {
+	return &delivery{publisher: p, blocked: blocked}
 }
 
 // join makes one batch of c and the chunks that are ready behind it. The longer the
@@ -87,7 +87,7 @@ func (d *delivery) partition() (todo []relay.Message, behind map[string]bool, er
 			d.skip()
 		case errors.Is(m.Err, relay.ErrFiltered): // even behind a dead letter of its key: nothing is published
 			d.filtered()
-		case d.isParked(m, d.parked), d.isParked(m, behind):
+		case d.isParked(m, d.blocked), d.isParked(m, behind):
 			d.park(m)
 		case m.Err == nil:
 			todo = append(todo, *m)
@@ -323,7 +323,7 @@ func (d *delivery) applyResult(ctx context.Context, todo []relay.Message, result
 		case relay.IsPermanent(err) && d.OnError == OnErrorHalt:
 			again, why, halt = append(again, todo[i]), halted(&todo[i], err), true
 		case relay.IsPermanent(err):
-			d.deadLetter(&todo[i], ClassRefused, err, d.parked)
+			d.deadLetter(&todo[i], ClassRefused, err, d.blocked)
 		default:
 			again = append(again, todo[i])
 			if relay.IsFatal(err) || why == nil && !errors.Is(err, relay.ErrHeldBack) {
@@ -362,7 +362,7 @@ func (d *delivery) bisect(ctx context.Context, todo []relay.Message, refusal err
 		if d.OnError == OnErrorHalt {
 			return todo, halted(&todo[0], refusal)
 		}
-		d.deadLetter(&todo[0], ClassRefused, refusal, d.parked)
+		d.deadLetter(&todo[0], ClassRefused, refusal, d.blocked)
 		return nil, nil
 	}
 	half := len(todo) / 2
@@ -385,12 +385,12 @@ func (d *delivery) filtered() {
 	d.Meter.Filtered(1)
 }
 
-// deadLetter makes m a dead letter and, in park mode, adds its key to parked.
-func (d *delivery) deadLetter(m *relay.Message, class string, why error, parked map[string]bool) {
+// deadLetter makes m a dead letter and, in park mode, adds its key to blocked.
+func (d *delivery) deadLetter(m *relay.Message, class string, why error, blocked map[string]bool) {
 	d.out.DeadLetters = append(d.out.DeadLetters, d.stored(m, DeadLetter{Class: class, Reason: why.Error(), Attempts: 1}))
 	d.Meter.DeadLettered(1)
 	if m.Key != "" && d.OnError == OnErrorPark {
-		parked[d.Ledger.Key(m.Key)] = true
+		blocked[d.Ledger.Key(m.Key)] = true
 	}
 }
 
@@ -446,12 +446,12 @@ func (r *run) isParked(m *relay.Message, parked map[string]bool) bool {
 // parkBlocked parks the messages of todo whose key has dead letters, and returns the
 // rest.
 func (d *delivery) parkBlocked(todo []relay.Message) []relay.Message {
-	if len(d.parked) == 0 || !slices.ContainsFunc(todo, func(m relay.Message) bool { return d.isParked(&m, d.parked) }) {
+	if len(d.blocked) == 0 || !slices.ContainsFunc(todo, func(m relay.Message) bool { return d.isParked(&m, d.blocked) }) {
 		return todo
 	}
 	var rest []relay.Message
 	for i := range todo {
-		if d.isParked(&todo[i], d.parked) {
+		if d.isParked(&todo[i], d.blocked) {
 			d.park(&todo[i])
 		} else {
 			rest = append(rest, todo[i])

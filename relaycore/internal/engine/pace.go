@@ -7,9 +7,8 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
-// pacer holds a pipeline to so many messages and bytes a second. It lets a batch
-// pass, and the next one waits for the time that the first one costs. So no batch is
-// too large.
+// pacer limits the messages and bytes of a pipeline a second. A batch passes at once, and
+// the next one waits until the rate allows it. So a batch of any size can pass.
 type pacer struct {
 	messages, bytes float64 // a second; 0 means no limit
 	free            time.Time
@@ -26,7 +25,7 @@ func (p *pacer) burst() int {
 	return max(1, int(p.messages/10))
 }
 
-// delay returns how long batch has to wait, and counts on its passing then.
+// delay returns how long batch has to wait, and assumes that it is sent then.
 func (p *pacer) delay(batch []relay.Message) time.Duration {
 	if p.messages <= 0 && p.bytes <= 0 {
 		return 0

@@ -125,7 +125,7 @@ func TestConfigValidation(t *testing.T) {
 		"unknown nested key":      {"outbox", `{"source":{"outbx":"t"},"sink":{"type":"stdout"}}`, `key "source.outbx": unknown key; did you mean "source.outbox"?`},
 		"nothing like it":         {"outbox", base(`"zzzzzzzzzzz":1`), `key "zzzzzzzzzzz": unknown key; valid keys are `},
 		"other backend's key":     {"outbox", base(`"kafka_topic":"x"`), `key "kafka_topic": belongs to backend "kafka", but sink_type is "nats"`},
-		"said twice":              {"outbox", `{"stream_table":"t","outbox":"t","sink_type":"stdout"}`, `key "stream_table": says the same as "outbox"; keep one`},
+		"said twice":              {"outbox", `{"stream_table":"t","outbox":"t","sink_type":"stdout"}`, `key "stream_table": means the same as "outbox"; keep one`},
 		"no backend":              {"outbox", `{"stream_table":"t"}`, `key "sink_type": is required; there are kafka, nats, `},
 		"unknown backend":         {"outbox", `{"stream_table":"t","sink_type":"kafak"}`, `key "sink_type": unknown backend "kafak"; did you mean "kafka"?`},
 		"two backends":            {"outbox", `{"stream_table":"t","sink_type":"kafka","sink":{"type":"nats","url":"x"}}`, `key "sink_type": is "kafka", but sink.type is "nats"`},

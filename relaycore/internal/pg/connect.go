@@ -153,3 +153,6 @@ func ExplainConnect(err error) error {
 	}
 	return fmt.Errorf("connect to PostgreSQL: %w; %s", err, hint)
 }
+
+// OneLine returns the text of err on one line. Errors of pgx and joined ones have several.
+func OneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -126,6 +125,3 @@ func openContext(ctx, stop context.Context) (context.Context, func()) {
 		cancel()
 	}
 }
-
-// oneLine joins the lines of joined errors.
-func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }

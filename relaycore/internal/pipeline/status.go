@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/engine"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/supervisor"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
@@ -58,7 +59,7 @@ func (s *status) changed(err error) {
 	s.job.Events.Changed(err)
 	latest := cursorStatus{store.StatusRunning, ""}
 	if err != nil {
-		latest = cursorStatus{store.StatusRetrying, oneLine(err)}
+		latest = cursorStatus{store.StatusRetrying, pg.OneLine(err)}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -79,9 +80,9 @@ func (s *status) end(ctx context.Context, err error) {
 	case err == nil && !s.failing:
 		s.write(ctx, cursorStatus{store.StatusStopped, ""})
 	case err != nil && relay.IsFatal(err):
-		s.write(ctx, cursorStatus{store.StatusFailed, oneLine(err)})
+		s.write(ctx, cursorStatus{store.StatusFailed, pg.OneLine(err)})
 	case err != nil:
-		s.write(ctx, cursorStatus{store.StatusRetrying, oneLine(err)})
+		s.write(ctx, cursorStatus{store.StatusRetrying, pg.OneLine(err)})
 	}
 }
 

@@ -42,7 +42,7 @@ func (c *ColumnsConfig) UnmarshalJSON(raw []byte) error {
 		return err
 	}
 	if len(c.Include) > 0 && len(c.Exclude) > 0 {
-		return relaycfg.Errorf("exclude", `says the same as "include"; keep one`)
+		return relaycfg.Errorf("exclude", `cannot be combined with "include"; keep one of them`)
 	}
 	for column, mask := range c.Mask {
 		switch {
@@ -261,7 +261,8 @@ func (c *Columns) hash(text []byte) string {
 	return hashPrefix + hex.EncodeToString(c.mac.Sum(nil))
 }
 
-// last4 is its own result for its result, as hash is.
+// last4 leaves a masked value as it is, and so does hash. So a dead letter is not masked
+// twice when it is delivered again.
 func last4(value, text []byte) string {
 	const hiding = "****"
 	if value[0] == '{' || value[0] == '[' {

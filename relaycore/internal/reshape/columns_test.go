@@ -63,7 +63,7 @@ func TestColumns(t *testing.T) {
 func TestColumnsConfig(t *testing.T) {
 	t.Parallel()
 	for config, want := range map[string]string{
-		`{"include": ["a"], "exclude": ["b"]}`:            `key "exclude": says the same as "include"`,
+		`{"include": ["a"], "exclude": ["b"]}`:            `key "exclude": cannot be combined with "include"`,
 		`{"mask": {"a": "hashh"}}`:                        `key "mask.a": unknown mask "hashh"; must be one of null, hash, last4`,
 		`{"mask": {"a": "hash"}}`:                         `key "salt": mask hash needs a secret of at least 16 bytes`,
 		`{"mask": {"a": "null"}, "exclude": ["a"]}`:       `key "mask.a": the column is not sent`,

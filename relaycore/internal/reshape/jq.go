@@ -165,7 +165,7 @@ func compile(key, text string, unrestricted bool) (*expression, error) {
 		if p, ok := errors.AsType[*gojq.ParseError](err); ok {
 			at = fmt.Sprintf(" at character %d", position(text, p.Offset-len(p.Token)))
 		}
-		return nil, relaycfg.Errorf(key, "is no jq expression: %s%s", err, at)
+		return nil, relaycfg.Errorf(key, "is not a jq expression: %s%s", err, at)
 	}
 	e := new(expression)
 	if !unrestricted {
@@ -178,7 +178,7 @@ func compile(key, text string, unrestricted bool) (*expression, error) {
 	e.code, err = gojq.Compile(query, e.functions()...)
 	if err != nil {
 		name, _, _ := strings.Cut(err.Error()[strings.LastIndex(err.Error(), ": ")+1:], "/")
-		return nil, relaycfg.Errorf(key, "is no jq expression: %s%s", err, placeOf(text, strings.TrimSpace(name)))
+		return nil, relaycfg.Errorf(key, "is not a jq expression: %s%s", err, placeOf(text, strings.TrimSpace(name)))
 	}
 	return e, nil
 }
@@ -224,12 +224,7 @@ func (e *expression) value(input any, size int) (v any, found bool, err error) {
 	return v, true, nil
 }
 
-const (
-	// evaluation is how long an expression may run for one message.
-	evaluation = 100 * time.Millisecond
-	// freely is how long it runs before it waits for the others of the process that take
-	// long: of those, one runs at a time.
-	freely = 10 * time.Millisecond
-)
+// maxEvaluation is how long an expression may run for one message.
+const maxEvaluation = 100 * time.Millisecond
 
-var errTooLong = fmt.Errorf("runs longer than %s for a message", evaluation)
+var errTooLong = fmt.Errorf("runs longer than %s for a message", maxEvaluation)

@@ -113,9 +113,9 @@ func TestTransform(t *testing.T) {
 
 func TestInvalidExpressions(t *testing.T) {
 	for expression, want := range map[string]string{
-		`.row.id ==`:                 "is no jq expression: unexpected EOF at character 11",
+		`.row.id ==`:                 "is not a jq expression: unexpected EOF at character 11",
 		`.row | é | ]`:               `at character 8`,
-		`.row | }`:                   `is no jq expression: unexpected token "}" at character 8`,
+		`.row | }`:                   `is not a jq expression: unexpected token "}" at character 8`,
 		`.row | nope`:                `function "nope" is not allowed at character 8`,
 		`def f: 1; f`:                `"def" is not allowed at character 1`,
 		`[range(9)]`:                 `"range" is not allowed`,

@@ -7,8 +7,9 @@ import (
 	"golang.org/x/sync/semaphore"
 )
 
-// slow is held by the one evaluation of the process that has run for longer than freely.
-var slow = semaphore.NewWeighted(1)
+// slowEvaluation admits one evaluation of the process that has run for longer than
+// slowAfter. It is of the process, because all pipelines share its processors.
+var slowEvaluation = semaphore.NewWeighted(1)
 
 // turn is the context of one evaluation. The interpreter asks it for Done before each
 // instruction, in the goroutine that evaluates. So Done can let an evaluation wait.
@@ -29,9 +30,11 @@ func newTurn() *turn {
 const (
 	// stepsBetween is how many instructions run between two looks at the clock.
 	stepsBetween = 16
-	// counted is how much of the time between two looks counts at most. A process that
+	// maxCounted is how much of the time between two looks counts at most. A process that
 	// waits for a processor, or was suspended, must not make a dead letter of a message.
-	counted = 20 * time.Millisecond
+	maxCounted = 20 * time.Millisecond
+	// slowAfter is how long an evaluation runs before it waits for other slow ones.
+	slowAfter = 10 * time.Millisecond
 )
 
 // Done returns a channel that is closed once the evaluation has had its time.
@@ -47,20 +50,20 @@ func (t *turn) Err() error { return t.err }
 
 func (t *turn) look() {
 	now := time.Now()
-	t.ran += min(now.Sub(t.last), counted)
+	t.ran += min(now.Sub(t.last), maxCounted)
 	t.last = now
 	switch {
-	case t.ran > evaluation:
+	case t.ran > maxEvaluation:
 		t.err = errTooLong
 		close(t.done)
-	case t.ran > freely && !t.slow:
-		_ = slow.Acquire(context.Background(), 1) // each holds it for little longer than evaluation
+	case t.ran > slowAfter && !t.slow:
+		_ = slowEvaluation.Acquire(context.Background(), 1) // each holds it for little longer than maxEvaluation
 		t.slow, t.last = true, time.Now()
 	}
 }
 
 func (t *turn) end() {
 	if t.slow {
-		slow.Release(1)
+		slowEvaluation.Release(1)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/lease"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/observe"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
 )
 
 // Health describes the process and its pipelines.
@@ -135,7 +136,7 @@ func (r *runner) describe(st *observe.PipelineStatus) {
 	own := &r.status
 	st.State, st.Since, st.Epoch, st.Guarantee, st.Owner = own.state, own.since, own.epoch, own.guarantee, r.s.cfg.Self.ID
 	if own.err != nil {
-		st.Error = oneLine(own.err)
+		st.Error = pg.OneLine(own.err)
 	}
 	n := r.meter.Numbers()
 	st.Numbers = &n

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"strings"
 	"sync"
 	"time"
 
@@ -12,6 +11,7 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/lease"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/observe"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
@@ -82,7 +82,7 @@ func (r *runner) run(ctx context.Context) {
 		err := r.attempt(ctx)
 		if r.stop.Err() != nil || ctx.Err() != nil {
 			if err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, lease.ErrHeld) {
-				r.log.Warn("pipeline stopped with an error", "err", oneLine(err))
+				r.log.Warn("pipeline stopped with an error", "err", pg.OneLine(err))
 			}
 			return
 		}
@@ -146,7 +146,7 @@ func (r *runner) failed(err error, retry *retries) (delay time.Duration) {
 	}
 
 	r.meter.Restarted()
-	if text := oneLine(err); text != retry.logged { // once for each change of state
+	if text := pg.OneLine(err); text != retry.logged { // once for each change of state
 		retry.logged = text
 		r.log.Error("pipeline failed, will retry",
 			"err", text, "needs_operator", relay.IsFatal(err), "in", delay.Round(time.Millisecond).String())
@@ -281,6 +281,3 @@ func (r *runner) wakeFor(table string) {
 		notify(r.wake)
 	}
 }
-
-// oneLine joins the lines of joined errors.
-func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }

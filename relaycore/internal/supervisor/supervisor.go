@@ -443,7 +443,7 @@ func (s *Supervisor) release(key catalog.Key) {
 
 // refuse records and reports a configuration that is not valid, once.
 func (s *Supervisor) refuse(ctx context.Context, p catalog.Pipeline) {
-	text := oneLine(p.Err)
+	text := pg.OneLine(p.Err)
 	s.cfg.Metrics.Pipeline(p.Key).SetHealth(observe.HealthBad)
 	if s.problems[p.Key].text == text {
 		return

@@ -1,5 +1,5 @@
 // Package steps counts the steps of a pipeline that fail and are retried. A pipeline is
-// well when none of them fails.
+// healthy when none of them fails.
 package steps
 
 import (

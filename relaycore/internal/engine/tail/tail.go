@@ -1,4 +1,4 @@
-// Package tail has the messages that a pipeline's last owner published beyond its last
+// Package tail holds the ids of the messages that a pipeline's last owner published beyond its last
 // checkpoint. They were read back from the far end, and are not published again.
 package tail
 

@@ -345,7 +345,7 @@ BEGIN
         ELSIF jsonb_typeof(item.value) = 'null' THEN
             CONTINUE;
         ELSIF seen ? (k.backend || ' ' || k.key) THEN
-            problem := format('key "%s": says the same as "%s"; keep one', item.path, seen ->> (k.backend || ' ' || k.key));
+            problem := format('key "%s": means the same as "%s"; keep one', item.path, seen ->> (k.backend || ' ' || k.key));
         ELSE
             seen := seen || jsonb_build_object(k.backend || ' ' || k.key, item.path);
             problem := format('key "%s": ', item.path) || coalesce(

@@ -1029,7 +1029,7 @@ BEGIN
         ELSIF jsonb_typeof(item.value) = 'null' THEN
             CONTINUE;
         ELSIF seen ? (k.backend || ' ' || k.key) THEN
-            problem := format('key "%s": says the same as "%s"; keep one', item.path, seen ->> (k.backend || ' ' || k.key));
+            problem := format('key "%s": means the same as "%s"; keep one', item.path, seen ->> (k.backend || ' ' || k.key));
         ELSE
             seen := seen || jsonb_build_object(k.backend || ' ' || k.key, item.path);
             problem := format('key "%s": ', item.path) || coalesce(
@@ -1085,7 +1085,7 @@ $sql$;
     COMMENT ON FUNCTION pgtrickle._relay_check_config(text, text, jsonb) IS 'pgtrickle-relay: refuses a pipeline whose configuration is wrong';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (2, 'validation', 'ae35dd3a3c0f342d')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (2, 'validation', '8c4caf4f18af4fb1')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 
