@@ -93,6 +93,13 @@ func run(ctx context.Context, o options, short bool) error {
 			return fmt.Errorf("scale: %w", err)
 		}
 	}
+	if wanted("types") {
+		line, err := b.types(ctx, o.pairs)
+		if err != nil {
+			return fmt.Errorf("types: %w", err)
+		}
+		r.Scale = append(r.Scale, line)
+	}
 	if wanted("idle") {
 		if r.Idle, err = b.idle(ctx, 100, short); err != nil {
 			return fmt.Errorf("idle: %w", err)

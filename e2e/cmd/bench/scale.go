@@ -60,6 +60,43 @@ func (b *bench) scale(ctx context.Context, backlog, pairs int) ([]scaleLine, err
 	return lines, nil
 }
 
+// types drains the bench's outbox, whose payload is json, beside a copy whose payload is
+// jsonb, as outboxes of earlier releases have it.
+func (b *bench) types(ctx context.Context, pairs int) (line scaleLine, err error) {
+	if err := b.fill(ctx, "jsonb", b.rows); err != nil {
+		return line, err
+	}
+	for _, sql := range []string{
+		`ALTER TABLE pgtrickle.outbox_jsonb ALTER COLUMN payload TYPE jsonb`, `VACUUM ANALYZE pgtrickle.outbox_jsonb`, `CHECKPOINT`,
+	} {
+		if _, err := b.pool.Exec(ctx, sql); err != nil {
+			return line, fmt.Errorf("%s: %w", sql, err)
+		}
+	}
+	tables := []string{"jsonb", "bench"}
+	samples := make(map[string][]sample)
+	for pair := range pairs {
+		for i := range tables { // in turn: a machine's speed drifts
+			table := tables[(i+pair)%2]
+			s, err := b.relayRun(ctx, "set_relay_outbox", devNull(table), b.rows)
+			if err != nil {
+				return line, fmt.Errorf("%s: %w", table, err)
+			}
+			fmt.Fprintf(os.Stderr, "bench: types %s %.0f/s\n", table, s.rate)
+			samples[table] = append(samples[table], s)
+		}
+	}
+	line = compare("an outbox of json beside one of jsonb", samples["jsonb"], samples["bench"])
+	var text, binary []float64
+	for i := range pairs {
+		text, binary = append(text, samples["bench"][i].rate), append(binary, samples["jsonb"][i].rate)
+	}
+	ratio := ratioOf(text, binary)
+	line.Ratio = ratio.Median
+	fmt.Fprintf(os.Stderr, "bench: %s: ratio %s\n", line.Name, &ratio)
+	return line, nil
+}
+
 func devNull(table string) map[string]any {
 	return map[string]any{"stream_table": table, "sink_type": "stdout", "stdout_path": "/dev/null"}
 }
