@@ -22,7 +22,8 @@ import (
 // write to one far end. Under the writers the tables are dropped, created and renamed,
 // their outboxes too, and partitions are attached and detached. The far end is deleted
 // and created again, and relays and PostgreSQL are killed. Each row arrives once by each
-// pipeline.
+// pipeline. A table that is created without enable_outbox has rows that nothing records:
+// a relay names the table.
 func TestWorlds(t *testing.T) {
 	var cases []*worldsCase
 	for _, k := range set.backends {
@@ -65,10 +66,20 @@ type world struct {
 	flows      []*flow
 	partitions int
 	replaced   int // outboxes that another one followed
+
+	forgotten bool // the table was created without enable_outbox, and no relay has named it
+	alarms    int  // in the logs, before that
+	named     int  // tables without capture that a relay has named
 }
 
-const createEvents = `CREATE TABLE events (id bigint PRIMARY KEY, k text NOT NULL, seq bigint NOT NULL, note text NOT NULL) PARTITION BY RANGE (id);
-	CREATE TABLE events_rest PARTITION OF events DEFAULT; SELECT pgtrickle.enable_outbox('public.events')`
+const (
+	createTable = `CREATE TABLE events (id bigint PRIMARY KEY, k text NOT NULL, seq bigint NOT NULL, note text NOT NULL) PARTITION BY RANGE (id);
+		CREATE TABLE events_rest PARTITION OF events DEFAULT`
+	createEvents = createTable + `; SELECT pgtrickle.enable_outbox('public.events')`
+	// The table missed has the rows that are written while nothing records them.
+	createMissed = `CREATE TABLE missed (id bigint);
+		CREATE FUNCTION miss() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN INSERT INTO missed VALUES (NEW.id); RETURN NULL; END'`
+)
 
 func newWorldsCase(t *testing.T, k ends.Kind) *worldsCase {
 	t.Helper()
@@ -88,7 +99,7 @@ func newWorldsCase(t *testing.T, k ends.Kind) *worldsCase {
 		w.db.Exec(t, `SELECT pgtrickle.disable_outbox('public.events')`)
 		w.db.Exec(t, `CREATE TABLE written AS TABLE events`)
 		w.db.Exec(t, `DROP TABLE events`)
-		if err := w.alter(t.Context(), createEvents); err != nil {
+		if err := w.alter(t.Context(), createEvents+"; "+createMissed); err != nil {
 			t.Fatal(err)
 		}
 		for _, pipeline := range pipelines {
@@ -148,9 +159,53 @@ func (w *world) write(ctx context.Context, events []rig.Event) error {
 	})
 }
 
-// alter runs statements in one transaction. It tries again where a reader, a writer or
-// PostgreSQL's absence is in the way.
+// forget drops the table and creates it again without enable_outbox.
+func (w *world) forget(ctx context.Context) error {
+	before := w.logged()
+	err := w.alter(ctx, `DROP TABLE events; `+createTable+`;
+		CREATE TRIGGER missed AFTER INSERT ON events FOR EACH ROW EXECUTE FUNCTION miss()`)
+	if err == nil {
+		w.forgotten, w.alarms = true, before
+	}
+	return err
+}
+
+// remember does what the log of a relay advises, once it names the table.
+func (w *world) remember(ctx context.Context) error {
+	if !w.forgotten || w.logged() <= w.alarms {
+		return nil
+	}
+	err := w.mend(ctx, `DROP TRIGGER missed ON events; SELECT pgtrickle.outbox_upgrade('outbox_events')`)
+	if err == nil {
+		w.forgotten = false
+		w.named++
+	}
+	return err
+}
+
+// logged counts the warnings of all relays that nothing records the table's changes.
+func (w *world) logged() (n int) {
+	for _, r := range w.crew.all {
+		log, err := r.FullLog()
+		if err != nil {
+			w.c.t.Error(err)
+		}
+		n += strings.Count(string(log), `problem="public.events has no trigger that records its changes"`)
+	}
+	return n
+}
+
+// alter is mend for a table whose changes are recorded. It does nothing to another one.
 func (w *world) alter(ctx context.Context, sql string) error {
+	if w.forgotten {
+		return nil
+	}
+	return w.mend(ctx, sql)
+}
+
+// mend runs statements in one transaction. It tries again where a reader, a writer or
+// PostgreSQL's absence is in the way.
+func (w *world) mend(ctx context.Context, sql string) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	return rig.Poll(ctx, func(ctx context.Context) (bool, error) {
@@ -165,6 +220,8 @@ func (w *world) alter(ctx context.Context, sql string) error {
 // harms are what an owner does to a captured table.
 func (w *world) harms() []harm {
 	return []harm{
+		{"table created without capture", 3, func(ctx context.Context, _ *rand.Rand) error { return w.forget(ctx) }},
+		{"table without capture looked for", 6, func(ctx context.Context, _ *rand.Rand) error { return w.remember(ctx) }},
 		{"table dropped and created", 3, func(ctx context.Context, _ *rand.Rand) error {
 			return w.whenRead(ctx, `SELECT pgtrickle.disable_outbox('public.events'); DROP TABLE events; `+createEvents)
 		}},
@@ -193,6 +250,9 @@ func (w *world) harms() []harm {
 // whenRead holds the writers off until everything has arrived, and executes sql, which
 // begins an outbox whose ids begin again. It gives up where that takes too long.
 func (w *world) whenRead(ctx context.Context, sql string) error {
+	if w.forgotten {
+		return nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	if err := pgx.BeginFunc(ctx, w.db.Pool, func(tx pgx.Tx) error {
@@ -242,7 +302,7 @@ func (c *worldsCase) remake(ctx context.Context, rng *rand.Rand, h ends.Harm) er
 
 // account holds what was written in w against what arrived in all lives of the far end.
 func (c *worldsCase) account(ctx context.Context, w *world) (lost int, l rig.Ledger, err error) {
-	rows, _ := w.db.Pool.Query(ctx, `SELECT id, k, seq, note FROM written`)
+	rows, _ := w.db.Pool.Query(ctx, `SELECT id, k, seq, note FROM written WHERE id NOT IN (SELECT id FROM missed)`)
 	written, err := pgx.CollectRows(rows, pgx.RowToStructByPos[rig.Event])
 	if err != nil {
 		return 0, l, err
@@ -283,7 +343,15 @@ func (c *worldsCase) account(ctx context.Context, w *world) (lost int, l rig.Led
 
 func (c *worldsCase) judge(t *testing.T, shaken string) {
 	for _, w := range c.worlds {
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+		if err := rig.Poll(ctx, func(ctx context.Context) (bool, error) { // a relay looks once a minute
+			pause(ctx, time.Second)
+			return !w.forgotten, w.remember(ctx)
+		}); err != nil {
+			t.Errorf("%s: no relay names the table whose changes are not recorded: %v", w.db.Name, err)
+		}
+		cancel()
+		ctx, cancel = context.WithTimeout(t.Context(), time.Minute)
 		var l rig.Ledger
 		_ = rig.Poll(ctx, func(ctx context.Context) (bool, error) { // the ledger has the rest
 			lost, now, err := c.account(ctx, w)
@@ -299,6 +367,7 @@ func (c *worldsCase) judge(t *testing.T, shaken string) {
 		if err != nil {
 			t.Errorf("%s: %v", w.db.Name, err)
 		}
-		table.add(line{"worlds", w.db.Name, "forward", l, fmt.Sprintf("%d lives of the far end, %d of the outbox; %s, %s", len(c.lives)+1, w.replaced+1, c.harm, shaken), err == nil})
+		table.add(line{"worlds", w.db.Name, "forward", l, fmt.Sprintf("%d lives of the far end, %d of the outbox, %d tables without capture, each named; %s, %s",
+			len(c.lives)+1, w.replaced+1, w.named, c.harm, shaken), err == nil})
 	}
 }
