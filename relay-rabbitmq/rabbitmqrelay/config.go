@@ -48,6 +48,8 @@ type sourceConfig struct {
 	MaxDeliveries   int           `json:"max_deliveries" relay:"min=0" doc:"Refuse a message that a quorum queue has delivered more often than this; 0 never does."`
 	ConsumerTag     string        `json:"consumer_tag" doc:"Consumer tag; default pgtrickle-relay and the pipeline's name."`
 	OnRecreated     string        `json:"on_recreated" relay:"enum=stop|restart" doc:"When a stream was deleted and created again, or ends before the offset: stop with an error, or read it from its beginning, with ids of its own."`
+	MarkQueue       bool          `json:"mark_queue" doc:"Notice that a queue was deleted and declared again. An internal exchange is bound to it, which the broker deletes with the queue."`
+	Marker          string        `json:"marker" doc:"Name of that exchange; default QUEUE.life.GROUP.PIPELINE. It is declared."`
 	StreamOffset    string        `json:"stream_offset" doc:"Where a stream is read from by a pipeline that has stored no offset: first, last, next, an offset, or an age such as 1h."`
 	OffsetQueue     string        `json:"offset_queue" doc:"Queue that keeps the offset of a stream; default QUEUE.offset.GROUP.PIPELINE. It is declared."`
 }
@@ -78,6 +80,7 @@ func sourceDefaults() sourceConfig {
 		ID:           "refuse",
 		StreamOffset: "first",
 		OnRecreated:  relay.OnRecreatedStop,
+		MarkQueue:    true,
 	}
 }
 

@@ -54,6 +54,12 @@
 // was deleted or its leader moved, begins again. With create_if_missing it declares
 // the queue and its bindings.
 //
+// A queue that is deleted and declared again looks as before. So the source binds it to an
+// internal exchange QUEUE.life.GROUP.PIPELINE, which the broker deletes with the queue. A
+// session that does not find it logs the error "queue was deleted", and the cursor counts it.
+// How many messages were lost is not known. The user needs permission to configure, write
+// and read the exchange, and to write to the queue. Without it the log warns once.
+//
 // A stream has no acknowledgements, and AMQP 0.9.1 cannot store an offset. The source
 // keeps it as the only message of a quorum queue of its own. Each acknowledgement
 // replaces it, and is confirmed.

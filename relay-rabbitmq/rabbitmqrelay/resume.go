@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -98,6 +99,7 @@ type progress struct {
 	farEnds *relay.FarEnds
 	stored  atomic.Pointer[position] // read or stored last
 	missing time.Time                // since when the offset cannot be read
+	warn    sync.Once                // that a queue cannot be marked
 }
 
 // offsetStore keeps the offset up to which a stream is settled. It is the only message of

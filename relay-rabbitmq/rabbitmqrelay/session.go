@@ -66,6 +66,11 @@ func newSession(ctx context.Context, conn *conn, cfg *sourceConfig, known *progr
 		return nil, fmt.Errorf("consume queue %q: %w", cfg.Queue, err)
 	}
 	go n.pump(deliveries, cfg.Queue)
+	if cfg.MarkQueue {
+		if err := mark(ctx, conn, cfg, known); err != nil {
+			return nil, err
+		}
+	}
 	return n, nil
 }
 

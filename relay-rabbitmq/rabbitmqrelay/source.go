@@ -48,6 +48,10 @@ type token struct {
 
 func newSource(ctx context.Context, env relay.Env, cfg sourceConfig) (*source, error) {
 	cfg.ConsumerTag = cmp.Or(cfg.ConsumerTag, "pgtrickle-relay "+env.Pipeline)
+	cfg.Marker = cmp.Or(cfg.Marker, cfg.Queue+".life."+env.Group+"."+env.Pipeline)
+	if env.KeepFarEnds == nil || cfg.QueueType == amqp.QueueTypeStream { // only looks, or has a witness
+		cfg.MarkQueue = false
+	}
 	cfg.OffsetQueue = cmp.Or(cfg.OffsetQueue, cfg.Queue+".offset."+env.Group+"."+env.Pipeline)
 	farEnds, err := relay.RecallFarEnds(env, cfg.OnRecreated)
 	if err != nil {

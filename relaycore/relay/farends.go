@@ -29,6 +29,9 @@ type FarEnd struct {
 	Pending bool `json:"pending,omitempty"`
 	// Missed counts the messages that left the far end before the pipeline had them.
 	Missed int64 `json:"missed,omitempty"`
+	// Remade counts how often the far end was made again with an unknown number of
+	// messages that the pipeline had not read.
+	Remade int `json:"remade,omitempty"`
 
 	scoped bool // ids carry the life in any case; see Env.ScopeIDs
 }
@@ -94,7 +97,7 @@ func (f *FarEnds) Meet(ctx context.Context, kind, name string, now Incarnation) 
 	}
 	f.env.Logger.ErrorContext(ctx, "far end was created again", "kind", kind, "name", name, "is", now, "was", known.ID,
 		"effect", "reading from its beginning; unread messages of the old one are lost")
-	return f.keep(ctx, name, FarEnd{ID: now, Pending: true, Missed: known.Missed})
+	return f.keep(ctx, name, FarEnd{ID: now, Pending: true, Missed: known.Missed, Remade: known.Remade})
 }
 
 // Knows reports whether the pipeline has met the far end called name.
@@ -144,6 +147,18 @@ func (f *FarEnds) Missed(ctx context.Context, name string, n int64) error {
 	defer f.mu.Unlock()
 	known := f.known[name]
 	known.Missed += n
+	_, err := f.keep(ctx, name, known)
+	return err
+}
+
+// Remade counts that the far end called name was made again, and returns when that is
+// durable. The caller has logged it. The far end of this life has no identity yet.
+func (f *FarEnds) Remade(ctx context.Context, name string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	known := f.known[name]
+	known.Remade++
+	known.ID = ""
 	_, err := f.keep(ctx, name, known)
 	return err
 }
