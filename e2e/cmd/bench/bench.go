@@ -72,6 +72,9 @@ func newBench(ctx context.Context, rows int) (*bench, error) {
 	return b, b.fill(ctx, "bench", rows)
 }
 
+// database is its name.
+func (b *bench) database() string { return b.pool.Config().ConnConfig.Database }
+
 func (b *bench) close() {
 	b.pool.Close()
 	_ = os.RemoveAll(b.folder)

@@ -85,6 +85,14 @@ type stopwatch struct {
 	mu    sync.Mutex
 	began []time.Time
 	took  []time.Duration
+	skip  int // rows that are not counted
+}
+
+// reset leaves out the rows so far.
+func (w *stopwatch) reset() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.took, w.skip = nil, len(w.began)
 }
 
 func (w *stopwatch) start() int {
@@ -97,7 +105,7 @@ func (w *stopwatch) start() int {
 func (w *stopwatch) arrived(n int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if warmUp <= n && n < len(w.began) {
+	if w.skip <= n && n < len(w.began) {
 		w.took = append(w.took, time.Since(w.began[n]))
 	}
 }
@@ -129,7 +137,7 @@ func (b *bench) rawLatency(ctx context.Context, seconds int) ([]time.Duration, e
 	if _, err := listener.Exec(ctx, `LISTEN bench_raw`); err != nil {
 		return nil, err
 	}
-	var w stopwatch
+	w := stopwatch{skip: warmUp}
 	go func() {
 		for {
 			n, err := listener.WaitForNotification(ctx)
@@ -174,7 +182,7 @@ func (b *bench) relayLatency(ctx context.Context, seconds int, notify bool) ([]t
 	}
 	defer nc.Close()
 	defer func() { _ = js.DeleteStream(stream) }()
-	var w stopwatch
+	w := stopwatch{skip: warmUp}
 	_, err = nc.Subscribe(stream+".>", func(m *nats.Msg) {
 		if i, err := strconv.Atoi(m.Header.Get("n")); err == nil {
 			w.arrived(i)

@@ -29,6 +29,9 @@ type options struct {
 	latency     int
 	backlog     int
 	writes      int
+	live        int
+	beside      string
+	rates       string
 }
 
 func main() {
@@ -47,9 +50,12 @@ func main() {
 	flag.IntVar(&o.latency, "latency", 20, "seconds of the latency measurement at 1,000 rows a second; 0 leaves it out")
 	flag.IntVar(&o.backlog, "backlog", 10_000_000, "rows of the long backlog; 0 leaves it out, and pipelines side by side")
 	flag.IntVar(&o.writes, "writes", 9, "rounds of the measurement of writers; 0 leaves it out")
+	flag.IntVar(&o.live, "live", 10, "seconds of each measurement at a steady rate; 0 leaves it out")
+	flag.StringVar(&o.rates, "rates", "100,1000,10000", "rows a second of the measurements at a steady rate")
+	flag.StringVar(&o.beside, "beside", "", "another relay's binary to measure in turn at a steady rate")
 	flag.Parse()
 	if *short {
-		o.rows, o.pairs, o.latency, o.backlog, o.writes = 200_000, 2, 5, 0, 3
+		o.rows, o.pairs, o.latency, o.backlog, o.writes, o.live = 200_000, 2, 5, 0, 3, 0
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -86,6 +92,19 @@ func run(ctx context.Context, o options, short bool) error {
 	if o.latency > 0 && wanted("latency") {
 		if r.Latency, err = b.latency(ctx, o.latency); err != nil {
 			return fmt.Errorf("latency: %w", err)
+		}
+	}
+	if o.live > 0 && wanted("live") {
+		relay, err := binary()
+		if err != nil {
+			return err
+		}
+		relays := []string{relay}
+		if o.beside != "" {
+			relays = []string{o.beside, relay}
+		}
+		if r.Live, err = b.live(ctx, relays, o); err != nil {
+			return fmt.Errorf("live: %w", err)
 		}
 	}
 	if o.backlog > 0 && wanted("scale") {

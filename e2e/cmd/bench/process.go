@@ -50,6 +50,10 @@ func startRelay(ctx context.Context, database, group string) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
+	return startBinary(ctx, path, database, group)
+}
+
+func startBinary(ctx context.Context, path, database, group string) (*process, error) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
@@ -195,8 +199,11 @@ func (p *process) cost(ctx context.Context) (c cost, err error) {
 }
 
 // cpu returns the seconds that the process has computed so far.
-func (p *process) cpu() (seconds float64, err error) {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
+func (p *process) cpu() (seconds float64, err error) { return cpuOf(p.cmd.Process.Pid) }
+
+// cpuOf returns the seconds that a process has computed so far.
+func cpuOf(pid int) (seconds float64, err error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0, err
 	}

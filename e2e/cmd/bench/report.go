@@ -11,6 +11,7 @@ import (
 type report struct {
 	Drains  []drainLine   `json:"drains"`
 	Latency []latencyLine `json:"latency"`
+	Live    []liveLine    `json:"live"`
 	Scale   []scaleLine   `json:"scale"`
 	Idle    *idleLine     `json:"idle"`
 	Writes  []writeLine   `json:"writes"`
@@ -73,6 +74,9 @@ func (r report) markdown(o options) string {
 		for _, l := range r.Latency {
 			fmt.Fprintf(&b, "| %s | %.2f | %.2f | %.2f |\n", l.Name, l.P50ms, l.P99ms, l.P999ms)
 		}
+	}
+	if len(r.Live) > 0 {
+		b.WriteString(liveTable(r.Live))
 	}
 	if len(r.Scale) > 0 {
 		b.WriteString("\nTo /dev/null, all rows together:\n\n" +

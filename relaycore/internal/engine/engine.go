@@ -176,6 +176,8 @@ type run struct {
 	ready    chan chunk      // from transform to publish
 	settled  chan settlement // from publish to commit
 
+	transforming atomic.Int32 // chunks between receive and ready
+
 	local    *semaphore.Weighted // bytes in flight of this pipeline
 	share    *budget.Share       // and of all that share its budget
 	large    atomic.Int64        // bytes reserved for large messages

@@ -46,10 +46,24 @@ func (r *run) receiveAll(ctx context.Context) error {
 		}
 
 		c, err := r.reserve(ctx, batch, large)
-		if err != nil || !r.hand(ctx, r.received, c) {
+		if err != nil || !r.forward(ctx, c) {
 			return nil
 		}
 	}
+}
+
+// smallChunk is the size in bytes up to which waking the transformer costs more than its
+// work.
+const smallChunk = 16 << 10
+
+// forward passes c on to the transformer. A small chunk is transformed here, if none is
+// in front of it.
+func (r *run) forward(ctx context.Context, c chunk) bool {
+	if c.size <= smallChunk && r.transforming.Load() == 0 {
+		return r.hand(ctx, r.ready, r.transformed(c))
+	}
+	r.transforming.Add(1)
+	return r.hand(ctx, r.received, c)
 }
 
 // hand passes c on, or releases its memory if ctx ends first.
@@ -138,15 +152,15 @@ func (r *run) release(h held) {
 // transformAll encodes or decodes what was received, while the source reads on.
 func (r *run) transformAll(ctx context.Context) {
 	for c := range r.received {
-		c.buf = r.buffers.Get().(*[]byte)
-		*c.buf = r.transform(c.messages, (*c.buf)[:0])
-		if !r.hand(ctx, r.ready, c) {
-			break
-		}
+		r.hand(ctx, r.ready, r.transformed(c)) // once ctx has ended, both sides release what is left
+		r.transforming.Add(-1)
 	}
-	for c := range r.received {
-		r.release(c.bytes)
-	}
+}
+
+func (r *run) transformed(c chunk) chunk {
+	c.buf = r.buffers.Get().(*[]byte)
+	*c.buf = r.transform(c.messages, (*c.buf)[:0])
+	return c
 }
 
 // transform runs Transform for one goroutine at a time: the publisher encodes dead

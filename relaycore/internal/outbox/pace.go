@@ -19,6 +19,9 @@ const heldUpFor = time.Minute
 type pace struct {
 	rows      int       // of the next read
 	claimRows int       // of the next read of a claim check
+	found     int       // rows of the last read
+	woken     bool      // a notification started the last read
+	trust     int       // in notifications: see saw
 	lastRow   time.Time // when the last row was read
 	returned  time.Time // when Receive last returned
 	heldUp    bool      // and was not called again for long
@@ -31,16 +34,69 @@ func (p *pace) enter() {
 
 func (p *pace) leave() { p.returned = time.Now() }
 
+// Pauses behind a read of a busy outbox. A read costs PostgreSQL and the relay as much
+// as dozens of rows do, so rows that come fast are read together.
+const (
+	minPause    = time.Millisecond
+	rapidPause  = 2 * time.Millisecond // from rapidRows in a read on
+	rapidRows   = 8
+	burstRows   = 4 // from so many rows on, a notification does not shorten minPause
+	trustPauses = 4 // the most minPauses, with full trust in notifications
+)
+
 // wait pauses for a small part of the time since the last row. So a busy outbox is read
-// every millisecond, and a quiet one rarely.
+// every millisecond or two, and a quiet one rarely. A notification ends the pause.
 func (p *pace) wait(ctx context.Context, cfg *Config) error {
-	_ = backoff.Wait(ctx, min(max(time.Since(p.lastRow)/8, time.Millisecond), cfg.PollInterval), cfg.Wake)
-	return ctx.Err()
+	busy := minPause * time.Duration(1+p.trust*(trustPauses-1)/maxTrust)
+	if p.found >= rapidRows {
+		busy = max(busy, rapidPause)
+	}
+	pause := min(max(time.Since(p.lastRow)/8, busy), cfg.PollInterval)
+	if p.found >= burstRows {
+		if err := backoff.Sleep(ctx, min(minPause, pause)); err != nil {
+			return ctx.Err()
+		}
+		pause -= minPause
+	}
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-cfg.Wake:
+		p.woken = true
+	case <-timer.C:
+		select { // it may have come during the sleep
+		case <-cfg.Wake:
+			p.woken = true
+		default:
+			p.woken = false
+		}
+	}
+	return nil
 }
 
-// sawRows adapts the next read to the size of the rows of the last one.
-func (p *pace) sawRows(budget, bytes, rows int) {
+// maxTrust is the trust of writers that notify each row.
+const maxTrust = 16
+
+// saw records the rows of a read. Where notifications announce the rows, reads between
+// them find nothing, and become rarer. A row without a notification counts as four with
+// one. So a table is read as often as before if some of its writers do not notify.
+func (p *pace) saw(rows int) {
+	p.found = rows
+	switch {
+	case rows == 0:
+		return
+	case p.woken:
+		p.trust = min(p.trust+1, maxTrust)
+	default:
+		p.trust = max(p.trust-4, 0)
+	}
 	p.lastRow = time.Now()
+}
+
+// resize adapts the next read to the size of the rows of the last one.
+func (p *pace) resize(budget, bytes, rows int) {
 	p.rows = min(fitting(budget, bytes, rows), 4*p.rows)
 }
 

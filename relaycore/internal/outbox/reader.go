@@ -161,6 +161,7 @@ func (r *reader) readRows(ctx context.Context, db scan.DB, limit int) (more bool
 		return true, nil
 	}
 	r.cfg.Polled(n > 0)
+	r.pace.saw(n)
 	if n == 0 {
 		r.tracker.Skip(read)
 		return read.More, nil
@@ -173,7 +174,7 @@ func (r *reader) readRows(ctx context.Context, db scan.DB, limit int) (more bool
 			"effect", "it is delivered; consumers that go by ids have missed it")
 	}
 	r.read, r.highest = read, highest
-	r.pace.sawRows(r.cfg.ReadBytes, r.builder.Bytes(), n)
+	r.pace.resize(r.cfg.ReadBytes, r.builder.Bytes(), n)
 	if r.claim = r.builder.Claim(); r.claim != nil {
 		r.pace.rows = firstRows
 	}

@@ -53,6 +53,7 @@ func TestPlans(t *testing.T) {
 	}{
 		"open":     {w.openSQL, []any{los, his, "0", "4096"}},
 		"few":      {w.fewSQL, []any{los, his, "0", "64"}},
+		"one":      {w.oneSQL, []any{"1059990", "1060000", "0", "64"}},
 		"size":     {w.sizeSQL, []any{los, his, "0", hi}},
 		"lowest":   {w.lowestSQL, []any{los, his}},
 		"arms":     {w.armsSQL, []any{los, his, "0", hi, "4096"}},

@@ -39,7 +39,7 @@ const MaxRows = 4096
 // manyRows is the number of rows from which a read is worth repeating at once. A
 // shorter read has caught up: the next one would mostly be empty, and delay the next
 // row.
-const manyRows = 16
+const manyRows = 64
 
 // Strategy is a way to read an outbox.
 type Strategy interface {

@@ -44,52 +44,62 @@ func (s Session) Query(ctx context.Context, sql string, formats []int16, args []
 	for i := range args {
 		params[i] = []byte(args[i])
 	}
-	var setup []string
-	if s.Conn.PgConn().CustomData()[tuned] == nil {
-		setup = []string{tuneSQL}
-	}
-	send, err := s.prepare(ctx, append(setup, sql)...)
+	name, err := s.prepare(ctx, sql)
 	if err != nil {
 		return err
 	}
+	setup, tuneName := 0, ""
+	if s.Conn.PgConn().CustomData()[tuned] == nil {
+		if tuneName, err = s.prepare(ctx, tuneSQL); err != nil {
+			return err
+		}
+		setup = 1
+	}
 
 	p := s.Conn.PgConn().StartPipeline(ctx)
-	for _, tune := range setup {
-		send(p, tune, nil, nil)
+	send := func(name, sql string, params [][]byte, formats []int16) {
+		if name == "" {
+			p.SendQueryParams(sql, params, nil, nil, formats)
+		} else {
+			p.SendQueryPrepared(name, params, nil, formats)
+		}
 	}
-	send(p, sql, params, formats)
+	if setup > 0 {
+		send(tuneName, tuneSQL, nil, nil)
+	}
+	send(name, sql, params, formats)
 	if err := p.Sync(); err != nil {
 		return errors.Join(err, p.Close())
 	}
-	err = results(p, len(setup), each)
+	err = results(p, setup, each)
 	if closed := p.Close(); err == nil {
 		return closed
 	}
 	return err
 }
 
-type sender func(p *pgconn.Pipeline, sql string, params [][]byte, formats []int16)
+// unprepared marks, with a bool, whether a connection prepares no statements.
+const unprepared = "outbox reads are not prepared"
 
-// prepare prepares statements once for a connection, because parsing and planning a
+// prepare prepares a statement once for a connection, because parsing and planning a
 // read costs several times as much as an empty read. If the URL marks sessions as
-// unreliable, as behind some poolers, nothing is prepared.
-func (s Session) prepare(ctx context.Context, sql ...string) (sender, error) {
-	if mode := s.Conn.Config().DefaultQueryExecMode; mode == pgx.QueryExecModeExec || mode == pgx.QueryExecModeSimpleProtocol {
-		return func(p *pgconn.Pipeline, sql string, params [][]byte, formats []int16) {
-			p.SendQueryParams(sql, params, nil, nil, formats)
-		}, nil
+// unreliable, as behind some poolers, nothing is prepared, and the name is "".
+func (s Session) prepare(ctx context.Context, sql string) (name string, err error) {
+	data := s.Conn.PgConn().CustomData()
+	not, known := data[unprepared].(bool)
+	if !known { // once, because Config copies all of the configuration
+		mode := s.Conn.Config().DefaultQueryExecMode
+		not = mode == pgx.QueryExecModeExec || mode == pgx.QueryExecModeSimpleProtocol
+		data[unprepared] = not
 	}
-	names := make(map[string]string, len(sql))
-	for _, text := range sql {
-		d, err := s.Conn.Prepare(ctx, text, text) // a look-up from the second time on
-		if err != nil {
-			return nil, err
-		}
-		names[text] = d.Name
+	if not {
+		return "", nil
 	}
-	return func(p *pgconn.Pipeline, sql string, params [][]byte, formats []int16) {
-		p.SendQueryPrepared(names[sql], params, nil, formats)
-	}, nil
+	d, err := s.Conn.Prepare(ctx, sql, sql) // a look-up from the second time on
+	if err != nil {
+		return "", err
+	}
+	return d.Name, nil
 }
 
 // results reads the results of a pipeline, and passes rows to each behind those of the

@@ -89,6 +89,8 @@ var (
 	windowOpenSQL string
 	//go:embed sql/window_few.sql
 	windowFewSQL string
+	//go:embed sql/window_one.sql
+	windowOneSQL string
 	//go:embed sql/window_size.sql
 	windowSizeSQL string
 	//go:embed sql/window_lowest.sql
@@ -115,8 +117,8 @@ type windows struct {
 	few     bool  // the last window had few rows
 	horizon horizon
 
-	formats, formatsHead                                  []int16
-	openSQL, fewSQL, sizeSQL, lowestSQL, armsSQL, walkSQL string
+	formats, formatsHead                                          []int16
+	openSQL, fewSQL, oneSQL, sizeSQL, lowestSQL, armsSQL, walkSQL string
 }
 
 type shape int
@@ -137,7 +139,7 @@ func newWindows(t *table.Table, l *rows.Layout, pos windowPosition, safe int64) 
 		return fill(template, t, "{columns}", l.Columns(), "{nulls}", l.Nulls(), "{last}", last,
 			"{small}", strconv.Itoa(smallWindow), "{over}", strconv.Itoa(smallWindow+1), "{few}", strconv.Itoa(fewRows))
 	}
-	w.openSQL, w.fewSQL, w.sizeSQL = render(windowOpenSQL), render(windowFewSQL), render(windowSizeSQL)
+	w.openSQL, w.fewSQL, w.oneSQL, w.sizeSQL = render(windowOpenSQL), render(windowFewSQL), render(windowOneSQL), render(windowSizeSQL)
 	w.lowestSQL, w.armsSQL, w.walkSQL = render(windowLowestSQL), render(windowArmsSQL), render(windowWalkSQL)
 	return w
 }
@@ -204,6 +206,9 @@ func (w *windows) open(ctx context.Context, db DB, want int, take Take) (read Re
 	sql, few := w.openSQL, w.few && want >= fewRows
 	if few {
 		sql, want = w.fewSQL, fewRows
+		if before.lo.xipList() == "" {
+			sql, los, his = w.oneSQL, strings.Trim(los, "{}"), strings.Trim(his, "{}")
+		}
 	}
 	var head head
 	n := intake{take: take, last: before.at, ordered: true}

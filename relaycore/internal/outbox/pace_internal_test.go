@@ -1,0 +1,81 @@
+package outbox
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// TestPace: how often an outbox is read at steady rates, and how long a row waits until
+// the read that returns it ends. A read takes 300 µs, a notification 100 µs.
+func TestPace(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		every    time.Duration // between rows
+		notified int           // rows of ten that are notified
+		reads    float64       // a second, at most
+		worst    time.Duration // wait of a row, at most
+	}{
+		"100 a second":                 {10 * time.Millisecond, 0, 780, 1800 * time.Microsecond},
+		"1,000 a second":               {time.Millisecond, 0, 780, 1700 * time.Microsecond},
+		"8,000 a second":               {125 * time.Microsecond, 0, 450, 2700 * time.Microsecond},
+		"100 a second, notified":       {10 * time.Millisecond, 10, 350, time.Millisecond},
+		"1,000 a second, notified":     {time.Millisecond, 10, 1020, time.Millisecond},
+		"10,000 a second, notified":    {100 * time.Microsecond, 10, 780, 1700 * time.Microsecond},
+		"1,000 a second, half of them": {time.Millisecond, 5, 900, 1700 * time.Microsecond},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				reads, worst := simulate(t, tc.every, tc.notified)
+				t.Logf("%.0f reads a second, a row waits at most %v", reads, worst)
+				if reads > tc.reads || worst > tc.worst {
+					t.Errorf("%.0f reads a second and %v, want at most %.0f and %v", reads, worst, tc.reads, tc.worst)
+				}
+			})
+		})
+	}
+}
+
+// simulate reads for five seconds, and measures the last three.
+func simulate(t *testing.T, every time.Duration, notified int) (reads float64, worst time.Duration) {
+	wake := make(chan struct{}, 1)
+	began := time.Now()
+	rows := 0 // that are written by now
+	const span, warm = 5 * time.Second, 2 * time.Second
+	go func() {
+		for rows < int(span/every) {
+			time.Sleep(time.Until(began.Add(time.Duration(rows+1) * every)))
+			if rows++; rows%10 < notified {
+				time.AfterFunc(100*time.Microsecond, func() {
+					select {
+					case wake <- struct{}{}:
+					default:
+					}
+				})
+			}
+		}
+	}()
+	p := &pace{rows: firstRows}
+	cfg := &Config{PollInterval: time.Second, Wake: wake}
+	n := 0
+	for seen := 0; time.Since(began) < span-10*time.Millisecond; {
+		if err := p.wait(t.Context(), cfg); err != nil {
+			t.Fatal(err)
+		}
+		found := rows
+		time.Sleep(300 * time.Microsecond)
+		measured := time.Since(began) > warm
+		if measured {
+			n++
+		}
+		p.saw(found - seen)
+		for ; seen < found; seen++ {
+			if wait := time.Since(began.Add(time.Duration(seen+1) * every)); measured {
+				worst = max(worst, wait)
+			}
+		}
+	}
+	time.Sleep(time.Second) // the writer ends
+	return float64(n) / (span - warm).Seconds(), worst
+}
