@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"slices"
 	"strconv"
@@ -119,6 +120,61 @@ func TestStalledBody(t *testing.T) {
 	}
 	if took := time.Since(began); took > 3*stallTime {
 		t.Errorf("a stalled body was given up after %s, want %s", took, stallTime)
+	}
+}
+
+// evicted is a body whose room another one takes when it has just arrived.
+type evicted struct {
+	io.ReadCloser
+	u *unverified
+}
+
+func (e evicted) Read(p []byte) (int, error) {
+	n, err := e.ReadCloser.Read(p)
+	e.u.mu.Lock()
+	e.u.evict()
+	e.u.mu.Unlock()
+	time.Sleep(20 * time.Millisecond) // net/http reads on in the background, and meets the deadline
+	return n, err
+}
+
+// A connection whose body lost its room serves later requests, or none.
+func TestConnectionAfterAnEviction(t *testing.T) {
+	t.Parallel()
+	r := start(t, map[string]any{"on_missing_id": "hash"})
+	src := r.Source.(*source)
+	first := true
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if first {
+			first = false
+			req.Body = evicted{req.Body, &src.unverified}
+		}
+		src.serve(w, req)
+	}))
+	defer server.Close()
+	for i, want := range []int{429, 200, 200} {
+		if status, answer, _ := send(t, http.MethodPost, server.URL, nil, strconv.Itoa(i)); status != want {
+			t.Errorf("request %d is answered with %d %s, want %d", i, status, answer, want)
+		}
+	}
+}
+
+// A small body loses its room to none that is larger, however old it is.
+func TestSmallBodiesAreKept(t *testing.T) {
+	t.Parallel()
+	u := unverified{max: 10_000, byRemote: make(map[string]int64)}
+	body := func(size int64, age time.Duration) *bodyReader {
+		r := &bodyReader{remote: "a", conn: http.NewResponseController(httptest.NewRecorder()), started: time.Now().Add(-age)}
+		if err := u.grow(r, size); err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	small := body(10, time.Minute)
+	old, older := body(4000, 2*young), body(4500, 2*young)
+	fresh := body(4000, 0)
+	if small.evicted || !old.evicted || older.evicted || fresh.evicted {
+		t.Errorf("evicted: small %t, old %t, older %t, fresh %t; want the old one", small.evicted, old.evicted, older.evicted, fresh.evicted)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"hash"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -102,8 +103,8 @@ func (v *verifier) before(h http.Header) bool {
 	return match == 1
 }
 
-// after checks the body's signature.
-func (v *verifier) after(h http.Header, body []byte) bool {
+// after checks the signature of a body, which is in parts.
+func (v *verifier) after(h http.Header, body ...[]byte) bool {
 	switch v.auth {
 	case authNone, authBearer:
 		return true
@@ -111,7 +112,7 @@ func (v *verifier) after(h http.Header, body []byte) bool {
 		return v.hmac(h, body)
 	case authGitHub:
 		signature, ok := strings.CutPrefix(h.Get(v.header), "sha256=")
-		return ok && v.matchHex(signature, body)
+		return ok && v.matchHex(signature, body...)
 	case authStandard:
 		return v.standard(h, body)
 	case authStripe:
@@ -121,13 +122,13 @@ func (v *verifier) after(h http.Header, body []byte) bool {
 }
 
 // hmac is a signature of the body, with its time in front where timestamp has a header.
-func (v *verifier) hmac(h http.Header, body []byte) bool {
+func (v *verifier) hmac(h http.Header, body [][]byte) bool {
 	signature := strings.TrimPrefix(h.Get(v.header), "sha256=")
 	if v.timestamp == "" {
-		return v.matchHex(signature, body)
+		return v.matchHex(signature, body...)
 	}
 	at := h.Get(v.timestamp)
-	return v.fresh(at) && v.matchHex(signature, []byte(at+"."), body)
+	return v.fresh(at) && v.matchHex(signature, slices.Concat([][]byte{[]byte(at + ".")}, body)...)
 }
 
 func (v *verifier) matchHex(signature string, parts ...[]byte) bool {
@@ -153,7 +154,7 @@ const maxSignatures = 8
 
 // standard is Standard Webhooks, also under the names that Svix gives its
 // headers.
-func (v *verifier) standard(h http.Header, body []byte) bool {
+func (v *verifier) standard(h http.Header, body [][]byte) bool {
 	id, timestamp, signatures := h.Get(headerWebhookID), h.Get(headerWebhookTimestamp), h.Get(headerWebhookSignature)
 	if id == "" && signatures == "" {
 		id, timestamp, signatures = h.Get("Svix-Id"), h.Get("Svix-Timestamp"), h.Get("Svix-Signature")
@@ -161,7 +162,7 @@ func (v *verifier) standard(h http.Header, body []byte) bool {
 	if id == "" || !v.fresh(timestamp) {
 		return false
 	}
-	signed := []byte(id + "." + timestamp + ".")
+	signed := slices.Concat([][]byte{[]byte(id + "." + timestamp + ".")}, body)
 	tried := 0
 	for s := range strings.SplitSeq(signatures, " ") {
 		encoded, ok := strings.CutPrefix(s, "v1,")
@@ -172,7 +173,7 @@ func (v *verifier) standard(h http.Header, body []byte) bool {
 			return false
 		}
 		sum, err := base64.StdEncoding.Strict().DecodeString(encoded)
-		if err == nil && v.match(sum, signed, body) {
+		if err == nil && v.match(sum, signed...) {
 			return true
 		}
 	}
@@ -180,7 +181,7 @@ func (v *verifier) standard(h http.Header, body []byte) bool {
 }
 
 // stripe reads "t=<seconds>,v1=<hex>,…".
-func (v *verifier) stripe(header string, body []byte) bool {
+func (v *verifier) stripe(header string, body [][]byte) bool {
 	var timestamp string
 	var signatures []string
 	for part := range strings.SplitSeq(header, ",") {
@@ -200,9 +201,9 @@ func (v *verifier) stripe(header string, body []byte) bool {
 	if !v.fresh(timestamp) {
 		return false
 	}
-	signed := []byte(timestamp + ".")
+	signed := slices.Concat([][]byte{[]byte(timestamp + ".")}, body)
 	for _, s := range signatures {
-		if v.matchHex(s, signed, body) {
+		if v.matchHex(s, signed...) {
 			return true
 		}
 	}

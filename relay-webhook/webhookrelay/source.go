@@ -280,12 +280,6 @@ func (s *source) take(w http.ResponseWriter, r *http.Request) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	if !s.verify.after(r.Header, body) {
-		return 0, &refusal{http.StatusUnauthorized, "the signature is missing, wrong or too old"}
-	}
-	if err := s.reserve(int64(len(body))); err != nil {
-		return 0, err
-	}
 	items, err := s.accept(r, mediaType, body)
 	s.unreserve(int64(len(body))) // accept reserves its own
 	if err != nil {
@@ -294,7 +288,7 @@ func (s *source) take(w http.ResponseWriter, r *http.Request) (int, error) {
 	return len(items), s.wait(r.Context(), items)
 }
 
-// read returns the body.
+// read returns a body that is verified and reserved.
 func (s *source) read(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	limit := int64(s.cfg.MaxBody)
 	tooLarge := &refusal{http.StatusRequestEntityTooLarge, "the body is larger than " + strconv.FormatInt(limit, 10) + " bytes"}
@@ -305,12 +299,33 @@ func (s *source) read(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	case r.ContentLength >= 0:
 		size = r.ContentLength
 	}
-	body, err := s.unverified.readBody(w, r.RemoteAddr, http.MaxBytesReader(w, r.Body, limit), size)
-	var maxErr *http.MaxBytesError
-	if errors.As(err, &maxErr) {
-		return nil, tooLarge
+	parts, err := s.unverified.readBody(w, r.RemoteAddr, http.MaxBytesReader(w, r.Body, limit), size)
+	if err != nil {
+		if r.ProtoMajor == 1 {
+			// net/http may have met our deadline behind the body, and have ended the
+			// context of all requests of the connection.
+			w.Header().Set("Connection", "close")
+		}
+		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
+			return nil, tooLarge
+		}
+		return nil, err
 	}
-	return body, err
+	defer freeParts(parts)
+	if !s.verify.after(r.Header, parts...) {
+		return nil, &refusal{http.StatusUnauthorized, "the signature is missing, wrong or too old"}
+	}
+	if len(parts) == 1 {
+		return parts[0], s.reserve(int64(len(parts[0])))
+	}
+	length := 0
+	for _, p := range parts {
+		length += len(p)
+	}
+	if err := s.reserve(int64(length)); err != nil {
+		return nil, err
+	}
+	return bytes.Join(parts, nil), nil
 }
 
 // accept checks the body's form and queues its events.

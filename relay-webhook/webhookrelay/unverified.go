@@ -1,6 +1,7 @@
 package webhookrelay
 
 import (
+	"cmp"
 	"container/list"
 	"errors"
 	"io"
@@ -8,6 +9,8 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"runtime"
+	"slices"
 	"sync"
 	"time"
 )
@@ -15,6 +18,7 @@ import (
 const (
 	// firstRead is how many bytes of a body there is room for before any has come.
 	firstRead = 4 << 10
+	partSize  = 64 << 10 // of all further ones but the last
 	// A body must arrive within stallTime, and stallTime more for each slowest bytes.
 	stallTime = 5 * time.Second
 	slowest   = 64 << 10
@@ -36,49 +40,84 @@ type unverified struct {
 // bodyReader is one body that is being read.
 type bodyReader struct {
 	remote  string
-	size    int64 // of its buffer, 0 once it is forgotten
+	size    int64 // of its parts, 0 once it is forgotten
 	place   *list.Element
 	conn    *http.ResponseController
 	started time.Time
 	evicted bool
 }
 
-// readBody returns up to size bytes of a body. Its buffer doubles as bytes arrive, so a
-// client that announces a body and does not send it uses little.
-func (u *unverified) readBody(w http.ResponseWriter, remote string, from io.Reader, size int64) ([]byte, error) {
+// readBody returns up to size bytes of a body, in parts. Room is made as bytes arrive, so
+// a client that announces a body and does not send it uses little. The caller gives full
+// parts back with freeParts.
+func (u *unverified) readBody(w http.ResponseWriter, remote string, from io.Reader, size int64) (parts [][]byte, err error) {
 	r := &bodyReader{remote: network(remote), conn: http.NewResponseController(w), started: time.Now()}
 	defer u.forget(r)
-	most := int(size) + 1 // so that the end is seen without growing
-	var body []byte
-	for {
-		if len(body) == cap(body) {
-			grown := min(most, max(firstRead, 2*cap(body)))
-			if err := u.grow(r, int64(grown-cap(body))); err != nil {
-				return nil, err
-			}
-			body = append(make([]byte, 0, grown), body...)
+	defer func() {
+		if err != nil {
+			freeParts(parts)
+			parts = nil
 		}
-		n, err := from.Read(body[len(body):cap(body)])
-		body = body[:len(body)+n]
+	}()
+	left := int(size) + 1 // so that the end is seen without another part
+	length := 0
+	var part []byte
+	for {
+		if len(part) == cap(part) {
+			n := min(left, partSize)
+			if parts == nil {
+				n = min(left, firstRead)
+			}
+			if err := u.grow(r, int64(n)); err != nil {
+				return parts, err
+			}
+			part = newPart(n)
+			parts = append(parts, part)
+			left -= n
+		}
+		n, err := from.Read(part[len(part):cap(part)])
+		part = part[:len(part)+n]
+		parts[len(parts)-1] = part
+		length += n
 		if err != nil {
 			u.forget(r) // evict must not set the deadline of a body that is complete
 		}
 		switch {
 		case err != nil && r.evicted: // also at the end: net/http has met the deadline
-			return nil, errFull
+			return parts, errFull
 		case errors.Is(err, io.EOF):
 			_ = r.conn.SetReadDeadline(time.Time{}) // net/http goes on reading while the event waits
-			return body, nil
+			return parts, nil
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			return nil, errStalled
+			return parts, errStalled
 		case err != nil:
-			return nil, err
+			return parts, err
 		}
-		u.progress(r, len(body))
+		u.progress(r, length)
+		runtime.Gosched() // small bodies, and verified events, do not wait for this one
 	}
 }
 
-// grow adds n bytes to r's buffer, and takes r's first place in line.
+// fullParts keeps parts of partSize bytes. Most of a flood's memory is reused, so it
+// causes few garbage collections.
+var fullParts = sync.Pool{New: func() any { return new([partSize]byte) }}
+
+func newPart(size int) []byte {
+	if size == partSize {
+		return fullParts.Get().(*[partSize]byte)[:0]
+	}
+	return make([]byte, 0, size)
+}
+
+func freeParts(parts [][]byte) {
+	for _, p := range parts {
+		if cap(p) == partSize {
+			fullParts.Put((*[partSize]byte)(p[:partSize]))
+		}
+	}
+}
+
+// grow makes room for n more bytes of r, and takes r's first place in line.
 func (u *unverified) grow(r *bodyReader, n int64) error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -98,8 +137,9 @@ func (u *unverified) grow(r *bodyReader, n int64) error {
 	return nil
 }
 
-// evict ends the oldest body of the remote that uses most. While all of its bodies are
-// young it ends the largest: a small one is likely to be complete in a moment.
+// evict ends the oldest large body of the remote that uses most: one below the average of
+// the remote's bodies would make little room. While all of them are young it ends the
+// largest, because a small one is likely to be complete in a moment.
 func (u *unverified) evict() {
 	heaviest, most := "", int64(0)
 	for remote, used := range u.byRemote {
@@ -107,13 +147,16 @@ func (u *unverified) evict() {
 			heaviest, most = remote, used
 		}
 	}
-	var victim *bodyReader
+	var bodies []*bodyReader // the oldest first
 	for e := u.oldest.Front(); e != nil; e = e.Next() {
-		if r := e.Value.(*bodyReader); r.remote == heaviest && (victim == nil || r.size > victim.size) {
-			if victim = r; time.Since(r.started) > young {
-				break
-			}
+		if r := e.Value.(*bodyReader); r.remote == heaviest {
+			bodies = append(bodies, r)
 		}
+	}
+	large := func(r *bodyReader) bool { return r.size*int64(len(bodies)) >= most && time.Since(r.started) > young }
+	victim := slices.MaxFunc(bodies, func(a, b *bodyReader) int { return cmp.Compare(a.size, b.size) })
+	if i := slices.IndexFunc(bodies, large); i >= 0 {
+		victim = bodies[i]
 	}
 	victim.evicted = true
 	_ = victim.conn.SetReadDeadline(time.Unix(1, 0)) // its Read returns
