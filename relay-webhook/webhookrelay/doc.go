@@ -103,7 +103,7 @@
 //	401     token or signature missing, wrong, or too old
 //	404     no pipeline has this path
 //	405     neither POST nor PUT
-//	408     the body arrived too slowly: 64 KiB must arrive every 5 seconds
+//	408     the body arrived too slowly: something every 5 seconds, and 64 KiB on average
 //	409     an event with the same id and another body is on its way
 //	413     larger than max_body, or a batch that does not fit into max_pending
 //	415     a form, a Content-Encoding, or with auth none no JSON content type

@@ -1,9 +1,16 @@
 package webhookrelay
 
 import (
+	"os"
 	"testing"
 
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if addr := os.Getenv(attackEnv); addr != "" {
+		attack(addr)
+		return
+	}
+	goleak.VerifyTestMain(m)
+}

@@ -19,7 +19,7 @@ const (
 	// firstRead is how many bytes of a body there is room for before any has come.
 	firstRead = 4 << 10
 	partSize  = 64 << 10 // of all further ones but the last
-	// A body must arrive within stallTime, and stallTime more for each slowest bytes.
+	// Something must arrive every stallTime, and slowest bytes on average.
 	stallTime = 5 * time.Second
 	slowest   = 64 << 10
 	young     = 250 * time.Millisecond
@@ -173,7 +173,11 @@ func (u *unverified) progress(r *bodyReader, n int) {
 }
 
 func (r *bodyReader) allow(n int) {
-	_ = r.conn.SetReadDeadline(r.started.Add(stallTime * time.Duration(1+n/slowest)))
+	deadline := r.started.Add(stallTime * time.Duration(1+n/slowest))
+	if stalled := time.Now().Add(stallTime); stalled.Before(deadline) {
+		deadline = stalled
+	}
+	_ = r.conn.SetReadDeadline(deadline)
 }
 
 func (u *unverified) forget(r *bodyReader) {
