@@ -21,14 +21,17 @@ import (
 
 var update = flag.Bool("update", false, "write docs/refusals.md")
 
+// linked are the backends of this binary.
+var linked = []relay.Backend{
+	natsrelay.Backend(), kafkarelay.Backend(), redisrelay.Backend(), rabbitmqrelay.Backend(),
+	sqsrelay.Backend(), webhookrelay.Backend(), stdoutrelay.Backend(), pginboxrelay.Backend(),
+}
+
 // docs/refusals.md is made from the tables by which the backends classify.
 func TestRefusalsPage(t *testing.T) {
 	t.Parallel()
 	const file = "../docs/refusals.md"
-	page := refusalsPage([]relay.Backend{
-		natsrelay.Backend(), kafkarelay.Backend(), redisrelay.Backend(), rabbitmqrelay.Backend(),
-		sqsrelay.Backend(), webhookrelay.Backend(), stdoutrelay.Backend(), pginboxrelay.Backend(),
-	})
+	page := refusalsPage(linked)
 	if *update {
 		if err := os.WriteFile(file, []byte(page), 0o644); err != nil { //nolint:gosec // a page of the documentation
 			t.Fatal(err)

@@ -3,12 +3,12 @@ module github.com/grove/pgtrickle-relay/relay-webhook
 go 1.26.0
 
 require (
-	code.dny.dev/ssrf v0.3.0
 	github.com/grove/pgtrickle-relay/relaycore v0.0.0
 	go.uber.org/goleak v1.3.0
 )
 
 require (
+	code.dny.dev/ssrf v0.3.0 // indirect
 	github.com/beorn7/perks v1.0.1 // indirect
 	github.com/cespare/xxhash/v2 v2.3.0 // indirect
 	github.com/itchyny/gojq v0.12.20 // indirect

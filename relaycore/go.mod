@@ -3,6 +3,7 @@ module github.com/grove/pgtrickle-relay/relaycore
 go 1.26.0
 
 require (
+	code.dny.dev/ssrf v0.3.0
 	github.com/google/go-cmp v0.7.0
 	github.com/itchyny/gojq v0.12.20
 	github.com/jackc/pgerrcode v0.0.0-20250907135507-afb5586c32a6

@@ -29,7 +29,7 @@ const dialTimeout = 5 * time.Second
 
 // newCluster does not connect yet. The layout is that of topics, or of all topics when
 // there are none.
-func newCluster(cfg *connection, topics []string) (*cluster, error) {
+func newCluster(env relay.Env, cfg *connection, topics []string) (*cluster, error) {
 	tlsConfig, err := cfg.tlsConfig()
 	if err != nil {
 		return nil, err
@@ -38,7 +38,7 @@ func newCluster(cfg *connection, topics []string) (*cluster, error) {
 	if err != nil {
 		return nil, fmt.Errorf("set up %s: %w", cfg.SASLMechanism, err)
 	}
-	c := &cluster{brokers: cfg.Brokers, net: relaynet.Dialer{Timeout: dialTimeout, TLS: tlsConfig, Wrap: newGuard}}
+	c := &cluster{brokers: cfg.Brokers, net: relaynet.Dialer{Timeout: dialTimeout, TLS: tlsConfig, Control: env.Control, Wrap: newGuard}}
 	c.transport = &kafka.Transport{
 		Dial: c.net.DialContext, DialTimeout: dialTimeout, IdleTimeout: time.Minute,
 		MetadataTTL: time.Minute, MetadataTopics: topics, ClientID: cfg.ClientID, SASL: mechanism,

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest/tlstest"
 )
@@ -20,7 +21,7 @@ func TestConnectionWithoutHandshake(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = ln.Close() }()
-	c, err := newCluster(&connection{Brokers: []string{ln.Addr().String()}, UseTLS: true}, nil)
+	c, err := newCluster(relay.Env{}, &connection{Brokers: []string{ln.Addr().String()}, UseTLS: true}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,7 +70,7 @@ func TestTLSNamesTheBroker(t *testing.T) {
 	}()
 	_, port, _ := net.SplitHostPort(ln.Addr().String())
 	connect := func(serverName string) *cluster {
-		c, err := newCluster(&connection{Brokers: []string{"unused:1"}, TLS: relaynet.TLS{CA: ca.File, ServerName: serverName}}, nil)
+		c, err := newCluster(relay.Env{}, &connection{Brokers: []string{"unused:1"}, TLS: relaynet.TLS{CA: ca.File, ServerName: serverName}}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

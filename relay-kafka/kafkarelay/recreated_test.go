@@ -106,7 +106,7 @@ func TestPositionBeyondTheEnd(t *testing.T) {
 func TestTopicIDs(t *testing.T) {
 	brokers := relaytest.Endpoint(t, brokersEnv)
 	a, b := newTopic(t, brokers, 3), newTopic(t, brokers, 1)
-	c, err := newCluster(&connection{Brokers: []string{"127.0.0.1:1", brokers}, ClientID: "test"}, nil)
+	c, err := newCluster(relay.Env{}, &connection{Brokers: []string{"127.0.0.1:1", brokers}, ClientID: "test"}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -73,7 +73,7 @@ func newSink(ctx context.Context, env relay.Env, cfg sinkConfig) (*sink, error) 
 	}
 
 	var err error
-	if s.cluster, err = newCluster(&cfg.connection, topics); err != nil {
+	if s.cluster, err = newCluster(env, &cfg.connection, topics); err != nil {
 		return nil, err
 	}
 	if err := s.connect(ctx, topics); err != nil {

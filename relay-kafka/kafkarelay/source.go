@@ -56,7 +56,7 @@ func newSource(ctx context.Context, env relay.Env, cfg sourceConfig) (*source, e
 	if err != nil {
 		return nil, err
 	}
-	c, err := newCluster(&cfg.connection, cfg.Topic)
+	c, err := newCluster(env, &cfg.connection, cfg.Topic)
 	if err != nil {
 		return nil, err
 	}

@@ -188,7 +188,7 @@ func TestMalformedURLIsNotQuoted(t *testing.T) {
 	t.Parallel()
 	for _, password := range []string{"canary8431%", "canary 8431", "canary8431/x:y", "canary8431,b"} {
 		cfg := connConfig{URL: strings.Split("nats://user:"+password+"@127.0.0.1:1", ",")}
-		_, err := dial(t.Context(), &cfg, "test")
+		_, err := dial(t.Context(), relay.Env{}, &cfg, "")
 		if err == nil || strings.Contains(err.Error(), "8431") || strings.Contains(err.Error(), "canary") {
 			t.Errorf("dial with password %q = %v, want an error without it", password, err)
 		}

@@ -34,11 +34,13 @@ type conn struct {
 	denied func(subject string, err error) bool // takes the refusal of a subject, if it can; nil for none
 }
 
-func dial(ctx context.Context, cfg *connConfig, name string) (*conn, error) {
+// dial connects for the pipeline of env. The server sees its name, and the purpose.
+func dial(ctx context.Context, env relay.Env, cfg *connConfig, purpose string) (*conn, error) {
 	if err := checkURLs(cfg.URL); err != nil {
 		return nil, err
 	}
 	c := &conn{closed: make(chan struct{})}
+	c.dialer.Control = env.Control
 	opts, err := cfg.options()
 	if err != nil {
 		return nil, err
@@ -50,7 +52,7 @@ func dial(ctx context.Context, cfg *connConfig, name string) (*conn, error) {
 		}
 	}
 	opts = append(opts,
-		nats.Name(name), nats.NoReconnect(), nats.IgnoreDiscoveredServers(), nats.Timeout(dialTimeout),
+		nats.Name("pgtrickle-relay "+env.Pipeline+purpose), nats.NoReconnect(), nats.IgnoreDiscoveredServers(), nats.Timeout(dialTimeout),
 		c.dialer.option(cfg.URL), nats.SkipHostLookup(), // the dialer needs the name for TLS
 		nats.FlusherTimeout(30*time.Second), nats.PingInterval(10*time.Second), nats.MaxPingsOutstanding(2),
 		nats.SkipSubjectValidation(), // the sink validates each subject once

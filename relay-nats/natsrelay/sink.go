@@ -81,7 +81,7 @@ func (s *sink) connect(ctx context.Context, subject string) error {
 		s.disconnect()
 	}
 	if s.conn == nil {
-		c, err := dial(ctx, &s.cfg.connConfig, "pgtrickle-relay "+s.env.Pipeline)
+		c, err := dial(ctx, s.env, &s.cfg.connConfig, "")
 		if err != nil {
 			return err
 		}
@@ -185,7 +185,7 @@ func (s *sink) mayReorder(ctx context.Context, info *jetstream.StreamInfo) bool 
 func (s *sink) account(ctx context.Context) (*jetstream.AccountInfo, error) {
 	ctx, cancel := context.WithTimeout(ctx, accountTimeout)
 	defer cancel()
-	c, err := dial(ctx, &s.cfg.connConfig, "pgtrickle-relay "+s.env.Pipeline+" (account)")
+	c, err := dial(ctx, s.env, &s.cfg.connConfig, " (account)")
 	if err != nil {
 		return nil, err
 	}
@@ -382,7 +382,7 @@ func (s *sink) askAgain(ctx context.Context, subject string, size int) error {
 		return nil
 	}
 	if limit := s.conn.nc.MaxPayload(); int64(size) > limit {
-		c, err := dial(ctx, &s.cfg.connConfig, "pgtrickle-relay "+s.env.Pipeline+" (limits)")
+		c, err := dial(ctx, s.env, &s.cfg.connConfig, " (limits)")
 		if err != nil {
 			return err
 		}

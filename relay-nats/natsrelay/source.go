@@ -70,7 +70,7 @@ func (s *source) connect(ctx context.Context) (*pull, error) {
 
 	s.disconnect()
 	var err error
-	if s.conn, err = dial(ctx, &s.cfg.connConfig, "pgtrickle-relay "+s.env.Pipeline); err != nil {
+	if s.conn, err = dial(ctx, s.env, &s.cfg.connConfig, ""); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*dialTimeout)

@@ -141,7 +141,7 @@ func TestParseURL(t *testing.T) {
 func TestSkipVerifyIsRefused(t *testing.T) {
 	t.Parallel()
 	for _, url := range []string{"rediss://h?skip_verify=true", "rediss+sentinel://a:1/m?skip_verify=true"} {
-		_, err := newClients(&connConfig{URL: relaycfg.Secret(url)}, new(relaynet.Dialer), 1)
+		_, err := newClients(relay.Env{}, &connConfig{URL: relaycfg.Secret(url)}, new(relaynet.Dialer), 1)
 		if !relay.IsFatal(err) || !strings.Contains(err.Error(), "skip_verify") {
 			t.Errorf("%s: %v, want a fatal error that names skip_verify", url, err)
 		}

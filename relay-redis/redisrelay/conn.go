@@ -110,7 +110,7 @@ const writeBuffer = 128 << 10
 // newClients returns a function that makes clients. They send nothing twice:
 // go-redis's retries are off, because a transaction whose reply was lost may have been
 // executed. All connections are made by d.
-func newClients(cfg *connConfig, d *relaynet.Dialer, pool int) (open func() redis.UniversalClient, err error) {
+func newClients(env relay.Env, cfg *connConfig, d *relaynet.Dialer, pool int) (open func() redis.UniversalClient, err error) {
 	opts, err := parseURL(cfg.URL.Reveal())
 	if err != nil {
 		return nil, err
@@ -147,7 +147,7 @@ func newClients(cfg *connConfig, d *relaynet.Dialer, pool int) (open func() redi
 	if d.TLS, err = cfg.tlsConfig(*set.tls); err != nil {
 		return nil, relay.Fatal(err)
 	}
-	d.Timeout, d.Wrap = cfg.ConfirmTimeout.D(), newGuard
+	d.Timeout, d.Control, d.Wrap = cfg.ConfirmTimeout.D(), env.Control, newGuard
 	*set.user, *set.password = cmp.Or(cfg.Username, *set.user), cmp.Or(cfg.Password.Reveal(), *set.password)
 	*set.dial, *set.read, *set.write = d.Timeout, d.Timeout, d.Timeout
 	*set.retries, *set.redials, *set.pool, *set.wbuf = -1, 1, pool, writeBuffer

@@ -78,7 +78,7 @@ func (b *rawBody) MarshalBinary() ([]byte, error) { return *b, nil }
 func newSink(ctx context.Context, env relay.Env, cfg sinkConfig) (*sink, error) {
 	s := &sink{cfg: cfg, env: env, maxBulk: maxBulkDefault}
 	var err error
-	if s.open, err = newClients(&s.cfg.connConfig, &s.dialer, 2); err != nil {
+	if s.open, err = newClients(env, &s.cfg.connConfig, &s.dialer, 2); err != nil {
 		return nil, err
 	}
 	s.client = s.open()

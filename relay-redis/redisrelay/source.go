@@ -62,11 +62,11 @@ func newSource(ctx context.Context, env relay.Env, cfg sourceConfig) (*source, e
 		return nil, err
 	}
 	s := &source{cfg: cfg, env: env, farEnds: farEnds, claimFrom: "-", inFlight: make(map[string]struct{})}
-	acker, err := newClients(&cfg.connConfig, new(relaynet.Dialer), 2)
+	acker, err := newClients(env, &cfg.connConfig, new(relaynet.Dialer), 2)
 	if err != nil {
 		return nil, err
 	}
-	reader, err := newClients(&cfg.connConfig, &s.dialer, 1)
+	reader, err := newClients(env, &cfg.connConfig, &s.dialer, 1)
 	if err != nil {
 		return nil, err
 	}

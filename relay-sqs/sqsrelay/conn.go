@@ -18,6 +18,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/sqs/types"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
 
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
 )
 
@@ -42,9 +43,10 @@ const (
 // maxEntries bounds a batch request.
 const maxEntries = 10
 
-func openQueue(ctx context.Context, cfg *connConfig) (*queue, error) {
+func openQueue(ctx context.Context, env relay.Env, cfg *connConfig) (*queue, error) {
 	// The client must not retry: the engine does, and knows what may be sent again.
-	client := awshttp.NewBuildableClient().WithTransportOptions(func(t *http.Transport) {
+	limit := func(d *net.Dialer) { d.Control = env.Control }
+	client := awshttp.NewBuildableClient().WithDialerOptions(limit).WithTransportOptions(func(t *http.Transport) {
 		t.MaxIdleConnsPerHost = 2*cfg.Concurrency + 2
 		t.WriteBufferSize = 64 << 10         // a request of ten small messages goes out in one piece
 		t.IdleConnTimeout = 30 * time.Second // nothing else closes them: the client copies its transport

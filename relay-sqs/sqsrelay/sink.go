@@ -50,7 +50,7 @@ var (
 func newSink(ctx context.Context, env relay.Env, cfg sinkConfig) (*sink, error) {
 	s := &sink{cfg: cfg}
 	var err error
-	if s.queue, err = openQueue(ctx, &s.cfg.connConfig); err != nil {
+	if s.queue, err = openQueue(ctx, env, &s.cfg.connConfig); err != nil {
 		return nil, err
 	}
 	env.Logger.DebugContext(ctx, "queue found", "queue", cfg.QueueURL, "message_limit_bytes", s.queue.limit)

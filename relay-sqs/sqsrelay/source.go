@@ -56,7 +56,7 @@ func newSource(ctx context.Context, env relay.Env, cfg sourceConfig) (*source, e
 		chunks: make(chan []relay.Message), errs: make(chan error), held: make(map[*receipt]struct{}),
 	}
 	var err error
-	if s.queue, err = openQueue(ctx, &s.cfg.connConfig); err != nil {
+	if s.queue, err = openQueue(ctx, env, &s.cfg.connConfig); err != nil {
 		return nil, err
 	}
 	ctx, s.abandon = context.WithCancel(context.WithoutCancel(ctx))

@@ -10,8 +10,6 @@ import (
 	"syscall"
 	"time"
 
-	"code.dny.dev/ssrf"
-
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
 )
@@ -23,10 +21,10 @@ const (
 )
 
 // newDialer returns the dialer of an endpoint. It refuses addresses that are not
-// public unless allow_private is set.
-func newDialer(cfg *sinkConfig) *relaynet.Dialer {
-	d := &relaynet.Dialer{Timeout: cfg.ConfirmTimeout.D(), Wrap: recognise}
-	if !cfg.AllowPrivate {
+// public unless allow_private is set, or those that the operator's control refuses.
+func newDialer(cfg *sinkConfig, control relaynet.Control) *relaynet.Dialer {
+	d := &relaynet.Dialer{Timeout: cfg.ConfirmTimeout.D(), Wrap: recognise, Control: control}
+	if control == nil && !cfg.AllowPrivate {
 		d.Control = guard
 	}
 	return d
@@ -67,20 +65,6 @@ func checkRedirect(next *http.Request, via []*http.Request) error {
 // errNotPublic is wrapped by the error of a dial that the guard refuses.
 var errNotPublic = errors.New("is not a public address; set webhook_allow_private to true if this is intended")
 
-// guardian refuses every address in IANA's special-purpose registries.
-var guardian = ssrf.New(ssrf.WithAnyPort())
-
-// public reports whether addr is an address of the open Internet. An IPv4 address
-// inside a mapped or a NAT64 address is checked as the IPv4 address.
-func public(addr netip.Addr) bool {
-	addr = addr.WithZone("").Unmap()
-	if ssrf.IPv6NAT64Prefix.Contains(addr) {
-		b := addr.As16()
-		addr = netip.AddrFrom4([4]byte(b[12:]))
-	}
-	return guardian.SafeAddr(addr) == nil
-}
-
 // guard is the Control of a [net.Dialer]. It checks the resolved address of every
 // connection, so that neither a redirect nor a changed DNS record gets past it.
 func guard(_, address string, _ syscall.RawConn) error {
@@ -88,7 +72,7 @@ func guard(_, address string, _ syscall.RawConn) error {
 	if err != nil {
 		return relay.Fatal(fmt.Errorf("dial %s: %w", address, err))
 	}
-	if !public(to.Addr()) {
+	if !relaynet.Public(to.Addr()) {
 		return relay.Fatal(fmt.Errorf("%s %w", to.Addr(), errNotPublic))
 	}
 	return nil

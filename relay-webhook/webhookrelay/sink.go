@@ -44,12 +44,12 @@ type sink struct {
 	joined  []byte // the array of mode batch
 }
 
-func newSink(ctx context.Context, _ relay.Env, cfg sinkConfig) (*sink, error) {
+func newSink(ctx context.Context, env relay.Env, cfg sinkConfig) (*sink, error) {
 	tlsConfig, err := cfg.TLS.Client()
 	if err != nil {
 		return nil, err
 	}
-	s := &sink{cfg: cfg, classes: classifier{retry: cfg.RetryOnStatus, perMessage: !cfg.URL.Fixed()}, dialer: newDialer(&cfg)}
+	s := &sink{cfg: cfg, classes: classifier{retry: cfg.RetryOnStatus, perMessage: !cfg.URL.Fixed()}, dialer: newDialer(&cfg, env.Control)}
 	s.tls = tlsConfig.Clone()
 	s.http = newTransport(&cfg, s.dialer, tlsConfig)
 	s.do = s.http.RoundTrip

@@ -15,7 +15,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"net/netip"
 	"net/url"
 	"slices"
 	"strconv"
@@ -27,6 +26,7 @@ import (
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
+	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest/tlstest"
 )
@@ -568,23 +568,6 @@ func TestRedirects(t *testing.T) {
 	}
 }
 
-func TestPublic(t *testing.T) {
-	t.Parallel()
-	for text, want := range map[string]bool{
-		"93.184.216.34": true, "8.8.8.8": true, "2606:4700::1111": true, "2a00:1450:4001::1": true, "::ffff:8.8.8.8": true, "64:ff9b::808:808": true,
-		"127.0.0.1": false, "127.9.9.9": false, "0.0.0.0": false, "0.1.2.3": false, "10.1.2.3": false, "172.16.0.1": false, "172.31.255.255": false,
-		"192.168.0.1": false, "169.254.169.254": false, "100.64.0.1": false, "224.0.0.1": false, "240.0.0.1": false, "255.255.255.255": false,
-		"192.0.0.8": false, "192.0.2.1": false, "198.18.0.1": false, "198.51.100.1": false, "203.0.113.1": false,
-		"::": false, "::1": false, "fe80::1": false, "fe80::1%eth0": false, "fc00::1": false, "fd12::1": false, "ff02::1": false, "fec0::1": false, "2001:db8::1": false,
-		"::ffff:127.0.0.1": false, "::ffff:10.0.0.1": false, "::ffff:169.254.169.254": false, "::127.0.0.1": false, "::10.0.0.1": false,
-		"64:ff9b::7f00:1": false, "64:ff9b::a9fe:a9fe": false, "64:ff9b:1::1": false, "2002:7f00:1::": false, "2002:a00:1::1": false, "2001::1": false, "100::1": false, "4000::1": false,
-	} {
-		if got := public(netip.MustParseAddr(text)); got != want {
-			t.Errorf("public(%s) = %t, want %t", text, got, want)
-		}
-	}
-}
-
 // The guard looks at what is dialled, whatever the URL calls it.
 func TestGuardRefusesAtTheDial(t *testing.T) {
 	t.Parallel()
@@ -604,6 +587,47 @@ func TestGuardRefusesAtTheDial(t *testing.T) {
 	s.dialer.Control = guard
 	if err := s.Publish(context.Background(), one()); classOf(err) != "fatal" || !errors.Is(err, errNotPublic) {
 		t.Errorf("Publish to a private address = %v, want a fatal error", err)
+	}
+}
+
+// The operator's list decides, and not webhook_allow_private: for the endpoint, for what
+// its name resolves to, and for the target of a redirect.
+func TestOperatorsListBeatsAllowPrivate(t *testing.T) {
+	t.Parallel()
+	reached := 0
+	target := serve(t, func(http.ResponseWriter, *http.Request) { reached++ })
+	other := serve(t, func(w http.ResponseWriter, r *http.Request) { // 127.0.0.2 is loopback, too
+		http.Redirect(w, r, strings.Replace(target, "127.0.0.1", "127.0.0.2", 1), http.StatusTemporaryRedirect)
+	})
+	_, port, _ := net.SplitHostPort(strings.TrimPrefix(target, "http://"))
+	for _, tc := range []struct {
+		list, url string
+		private   bool
+		permitted bool
+	}{
+		{"10.0.0.0/8", target, true, false},
+		{"none", target, true, false},
+		{"10.0.0.0/8", "http://localhost:" + port, true, false},
+		{"127.0.0.0/8", target, true, true},
+		{"127.0.0.0/8", target, false, true},
+		{"127.0.0.1", other, true, false},
+	} {
+		e := env()
+		var err error
+		if e.Control, err = relaynet.Networks(tc.list); err != nil {
+			t.Fatal(err)
+		}
+		reached = 0
+		raw := fmt.Sprintf(`{"url": %q, "allow_private": %t, "follow_redirects": true}`, tc.url, tc.private)
+		s, err := Backend().Sink.New(t.Context(), e, []byte(raw))
+		if err == nil {
+			err = s.Publish(t.Context(), one())
+			_ = s.Close()
+		}
+		refused := relay.IsFatal(err) && strings.Contains(err.Error(), "--allow-private 127.0.0.") || err != nil && strings.Contains(tc.url, "localhost")
+		if tc.permitted && err != nil || !tc.permitted && !refused || tc.permitted != (reached > 0) {
+			t.Errorf("%+v: %v, reached %t", tc, err, reached > 0)
+		}
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"syscall"
 )
 
 // Direction of a pipeline.
@@ -37,6 +38,9 @@ type Env struct {
 	// relay for unique in the world. The message's place at the far end identifies it,
 	// or else the id together with the far end's name. See [WroteRelay].
 	ScopeIDs bool
+	// Control is [net.Dialer]'s. A backend gives it to its dialer, so that it connects to
+	// no address that the operator forbids. It is nil if the operator forbids none.
+	Control func(network, address string, c syscall.RawConn) error
 	// FarEnds is what KeepFarEnds stored last, for [RecallFarEnds]; "" at a pipeline's
 	// first start, and for a sink.
 	FarEnds string

@@ -9,12 +9,17 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 )
 
 // Access is what the configurations of pipelines may reach in the relay's process.
 // The operator sets it, because others may set pipelines. The zero value permits
 // nothing.
 type Access struct {
+	// Control is [net.Dialer]'s, for all connections of a pipeline except those to the
+	// relay's own database. nil permits all addresses.
+	Control func(network, address string, c syscall.RawConn) error
+
 	env      []string // names, or prefixes that end in "*"
 	dirs     []string // absolute
 	operator bool     // the values are the operator's own: no variable is reserved

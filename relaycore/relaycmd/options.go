@@ -11,21 +11,23 @@ import (
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/observe"
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
+	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
 )
 
 // commonOptions are the options that every command has.
 type commonOptions struct {
-	postgresURL string
-	dataURL     string
-	group       string
-	logFormat   string
-	logLevel    string
-	configFile  string
-	output      string
-	metrics     observe.Endpoint
-	allowEnv    string
-	allowFiles  string
-	access      *relaycfg.Access // of the two
+	postgresURL  string
+	dataURL      string
+	group        string
+	logFormat    string
+	logLevel     string
+	configFile   string
+	output       string
+	metrics      observe.Endpoint
+	allowEnv     string
+	allowFiles   string
+	allowPrivate string
+	access       *relaycfg.Access // of the three
 }
 
 // flagSet returns the flags that every command has, for a command to add its own.
@@ -49,6 +51,8 @@ func (p *program) flagSet() *flag.FlagSet {
 	fs.StringVar(&o.allowEnv, "allow-env", "PGTRICKLE_SECRET_*",
 		"`names` or prefixes* of variables that pipelines may refer to, separated by commas")
 	fs.StringVar(&o.allowFiles, "allow-files", "/run/secrets", "`directories` of files that pipelines may name, separated by commas")
+	fs.StringVar(&o.allowPrivate, "allow-private", "",
+		"`networks` that pipelines may reach, of those that are not public, separated by commas, or none")
 	return fs
 }
 
@@ -87,6 +91,9 @@ func (o *commonOptions) validate() error {
 	var err error
 	if o.access, err = relaycfg.NewAccess(o.allowEnv, o.allowFiles); err != nil {
 		return fmt.Errorf("--allow-files: %w", err)
+	}
+	if o.access.Control, err = relaynet.Networks(o.allowPrivate); err != nil {
+		return fmt.Errorf("--allow-private: %w", err)
 	}
 	return nil
 }

@@ -51,6 +51,7 @@ type Resolved struct {
 	Settings Settings
 	Backend  relay.Backend
 	Config   any // what the backend's factory decoded, for its Open
+	Access   *relaycfg.Access
 }
 
 // Resolve decodes the configuration with its references to secrets replaced.
@@ -83,7 +84,7 @@ func (p *Pipeline) Resolve() (Resolved, error) {
 			return Resolved{}, err
 		}
 	}
-	return Resolved{Settings: settings, Backend: p.backend, Config: config}, nil
+	return Resolved{Settings: settings, Backend: p.backend, Config: config, Access: p.access}, nil
 }
 
 // ownSubject gives the backend's own destination key precedence over subject_template.
