@@ -89,6 +89,42 @@ func TestPositionBeyondTheEnd(t *testing.T) {
 	}
 }
 
+// The position's witness is that of its message, in whichever order messages are settled.
+func TestWitnessOfUnorderedAcks(t *testing.T) {
+	broker := endpoint(t)
+	for name, order := range map[string][][]int{
+		"a gap filled":         {{2}, {0}, {1}},
+		"in one call":          {{2, 0, 1}},
+		"the end in the call":  {{1}, {0, 2}},
+		"an earlier one alone": {{1, 2}, {0}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStream(t, broker)
+			s.feed(t, 4)
+			src := s.open(t, broker, "")
+			got := receive(t, src, 4)
+			for _, call := range order {
+				var batch []relay.Message
+				for _, i := range call {
+					batch = append(batch, got[i])
+				}
+				if err := src.Ack(t.Context(), batch); err != nil {
+					t.Fatal(err)
+				}
+			}
+			_ = src.Close()
+			src, err := s.try(t.Context(), testEnv(t), broker, "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer src.Close()
+			if got := receive(t, src, 1); got[0].ID != s.id(3) {
+				t.Errorf("received %s, want %s", got[0].ID, s.id(3))
+			}
+		})
+	}
+}
+
 // Retention may remove the witness, and an older relay stored none. Both go on; the
 // log reports a position that cannot be checked.
 func TestWitnessIsMissing(t *testing.T) {

@@ -3,6 +3,7 @@ package rabbitmqrelay
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -28,15 +29,15 @@ type session struct {
 	acks  relay.Acks[delivery] // of what was taken; its tickets are the delivery tags
 	cause error                // why the pump has stopped
 
-	ackMu   sync.Mutex    // orders what is sent to the broker
-	inspect *amqp.Channel // for questions: the broker closes a channel with its refusal
+	ackMu   sync.Mutex        // orders what is sent to the broker
+	late    map[uint64]string // by tag: witnesses of messages settled before an earlier one
+	inspect *amqp.Channel     // for questions: the broker closes a channel with its refusal
 }
 
 // delivery is a message's place in its session and, in a stream, its offset.
 type delivery struct {
-	tag     uint64
-	offset  int64
-	witness string // of a stream's message
+	tag    uint64
+	offset int64
 }
 
 // newSession makes sure of the queue and begins to consume.
@@ -45,7 +46,7 @@ func newSession(ctx context.Context, conn *conn, cfg *sourceConfig, known *progr
 	if err != nil {
 		return nil, fmt.Errorf("open channel: %w", err)
 	}
-	n := &session{conn: conn, channel: channel, done: make(chan struct{}), arrived: make(chan struct{}, 1)}
+	n := &session{conn: conn, channel: channel, done: make(chan struct{}), arrived: make(chan struct{}, 1), late: make(map[uint64]string)}
 	n.closed = channel.NotifyClose(make(chan *amqp.Error, 1))
 	n.canceled = channel.NotifyCancel(make(chan string, 1))
 	if err := provide(channel, cfg); err != nil {
@@ -153,11 +154,7 @@ func (n *session) take(ctx context.Context, limit int) (batch []amqp.Delivery, e
 		}
 		batch, n.queue = n.queue[:k:k], n.queue[k:]
 		for i := range batch {
-			at := delivery{tag: batch[i].DeliveryTag, offset: streamOffset(&batch[i])}
-			if at.offset >= 0 {
-				at.witness = witness(&batch[i])
-			}
-			n.acks.Add(at)
+			n.acks.Add(delivery{tag: batch[i].DeliveryTag, offset: streamOffset(&batch[i])})
 		}
 		return true
 	})
@@ -239,6 +236,7 @@ func (n *session) settle(ctx context.Context, batch []relay.Message, deadLetter 
 	defer n.ackMu.Unlock()
 	tags := make([]uint64, 0, len(batch))
 	var end delivery // everything up to it is settled
+	var last *token  // of end, if it is in batch
 	for i := range batch {
 		t := batch[i].Token.(*token)
 		if !t.refused || !deadLetter {
@@ -246,8 +244,14 @@ func (n *session) settle(ctx context.Context, batch []relay.Message, deadLetter 
 		} else if err := n.channel.Reject(t.tag, false); err != nil {
 			return err
 		}
-		if at, moved := n.settled(t.tag); moved {
+		at, moved := n.settled(t.tag)
+		if moved {
 			end = at
+		}
+		if moved && at.tag == t.tag {
+			last = t
+		} else if n.offsets != nil { // its position is stored later, when the message is gone
+			n.late[t.tag] = witness(t.message)
 		}
 	}
 
@@ -266,7 +270,12 @@ func (n *session) settle(ctx context.Context, batch []relay.Message, deadLetter 
 	if n.offsets == nil || end.tag == 0 {
 		return nil
 	}
-	return n.offsets.store(ctx, position{offset: end.offset, witness: end.witness})
+	at := position{offset: end.offset, witness: n.late[end.tag]}
+	if last != nil && last.tag == end.tag {
+		at.witness = witness(last.message)
+	}
+	maps.DeleteFunc(n.late, func(tag uint64, _ string) bool { return tag <= end.tag })
+	return n.offsets.store(ctx, at)
 }
 
 // backlog returns how many messages are ready. Oldest is the time of the next one that was

@@ -44,6 +44,7 @@ type token struct {
 	session *session
 	tag     uint64
 	refused bool // Err is set
+	message *amqp.Delivery
 }
 
 func newSource(ctx context.Context, env relay.Env, cfg sourceConfig) (*source, error) {
@@ -132,7 +133,7 @@ func (s *source) translate(n *session, deliveries []amqp.Delivery) []relay.Messa
 	for i := range deliveries {
 		d := &deliveries[i]
 		m := s.message(d, n.scope())
-		tokens[i] = token{session: n, tag: d.DeliveryTag, refused: m.Err != nil}
+		tokens[i] = token{session: n, tag: d.DeliveryTag, refused: m.Err != nil, message: d}
 		if m.Err != nil && s.cfg.OnReject == "requeue" && s.cfg.QueueType != amqp.QueueTypeStream && !d.Redelivered {
 			// Perhaps another consumer accepts it. If it comes back, it is a dead letter.
 			s.env.Logger.Warn("refused message requeued", "queue", s.cfg.Queue, "id", m.ID, "err", m.Err)
