@@ -712,3 +712,31 @@ func batchError(err error, i int) error {
 	}
 	return err
 }
+
+// A sealed stream stores nothing again: the pipeline stops and names it.
+func TestSealedStream(t *testing.T) {
+	url := relaytest.Endpoint(t, "RELAY_TEST_NATS_URL")
+	nc, js := connect(t, url)
+	defer nc.Close()
+	name := fmt.Sprintf("SEALED%d", time.Now().UnixNano())
+	t.Cleanup(func() { _ = js.DeleteStream(context.Background(), name) })
+	cfg := jetstream.StreamConfig{Name: name, Subjects: []string{name + ".>"}}
+	if _, err := js.CreateStream(testContext(t), cfg); err != nil {
+		t.Fatal(err)
+	}
+	s := openSink(t, fmt.Sprintf(`{"url":%q,"stream":%q}`, url, name))
+	if err := s.Publish(testContext(t), messages(name+".a", 1, 2, 2)); err != nil {
+		t.Fatal(err)
+	}
+	cfg.Sealed = true
+	if _, err := js.UpdateStream(testContext(t), cfg); err != nil {
+		t.Fatal(err)
+	}
+	err := s.Publish(testContext(t), messages(name+".a", 3, 2, 2))
+	if partial, ok := errors.AsType[*relay.BatchError](err); ok {
+		err = partial.Failed[0]
+	}
+	if !relay.IsFatal(err) || !strings.Contains(err.Error(), "sealed") {
+		t.Errorf("Publish to a sealed stream = %v, want a fatal error that names the cause", err)
+	}
+}

@@ -376,3 +376,33 @@ func TestToken(t *testing.T) {
 		}
 	}
 }
+
+// SQS refuses a user, and a key of KMS, as a whole request or an entry of it. The stand-in
+// of the other tests knows neither users nor keys, so this is an imitation.
+func TestDeniedByPolicyAndKey(t *testing.T) {
+	t.Parallel()
+	for _, code := range []string{"AccessDeniedException", "AccessDenied", "KmsAccessDenied", "KmsDisabled", "KMS.AccessDeniedException"} {
+		for _, entry := range []bool{false, true} {
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("Content-Type", "application/x-amz-json-1.0")
+				switch {
+				case !strings.HasSuffix(r.Header.Get("X-Amz-Target"), ".SendMessageBatch"):
+					fmt.Fprint(w, "{}")
+				case entry:
+					fmt.Fprintf(w, `{"Failed":[{"Id":"0","Code":%q,"Message":"no","SenderFault":true}]}`, code)
+				default:
+					w.WriteHeader(http.StatusForbidden)
+					fmt.Fprintf(w, `{"__type":"com.amazonaws.sqs#%s","message":"no"}`, code)
+				}
+			}))
+			defer server.Close()
+			err := openSink(t, server.URL+"/000000000000/q", nil).Publish(t.Context(), []relay.Message{relaytest.Message(1, "")})
+			if partial, ok := errors.AsType[*relay.BatchError](err); ok {
+				err = partial.Failed[0]
+			}
+			if !relay.IsFatal(err) || !strings.Contains(err.Error(), code) {
+				t.Errorf("%s (of an entry: %t): Publish = %v, want a fatal error that names it", code, entry, err)
+			}
+		}
+	}
+}
