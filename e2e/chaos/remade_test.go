@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -21,7 +22,11 @@ import (
 // end, or the relay's log names its loss.
 func TestRemade(t *testing.T) {
 	var cases []*remadeCase
-	for _, k := range set.backends {
+	kinds := set.backends
+	if slices.ContainsFunc(kinds, func(k ends.Kind) bool { return k.Name == "rabbitmq" }) {
+		kinds = append(slices.Clone(kinds), ends.RabbitMQStream())
+	}
+	for _, k := range kinds {
 		if c := newRemadeCase(t, k); c != nil {
 			cases = append(cases, c)
 		}
@@ -199,9 +204,7 @@ func (o *origin) send(n int) []rig.Event {
 func (o *origin) suffer(ctx context.Context, rng *rand.Rand, h ends.Harm) error {
 	relays, again := rng.IntN(3), rng.IntN(2) == 0
 	if h.Alive {
-		if relays = rng.IntN(2); o.c.kind.Name != "nats" {
-			relays = 0 // one that is frozen past its lease reopens the queue or group and knows less
-		}
+		relays = rng.IntN(2)
 		witness.RLock()
 		defer witness.RUnlock()
 		if err := o.delivers(ctx, o.produce(20)); err != nil {
@@ -249,7 +252,7 @@ func (o *origin) suffer(ctx context.Context, rng *rand.Rand, h ends.Harm) error 
 			o.c.crew.start(i)
 		}
 	}
-	patience, cancel := context.WithTimeout(ctx, time.Minute)
+	patience, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	cured := false
 	err := rig.Poll(patience, func(ctx context.Context) (bool, error) {
@@ -315,7 +318,13 @@ func (c *remadeCase) judge(t *testing.T, shaken string) {
 	for _, o := range c.origins {
 		v := o.settle(byNote[o.name])
 		t.Logf("%s: %s", o.name, v.report)
-		err := v.ledger.Err(true)
+		judged := v.ledger
+		if c.kind.Name == "rabbitmq" {
+			// A relay that is frozen past its lease keeps what the broker has sent it, while its
+			// successor reads. A queue with two consumers has no order.
+			judged.Reordered = 0
+		}
+		err := judged.Err(true)
 		if err != nil {
 			t.Errorf("%s: %v", o.name, err)
 		}

@@ -74,6 +74,12 @@ func Kinds() []Kind {
 	}
 }
 
+// RabbitMQStream returns the origin that RabbitMQ keeps as a stream. Where it is made again
+// it differs from a queue, and nowhere else.
+func RabbitMQStream() Kind {
+	return Kind{Name: "rabbitmq_stream", Source: "rabbitmq", Binary: "relay-rabbitmq", Server: "rabbitmq", New: newRabbitMQStream}
+}
+
 // Servers lists the servers that tests of the backends need: theirs, and
 // PostgreSQL in its oldest and newest version.
 func Servers(kinds []Kind) []string {

@@ -181,19 +181,27 @@ func (e redisEnd) Harms() []Harm {
 			}
 			return err
 		}},
-		{"stream trimmed", false, true, `entries are lost`, func(ctx context.Context) error {
+		{"stream trimmed", false, false, `entries are lost`, func(ctx context.Context) error {
 			return e.client.XTrimMaxLen(ctx, e.stream, kept).Err()
 		}},
 	}
 }
 
-func (e *rabbitEnd) Name() string         { return e.name }
-func (e *rabbitEnd) Cure() map[string]any { return e.Source() }
+func (e *rabbitEnd) Name() string { return e.name }
 
-// The relay has no position in a queue: only one that reads when the queue is deleted
-// can know of it.
+func (e *rabbitEnd) Cure() map[string]any {
+	if e.queueType == amqp.QueueTypeStream {
+		return cured(e.Source())
+	}
+	return e.Source()
+}
+
 func (e *rabbitEnd) Harms() []Harm {
-	return []Harm{{"queue deleted and declared", true, true, `the queue was deleted`, func(ctx context.Context) error {
+	alarm := `queue was deleted`
+	if e.queueType == amqp.QueueTypeStream {
+		alarm = again
+	}
+	return []Harm{{e.queueType + " deleted and declared", true, false, alarm, func(ctx context.Context) error {
 		return retry(ctx, func(context.Context) error {
 			err := e.with(func(ch *amqp.Channel) error {
 				_, err := ch.QueueDelete(e.name, false, false, false)

@@ -11,12 +11,18 @@ import (
 
 type rabbitEnd struct {
 	url, name string
+	queueType string
 	mu        sync.Mutex
 	got       []Record // reading takes a message away
 }
 
 func newRabbitMQ(_ context.Context, env Env) (End, error) {
-	e := &rabbitEnd{url: env.Server.URL, name: env.Name}
+	e := &rabbitEnd{url: env.Server.URL, name: env.Name, queueType: amqp.QueueTypeQuorum}
+	return e, e.declare()
+}
+
+func newRabbitMQStream(_ context.Context, env Env) (End, error) {
+	e := &rabbitEnd{url: env.Server.URL, name: env.Name, queueType: amqp.QueueTypeStream}
 	return e, e.declare()
 }
 
@@ -25,7 +31,7 @@ func (e *rabbitEnd) declare() error {
 		if err := ch.ExchangeDeclare(e.name, "topic", true, false, false, false, nil); err != nil {
 			return err
 		}
-		if _, err := ch.QueueDeclare(e.name, true, false, false, false, amqp.Table{"x-queue-type": "quorum"}); err != nil {
+		if _, err := ch.QueueDeclare(e.name, true, false, false, false, amqp.Table{amqp.QueueTypeArg: e.queueType}); err != nil {
 			return err
 		}
 		return ch.QueueBind(e.name, "#", e.name, false, nil)
@@ -50,7 +56,7 @@ func (e *rabbitEnd) Sink() map[string]any {
 }
 
 func (e *rabbitEnd) Source() map[string]any {
-	return map[string]any{"url": e.url, "queue": e.name}
+	return map[string]any{"url": e.url, "queue": e.name, "queue_type": e.queueType}
 }
 
 func (e *rabbitEnd) Arrived(context.Context) ([]Record, error) {
