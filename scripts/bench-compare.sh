@@ -68,14 +68,15 @@ measure() {
 }
 
 # losses BEFORE AFTER UNITS prints the benchmarks that lost, as benchstat's CSV says:
-# name, before, its spread, after, its spread, difference, p.
+# name, before, its spread, after, its spread, difference, p. Allocations that vary from
+# round to round are those of a pool that the garbage collector emptied.
 losses() {
 	"$benchstat" -format csv -alpha 0.01 -filter ".unit:(cpu-ns/op OR B/op OR allocs/op)" "$1" "$2" 2>/dev/null | awk -F, -v loss="$loss" -v units="$3" '
 		BEGIN { least["allocs/op"] = 0.5; least["B/op"] = 64 }
 		/^pkg: / { package = substr($1, 6); next }
 		$1 == "" && $2 != "" && $6 == "vs base" { unit = $2; next }
 		index(units, "[" unit "]") && $1 != "geomean" && NF >= 6 && $6 != "~" && $6 != "" {
-			if ($4 > $2 * (1 + loss / 100) && $4 - $2 >= least[unit])
+			if ($4 > $2 * (1 + loss / 100) && $4 - $2 >= least[unit] && (unit ~ /sec/ || $5 + 0 <= 20))
 				printf "%s/%s %s: %s, now %s (%s)\n", package, $1, unit, $2, $4, $6
 		}'
 }
