@@ -94,6 +94,11 @@ func run(ctx context.Context, o options, short bool) error {
 			return fmt.Errorf("latency: %w", err)
 		}
 	}
+	if !short && wanted("trace") {
+		if r.Trace, err = b.trace(ctx); err != nil {
+			return fmt.Errorf("trace: %w", err)
+		}
+	}
 	if o.live > 0 && wanted("live") {
 		relay, err := binary()
 		if err != nil {

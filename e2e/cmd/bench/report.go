@@ -11,6 +11,7 @@ import (
 type report struct {
 	Drains  []drainLine   `json:"drains"`
 	Latency []latencyLine `json:"latency"`
+	Trace   []station     `json:"trace"`
 	Live    []liveLine    `json:"live"`
 	Scale   []scaleLine   `json:"scale"`
 	Idle    *idleLine     `json:"idle"`
@@ -74,6 +75,9 @@ func (r report) markdown(o options) string {
 		for _, l := range r.Latency {
 			fmt.Fprintf(&b, "| %s | %.2f | %.2f | %.2f |\n", l.Name, l.P50ms, l.P99ms, l.P999ms)
 		}
+	}
+	if len(r.Trace) > 0 {
+		b.WriteString(traceTable(r.Trace))
 	}
 	if len(r.Live) > 0 {
 		b.WriteString(liveTable(r.Live))
