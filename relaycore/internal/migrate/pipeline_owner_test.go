@@ -40,6 +40,15 @@ func TestPipelinesHaveOwners(t *testing.T) {
 	} {
 		refused(t, pool, "42501", `pipeline "p" belongs to role `+ops, asMallory+sql)
 	}
+	// A pipeline of the other direction and the same name: p's owner could not disable it any longer.
+	twin := `SELECT pgtrickle.set_relay_inbox('%s', config => '{"source_type":"stdin","inbox_table":"twins","inbox_schema":"%s"}')`
+	run(t, pool, asMallory+`SELECT pgtrickle.create_inbox('twins', 'evil')`)
+	refused(t, pool, "42501", `pipeline "p" belongs to role `+ops, asMallory+fmt.Sprintf(twin, "p", "evil"))
+	run(t, pool, fmt.Sprintf(twin, "p", "evil")+`; INSERT INTO pgtrickle.relay_pipeline_owners VALUES ('reverse', 'p', '`+mallory+`')
+		ON CONFLICT (direction, name) DO UPDATE SET owner = excluded.owner`) // as it was permitted before
+	run(t, pool, asMallory+fmt.Sprintf(twin, "p", "evil"))
+	run(t, pool, asOps+set("p", "ops.orders"))
+	run(t, pool, `DELETE FROM pgtrickle.relay_inbox_config WHERE name = 'p'; DELETE FROM pgtrickle.relay_pipeline_owners WHERE direction = 'reverse' AND name = 'p'`)
 	refused(t, pool, "P0002", `pipeline "p" not found`, asMallory+`SELECT pgtrickle.get_relay_config('p')`)
 	refused(t, pool, "23514", `caller_must_be_current_user`, asMallory+`INSERT INTO pgtrickle._relay_pipeline_requests (caller, action, name) VALUES ('`+ops+`', 'delete', 'p')`)
 	if got := one(t, pool, `SELECT count(*)::text FROM pgtrickle.list_relay_configs()`); got != "4" {

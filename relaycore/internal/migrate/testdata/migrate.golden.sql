@@ -1374,9 +1374,12 @@ BEGIN
         SELECT c.direction, c.config, o.owner, r.oid AS owner_oid FROM (
             SELECT 'forward', f.name, f.config FROM pgtrickle.relay_outbox_config f UNION ALL SELECT 'reverse', f.name, f.config FROM pgtrickle.relay_inbox_config f) c(direction, name, config)
             LEFT JOIN pgtrickle.relay_pipeline_owners o ON o.direction = c.direction AND o.name = c.name LEFT JOIN pg_roles r ON r.rolname = o.owner
-            WHERE c.name = NEW.name AND (NEW.action <> 'set' OR c.direction = NEW.direction)
+            WHERE c.name = NEW.name ORDER BY c.direction IS DISTINCT FROM NEW.direction
     LOOP
-        found_any := true;
+        -- A new pipeline may not have the name of a stranger's in the other direction, for
+        -- the other actions are for both of them.
+        EXIT WHEN NEW.action = 'set' AND found_any;
+        found_any := NEW.action <> 'set' OR p.direction = NEW.direction;
         IF NOT all_of AND pg_has_role(NEW.caller, p.owner_oid, 'USAGE') IS NOT TRUE THEN
             RAISE EXCEPTION 'pipeline "%" belongs to %', NEW.name, coalesce('role ' || p.owner, 'the owner of schema pgtrickle') USING ERRCODE = 'insufficient_privilege',
                 HINT = format('Let it run SELECT pgtrickle.relay_pipeline_owner(%L, %L).', NEW.name, NEW.caller);
@@ -1835,7 +1838,7 @@ $sql$;
     COMMENT ON FUNCTION pgtrickle.list_relay_configs() IS 'pgtrickle-relay: the caller''s pipelines, by name, without their secrets';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (3, 'pipelines', 'ddd3e85b3a4c9bfc')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (3, 'pipelines', '225aa39c55630042')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 
