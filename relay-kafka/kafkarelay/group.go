@@ -358,6 +358,7 @@ func (s *source) skipLost(ctx context.Context, sp *spot) error {
 	if err != nil {
 		return err
 	}
+	s.env.Loss()
 	s.env.Logger.ErrorContext(ctx, "position lost; reading oldest record",
 		"topic", sp.topic, "partition", sp.partition, "position", sp.offset, "oldest", offsets[sp.partition])
 	sp.offset = offsets[sp.partition]

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"strings"
 	"sync"
 	"time"
@@ -257,7 +256,7 @@ func (s *source) Receive(ctx context.Context, limit int) ([]relay.Message, error
 		if err != nil {
 			return nil, err
 		}
-		p.findLost(ctx, s.env.Logger, arrived)
+		p.findLost(ctx, s.env, arrived)
 		arrived = s.dropSettled(p, arrived)
 		batch := make([]relay.Message, len(arrived))
 		for i, d := range arrived {
@@ -272,7 +271,7 @@ func (s *source) Receive(ctx context.Context, limit int) ([]relay.Message, error
 // findLost logs the messages that left the stream before the source read them. They are
 // missing between two deliveries, and older than all that the stream has. With a filter
 // they may have been other consumers', and nothing is logged.
-func (p *pull) findLost(ctx context.Context, log *slog.Logger, arrived []*delivery) {
+func (p *pull) findLost(ctx context.Context, env relay.Env, arrived []*delivery) {
 	for _, d := range arrived {
 		if d.seq > p.read+1 && p.gap == [2]uint64{} {
 			p.gap = [2]uint64{p.read + 1, d.seq - 1}
@@ -290,7 +289,8 @@ func (p *pull) findLost(ctx context.Context, log *slog.Logger, arrived []*delive
 	if p.gap = [2]uint64{}; last < first {
 		return // single messages were deleted
 	}
-	log.Error("unread messages are lost", "stream", p.stream, "consumer", p.config.Durable, "messages", last-first+1,
+	env.Loss()
+	env.Logger.Error("unread messages are lost", "stream", p.stream, "consumer", p.config.Durable, "messages", last-first+1,
 		"first_sequence", first, "last_sequence", last,
 		"cause", "they were purged, expired or beyond the stream's limits", "cure", "let the stream keep more, or the pipeline keep up")
 }

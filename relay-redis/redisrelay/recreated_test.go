@@ -84,6 +84,8 @@ func TestTrimmedIsCountedOnce(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			raw, stream := rawClient(t, url), uniqueName(t)
 			env, log := logged(t)
+			var losses int
+			env.CountLoss = func() { losses++ }
 			var cursor relaytest.Cursor
 			open := func() relay.Source {
 				return mustSource(t, cursor.Env(env), fmt.Sprintf(`{"url":%q,"stream":%q,"block":"10ms"}`, url, stream))
@@ -106,6 +108,9 @@ func TestTrimmedIsCountedOnce(t *testing.T) {
 			var known map[string]relay.FarEnd
 			if err := json.Unmarshal([]byte(cursor.Env(env).FarEnds), &known); err != nil || known[src.(*source).farEnd()].Missed != 8+18+28 {
 				t.Errorf("the cursor has %s, %v; want 54 missed", cursor.Env(env).FarEnds, err)
+			}
+			if losses != 3 {
+				t.Errorf("%d reports were counted, want 3", losses)
 			}
 		})
 	}

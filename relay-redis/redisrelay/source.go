@@ -192,8 +192,10 @@ func (s *source) Receive(ctx context.Context, limit int) ([]relay.Message, error
 			return nil, err
 		}
 		entries, own, err := s.read(ctx, limit)
-		if err != nil {
+		if err != nil || ctx.Err() != nil { // the connections may be closed
 			s.ready = false
+		}
+		if err != nil {
 			if ctx.Err() != nil {
 				return nil, ctx.Err()
 			}
@@ -491,8 +493,14 @@ func (s *source) report(ctx context.Context, n int64) error {
 	return s.farEnds.Missed(ctx, s.farEnd(), n)
 }
 
+// reportGrace is how long a report may go on when the read is cancelled. What is logged and
+// not removed would be reported again.
+const reportGrace = time.Second
+
 // reportNote reports what a note counts, and removes it.
 func (s *source) reportNote(ctx context.Context, note string) error {
+	ctx, cancel := relaynet.Outlive(ctx, reportGrace)
+	defer cancel()
 	if note != s.reported { // else it could not be removed
 		if err := s.report(ctx, s.noted(note)); err != nil {
 			return err
@@ -510,6 +518,8 @@ func (s *source) forget(ctx context.Context, ids []string) error {
 	if len(ids) == 0 {
 		return nil
 	}
+	ctx, cancel := relaynet.Outlive(ctx, reportGrace)
+	defer cancel()
 	s.env.Logger.Error("pending entries are lost", "stream", s.cfg.Stream, "group", s.cfg.Group, "entries", len(ids), "first", ids[0],
 		"cause", "they were trimmed or deleted after they had been delivered and before they were acknowledged")
 	if err := s.farEnds.Missed(ctx, s.farEnd(), int64(len(ids))); err != nil {

@@ -47,6 +47,16 @@ type Env struct {
 	// KeepFarEnds stores state in the pipeline's cursor and returns when it is durable.
 	// It is nil for a sink, and for commands that only look.
 	KeepFarEnds func(ctx context.Context, state string) error
+	// CountLoss counts that a source has reported messages that its far end lost. It is nil
+	// for a sink, and for commands that only look. See [Env.Loss].
+	CountLoss func()
+}
+
+// Loss counts a report of messages that the far end lost before the pipeline had them.
+func (e Env) Loss() {
+	if e.CountLoss != nil {
+		e.CountLoss()
+	}
 }
 
 // Wrote reports whether the pipeline may have written something with that identity beside

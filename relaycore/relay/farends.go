@@ -97,6 +97,7 @@ func (f *FarEnds) Meet(ctx context.Context, kind, name string, now Incarnation) 
 	}
 	f.env.Logger.ErrorContext(ctx, "far end was created again", "kind", kind, "name", name, "is", now, "was", known.ID,
 		"effect", "reading from its beginning; unread messages of the old one are lost")
+	f.env.Loss()
 	return f.keep(ctx, name, FarEnd{ID: now, Pending: true, Missed: known.Missed, Remade: known.Remade})
 }
 
@@ -120,6 +121,7 @@ func (f *FarEnds) Lost(ctx context.Context, kind, name, problem string) (FarEnd,
 	}
 	f.env.Logger.ErrorContext(ctx, "far end lost the position", "kind", kind, "name", name, "problem", problem,
 		"effect", "reading from its beginning, with new ids")
+	f.env.Loss()
 	if !known.Pending {
 		known.Restarts++
 	}
@@ -148,6 +150,9 @@ func (f *FarEnds) Missed(ctx context.Context, name string, n int64) error {
 	known := f.known[name]
 	known.Missed += n
 	_, err := f.keep(ctx, name, known)
+	if err == nil {
+		f.env.Loss()
+	}
 	return err
 }
 
@@ -160,6 +165,9 @@ func (f *FarEnds) Remade(ctx context.Context, name string) error {
 	known.Remade++
 	known.ID = ""
 	_, err := f.keep(ctx, name, known)
+	if err == nil {
+		f.env.Loss()
+	}
 	return err
 }
 

@@ -30,6 +30,7 @@ const (
 	skipped
 	unexpected
 	conflicts
+	losses
 	filtered
 	deadLettered
 	expired
@@ -48,6 +49,7 @@ var counterSeries = [numCounters]series{
 	skipped:        {name: "dedup_skipped_total", help: "Messages that the receiver had before."},
 	unexpected:     {name: "unexpected_duplicates_total", help: "Messages that the far end had already, and not after a crash or a retry."},
 	conflicts:      {name: "id_conflicts_total", help: "Messages that an inbox took for copies of another event with the same id."},
+	losses:         {name: "source_losses_total", help: "Reports of messages that the far end lost before the pipeline had them."},
 	filtered:       {name: "filtered_total", help: "Messages that the pipeline's filter dropped."},
 	deadLettered:   {name: "dead_letters_total", help: "Messages stored as dead letters."},
 	expired:        {name: "dead_letters_expired_total", help: "Dead letters deleted for their age."},

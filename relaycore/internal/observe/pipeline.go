@@ -96,6 +96,9 @@ func (p *Pipeline) Unexpected(messages int) { p.counters[unexpected].Add(float64
 // Conflicts counts messages that were taken for copies of another event.
 func (p *Pipeline) Conflicts(messages int) { p.counters[conflicts].Add(float64(messages)) }
 
+// Lost counts a report of messages that the far end lost.
+func (p *Pipeline) Lost() { p.counters[losses].Inc() }
+
 // Filtered counts messages that the pipeline's filter drops.
 func (p *Pipeline) Filtered(messages int) { p.counters[filtered].Add(float64(messages)) }
 

@@ -31,6 +31,7 @@ type ends struct {
 	transform func(batch []relay.Message, buf []byte) []byte
 	// keepFarEnds is nil for commands, which hold no lease.
 	keepFarEnds func(ctx context.Context, state string) error
+	countLoss   func()
 }
 
 // outboxOptions are what only a running pipeline gives its outbox.
@@ -161,7 +162,7 @@ func (e *ends) openReverse(ctx context.Context, from engine.State) error {
 	env := e.env()
 	env.Identity, env.Subject, env.Checkpoint = "", relay.Template{}, from.Checkpoint
 	env.ScopeIDs = s.IDScope == catalog.IDScopeFarEnd
-	env.FarEnds, env.KeepFarEnds = from.FarEnds, e.keepFarEnds
+	env.FarEnds, env.KeepFarEnds, env.CountLoss = from.FarEnds, e.keepFarEnds, e.countLoss
 	source, err := e.resolved.Backend.Source.Open(ctx, env, e.resolved.Config)
 	if err != nil {
 		return fmt.Errorf("open %s source: %w", e.resolved.Backend.Name, err)

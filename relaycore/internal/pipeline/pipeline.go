@@ -72,7 +72,7 @@ func (r *Runner) Run(ctx context.Context, job *supervisor.Job) (err error) {
 		ledger.Conceal(conceal.Text, slices.Collect(maps.Keys(resolved.Settings.Headers)))
 	}
 
-	e := &ends{Runner: r, pipeline: job.Pipeline, resolved: resolved, log: log, keepFarEnds: ledger.KeepFarEnds}
+	e := &ends{Runner: r, pipeline: job.Pipeline, resolved: resolved, log: log, keepFarEnds: ledger.KeepFarEnds, countLoss: job.Meter.Lost}
 	defer e.close()
 	if err := e.open(opening, state, outboxOptions{wake: job.Wake, polled: job.Meter.Polled, epoch: job.Epoch}); err != nil {
 		return job.Pipeline.Explain(err)
