@@ -30,9 +30,12 @@ func TestUpInOtherEncodings(t *testing.T) {
 			if err := migrate.Up(context.Background(), pool, nil); err != nil {
 				t.Fatalf("Up: %v", err)
 			}
-			run(t, pool, `CREATE TABLE public.t (id int PRIMARY KEY, v text)`)
+			run(t, pool, `CREATE TABLE public.t (id int PRIMARY KEY, v text, j json)`)
 			run(t, pool, `SELECT pgtrickle.enable_outbox('public.t')`)
-			run(t, pool, `INSERT INTO public.t VALUES (1, 'a')`)
+			run(t, pool, `INSERT INTO public.t VALUES (1, 'a', '"\u20ac"')`) // jsonb would need it in the encoding
+			if got := one(t, pool, `SELECT payload::text FROM pgtrickle.outbox_t`); !strings.Contains(got, `"j":"\u20ac"`) {
+				t.Errorf("the outbox has %s", got)
+			}
 		})
 	}
 }
