@@ -29,6 +29,7 @@ func (p *program) commands() *ffcli.Command {
 				p.dlqDiscardCommand(),
 			}},
 			p.retryCommand(),
+			p.snapshotCommand(),
 			p.forkCommand(),
 			p.replayCommand(),
 			p.verifyCommand(),

@@ -5,26 +5,34 @@ import (
 	"fmt"
 
 	"github.com/peterbourgon/ff/v3/ffcli"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
 )
 
 func (p *program) retryCommand() *ffcli.Command {
 	return p.withArgs(1, 1, &ffcli.Command{
 		Name: "retry", ShortUsage: "retry NAME", FlagSet: p.flagSet(),
 		ShortHelp: "start a pipeline at once that waits after an error",
-	}, p.retryPipeline)
+	}, p.ask("retry", store.Store.Retry))
 }
 
-func (p *program) retryPipeline(ctx context.Context, args []string) error {
-	name := args[0]
-	err := p.withDatabase(ctx, commandTimeout, func(ctx context.Context, db *database) error {
-		return db.store.Retry(ctx, name)
-	})
-	switch {
-	case err != nil:
-		return fmt.Errorf("retry %q: %w", name, err)
-	case p.json():
-		return p.printJSON(map[string]any{"action": "retry", "pipeline": name})
+// ask returns a command that calls an SQL function for a pipeline, and prints what the
+// function did. Its role needs no right on the catalog's tables.
+func (p *program) ask(verb string, call func(store.Store, context.Context, string) (string, error)) func(context.Context, []string) error {
+	return func(ctx context.Context, args []string) error {
+		pool, err := p.connect(ctx)
+		if err != nil {
+			return err
+		}
+		defer pool.Close()
+		did, err := call(store.New(pool, p.common.group), ctx, args[0])
+		switch {
+		case err != nil:
+			return fmt.Errorf("%s %q: %w", verb, args[0], err)
+		case p.json():
+			return p.printJSON(map[string]any{"action": verb, "pipeline": args[0], "result": did})
+		}
+		fmt.Fprintf(p.stdout, "%s: %s\n", verb, did)
+		return nil
 	}
-	fmt.Fprintf(p.stdout, "retry: the owner of %s was notified\n", name)
-	return nil
 }

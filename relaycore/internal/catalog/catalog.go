@@ -34,11 +34,13 @@ type Pipeline struct {
 	Linked  bool // this binary has the backend
 	// Stored is the configuration as it is stored, references to secrets unresolved.
 	Stored json.RawMessage
-	// Revision changes with the configuration and with the secrets it refers to.
+	// Revision changes with the configuration, and with the secrets it refers to. It changes
+	// with each request for a snapshot, too, because a pipeline serves it when it starts.
 	Revision string
 	// Err is why the pipeline cannot be built. It contains no secret.
 	Err error
 
+	snapshot    int64 // id of the newest request for one
 	malformed   error // the part of Err that does not depend on secrets
 	access      *relaycfg.Access
 	backend     relay.Backend
@@ -182,9 +184,11 @@ const (
 
 // list_relay_configs leaves secrets out.
 const tablesSQL = `
-SELECT name, 'forward', enabled, ` + configSQL + ` FROM pgtrickle.relay_outbox_config
+SELECT name, 'forward', enabled, ` + configSQL + `,
+	coalesce((SELECT pg_catalog.max(r.id) FROM pgtrickle.relay_snapshot_requests r WHERE r.pipeline OPERATOR(pg_catalog.=) name), 0)
+FROM pgtrickle.relay_outbox_config
 UNION ALL
-SELECT name, 'reverse', enabled, ` + configSQL + ` FROM pgtrickle.relay_inbox_config`
+SELECT name, 'reverse', enabled, ` + configSQL + `, 0 FROM pgtrickle.relay_inbox_config`
 
 // loadTimeout bounds one load: a database that does not answer must not end the polling.
 const loadTimeout = time.Minute
@@ -209,9 +213,9 @@ func (c *Catalog) Load(ctx context.Context, db pg.Querier) (Snapshot, error) {
 		}
 		p, same := c.known[Key{Direction: row.Direction, Name: row.Name}]
 		// A configuration with references to secrets is resolved at every load.
-		if !same || !bytes.Equal(p.Stored, row.Config) || bytes.Contains(row.Config, []byte("${")) {
+		if !same || p.snapshot != row.snapshot || !bytes.Equal(p.Stored, row.Config) || bytes.Contains(row.Config, []byte("${")) {
 			p = Normalise(row, c.reg, c.access)
-			p.Revision = c.revision(row)
+			p.Revision, p.snapshot = c.revision(row), row.snapshot
 		}
 		p.Enabled = row.Enabled
 		known[p.Key] = p
@@ -230,7 +234,7 @@ func (c *Catalog) rows(ctx context.Context, db pg.Querier, sql string) ([]Row, e
 	return pgx.CollectRows(result, func(r pgx.CollectableRow) (Row, error) {
 		var row Row
 		var config string
-		err := r.Scan(&row.Name, &row.Direction, &row.Enabled, &config, &row.size)
+		err := r.Scan(&row.Name, &row.Direction, &row.Enabled, &config, &row.size, &row.snapshot)
 		row.Config = json.RawMessage(config)
 		return row, err
 	})
@@ -239,7 +243,7 @@ func (c *Catalog) rows(ctx context.Context, db pg.Querier, sql string) ([]Row, e
 // revision covers the values of secrets, so that a rotated secret file restarts its
 // pipeline. The hash of the values has no meaning outside this process.
 func (c *Catalog) revision(row Row) string {
-	sum := sha256.Sum256(row.Config)
+	sum := sha256.Sum256(fmt.Appendf(row.Config[:len(row.Config):len(row.Config)], "%d", row.snapshot))
 	if !row.Enabled {
 		return fmt.Sprintf("%x", sum[:8])
 	}

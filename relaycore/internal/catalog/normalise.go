@@ -23,7 +23,8 @@ type Row struct {
 	Enabled   bool
 	Config    json.RawMessage
 
-	size int // of Config in the catalog; a large one is not transferred
+	size     int   // of Config in the catalog; a large one is not transferred
+	snapshot int64 // id of the newest request for a snapshot; 0 = there is none
 }
 
 // section is the part of a configuration that one struct decodes. It holds values by

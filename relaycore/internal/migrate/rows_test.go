@@ -106,6 +106,14 @@ func TestRowsOfEveryKey(t *testing.T) {
 			run(t, pool, fmt.Sprintf("INSERT INTO %s SELECT %s FROM generate_series(1, 20) i", table, tc.values))
 			want := query(t, pool, fmt.Sprintf("SELECT payload -> 'inserted' ->> 0 FROM pgtrickle.outbox_%s", table))
 			slices.Sort(want)
+			run(t, pool, fmt.Sprintf(`SELECT pgtrickle.set_relay_outbox('%[1]s', config => '{"stream_table":"public.%[1]s","sink_type":"stdin"}')`, table))
+			run(t, pool, fmt.Sprintf(`SET LOCAL "DateStyle" = 'SQL, DMY'; SET LOCAL "TimeZone" = 'Asia/Kabul'; SET LOCAL "IntervalStyle" = 'sql_standard';
+				SET LOCAL bytea_output = 'escape'; SET LOCAL extra_float_digits = -3; SELECT pgtrickle.relay_snapshot('%s', 'true')`, table))
+			byKey := query(t, pool, fmt.Sprintf(`SELECT r.row FROM pgtrickle.relay_snapshot_keys k JOIN pgtrickle.relay_snapshot_requests q ON q.id = k.request,
+				%s(k.keys, 0, 1000, 1000000, 1000000) r WHERE q.pipeline = '%s'`, fn, table))
+			if slices.Sort(byKey); !slices.Equal(byKey, want) {
+				t.Errorf("by key: %d rows\n%s\nwant %d\n%s", len(byKey), strings.Join(byKey, "\n"), len(want), strings.Join(want, "\n"))
+			}
 			for _, n := range []int{1, 3, 20, 1000} {
 				got := chunks(t, pool, fn, n)
 				slices.Sort(got)
@@ -177,14 +185,14 @@ func TestRowsRights(t *testing.T) {
 		SELECT pgtrickle.enable_outbox('mine.t'); RESET ROLE`, owner))
 	t.Cleanup(func() { run(t, pool, fmt.Sprintf("DROP OWNED BY %[1]s CASCADE; DROP ROLE %[1]s", owner)) })
 	fn := one(t, pool, `SELECT coalesce(problem, fn) FROM pgtrickle._relay_rows_function('outbox_t')`)
-	got := query(t, pool, `SELECT a.grantee::regrole::text FROM pg_proc p, aclexplode(p.proacl) a WHERE p.oid = to_regprocedure($1) ORDER BY 1`,
-		fn+"(text[], integer, bigint, bigint)")
-	if want := []string{"pgtrickle_relay", owner}; !slices.Equal(got, want) {
-		t.Errorf("%s may be called by %v, want %v", fn, got, want)
-	}
-	if got := one(t, pool, `SELECT prosecdef || ' ' || proowner::regrole::text FROM pg_proc WHERE oid = to_regprocedure($1)`,
-		fn+"(text[], integer, bigint, bigint)"); got != "true "+owner {
-		t.Errorf("the function runs as %s", got)
+	for _, signature := range []string{fn + "(text[], integer, bigint, bigint)", fn + "(text[], integer, integer, bigint, bigint)"} {
+		got := query(t, pool, `SELECT a.grantee::regrole::text FROM pg_proc p, aclexplode(p.proacl) a WHERE p.oid = to_regprocedure($1) ORDER BY 1`, signature)
+		if want := []string{"pgtrickle_relay", owner}; !slices.Equal(got, want) {
+			t.Errorf("%s may be called by %v, want %v", signature, got, want)
+		}
+		if got := one(t, pool, `SELECT prosecdef || ' ' || proowner::regrole::text FROM pg_proc WHERE oid = to_regprocedure($1)`, signature); got != "true "+owner {
+			t.Errorf("%s runs as %s", signature, got)
+		}
 	}
 	run(t, pool, `SELECT pgtrickle.outbox_upgrade('mine.t'); SELECT pgtrickle.disable_outbox('mine.t')`)
 	if n := one(t, pool, `SELECT count(*)::text FROM pg_proc WHERE pronamespace = 'mine'::regnamespace`); n != "0" {

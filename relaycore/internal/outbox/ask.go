@@ -27,6 +27,7 @@ type view struct {
 	tracker *progress.Tracker
 	state   *snapshot.State // nil = snapshots are not compared
 	ids     rows.IDs
+	refused error // why a requested snapshot is not read
 }
 
 // place is how far the reads of a table are.

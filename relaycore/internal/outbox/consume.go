@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/backfill"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/table"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
@@ -19,22 +20,29 @@ const consumeEvery = 5 * time.Second
 type consumer struct {
 	upTo   int64 // rows up to this id are given up
 	at     time.Time
-	unable bool // there is no function for it, or it is denied
-	shared bool // that other outboxes use the delta table was logged
+	unable bool  // there is no function for it, or it is denied
+	shared bool  // that other outboxes use the delta table was logged
+	served int64 // requested snapshots up to this id are finished
 
 	mu       sync.Mutex
 	reminder *time.Timer // nil until it is needed
 	closed   bool
 }
 
-// Committed implements [relay.Checkpointer]. It removes stored changes, and reports to the extension which
-// claim-check rows no reader needs any longer. All readers share them, so the slowest one
+// Committed implements [relay.Checkpointer]. It finishes requested snapshots, removes stored
+// changes, and reports to the extension which claim-check rows no reader needs any longer. All readers share them, so the slowest one
 // decides.
 func (s *Source) Committed(ctx context.Context, c relay.Checkpoint) error {
 	if err := s.removeChanges(ctx, c); err != nil {
 		return err
 	}
-	u := &s.consumer
+	u, v := &s.consumer, s.shared.view()
+	if served := v.tracker.Served(); served > u.served {
+		if err := backfill.Finish(ctx, s.pool, s.cfg.Pipeline, served, v.refused); err != nil {
+			return err
+		}
+		u.served = served
+	}
 	if c.LastID < u.upTo {
 		u.upTo = 0 // the ids have restarted
 	}

@@ -53,7 +53,7 @@ func (r *reader) readExisting(ctx context.Context, db scan.DB) error {
 	e, at := r.existing, time.Now()
 	limits := backfill.Limits{Rows: e.pace.Rows(), Bytes: r.cfg.ReadBytes, Large: max(r.wants, unasked)}
 	var left []byte // key of a row that was left on the server
-	c, again, err := e.table.Read(ctx, db, e.state.After, limits, func(key, row []byte) {
+	c, again, err := e.table.Read(ctx, db, &e.state, limits, func(key, row []byte) {
 		if row == nil {
 			left = append(left, key...)
 			return
@@ -83,7 +83,7 @@ func (r *reader) readExisting(ctx context.Context, db scan.DB) error {
 	bytes := r.builder.Bytes()
 	e.held = &held{}
 	e.held.msgs, e.held.slots = r.builder.Finish()
-	if c.Rows > 0 {
+	if !c.End {
 		e.state.After = c.After
 		e.state.Rows += int64(c.Rows)
 		next := e.state

@@ -211,7 +211,7 @@ func TestStartupSnapshotRefusals(t *testing.T) {
 	t.Parallel()
 	pool, plain := filled(t, itemsDDL, 1)
 	exec(t, pool, `CREATE TABLE nokey (a int); SELECT pgtrickle.enable_outbox('public.nokey');
-		CREATE TABLE old (a int PRIMARY KEY); SELECT pgtrickle.enable_outbox('public.old'); DROP FUNCTION public.pgtrickle_outbox_old_rows;
+		CREATE TABLE old (a int PRIMARY KEY); SELECT pgtrickle.enable_outbox('public.old'); DROP FUNCTION public.pgtrickle_outbox_old_rows(text[], integer, bigint, bigint);
 		CREATE SCHEMA hidden; CREATE TABLE hidden.t (a int PRIMARY KEY); SELECT pgtrickle.enable_outbox('hidden.t');
 		REVOKE USAGE ON SCHEMA hidden FROM pgtrickle_relay; SELECT pgtrickle.create_outbox('events')`)
 	exec(t, pool, fmt.Sprintf(outboxDDL, "outbox_plain"))
@@ -280,5 +280,88 @@ func TestStartupSnapshotRate(t *testing.T) {
 	}
 	if took := time.Since(began); took < 1100*time.Millisecond || took > 6*time.Second {
 		t.Errorf("300 rows at 200 a second took %v", took)
+	}
+}
+
+// TestRequestedSnapshot replays a table from the rows that relay_snapshot asks for, and from
+// changes. Writers change it meanwhile, and the source ends again and again without a word.
+func TestRequestedSnapshot(t *testing.T) {
+	t.Parallel()
+	for name, where := range map[string]string{"all": "", "some": "id % 3 = 0 AND length(pad) > 0"} {
+		for _, crashes := range []int{0, 12} {
+			t.Run(fmt.Sprintf("%s %d", name, crashes), func(t *testing.T) {
+				t.Parallel()
+				pool, plain := filled(t, itemsDDL, 6000)
+				requested(t, pool, plain, where, crashes)
+			})
+		}
+	}
+}
+
+func requested(t *testing.T, pool, plain *pgxpool.Pool, where string, crashes int) {
+	ctx, stop := context.WithCancel(context.Background())
+	var writers sync.WaitGroup
+	for w := range 4 {
+		writers.Go(func() { write(ctx, t, pool, uint64(w)) })
+	}
+	defer writers.Wait()
+	defer stop()
+
+	exec(t, pool, `SELECT pgtrickle.set_relay_outbox('p', config => '{"stream_table": "public.items", "sink_type": "stdout"}')`)
+	leased := func(c *outbox.Config) { c.Epoch, c.Group, c.Pipeline = 1, "g", "p" }
+	src := open(t, plain, relay.Checkpoint{}, items("latest"), leased)
+	m, stored := mirror{}, checkpoint(t, src, nil)
+	exec(t, pool, `SELECT pgtrickle.relay_snapshot('p', nullif($1, ''))`, where)
+	src = open(t, plain, stored, items("latest"), leased)
+	rnd := rand.New(rand.NewPCG(2, uint64(crashes)))
+	crashed, rows := 0, 0
+	for begun := false; crashed < crashes || !begun || strings.Contains(string(stored.State), `"backfill"`); {
+		msgs := some(t, src, 1+rnd.IntN(200))
+		for i := range msgs {
+			m.apply(t, &msgs[i], true)
+			if msgs[i].FullRefresh {
+				rows++
+			}
+		}
+		if crashed < crashes && rnd.IntN(10) == 0 {
+			crashed++
+			src = open(t, plain, stored, items("latest"), leased)
+			continue // what was not confirmed comes again
+		}
+		stored = checkpoint(t, src, msgs)
+		begun = begun || strings.Contains(string(stored.State), `"backfill"`)
+		if err := src.Committed(context.Background(), stored); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := column[int64](t, pool, `SELECT count(*) FROM pgtrickle.relay_snapshot_requests WHERE finished_at IS NULL OR error IS NOT NULL
+		UNION ALL SELECT count(*) FROM pgtrickle.relay_snapshot_keys`); got[0] != 0 || got[1] != 0 {
+		t.Errorf("%d requests are not finished, %d blocks of keys are left", got[0], got[1])
+	}
+	stop()
+	writers.Wait()
+	last := column[int64](t, pool, `SELECT coalesce(max(id), 0) FROM pgtrickle.outbox_items`)[0]
+	for checkpoint(t, src, nil).LastID < last {
+		msgs := some(t, src, 1000)
+		for i := range msgs {
+			m.apply(t, &msgs[i], true)
+		}
+		checkpoint(t, src, msgs)
+	}
+	t.Logf("%d rows of the table, %d outbox rows", rows, last)
+	if where == "" {
+		m.equals(t, pool)
+		return
+	}
+	for _, row := range column[string](t, pool, `SELECT id || ' ' || v FROM items ORDER BY id`) {
+		var w item
+		_, _ = fmt.Sscan(row, &w.ID, &w.V)
+		if got, found := m[w.ID]; found && got != w || !found && w.ID%3 == 0 {
+			t.Errorf("row %d: replayed %v (%v), the table has version %d", w.ID, got.V, found, w.V)
+		}
+		delete(m, w.ID)
+	}
+	if len(m) != 0 {
+		t.Errorf("%d rows were replayed that the table does not have", len(m))
 	}
 }

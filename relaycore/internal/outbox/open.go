@@ -2,7 +2,6 @@ package outbox
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -24,6 +23,7 @@ type opening struct {
 	start    progress.Start
 	state    *snapshot.State // nil = snapshots are not compared
 	backfill *backfill.Table // whose rows are read first; nil = none is
+	refused  error           // why a requested snapshot is not read
 	ids      rows.IDs
 	reused   bool // see [Source.Reused]
 }
@@ -79,7 +79,7 @@ func open(ctx context.Context, q pg.Querier, cfg *Config, c relay.Checkpoint, ru
 	if o.start.Gap, err = progress.GapBehind(ctx, q, t, known, lowest); err != nil {
 		return nil, err
 	}
-	if o.backfill, err = o.openBackfill(ctx, q, cfg, strategy, cp); err != nil {
+	if err := o.openBackfill(ctx, q, cfg, strategy, cp); err != nil {
 		return nil, err
 	}
 	o.state, err = openState(ctx, q, cfg, t, snapshot.Start{
@@ -151,33 +151,25 @@ func (o *opening) fromStartup(ctx context.Context, q pg.Querier, cfg *Config, st
 	return known, nil
 }
 
-// openBackfill returns the table whose rows are read first, nil if there is none. If the
-// outbox was created again, or the database went back, an earlier run proves nothing. Then
-// another one begins.
+// openBackfill finds the table whose rows are read, if there is one. If the outbox was
+// created again, or the database went back, an earlier run proves nothing. Then another one
+// begins.
 func (o *opening) openBackfill(
 	ctx context.Context, q pg.Querier, cfg *Config, strategy scan.Strategy, cp *progress.Checkpoint,
-) (*backfill.Table, error) {
+) (err error) {
+	b := backfill.Opening{
+		Pipeline: cfg.Pipeline, Strategy: strategy, Settings: cfg.Settings, Logger: cfg.Logger,
+		Leased: cfg.Epoch > 0, Anew: o.reused || o.start.Resumed == nil, State: o.start.Backfill,
+	}
+	if cp != nil {
+		b.Served = cp.Served
+	}
 	if cp != nil && cp.Backfill != nil {
-		o.start.Backfill = cp.Backfill
-		if o.reused || o.start.Resumed == nil {
-			o.start.Backfill = backfill.Begin(time.Now())
-		}
+		b.State = cp.Backfill
 	}
-	state := o.start.Backfill
-	if state == nil {
-		return nil, nil
-	}
-	if strategy != scan.Window {
-		if err := scan.Window.Check(ctx, q, o.table, cfg.Settings, cfg.Logger); err != nil {
-			return nil, relay.Fatal(fmt.Errorf("startup snapshot needs snapshot windows: %w", err))
-		}
-		return nil, relay.Fatal(errors.New("startup snapshot needs snapshot windows: set outbox_strategy to auto"))
-	}
-	t, err := backfill.Find(ctx, q, o.table)
-	if err == nil && state.After == "" {
-		state.Total = t.Rows
-	}
-	return t, err
+	o.backfill, err = b.Open(ctx, q, o.table)
+	o.start.Backfill, o.start.Served, o.refused = b.State, b.Served, b.Refused
+	return err
 }
 
 // fromCheckpoint goes on behind a checkpoint. It returns [table.Beginning] if missing
@@ -264,7 +256,7 @@ func (s *Source) use(o *opening) {
 		s.reader.builder.MarkSnapshots()
 	}
 	s.reused = o.reused
-	s.shared.set(view{t, tracker, o.state, o.ids}, start.Position)
+	s.shared.set(view{t, tracker, o.state, o.ids, o.refused}, start.Position)
 	if t.Delta.Name != "" && start.Safe > 0 {
 		// The last owner may have been killed before it gave up the rows of claim
 		// checks that it had settled.

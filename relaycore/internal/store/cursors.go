@@ -117,12 +117,6 @@ func (s Store) AcceptSkipped(ctx context.Context, key Key) error {
 	return nil
 }
 
-// Retry asks the owners to start the pipelines called name at once, if they wait.
-func (s Store) Retry(ctx context.Context, name string) error {
-	_, err := s.db.Exec(ctx, `SELECT pgtrickle.relay_retry($1)`, name)
-	return err
-}
-
 // Checkpoint returns the stored checkpoint of a forward pipeline. found is false if
 // nothing is stored.
 func (s Store) Checkpoint(ctx context.Context, pipeline string) (c relay.Checkpoint, found bool, err error) {

@@ -163,6 +163,30 @@ CREATE TABLE pgtrickle.relay_snapshot_changes (
 );
 -- +end
 
+-- +table pgtrickle.relay_snapshot_requests: what relay_snapshot asked for; the newest of a pipeline counts
+CREATE TABLE pgtrickle.relay_snapshot_requests (
+    id           bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    pipeline     text        NOT NULL,
+    requested_by text        NOT NULL,
+    requested_at timestamptz NOT NULL DEFAULT now(),
+    in_xid       xid8        NOT NULL DEFAULT pg_current_xact_id(),
+    cancels      boolean     NOT NULL DEFAULT false,
+    rows         bigint,
+    finished_at  timestamptz,
+    error        text
+);
+CREATE INDEX relay_snapshot_requests_by_pipeline ON pgtrickle.relay_snapshot_requests (pipeline, id);
+-- +end
+
+-- +table pgtrickle.relay_snapshot_keys: the primary keys that a condition selected, up to 1,000 in a row
+CREATE TABLE pgtrickle.relay_snapshot_keys (
+    request bigint  NOT NULL REFERENCES pgtrickle.relay_snapshot_requests ON DELETE CASCADE,
+    block   integer NOT NULL,
+    keys    text[]  NOT NULL,
+    PRIMARY KEY (request, block)
+);
+-- +end
+
 -- +table pgtrickle.relay_backend_keys: what each backend accepts in a configuration; backend * holds the keys of every pipeline
 CREATE TABLE pgtrickle.relay_backend_keys (
     backend       text    NOT NULL,

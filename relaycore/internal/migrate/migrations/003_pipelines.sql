@@ -28,6 +28,7 @@ CREATE TABLE pgtrickle._relay_pipeline_requests (
 GRANT INSERT ON pgtrickle._relay_pipeline_requests TO PUBLIC; -- the trigger checks the caller
 -- +end
 ALTER TABLE pgtrickle._relay_pipeline_requests ADD COLUMN IF NOT EXISTS new_name text;
+ALTER TABLE pgtrickle._relay_pipeline_requests ADD COLUMN IF NOT EXISTS keys text[];
 
 -- The lock keeps relays from starting the pipeline before the transaction ends. Its identity
 -- moves with its cursor, so its deliveries keep their ids.
@@ -63,6 +64,7 @@ BEGIN
     UPDATE pgtrickle.relay_consumer_offsets SET pipeline_id = p_new WHERE pipeline_id = p_name;
     UPDATE pgtrickle.relay_dead_letters SET pipeline = p_new WHERE pipeline = p_name;
     UPDATE pgtrickle.relay_snapshots SET pipeline = p_new WHERE pipeline = p_name;
+    UPDATE pgtrickle.relay_snapshot_requests SET pipeline = p_new WHERE pipeline = p_name;
 END $fn$;
 -- +end
 
@@ -194,7 +196,8 @@ DECLARE
     all_of constant boolean := pg_has_role(NEW.caller, (SELECT relowner FROM pg_class WHERE oid = TG_RELID), 'USAGE');
     fn     constant text := CASE NEW.action WHEN 'set' THEN CASE NEW.direction WHEN 'forward' THEN 'set_relay_outbox' ELSE 'set_relay_inbox' END
                             WHEN 'enable' THEN CASE WHEN NEW.enabled THEN 'enable_relay' ELSE 'disable_relay' END
-                            WHEN 'delete' THEN 'delete_relay' WHEN 'give' THEN 'relay_pipeline_owner' WHEN 'rename' THEN 'rename_relay' END;
+                            WHEN 'delete' THEN 'delete_relay' WHEN 'give' THEN 'relay_pipeline_owner' WHEN 'rename' THEN 'rename_relay'
+                            WHEN 'cancel snapshot' THEN 'relay_snapshot_cancel' WHEN 'snapshot' THEN 'relay_snapshot' WHEN 'snapshot keys' THEN 'relay_snapshot' END;
     p      record;
     refused text;
     warning text;
@@ -254,6 +257,13 @@ BEGIN
             DELETE FROM pgtrickle.relay_outbox_config WHERE name = NEW.name;
             DELETE FROM pgtrickle.relay_inbox_config WHERE name = NEW.name;
             DELETE FROM pgtrickle.relay_pipeline_owners WHERE name = NEW.name;
+            DELETE FROM pgtrickle.relay_snapshot_requests WHERE pipeline = NEW.name;
+        WHEN 'snapshot' THEN
+            PERFORM pgtrickle._relay_request_snapshot(NEW.name, NEW.caller, NEW.enabled);
+        WHEN 'snapshot keys' THEN
+            PERFORM pgtrickle._relay_add_snapshot_keys(NEW.name, NEW.caller, NEW.keys);
+        WHEN 'cancel snapshot' THEN
+            PERFORM pgtrickle._relay_cancel_snapshot(NEW.name, NEW.caller);
         WHEN 'rename' THEN
             PERFORM pgtrickle._relay_rename(NEW.name, NEW.new_name);
         WHEN 'give' THEN
@@ -496,6 +506,154 @@ CREATE OR REPLACE FUNCTION pgtrickle.relay_pipeline_owner(p_name text, p_role te
 LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
 BEGIN
     INSERT INTO pgtrickle._relay_pipeline_requests (action, name, owner) VALUES ('give', p_name, p_role);
+END $fn$;
+-- +end
+
+-- A snapshot of a running pipeline. A condition is evaluated in the statement of the role
+-- that calls relay_snapshot, with its rights, settings and search path, under its row level
+-- security. What travels from there to the relay is a list of primary keys: neither the
+-- relay nor the table's owner ever sees the condition.
+
+-- +function pgtrickle._relay_snapshot_table(text): the table whose rows a snapshot of a pipeline reads, null without one
+CREATE OR REPLACE FUNCTION pgtrickle._relay_snapshot_table(p_name text) RETURNS regclass
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+BEGIN
+    IF to_regprocedure('pgtrickle._relay_rows_function(text)') IS NULL THEN
+        RETURN NULL; -- the extension's outboxes record the changes of stream tables
+    END IF;
+    RETURN (SELECT pgtrickle._relay_stream_oid(pgtrickle._relay_outbox_table(pgtrickle._relay_config_name(c.config, '{stream_table,outbox}')))
+            FROM pgtrickle.relay_outbox_config c WHERE c.name = p_name);
+END $fn$;
+-- +end
+
+-- +function pgtrickle._relay_snapshot_runs(text): whether a snapshot of a pipeline runs, or waits for its relay
+CREATE OR REPLACE FUNCTION pgtrickle._relay_snapshot_runs(p_name text) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+    SELECT EXISTS (SELECT FROM pgtrickle.relay_snapshot_requests r WHERE r.pipeline = p_name AND r.finished_at IS NULL AND NOT r.cancels)
+        OR EXISTS (SELECT FROM pgtrickle.relay_cursors c WHERE c.pipeline = p_name AND c.direction = 'forward' AND c.checkpoint ? 'backfill')
+$fn$;
+-- +end
+
+-- +function pgtrickle._relay_request_snapshot(text, name, boolean): stores a request for the rows of a pipeline's table, or for some of them
+CREATE OR REPLACE FUNCTION pgtrickle._relay_request_snapshot(p_name text, p_caller name, p_some boolean) RETURNS void
+LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    t       regclass := pgtrickle._relay_snapshot_table(p_name);
+    refusal record;
+BEGIN
+    IF t IS NULL THEN
+        RAISE EXCEPTION 'relay: pipeline "%" has no captured table to read', p_name USING ERRCODE = 'object_not_in_prerequisite_state',
+            HINT = 'A snapshot needs an outbox that enable_outbox of the relay made.';
+    END IF;
+    PERFORM pg_advisory_xact_lock(hashtext('pgtrickle relay snapshot'), hashtext(p_name));
+    IF pgtrickle._relay_snapshot_runs(p_name) THEN
+        RAISE EXCEPTION 'relay: a snapshot of pipeline "%" runs already', p_name USING ERRCODE = 'object_in_use',
+            HINT = format('status shows how far it is; SELECT pgtrickle.relay_snapshot_cancel(%L) ends it.', p_name);
+    END IF;
+    SELECT f.problem, f.cure INTO refusal FROM pgtrickle.relay_outbox_config c,
+        pgtrickle._relay_rows_function(pgtrickle._relay_outbox_table(pgtrickle._relay_config_name(c.config, '{stream_table,outbox}'))) f WHERE c.name = p_name;
+    IF refusal.cure NOT LIKE 'GRANT %' THEN -- the rights that count are the relay's, which checks them
+        RAISE EXCEPTION 'relay: no snapshot of pipeline "%": %', p_name, refusal.problem USING ERRCODE = 'object_not_in_prerequisite_state', HINT = refusal.cure;
+    END IF;
+    DELETE FROM pgtrickle.relay_snapshot_requests WHERE pipeline = p_name AND finished_at IS NOT NULL;
+    INSERT INTO pgtrickle.relay_snapshot_requests (pipeline, requested_by, rows) VALUES (p_name, p_caller, CASE WHEN p_some THEN 0 END);
+    PERFORM pgtrickle._relay_notify_snapshot(p_name);
+END $fn$;
+-- +end
+
+-- +function pgtrickle._relay_add_snapshot_keys(text, name, text[]): adds keys to the request that the same transaction made
+CREATE OR REPLACE FUNCTION pgtrickle._relay_add_snapshot_keys(p_name text, p_caller name, p_keys text[]) RETURNS void
+LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    max_rows constant bigint := 10000000;
+    added    constant integer := array_length(p_keys, 1);
+    r        record;
+BEGIN
+    UPDATE pgtrickle.relay_snapshot_requests q SET rows = q.rows + added
+        WHERE q.pipeline = p_name AND q.requested_by = p_caller AND q.in_xid = pg_current_xact_id() AND q.rows IS NOT NULL AND q.finished_at IS NULL AND NOT q.cancels
+        RETURNING q.id, q.rows INTO r;
+    IF NOT FOUND OR array_ndims(p_keys) IS DISTINCT FROM 2 OR added > 1000 THEN
+        RAISE EXCEPTION 'relay: keys of a snapshot come from relay_snapshot alone' USING ERRCODE = 'insufficient_privilege';
+    ELSIF r.rows > max_rows THEN
+        RAISE EXCEPTION 'relay: the condition selects more than % rows', max_rows USING ERRCODE = 'program_limit_exceeded',
+            HINT = 'Select fewer, or leave the condition out: then no keys are stored.';
+    END IF;
+    INSERT INTO pgtrickle.relay_snapshot_keys (request, block, keys)
+        SELECT r.id, coalesce(max(k.block) + 1, 0), p_keys FROM pgtrickle.relay_snapshot_keys k WHERE k.request = r.id;
+END $fn$;
+-- +end
+
+-- +function pgtrickle._relay_cancel_snapshot(text, name): stores a request to end the snapshot of a pipeline
+CREATE OR REPLACE FUNCTION pgtrickle._relay_cancel_snapshot(p_name text, p_caller name) RETURNS void
+LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtext('pgtrickle relay snapshot'), hashtext(p_name));
+    IF NOT pgtrickle._relay_snapshot_runs(p_name) THEN
+        RAISE EXCEPTION 'relay: no snapshot of pipeline "%" runs', p_name USING ERRCODE = 'no_data_found';
+    END IF;
+    UPDATE pgtrickle.relay_snapshot_requests SET finished_at = now(), error = 'cancelled' WHERE pipeline = p_name AND finished_at IS NULL;
+    INSERT INTO pgtrickle.relay_snapshot_requests (pipeline, requested_by, cancels) VALUES (p_name, p_caller, true);
+    PERFORM pgtrickle._relay_notify_snapshot(p_name);
+END $fn$;
+-- +end
+
+-- +function pgtrickle._relay_notify_snapshot(text): tells running relays that a pipeline has another request
+CREATE OR REPLACE FUNCTION pgtrickle._relay_notify_snapshot(p_name text) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT pg_notify('pgtrickle_relay_config', json_build_object('direction', 'relay_outbox_config', 'event', 'UPDATE', 'name', p_name, 'enabled', true)::text)
+$fn$;
+-- +end
+
+-- +function pgtrickle._relay_key_text(anyelement): a value of a key as text that does not depend on the session's settings
+CREATE OR REPLACE FUNCTION pgtrickle._relay_key_text(p_value anyelement) RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET "TimeZone" = 'UTC' SET "DateStyle" = 'ISO, MDY' SET "IntervalStyle" = 'postgres'
+SET bytea_output = 'hex' SET extra_float_digits = '1' SET lc_monetary = 'C' SET quote_all_identifiers = 'off' AS $fn$
+BEGIN
+    RETURN format('%s', p_value);
+END $fn$;
+-- +end
+
+-- +function pgtrickle.relay_snapshot(text, text): sends the rows of a pipeline's table again, or those that a condition selects with the caller's rights; returns their number, null for all
+-- It has no search path of its own: the condition is the caller's.
+CREATE OR REPLACE FUNCTION pgtrickle.relay_snapshot(p_name text, p_where text DEFAULT NULL) RETURNS bigint
+LANGUAGE plpgsql AS $fn$
+DECLARE
+    t        pg_catalog.regclass;
+    rel      pg_catalog.text;
+    keys     pg_catalog.text;
+    selected pg_catalog.int8;
+BEGIN
+    INSERT INTO pgtrickle._relay_pipeline_requests (action, name, enabled) VALUES ('snapshot', p_name, p_where IS NOT NULL);
+    IF p_where IS NULL THEN
+        RETURN NULL;
+    END IF;
+    t := pgtrickle._relay_snapshot_table(p_name);
+    SELECT pg_catalog.format('%s%I.%I', CASE c.relkind WHEN 'p' THEN '' ELSE 'ONLY ' END, n.nspname, c.relname) INTO rel
+        FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace WHERE c.oid OPERATOR(pg_catalog.=) t::pg_catalog.oid;
+    SELECT pg_catalog.string_agg(pg_catalog.format(CASE WHEN pg_catalog.cardinality(pgtrickle._relay_text_settings(t)) OPERATOR(pg_catalog.=) 0
+               THEN 'pg_catalog.format(''%%s'', %I)' ELSE 'pgtrickle._relay_key_text(%I)' END, k.attname), ', ' ORDER BY k.pos) INTO keys
+        FROM pgtrickle._relay_key_columns(t) k;
+    EXECUTE pg_catalog.format($q$
+        INSERT INTO pgtrickle._relay_pipeline_requests (action, name, keys)
+        SELECT 'snapshot keys', %L, pg_catalog.array_agg(k.key) FROM (
+            SELECT ARRAY[%s] AS key, (pg_catalog.row_number() OVER () OPERATOR(pg_catalog.-) 1) OPERATOR(pg_catalog./) 1000 AS block FROM %s WHERE (%s
+            )) k GROUP BY k.block$q$, p_name, keys, rel, p_where);
+    RETURN pgtrickle._relay_snapshot_rows(p_name);
+END $fn$;
+-- +end
+
+-- +function pgtrickle._relay_snapshot_rows(text): how many rows the newest request for a pipeline selects
+CREATE OR REPLACE FUNCTION pgtrickle._relay_snapshot_rows(p_name text) RETURNS bigint
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+    SELECT r.rows FROM pgtrickle.relay_snapshot_requests r WHERE r.pipeline = p_name ORDER BY r.id DESC LIMIT 1
+$fn$;
+-- +end
+
+-- +function pgtrickle.relay_snapshot_cancel(text): ends the snapshot of a pipeline; what was sent stays
+CREATE OR REPLACE FUNCTION pgtrickle.relay_snapshot_cancel(p_name text) RETURNS void
+LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+BEGIN
+    INSERT INTO pgtrickle._relay_pipeline_requests (action, name) VALUES ('cancel snapshot', p_name);
 END $fn$;
 -- +end
 

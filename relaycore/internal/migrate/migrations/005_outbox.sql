@@ -432,6 +432,62 @@ END $fn$;
 -- Rows that were there before: a function beside the trigger's reads them for startup
 -- snapshot, with the rights of the table's owner and as the text that capture makes.
 
+-- +plain-function pgtrickle._relay_key_columns(regclass): the columns of a table's primary key, with the operators of its index, and what makes a text of array element pos comparable
+CREATE OR REPLACE FUNCTION pgtrickle._relay_key_columns(t regclass, OUT pos integer, OUT attname name, OUT gt text, OUT eq text, OUT as_type text) RETURNS SETOF record
+LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT u.pos, a.attname, format('%I.%s', gn.nspname, g.oprname), format('%I.%s', en.nspname, e.oprname),
+        '::' || format_type(a.atttypid, a.atttypmod)
+            || coalesce((SELECT format(' COLLATE %I.%I', ln.nspname, l.collname) FROM pg_collation l JOIN pg_namespace ln ON ln.oid = l.collnamespace
+                         WHERE l.oid = i.indcollation[u.pos - 1]), '')
+    FROM pg_index i
+    CROSS JOIN LATERAL generate_series(1, i.indnkeyatts::integer) u(pos)
+    JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[u.pos - 1]
+    JOIN pg_opclass oc ON oc.oid = i.indclass[u.pos - 1]
+    JOIN pg_amop ga ON ga.amopfamily = oc.opcfamily AND ga.amoplefttype = oc.opcintype AND ga.amoprighttype = oc.opcintype AND ga.amopstrategy = 5
+    JOIN pg_operator g ON g.oid = ga.amopopr JOIN pg_namespace gn ON gn.oid = g.oprnamespace
+    JOIN pg_amop ea ON ea.amopfamily = oc.opcfamily AND ea.amoplefttype = oc.opcintype AND ea.amoprighttype = oc.opcintype AND ea.amopstrategy = 3
+    JOIN pg_operator e ON e.oid = ea.amopopr JOIN pg_namespace en ON en.oid = e.oprnamespace
+    WHERE i.indrelid = t AND i.indisprimary
+$fn$;
+-- +end
+
+-- +plain-function pgtrickle._relay_keyed_source(regclass): the source of the function that reads the rows of some primary keys of a captured table; null without a primary key
+-- It reads row by row: one query for all of them would sort them with their contents.
+CREATE OR REPLACE FUNCTION pgtrickle._relay_keyed_source(t regclass) RETURNS text
+LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT format($rows$
+#variable_conflict use_variable
+DECLARE
+    total bigint := 0;
+    found_rows integer := 0;
+BEGIN
+    FOR i IN p_from + 1 .. coalesce(array_length(p_keys, 1), 0) LOOP
+        SELECT ARRAY[%1$s], %2$s::text INTO key, "row" FROM %3$s x WHERE %4$s;
+        CONTINUE WHEN NOT FOUND;
+        n := i;
+        length := octet_length("row");
+        IF length > p_large THEN
+            EXIT WHEN found_rows > 0;
+            "row" := NULL;
+        END IF;
+        RETURN NEXT;
+        found_rows := found_rows + 1;
+        total := total + length;
+        EXIT WHEN "row" IS NULL OR found_rows >= p_rows OR total >= p_bytes;
+    END LOOP;
+    IF EXISTS (SELECT FROM pg_class c WHERE (c.oid = %5$s OR c.oid IN (SELECT relid FROM pg_partition_tree(%5$s)))
+               AND c.relkind = 'r' AND c.relfilenode IS DISTINCT FROM pg_relation_filenode(c.oid)) THEN
+        RAISE EXCEPTION 'the table was rewritten or truncated meanwhile' USING ERRCODE = 'serialization_failure';
+    END IF;
+END $rows$, k.texts, pgtrickle._relay_row_json(t, 'x'), (SELECT CASE c.relkind WHEN 'p' THEN '' ELSE 'ONLY ' END || c.oid::regclass FROM pg_class c WHERE c.oid = t), k.equal, t::oid)
+    FROM (
+        SELECT string_agg(format('format(''%%s'', x.%I)', o.attname), ', ' ORDER BY o.pos) AS texts,
+            string_agg(format('x.%I OPERATOR(%s) p_keys[i][%s]%s', o.attname, o.eq, o.pos, o.as_type), ' AND ' ORDER BY o.pos) AS equal
+        FROM pgtrickle._relay_key_columns(t) o
+    ) k WHERE k.equal IS NOT NULL
+$fn$;
+-- +end
+
 -- +plain-function pgtrickle._relay_rows_source(regclass): the source of the function that reads the rows of a captured table in chunks, in the order of its primary key; null without one
 -- A key is compared by the operators and collations of the primary key's index, whatever
 -- the search path finds. Where the operators of all columns lie in one schema, that is a
@@ -473,25 +529,11 @@ END $rows$,
         SELECT count(DISTINCT o.gt) = 1 AS simple, min(o.gt) AS gt,
             string_agg(format('format(''%%s'', x.%I)', o.attname), ', ' ORDER BY o.pos) AS texts,
             string_agg(format('x.%I', o.attname), ', ' ORDER BY o.pos) AS columns,
-            string_agg(o.param, ', ' ORDER BY o.pos) AS params,
-            string_agg(format('x.%1$I OPERATOR(%2$s) %3$s OR (x.%1$I OPERATOR(%4$s) %3$s AND (', o.attname, o.gt, o.param, o.eq), '' ORDER BY o.pos)
+            string_agg(format('p_after[%s]%s', o.pos, o.as_type), ', ' ORDER BY o.pos) AS params,
+            string_agg(format('x.%1$I OPERATOR(%2$s) p_after[%3$s]%4$s OR (x.%1$I OPERATOR(%5$s) p_after[%3$s]%4$s AND (', o.attname, o.gt, o.pos, o.as_type, o.eq), '' ORDER BY o.pos)
                 || 'false' || repeat('))', count(*)::integer) AS behind,
             (SELECT CASE c.relkind WHEN 'p' THEN '' ELSE 'ONLY ' END || c.oid::regclass FROM pg_class c WHERE c.oid = t) AS rel
-        FROM (
-            SELECT u.pos, a.attname, format('%I.%s', gn.nspname, g.oprname) AS gt, format('%I.%s', en.nspname, e.oprname) AS eq,
-                format('p_after[%s]::%s', u.pos, format_type(a.atttypid, a.atttypmod))
-                    || coalesce((SELECT format(' COLLATE %I.%I', ln.nspname, l.collname) FROM pg_collation l JOIN pg_namespace ln ON ln.oid = l.collnamespace
-                                 WHERE l.oid = i.indcollation[u.pos - 1]), '') AS param
-            FROM pg_index i
-            CROSS JOIN LATERAL generate_series(1, i.indnkeyatts::integer) u(pos)
-            JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[u.pos - 1]
-            JOIN pg_opclass oc ON oc.oid = i.indclass[u.pos - 1]
-            JOIN pg_amop ga ON ga.amopfamily = oc.opcfamily AND ga.amoplefttype = oc.opcintype AND ga.amoprighttype = oc.opcintype AND ga.amopstrategy = 5
-            JOIN pg_operator g ON g.oid = ga.amopopr JOIN pg_namespace gn ON gn.oid = g.oprnamespace
-            JOIN pg_amop ea ON ea.amopfamily = oc.opcfamily AND ea.amoplefttype = oc.opcintype AND ea.amoprighttype = oc.opcintype AND ea.amopstrategy = 3
-            JOIN pg_operator e ON e.oid = ea.amopopr JOIN pg_namespace en ON en.oid = e.oprnamespace
-            WHERE i.indrelid = t AND i.indisprimary
-        ) o
+        FROM pgtrickle._relay_key_columns(t) o
     ) k WHERE k.columns IS NOT NULL
 $fn$;
 -- +end
@@ -516,14 +558,15 @@ BEGIN
         cure := 'set startup to earliest or latest';
         RETURN;
     END IF;
-    SELECT r.oid, r.proname, n.nspname, r.prosrc INTO rel
+    SELECT r.oid, r.proname, n.nspname, r.prosrc, k.prosrc AS keyed INTO rel
         FROM pg_trigger g JOIN pg_proc p ON p.oid = g.tgfoid JOIN pg_namespace n ON n.oid = p.pronamespace
-        LEFT JOIN pg_proc r ON r.pronamespace = n.oid AND r.proname = pgtrickle._relay_rows_name(p.proname) AND r.proowner = p.proowner
+        LEFT JOIN pg_proc r ON r.pronamespace = n.oid AND r.proname = pgtrickle._relay_rows_name(p.proname) AND r.proowner = p.proowner AND r.pronargs = 4
+        LEFT JOIN pg_proc k ON k.pronamespace = n.oid AND k.proname = r.proname AND k.proowner = p.proowner AND k.pronargs = 5
         WHERE g.tgrelid = t AND g.tgname = pgtrickle._relay_trigger(p_outbox, 'row');
     IF pgtrickle._relay_rows_source(t) IS NULL THEN
         problem := format('table %s has no primary key', called);
         cure := format('add one, then SELECT pgtrickle.outbox_upgrade(%L)', p_outbox);
-    ELSIF rel.oid IS NULL OR rel.prosrc IS DISTINCT FROM pgtrickle._relay_rows_source(t) THEN
+    ELSIF rel.oid IS NULL OR rel.prosrc IS DISTINCT FROM pgtrickle._relay_rows_source(t) OR rel.keyed IS DISTINCT FROM pgtrickle._relay_keyed_source(t) THEN
         problem := format('the function that reads the rows of %s is missing or outdated', called);
         cure := format('SELECT pgtrickle.outbox_upgrade(%L)', p_outbox);
     ELSIF NOT has_schema_privilege((SELECT p.pronamespace FROM pg_proc p WHERE p.oid = rel.oid), 'USAGE') THEN
@@ -554,7 +597,8 @@ DECLARE
     part    regclass;
     setting text;
     clauses text := '';
-    reader  text;
+    name_of_rows text;
+    reader  record;
 BEGIN
     SELECT r.* INTO o FROM pgtrickle.relay_outboxes r WHERE r.outbox_table_name = p_outbox;
     SELECT c.relowner, c.relowner::regrole AS owner, n.nspname AS sch INTO rel FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = t;
@@ -577,18 +621,24 @@ BEGIN
     EXECUTE format('REVOKE ALL ON FUNCTION %s() FROM PUBLIC', fn);
     EXECUTE format('COMMENT ON FUNCTION %s() IS %L', fn, 'pgtrickle-relay: writes outbox ' || p_outbox);
     IF pgtrickle._relay_rows_source(t) IS NOT NULL THEN
-        reader := format('%I.%I(text[], integer, bigint, bigint)', rel.sch, pgtrickle._relay_rows_name((SELECT p.proname FROM pg_proc p WHERE p.oid = to_regprocedure(fn || '()'))));
-        EXECUTE format('CREATE OR REPLACE FUNCTION %s RETURNS TABLE (key text[], "row" text, length bigint) LANGUAGE plpgsql STABLE SECURITY DEFINER '
-            'SET search_path = pg_catalog, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan SET enable_seqscan = off '
-            'SET enable_bitmapscan = off SET enable_sort = off SET jit = off%s AS %L',
-            replace(reader, '(text[], integer, bigint, bigint)', '(p_after text[], p_rows integer, p_bytes bigint, p_large bigint)'),
-            clauses, pgtrickle._relay_rows_source(t));
-        EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', reader);
-        EXECUTE format('COMMENT ON FUNCTION %s IS %L', reader, 'pgtrickle-relay: reads the rows of ' || t);
-        IF to_regrole('pgtrickle_relay') IS NOT NULL THEN
-            EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO pgtrickle_relay', reader);
-            PERFORM pgtrickle._relay_grant('USAGE', 'SCHEMA', to_regnamespace(quote_ident(rel.sch)));
-        END IF;
+        name_of_rows := pgtrickle._relay_rows_name((SELECT p.proname FROM pg_proc p WHERE p.oid = to_regprocedure(fn || '()')));
+        FOR reader IN
+            SELECT format('%I.%I(%s)', rel.sch, name_of_rows, r.arguments) AS signature, r.* FROM (VALUES
+                ('p_after text[], p_rows integer, p_bytes bigint, p_large bigint', 'key text[], "row" text, length bigint',
+                 ' SET plan_cache_mode = force_custom_plan SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off', pgtrickle._relay_rows_source(t)),
+                ('p_keys text[], p_from integer, p_rows integer, p_bytes bigint, p_large bigint', 'n integer, key text[], "row" text, length bigint',
+                 ' SET enable_seqscan = off', pgtrickle._relay_keyed_source(t))) r(arguments, results, settings, source)
+        LOOP
+            EXECUTE format('CREATE OR REPLACE FUNCTION %s RETURNS TABLE (%s) LANGUAGE plpgsql STABLE SECURITY DEFINER '
+                'SET search_path = pg_catalog, pg_temp SET row_security = off%s SET jit = off%s AS %L',
+                reader.signature, reader.results, reader.settings, clauses, reader.source);
+            EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', reader.signature);
+            EXECUTE format('COMMENT ON FUNCTION %s IS %L', reader.signature, 'pgtrickle-relay: reads the rows of ' || t);
+            IF to_regrole('pgtrickle_relay') IS NOT NULL THEN
+                EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO pgtrickle_relay', reader.signature);
+                PERFORM pgtrickle._relay_grant('USAGE', 'SCHEMA', to_regnamespace(quote_ident(rel.sch)));
+            END IF;
+        END LOOP;
     END IF;
     EXECUTE format('CREATE TRIGGER %I AFTER INSERT OR UPDATE OR DELETE ON %s FOR EACH ROW WHEN (pgtrickle._relay_capturing()) EXECUTE FUNCTION %s()',
         pgtrickle._relay_trigger(p_outbox, 'row'), t, fn);
@@ -731,7 +781,8 @@ BEGIN
         EXECUTE format('DROP TRIGGER %I ON %s', g.trigger_name, g.rel);
     END LOOP;
     IF fn IS NOT NULL THEN
-        EXECUTE (SELECT format('DROP FUNCTION IF EXISTS %I.%I(text[], integer, bigint, bigint)', n.nspname, pgtrickle._relay_rows_name(p.proname))
+        EXECUTE (SELECT format('DROP FUNCTION IF EXISTS %1$I.%2$I(text[], integer, bigint, bigint), %1$I.%2$I(text[], integer, integer, bigint, bigint)',
+                     n.nspname, pgtrickle._relay_rows_name(p.proname))
                  FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE p.oid = fn);
         EXECUTE format('DROP FUNCTION %s', fn::regprocedure);
     END IF;

@@ -81,6 +81,7 @@ BEGIN
             ('relay_snapshots', 'SELECT, INSERT, UPDATE, DELETE'),
             ('relay_snapshot_rows', 'SELECT, INSERT, UPDATE, DELETE'),
             ('relay_snapshot_changes', 'SELECT, INSERT, UPDATE, DELETE'),
+            ('relay_snapshot_requests', 'SELECT, UPDATE (finished_at), UPDATE (error)'), ('relay_snapshot_keys', 'SELECT, DELETE'),
             ('relay_outboxes', 'SELECT'), ('pgt_outbox_config', 'SELECT'), ('pgt_inbox_config', 'SELECT'),
             ('pgt_consumer_groups', 'SELECT'), ('pgt_consumer_offsets', 'SELECT')) g(name, privileges)
             WHERE to_regclass('pgtrickle.' || g.name) IS NOT NULL

@@ -11,7 +11,8 @@ DECLARE
         '_relay_name', '_relay_unique_name', '_relay_table_name', '_relay_resolve', '_relay_stream_oid', '_relay_outbox_table', '_relay_find',
         '_relay_enable_outbox', '_relay_disable_outbox', '_relay_outbox_status', '_relay_outbox_problems', '_relay_reattach', '_relay_inbox', '_relay_inbox_table',
         '_relay_capturing', '_relay_trigger', '_relay_triggers', '_relay_row_json', '_relay_text_settings', '_relay_capture_source',
-        '_relay_rows_source', '_relay_rows_name', '_relay_rows_function',
+        '_relay_rows_source', '_relay_keyed_source', '_relay_key_columns', '_relay_rows_name', '_relay_rows_function',
+        '_relay_snapshot_table', '_relay_snapshot_rows', '_relay_key_text',
         '_relay_write_capture', '_relay_drop_capture', '_relay_capture_truncate', '_relay_headers', '_relay_header_problem',
         '_relay_publish_problem', '_relay_publish_payload', '_relay_publish_insert',
         '_relay_mask', '_relay_may', '_relay_grant', '_relay_grant_inbox', '_relay_wake'];

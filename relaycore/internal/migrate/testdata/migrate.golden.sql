@@ -432,6 +432,44 @@ END $do$;
 
 DO $do$
 BEGIN
+    IF NOT pgtrickle._relay_claim('table', 'pgtrickle.relay_snapshot_requests', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE TABLE pgtrickle.relay_snapshot_requests (
+    id           bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    pipeline     text        NOT NULL,
+    requested_by text        NOT NULL,
+    requested_at timestamptz NOT NULL DEFAULT now(),
+    in_xid       xid8        NOT NULL DEFAULT pg_current_xact_id(),
+    cancels      boolean     NOT NULL DEFAULT false,
+    rows         bigint,
+    finished_at  timestamptz,
+    error        text
+);
+CREATE INDEX relay_snapshot_requests_by_pipeline ON pgtrickle.relay_snapshot_requests (pipeline, id);
+$sql$;
+    COMMENT ON TABLE pgtrickle.relay_snapshot_requests IS 'pgtrickle-relay: what relay_snapshot asked for; the newest of a pipeline counts';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('table', 'pgtrickle.relay_snapshot_keys', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE TABLE pgtrickle.relay_snapshot_keys (
+    request bigint  NOT NULL REFERENCES pgtrickle.relay_snapshot_requests ON DELETE CASCADE,
+    block   integer NOT NULL,
+    keys    text[]  NOT NULL,
+    PRIMARY KEY (request, block)
+);
+$sql$;
+    COMMENT ON TABLE pgtrickle.relay_snapshot_keys IS 'pgtrickle-relay: the primary keys that a condition selected, up to 1,000 in a row';
+END $do$;
+
+DO $do$
+BEGIN
     IF NOT pgtrickle._relay_claim('table', 'pgtrickle.relay_backend_keys', false) THEN
         RETURN;
     END IF;
@@ -610,7 +648,7 @@ $sql$;
     COMMENT ON TABLE pgtrickle.pgt_inbox_priority_config IS 'pgtrickle-relay: priorities of inboxes';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (1, 'tables', 'f39fdf4431cbe0f8')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (1, 'tables', 'e87f7356c7563bff')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 
@@ -1133,6 +1171,7 @@ $sql$;
     COMMENT ON TABLE pgtrickle._relay_pipeline_requests IS 'pgtrickle-relay: what roles ask of pipelines; a trigger does it at once, so no row is ever stored';
 END $do$;
 ALTER TABLE pgtrickle._relay_pipeline_requests ADD COLUMN IF NOT EXISTS new_name text;
+ALTER TABLE pgtrickle._relay_pipeline_requests ADD COLUMN IF NOT EXISTS keys text[];
 
 -- The lock keeps relays from starting the pipeline before the transaction ends. Its identity
 -- moves with its cursor, so its deliveries keep their ids.
@@ -1173,6 +1212,7 @@ BEGIN
     UPDATE pgtrickle.relay_consumer_offsets SET pipeline_id = p_new WHERE pipeline_id = p_name;
     UPDATE pgtrickle.relay_dead_letters SET pipeline = p_new WHERE pipeline = p_name;
     UPDATE pgtrickle.relay_snapshots SET pipeline = p_new WHERE pipeline = p_name;
+    UPDATE pgtrickle.relay_snapshot_requests SET pipeline = p_new WHERE pipeline = p_name;
 END $fn$;
 $sql$;
     COMMENT ON FUNCTION pgtrickle._relay_rename(text, text) IS 'pgtrickle-relay: renames the pipelines of a name, with all that is stored under it';
@@ -1360,7 +1400,8 @@ DECLARE
     all_of constant boolean := pg_has_role(NEW.caller, (SELECT relowner FROM pg_class WHERE oid = TG_RELID), 'USAGE');
     fn     constant text := CASE NEW.action WHEN 'set' THEN CASE NEW.direction WHEN 'forward' THEN 'set_relay_outbox' ELSE 'set_relay_inbox' END
                             WHEN 'enable' THEN CASE WHEN NEW.enabled THEN 'enable_relay' ELSE 'disable_relay' END
-                            WHEN 'delete' THEN 'delete_relay' WHEN 'give' THEN 'relay_pipeline_owner' WHEN 'rename' THEN 'rename_relay' END;
+                            WHEN 'delete' THEN 'delete_relay' WHEN 'give' THEN 'relay_pipeline_owner' WHEN 'rename' THEN 'rename_relay'
+                            WHEN 'cancel snapshot' THEN 'relay_snapshot_cancel' WHEN 'snapshot' THEN 'relay_snapshot' WHEN 'snapshot keys' THEN 'relay_snapshot' END;
     p      record;
     refused text;
     warning text;
@@ -1420,6 +1461,13 @@ BEGIN
             DELETE FROM pgtrickle.relay_outbox_config WHERE name = NEW.name;
             DELETE FROM pgtrickle.relay_inbox_config WHERE name = NEW.name;
             DELETE FROM pgtrickle.relay_pipeline_owners WHERE name = NEW.name;
+            DELETE FROM pgtrickle.relay_snapshot_requests WHERE pipeline = NEW.name;
+        WHEN 'snapshot' THEN
+            PERFORM pgtrickle._relay_request_snapshot(NEW.name, NEW.caller, NEW.enabled);
+        WHEN 'snapshot keys' THEN
+            PERFORM pgtrickle._relay_add_snapshot_keys(NEW.name, NEW.caller, NEW.keys);
+        WHEN 'cancel snapshot' THEN
+            PERFORM pgtrickle._relay_cancel_snapshot(NEW.name, NEW.caller);
         WHEN 'rename' THEN
             PERFORM pgtrickle._relay_rename(NEW.name, NEW.new_name);
         WHEN 'give' THEN
@@ -1793,6 +1841,224 @@ $sql$;
     COMMENT ON FUNCTION pgtrickle.relay_pipeline_owner(text, text) IS 'pgtrickle-relay: gives the pipelines of a name to a role';
 END $do$;
 
+-- A snapshot of a running pipeline. A condition is evaluated in the statement of the role
+-- that calls relay_snapshot, with its rights, settings and search path, under its row level
+-- security. What travels from there to the relay is a list of primary keys: neither the
+-- relay nor the table's owner ever sees the condition.
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_snapshot_table(text)', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_snapshot_table(p_name text) RETURNS regclass
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+BEGIN
+    IF to_regprocedure('pgtrickle._relay_rows_function(text)') IS NULL THEN
+        RETURN NULL; -- the extension's outboxes record the changes of stream tables
+    END IF;
+    RETURN (SELECT pgtrickle._relay_stream_oid(pgtrickle._relay_outbox_table(pgtrickle._relay_config_name(c.config, '{stream_table,outbox}')))
+            FROM pgtrickle.relay_outbox_config c WHERE c.name = p_name);
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_snapshot_table(text) IS 'pgtrickle-relay: the table whose rows a snapshot of a pipeline reads, null without one';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_snapshot_runs(text)', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_snapshot_runs(p_name text) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+    SELECT EXISTS (SELECT FROM pgtrickle.relay_snapshot_requests r WHERE r.pipeline = p_name AND r.finished_at IS NULL AND NOT r.cancels)
+        OR EXISTS (SELECT FROM pgtrickle.relay_cursors c WHERE c.pipeline = p_name AND c.direction = 'forward' AND c.checkpoint ? 'backfill')
+$fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_snapshot_runs(text) IS 'pgtrickle-relay: whether a snapshot of a pipeline runs, or waits for its relay';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_request_snapshot(text, name, boolean)', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_request_snapshot(p_name text, p_caller name, p_some boolean) RETURNS void
+LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    t       regclass := pgtrickle._relay_snapshot_table(p_name);
+    refusal record;
+BEGIN
+    IF t IS NULL THEN
+        RAISE EXCEPTION 'relay: pipeline "%" has no captured table to read', p_name USING ERRCODE = 'object_not_in_prerequisite_state',
+            HINT = 'A snapshot needs an outbox that enable_outbox of the relay made.';
+    END IF;
+    PERFORM pg_advisory_xact_lock(hashtext('pgtrickle relay snapshot'), hashtext(p_name));
+    IF pgtrickle._relay_snapshot_runs(p_name) THEN
+        RAISE EXCEPTION 'relay: a snapshot of pipeline "%" runs already', p_name USING ERRCODE = 'object_in_use',
+            HINT = format('status shows how far it is; SELECT pgtrickle.relay_snapshot_cancel(%L) ends it.', p_name);
+    END IF;
+    SELECT f.problem, f.cure INTO refusal FROM pgtrickle.relay_outbox_config c,
+        pgtrickle._relay_rows_function(pgtrickle._relay_outbox_table(pgtrickle._relay_config_name(c.config, '{stream_table,outbox}'))) f WHERE c.name = p_name;
+    IF refusal.cure NOT LIKE 'GRANT %' THEN -- the rights that count are the relay's, which checks them
+        RAISE EXCEPTION 'relay: no snapshot of pipeline "%": %', p_name, refusal.problem USING ERRCODE = 'object_not_in_prerequisite_state', HINT = refusal.cure;
+    END IF;
+    DELETE FROM pgtrickle.relay_snapshot_requests WHERE pipeline = p_name AND finished_at IS NOT NULL;
+    INSERT INTO pgtrickle.relay_snapshot_requests (pipeline, requested_by, rows) VALUES (p_name, p_caller, CASE WHEN p_some THEN 0 END);
+    PERFORM pgtrickle._relay_notify_snapshot(p_name);
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_request_snapshot(text, name, boolean) IS 'pgtrickle-relay: stores a request for the rows of a pipeline''s table, or for some of them';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_add_snapshot_keys(text, name, text[])', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_add_snapshot_keys(p_name text, p_caller name, p_keys text[]) RETURNS void
+LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    max_rows constant bigint := 10000000;
+    added    constant integer := array_length(p_keys, 1);
+    r        record;
+BEGIN
+    UPDATE pgtrickle.relay_snapshot_requests q SET rows = q.rows + added
+        WHERE q.pipeline = p_name AND q.requested_by = p_caller AND q.in_xid = pg_current_xact_id() AND q.rows IS NOT NULL AND q.finished_at IS NULL AND NOT q.cancels
+        RETURNING q.id, q.rows INTO r;
+    IF NOT FOUND OR array_ndims(p_keys) IS DISTINCT FROM 2 OR added > 1000 THEN
+        RAISE EXCEPTION 'relay: keys of a snapshot come from relay_snapshot alone' USING ERRCODE = 'insufficient_privilege';
+    ELSIF r.rows > max_rows THEN
+        RAISE EXCEPTION 'relay: the condition selects more than % rows', max_rows USING ERRCODE = 'program_limit_exceeded',
+            HINT = 'Select fewer, or leave the condition out: then no keys are stored.';
+    END IF;
+    INSERT INTO pgtrickle.relay_snapshot_keys (request, block, keys)
+        SELECT r.id, coalesce(max(k.block) + 1, 0), p_keys FROM pgtrickle.relay_snapshot_keys k WHERE k.request = r.id;
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_add_snapshot_keys(text, name, text[]) IS 'pgtrickle-relay: adds keys to the request that the same transaction made';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_cancel_snapshot(text, name)', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_cancel_snapshot(p_name text, p_caller name) RETURNS void
+LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtext('pgtrickle relay snapshot'), hashtext(p_name));
+    IF NOT pgtrickle._relay_snapshot_runs(p_name) THEN
+        RAISE EXCEPTION 'relay: no snapshot of pipeline "%" runs', p_name USING ERRCODE = 'no_data_found';
+    END IF;
+    UPDATE pgtrickle.relay_snapshot_requests SET finished_at = now(), error = 'cancelled' WHERE pipeline = p_name AND finished_at IS NULL;
+    INSERT INTO pgtrickle.relay_snapshot_requests (pipeline, requested_by, cancels) VALUES (p_name, p_caller, true);
+    PERFORM pgtrickle._relay_notify_snapshot(p_name);
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_cancel_snapshot(text, name) IS 'pgtrickle-relay: stores a request to end the snapshot of a pipeline';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_notify_snapshot(text)', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_notify_snapshot(p_name text) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT pg_notify('pgtrickle_relay_config', json_build_object('direction', 'relay_outbox_config', 'event', 'UPDATE', 'name', p_name, 'enabled', true)::text)
+$fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_notify_snapshot(text) IS 'pgtrickle-relay: tells running relays that a pipeline has another request';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_key_text(anyelement)', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_key_text(p_value anyelement) RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET "TimeZone" = 'UTC' SET "DateStyle" = 'ISO, MDY' SET "IntervalStyle" = 'postgres'
+SET bytea_output = 'hex' SET extra_float_digits = '1' SET lc_monetary = 'C' SET quote_all_identifiers = 'off' AS $fn$
+BEGIN
+    RETURN format('%s', p_value);
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_key_text(anyelement) IS 'pgtrickle-relay: a value of a key as text that does not depend on the session''s settings';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle.relay_snapshot(text, text)', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+-- It has no search path of its own: the condition is the caller's.
+CREATE OR REPLACE FUNCTION pgtrickle.relay_snapshot(p_name text, p_where text DEFAULT NULL) RETURNS bigint
+LANGUAGE plpgsql AS $fn$
+DECLARE
+    t        pg_catalog.regclass;
+    rel      pg_catalog.text;
+    keys     pg_catalog.text;
+    selected pg_catalog.int8;
+BEGIN
+    INSERT INTO pgtrickle._relay_pipeline_requests (action, name, enabled) VALUES ('snapshot', p_name, p_where IS NOT NULL);
+    IF p_where IS NULL THEN
+        RETURN NULL;
+    END IF;
+    t := pgtrickle._relay_snapshot_table(p_name);
+    SELECT pg_catalog.format('%s%I.%I', CASE c.relkind WHEN 'p' THEN '' ELSE 'ONLY ' END, n.nspname, c.relname) INTO rel
+        FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace WHERE c.oid OPERATOR(pg_catalog.=) t::pg_catalog.oid;
+    SELECT pg_catalog.string_agg(pg_catalog.format(CASE WHEN pg_catalog.cardinality(pgtrickle._relay_text_settings(t)) OPERATOR(pg_catalog.=) 0
+               THEN 'pg_catalog.format(''%%s'', %I)' ELSE 'pgtrickle._relay_key_text(%I)' END, k.attname), ', ' ORDER BY k.pos) INTO keys
+        FROM pgtrickle._relay_key_columns(t) k;
+    EXECUTE pg_catalog.format($q$
+        INSERT INTO pgtrickle._relay_pipeline_requests (action, name, keys)
+        SELECT 'snapshot keys', %L, pg_catalog.array_agg(k.key) FROM (
+            SELECT ARRAY[%s] AS key, (pg_catalog.row_number() OVER () OPERATOR(pg_catalog.-) 1) OPERATOR(pg_catalog./) 1000 AS block FROM %s WHERE (%s
+            )) k GROUP BY k.block$q$, p_name, keys, rel, p_where);
+    RETURN pgtrickle._relay_snapshot_rows(p_name);
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle.relay_snapshot(text, text) IS 'pgtrickle-relay: sends the rows of a pipeline''s table again, or those that a condition selects with the caller''s rights; returns their number, null for all';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_snapshot_rows(text)', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_snapshot_rows(p_name text) RETURNS bigint
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+    SELECT r.rows FROM pgtrickle.relay_snapshot_requests r WHERE r.pipeline = p_name ORDER BY r.id DESC LIMIT 1
+$fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_snapshot_rows(text) IS 'pgtrickle-relay: how many rows the newest request for a pipeline selects';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle.relay_snapshot_cancel(text)', false) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle.relay_snapshot_cancel(p_name text) RETURNS void
+LANGUAGE plpgsql SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+BEGIN
+    INSERT INTO pgtrickle._relay_pipeline_requests (action, name) VALUES ('cancel snapshot', p_name);
+END $fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle.relay_snapshot_cancel(text) IS 'pgtrickle-relay: ends the snapshot of a pipeline; what was sent stays';
+END $do$;
+
 DO $do$
 BEGIN
     IF NOT pgtrickle._relay_claim('function', 'pgtrickle.get_relay_config(text)', false) THEN
@@ -1838,7 +2104,7 @@ $sql$;
     COMMENT ON FUNCTION pgtrickle.list_relay_configs() IS 'pgtrickle-relay: the caller''s pipelines, by name, without their secrets';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (3, 'pipelines', '225aa39c55630042')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (3, 'pipelines', '5b56eeeca188a4f3')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 
@@ -2611,6 +2877,76 @@ END $do$;
 
 DO $do$
 BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_key_columns(regclass)', true) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+CREATE OR REPLACE FUNCTION pgtrickle._relay_key_columns(t regclass, OUT pos integer, OUT attname name, OUT gt text, OUT eq text, OUT as_type text) RETURNS SETOF record
+LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT u.pos, a.attname, format('%I.%s', gn.nspname, g.oprname), format('%I.%s', en.nspname, e.oprname),
+        '::' || format_type(a.atttypid, a.atttypmod)
+            || coalesce((SELECT format(' COLLATE %I.%I', ln.nspname, l.collname) FROM pg_collation l JOIN pg_namespace ln ON ln.oid = l.collnamespace
+                         WHERE l.oid = i.indcollation[u.pos - 1]), '')
+    FROM pg_index i
+    CROSS JOIN LATERAL generate_series(1, i.indnkeyatts::integer) u(pos)
+    JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[u.pos - 1]
+    JOIN pg_opclass oc ON oc.oid = i.indclass[u.pos - 1]
+    JOIN pg_amop ga ON ga.amopfamily = oc.opcfamily AND ga.amoplefttype = oc.opcintype AND ga.amoprighttype = oc.opcintype AND ga.amopstrategy = 5
+    JOIN pg_operator g ON g.oid = ga.amopopr JOIN pg_namespace gn ON gn.oid = g.oprnamespace
+    JOIN pg_amop ea ON ea.amopfamily = oc.opcfamily AND ea.amoplefttype = oc.opcintype AND ea.amoprighttype = oc.opcintype AND ea.amopstrategy = 3
+    JOIN pg_operator e ON e.oid = ea.amopopr JOIN pg_namespace en ON en.oid = e.oprnamespace
+    WHERE i.indrelid = t AND i.indisprimary
+$fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_key_columns(regclass) IS 'pgtrickle-relay: the columns of a table''s primary key, with the operators of its index, and what makes a text of array element pos comparable';
+END $do$;
+
+DO $do$
+BEGIN
+    IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_keyed_source(regclass)', true) THEN
+        RETURN;
+    END IF;
+    EXECUTE $sql$
+-- It reads row by row: one query for all of them would sort them with their contents.
+CREATE OR REPLACE FUNCTION pgtrickle._relay_keyed_source(t regclass) RETURNS text
+LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $fn$
+    SELECT format($rows$
+#variable_conflict use_variable
+DECLARE
+    total bigint := 0;
+    found_rows integer := 0;
+BEGIN
+    FOR i IN p_from + 1 .. coalesce(array_length(p_keys, 1), 0) LOOP
+        SELECT ARRAY[%1$s], %2$s::text INTO key, "row" FROM %3$s x WHERE %4$s;
+        CONTINUE WHEN NOT FOUND;
+        n := i;
+        length := octet_length("row");
+        IF length > p_large THEN
+            EXIT WHEN found_rows > 0;
+            "row" := NULL;
+        END IF;
+        RETURN NEXT;
+        found_rows := found_rows + 1;
+        total := total + length;
+        EXIT WHEN "row" IS NULL OR found_rows >= p_rows OR total >= p_bytes;
+    END LOOP;
+    IF EXISTS (SELECT FROM pg_class c WHERE (c.oid = %5$s OR c.oid IN (SELECT relid FROM pg_partition_tree(%5$s)))
+               AND c.relkind = 'r' AND c.relfilenode IS DISTINCT FROM pg_relation_filenode(c.oid)) THEN
+        RAISE EXCEPTION 'the table was rewritten or truncated meanwhile' USING ERRCODE = 'serialization_failure';
+    END IF;
+END $rows$, k.texts, pgtrickle._relay_row_json(t, 'x'), (SELECT CASE c.relkind WHEN 'p' THEN '' ELSE 'ONLY ' END || c.oid::regclass FROM pg_class c WHERE c.oid = t), k.equal, t::oid)
+    FROM (
+        SELECT string_agg(format('format(''%%s'', x.%I)', o.attname), ', ' ORDER BY o.pos) AS texts,
+            string_agg(format('x.%I OPERATOR(%s) p_keys[i][%s]%s', o.attname, o.eq, o.pos, o.as_type), ' AND ' ORDER BY o.pos) AS equal
+        FROM pgtrickle._relay_key_columns(t) o
+    ) k WHERE k.equal IS NOT NULL
+$fn$;
+$sql$;
+    COMMENT ON FUNCTION pgtrickle._relay_keyed_source(regclass) IS 'pgtrickle-relay: the source of the function that reads the rows of some primary keys of a captured table; null without a primary key';
+END $do$;
+
+DO $do$
+BEGIN
     IF NOT pgtrickle._relay_claim('function', 'pgtrickle._relay_rows_source(regclass)', true) THEN
         RETURN;
     END IF;
@@ -2655,25 +2991,11 @@ END $rows$,
         SELECT count(DISTINCT o.gt) = 1 AS simple, min(o.gt) AS gt,
             string_agg(format('format(''%%s'', x.%I)', o.attname), ', ' ORDER BY o.pos) AS texts,
             string_agg(format('x.%I', o.attname), ', ' ORDER BY o.pos) AS columns,
-            string_agg(o.param, ', ' ORDER BY o.pos) AS params,
-            string_agg(format('x.%1$I OPERATOR(%2$s) %3$s OR (x.%1$I OPERATOR(%4$s) %3$s AND (', o.attname, o.gt, o.param, o.eq), '' ORDER BY o.pos)
+            string_agg(format('p_after[%s]%s', o.pos, o.as_type), ', ' ORDER BY o.pos) AS params,
+            string_agg(format('x.%1$I OPERATOR(%2$s) p_after[%3$s]%4$s OR (x.%1$I OPERATOR(%5$s) p_after[%3$s]%4$s AND (', o.attname, o.gt, o.pos, o.as_type, o.eq), '' ORDER BY o.pos)
                 || 'false' || repeat('))', count(*)::integer) AS behind,
             (SELECT CASE c.relkind WHEN 'p' THEN '' ELSE 'ONLY ' END || c.oid::regclass FROM pg_class c WHERE c.oid = t) AS rel
-        FROM (
-            SELECT u.pos, a.attname, format('%I.%s', gn.nspname, g.oprname) AS gt, format('%I.%s', en.nspname, e.oprname) AS eq,
-                format('p_after[%s]::%s', u.pos, format_type(a.atttypid, a.atttypmod))
-                    || coalesce((SELECT format(' COLLATE %I.%I', ln.nspname, l.collname) FROM pg_collation l JOIN pg_namespace ln ON ln.oid = l.collnamespace
-                                 WHERE l.oid = i.indcollation[u.pos - 1]), '') AS param
-            FROM pg_index i
-            CROSS JOIN LATERAL generate_series(1, i.indnkeyatts::integer) u(pos)
-            JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[u.pos - 1]
-            JOIN pg_opclass oc ON oc.oid = i.indclass[u.pos - 1]
-            JOIN pg_amop ga ON ga.amopfamily = oc.opcfamily AND ga.amoplefttype = oc.opcintype AND ga.amoprighttype = oc.opcintype AND ga.amopstrategy = 5
-            JOIN pg_operator g ON g.oid = ga.amopopr JOIN pg_namespace gn ON gn.oid = g.oprnamespace
-            JOIN pg_amop ea ON ea.amopfamily = oc.opcfamily AND ea.amoplefttype = oc.opcintype AND ea.amoprighttype = oc.opcintype AND ea.amopstrategy = 3
-            JOIN pg_operator e ON e.oid = ea.amopopr JOIN pg_namespace en ON en.oid = e.oprnamespace
-            WHERE i.indrelid = t AND i.indisprimary
-        ) o
+        FROM pgtrickle._relay_key_columns(t) o
     ) k WHERE k.columns IS NOT NULL
 $fn$;
 $sql$;
@@ -2712,14 +3034,15 @@ BEGIN
         cure := 'set startup to earliest or latest';
         RETURN;
     END IF;
-    SELECT r.oid, r.proname, n.nspname, r.prosrc INTO rel
+    SELECT r.oid, r.proname, n.nspname, r.prosrc, k.prosrc AS keyed INTO rel
         FROM pg_trigger g JOIN pg_proc p ON p.oid = g.tgfoid JOIN pg_namespace n ON n.oid = p.pronamespace
-        LEFT JOIN pg_proc r ON r.pronamespace = n.oid AND r.proname = pgtrickle._relay_rows_name(p.proname) AND r.proowner = p.proowner
+        LEFT JOIN pg_proc r ON r.pronamespace = n.oid AND r.proname = pgtrickle._relay_rows_name(p.proname) AND r.proowner = p.proowner AND r.pronargs = 4
+        LEFT JOIN pg_proc k ON k.pronamespace = n.oid AND k.proname = r.proname AND k.proowner = p.proowner AND k.pronargs = 5
         WHERE g.tgrelid = t AND g.tgname = pgtrickle._relay_trigger(p_outbox, 'row');
     IF pgtrickle._relay_rows_source(t) IS NULL THEN
         problem := format('table %s has no primary key', called);
         cure := format('add one, then SELECT pgtrickle.outbox_upgrade(%L)', p_outbox);
-    ELSIF rel.oid IS NULL OR rel.prosrc IS DISTINCT FROM pgtrickle._relay_rows_source(t) THEN
+    ELSIF rel.oid IS NULL OR rel.prosrc IS DISTINCT FROM pgtrickle._relay_rows_source(t) OR rel.keyed IS DISTINCT FROM pgtrickle._relay_keyed_source(t) THEN
         problem := format('the function that reads the rows of %s is missing or outdated', called);
         cure := format('SELECT pgtrickle.outbox_upgrade(%L)', p_outbox);
     ELSIF NOT has_schema_privilege((SELECT p.pronamespace FROM pg_proc p WHERE p.oid = rel.oid), 'USAGE') THEN
@@ -2757,7 +3080,8 @@ DECLARE
     part    regclass;
     setting text;
     clauses text := '';
-    reader  text;
+    name_of_rows text;
+    reader  record;
 BEGIN
     SELECT r.* INTO o FROM pgtrickle.relay_outboxes r WHERE r.outbox_table_name = p_outbox;
     SELECT c.relowner, c.relowner::regrole AS owner, n.nspname AS sch INTO rel FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = t;
@@ -2780,18 +3104,24 @@ BEGIN
     EXECUTE format('REVOKE ALL ON FUNCTION %s() FROM PUBLIC', fn);
     EXECUTE format('COMMENT ON FUNCTION %s() IS %L', fn, 'pgtrickle-relay: writes outbox ' || p_outbox);
     IF pgtrickle._relay_rows_source(t) IS NOT NULL THEN
-        reader := format('%I.%I(text[], integer, bigint, bigint)', rel.sch, pgtrickle._relay_rows_name((SELECT p.proname FROM pg_proc p WHERE p.oid = to_regprocedure(fn || '()'))));
-        EXECUTE format('CREATE OR REPLACE FUNCTION %s RETURNS TABLE (key text[], "row" text, length bigint) LANGUAGE plpgsql STABLE SECURITY DEFINER '
-            'SET search_path = pg_catalog, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan SET enable_seqscan = off '
-            'SET enable_bitmapscan = off SET enable_sort = off SET jit = off%s AS %L',
-            replace(reader, '(text[], integer, bigint, bigint)', '(p_after text[], p_rows integer, p_bytes bigint, p_large bigint)'),
-            clauses, pgtrickle._relay_rows_source(t));
-        EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', reader);
-        EXECUTE format('COMMENT ON FUNCTION %s IS %L', reader, 'pgtrickle-relay: reads the rows of ' || t);
-        IF to_regrole('pgtrickle_relay') IS NOT NULL THEN
-            EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO pgtrickle_relay', reader);
-            PERFORM pgtrickle._relay_grant('USAGE', 'SCHEMA', to_regnamespace(quote_ident(rel.sch)));
-        END IF;
+        name_of_rows := pgtrickle._relay_rows_name((SELECT p.proname FROM pg_proc p WHERE p.oid = to_regprocedure(fn || '()')));
+        FOR reader IN
+            SELECT format('%I.%I(%s)', rel.sch, name_of_rows, r.arguments) AS signature, r.* FROM (VALUES
+                ('p_after text[], p_rows integer, p_bytes bigint, p_large bigint', 'key text[], "row" text, length bigint',
+                 ' SET plan_cache_mode = force_custom_plan SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off', pgtrickle._relay_rows_source(t)),
+                ('p_keys text[], p_from integer, p_rows integer, p_bytes bigint, p_large bigint', 'n integer, key text[], "row" text, length bigint',
+                 ' SET enable_seqscan = off', pgtrickle._relay_keyed_source(t))) r(arguments, results, settings, source)
+        LOOP
+            EXECUTE format('CREATE OR REPLACE FUNCTION %s RETURNS TABLE (%s) LANGUAGE plpgsql STABLE SECURITY DEFINER '
+                'SET search_path = pg_catalog, pg_temp SET row_security = off%s SET jit = off%s AS %L',
+                reader.signature, reader.results, reader.settings, clauses, reader.source);
+            EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', reader.signature);
+            EXECUTE format('COMMENT ON FUNCTION %s IS %L', reader.signature, 'pgtrickle-relay: reads the rows of ' || t);
+            IF to_regrole('pgtrickle_relay') IS NOT NULL THEN
+                EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO pgtrickle_relay', reader.signature);
+                PERFORM pgtrickle._relay_grant('USAGE', 'SCHEMA', to_regnamespace(quote_ident(rel.sch)));
+            END IF;
+        END LOOP;
     END IF;
     EXECUTE format('CREATE TRIGGER %I AFTER INSERT OR UPDATE OR DELETE ON %s FOR EACH ROW WHEN (pgtrickle._relay_capturing()) EXECUTE FUNCTION %s()',
         pgtrickle._relay_trigger(p_outbox, 'row'), t, fn);
@@ -2983,7 +3313,8 @@ BEGIN
         EXECUTE format('DROP TRIGGER %I ON %s', g.trigger_name, g.rel);
     END LOOP;
     IF fn IS NOT NULL THEN
-        EXECUTE (SELECT format('DROP FUNCTION IF EXISTS %I.%I(text[], integer, bigint, bigint)', n.nspname, pgtrickle._relay_rows_name(p.proname))
+        EXECUTE (SELECT format('DROP FUNCTION IF EXISTS %1$I.%2$I(text[], integer, bigint, bigint), %1$I.%2$I(text[], integer, integer, bigint, bigint)',
+                     n.nspname, pgtrickle._relay_rows_name(p.proname))
                  FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE p.oid = fn);
         EXECUTE format('DROP FUNCTION %s', fn::regprocedure);
     END IF;
@@ -3643,7 +3974,7 @@ $sql$;
     COMMENT ON FUNCTION pgtrickle.outbox_rows_consumed(text, bigint) IS 'pgtrickle-relay: forgets the claim-check rows up to an outbox row, which every consumer must have delivered';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (5, 'outbox', 'c31c52e6ffd0e803')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (5, 'outbox', '9021991b9fefab95')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 
@@ -4032,6 +4363,7 @@ BEGIN
             ('relay_snapshots', 'SELECT, INSERT, UPDATE, DELETE'),
             ('relay_snapshot_rows', 'SELECT, INSERT, UPDATE, DELETE'),
             ('relay_snapshot_changes', 'SELECT, INSERT, UPDATE, DELETE'),
+            ('relay_snapshot_requests', 'SELECT, UPDATE (finished_at), UPDATE (error)'), ('relay_snapshot_keys', 'SELECT, DELETE'),
             ('relay_outboxes', 'SELECT'), ('pgt_outbox_config', 'SELECT'), ('pgt_inbox_config', 'SELECT'),
             ('pgt_consumer_groups', 'SELECT'), ('pgt_consumer_offsets', 'SELECT')) g(name, privileges)
             WHERE to_regclass('pgtrickle.' || g.name) IS NOT NULL
@@ -4082,7 +4414,7 @@ $sql$;
     COMMENT ON FUNCTION pgtrickle.relay_grant_access() IS 'pgtrickle-relay: gives the role pgtrickle_relay what a relay needs on everything that exists now; returns the statements that someone with more rights must run';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (7, 'access', '7539e38d792d6812')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (7, 'access', '2f115dc420071f49')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 

@@ -71,18 +71,34 @@ import (
 //go:embed chunk.sql
 var chunkSQL string
 
+//go:embed keyed.sql
+var keyedSQL string
+
+// perBlock is the number of keys that a row of relay_snapshot_keys can have.
+const perBlock = 1000
+
 // State is how far a backfill is, as checkpoints have it.
 type State struct {
 	Run   string    `json:"run"`             // part of the event ids of its rows
-	After string    `json:"after,omitempty"` // key of the last row, as text of an array; "" = none
+	After string    `json:"after,omitempty"` // key of the last row, as text of an array, or its number; "" = none
 	Rows  int64     `json:"rows"`            // up to that one
-	Total int64     `json:"total,omitempty"` // rows of the table, as the server estimated them at the start
+	Total int64     `json:"total,omitempty"` // rows of the table, as the server estimated them at the start, or number of keys
 	Began time.Time `json:"began"`
+
+	Request int64 `json:"request,omitempty"` // that it serves; 0 = startup
+	Keyed   bool  `json:"keyed,omitempty"`   // the request has the keys of its rows
 }
 
 // Begin returns the state of a backfill that has read no row.
 func Begin(now time.Time) *State {
 	return &State{Run: strings.ToLower(rand.Text()[:12]), Began: now.UTC().Truncate(time.Second)}
+}
+
+// again returns the state of a backfill for the same request that has read no row.
+func (s *State) again(now time.Time) *State {
+	again := Begin(now)
+	again.Request, again.Keyed, again.Total = s.Request, s.Keyed, s.Total
+	return again
 }
 
 // Left returns about how long the rest takes at the present speed, 0 if that is unknown.
@@ -117,30 +133,33 @@ type Table struct {
 	formats []int16
 }
 
-// Find returns the captured table of an outbox. The error is fatal, and has the cure, if
-// its rows cannot be read.
-func Find(ctx context.Context, q pg.Querier, t *table.Table) (*Table, error) {
+// find returns the captured table of an outbox, to be read by key or as a whole. The error
+// is fatal, and has the cure, if its rows cannot be read.
+func find(ctx context.Context, q pg.Querier, t *table.Table, keyed bool) (*Table, error) {
 	var fn, problem, cure *string
 	var estimate *int64
 	err := q.QueryRow(ctx, `SELECT fn, estimate, problem, cure FROM pgtrickle._relay_rows_function($1)`, t.Name).
 		Scan(&fn, &estimate, &problem, &cure)
 	switch {
 	case pg.IsMissing(err) || errors.Is(err, pgx.ErrNoRows):
-		return nil, relay.Fatal(errors.New("startup snapshot: the database has no function that reads rows; run the migrate command"))
+		return nil, relay.Fatal(errors.New("snapshot: the database has no function that reads rows; run the migrate command"))
 	case err != nil:
-		return nil, fmt.Errorf("find the rows of outbox %s: %w", t.Qualified(), err)
+		return nil, fmt.Errorf("snapshot: find the rows of outbox %s: %w", t.Qualified(), err)
 	case problem != nil:
-		return nil, relay.Fatal(fmt.Errorf("startup snapshot: %s; %s", *problem, *cure))
+		return nil, relay.Fatal(fmt.Errorf("snapshot: %s; %s", *problem, *cure))
 	}
-	b := &Table{formats: []int16{0, 0, 0, 1}}
+	b := &Table{formats: []int16{0, 0, 0, 1, 0, 0}, sql: chunkSQL}
 	if estimate != nil {
 		b.Rows = *estimate
+	}
+	if keyed {
+		b.sql = keyedSQL
 	}
 	row := "r.row"
 	if t.NoEncoding { // a text that is not UTF-8 would make the server refuse the chunk
 		row = "convert_to(r.row, 'SQL_ASCII')"
 	}
-	b.sql = strings.NewReplacer("{rows}", *fn, "{row}", row).Replace(chunkSQL)
+	b.sql = strings.NewReplacer("{rows}", *fn, "{row}", row).Replace(b.sql)
 	return b, nil
 }
 
@@ -151,25 +170,41 @@ type Limits struct {
 	Large int64 // bytes of a row from which it is left on the server
 }
 
-// Chunk is the result of one read.
+// Chunk is the result of one read. It may have no rows although more follow.
 type Chunk struct {
 	Snapshot string // that the rows were read by
-	Rows     int    // 0 = the table ends here
-	After    string // key of the last one
+	Rows     int
+	After    string // where the next chunk begins; see [State]
+	End      bool   // no more rows follow
 	Large    int64  // bytes of the only row, if it was left on the server
 }
 
-// Read reads the next chunk behind a key, and passes its rows to add. The row of a chunk
-// with Large set is nil. again is true if the table has changed in a way that leaves no
-// chunk; the rows that add got are void then.
-func (b *Table) Read(ctx context.Context, db scan.DB, after string, l Limits, add func(key, row []byte)) (c Chunk, again bool, err error) {
-	args := []string{after, strconv.Itoa(l.Rows), strconv.Itoa(l.Bytes), strconv.FormatInt(l.Large, 10)}
+// args returns the arguments of the statement that reads the chunk behind s, and where the
+// next chunk begins if this one has no rows.
+func (s *State) args(l Limits) (args []string, behind string) {
+	limits := []string{strconv.Itoa(l.Rows), strconv.Itoa(l.Bytes), strconv.FormatInt(l.Large, 10)}
+	if !s.Keyed {
+		return append([]string{s.After}, limits...), s.After
+	}
+	at, _ := strconv.ParseInt(s.After, 10, 64) // it is empty in front of the first
+	block := at / perBlock
+	from := []string{strconv.FormatInt(s.Request, 10), strconv.FormatInt(block, 10), strconv.FormatInt(at%perBlock, 10)}
+	return append(from, limits...), strconv.FormatInt((block+1)*perBlock, 10)
+}
+
+// Read reads the next chunk behind s, and passes its rows to add. The row of a chunk with
+// Large set is nil. again is true if the table has changed in a way that leaves no chunk;
+// the rows that add got are void then.
+func (b *Table) Read(ctx context.Context, db scan.DB, s *State, l Limits, add func(key, row []byte)) (c Chunk, again bool, err error) {
+	args, behind := s.args(l)
+	c.After = behind
 	err = db.Query(ctx, b.sql, b.formats, args, func(v [][]byte) (bool, error) {
 		if c.Snapshot == "" {
 			c.Snapshot = string(v[0])
 		}
+		c.End = string(v[5]) == "t"
 		if v[1] == nil {
-			return false, nil // the table ends here
+			return false, nil
 		}
 		if v[3] == nil {
 			if c.Large, err = rows.ParseID(v[2]); err != nil {
@@ -177,7 +212,9 @@ func (b *Table) Read(ctx context.Context, db scan.DB, after string, l Limits, ad
 			}
 		}
 		c.Rows++
-		c.After = string(v[1])
+		if c.After = string(v[1]); s.Keyed {
+			c.After = string(v[4])
+		}
 		add(v[1], v[3])
 		return true, nil
 	})

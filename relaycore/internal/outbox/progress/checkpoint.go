@@ -26,6 +26,8 @@ type Checkpoint struct {
 	// Backfill is how far the rows of the captured table are settled; nil = it is complete,
 	// or there was none.
 	Backfill *backfill.State `json:"backfill,omitempty"`
+	// Served is the id of the last requested snapshot that is settled, cancelled or refused.
+	Served int64 `json:"served,omitempty"`
 
 	// Part is a row, and the number of its first messages that are settled.
 	Part *[2]int64 `json:"part,omitempty"`

@@ -54,6 +54,7 @@ type Start struct {
 	Uncounted int64           // rows up to it may have been left out
 	Counted   bool            // ids come from a sequence, so rows can be counted
 	Backfill  *backfill.State // that goes on or begins; nil = none
+	Served    int64           // see [Checkpoint]
 	Resumed   *Checkpoint     // made at Position; nil = nothing behind it is settled
 }
 
@@ -77,6 +78,7 @@ type Tracker struct {
 	part  [2]int64      // row, and number of its first messages that are settled
 
 	backfill *backfill.State // nil = none
+	served   int64           // see [Checkpoint]
 
 	ahead     int        // settled messages behind the first that is not
 	done      [][3]int64 // settled messages that the first checkpoint had
@@ -108,7 +110,7 @@ type safety struct {
 func New(start Start, moved Notifier, gone func(g Gap, ids int64)) *Tracker {
 	t := &Tracker{
 		strategy: start.Position.Strategy(), moved: moved, gone: gone,
-		origin: start.Origin, base: start.Position, safe: start.Safe, backfill: start.Backfill,
+		origin: start.Origin, base: start.Position, safe: start.Safe, backfill: start.Backfill, served: start.Served,
 	}
 	t.audit.from = max(start.Safe, start.Uncounted)
 	if c := start.Resumed; c != nil {
@@ -118,6 +120,9 @@ func New(start Start, moved Notifier, gone func(g Gap, ids int64)) *Tracker {
 		t.done = c.Done
 		t.audit = parseAudit(c.Audit)
 		t.overtaken.ids = c.Expired
+	}
+	if c := start.Resumed; c == nil && start.Served > 0 || c != nil && start.Served > c.Served {
+		moved.Notify() // no message need come that would store it
 	}
 	t.audit.on = start.Counted
 	t.overtaken.watch(start.Gap)
@@ -164,6 +169,13 @@ func (t *Tracker) Backfill() *backfill.State {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.backfill
+}
+
+// Served returns the id of the last requested snapshot that is settled, cancelled or refused.
+func (t *Tracker) Served() int64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.served
 }
 
 // Reads reports whether run reads rows that are not settled.
@@ -245,6 +257,9 @@ func (t *Tracker) pass() {
 			return
 		}
 		if c.existing {
+			if c.backfill == nil {
+				t.served = max(t.served, t.backfill.Request)
+			}
 			t.backfill = c.backfill
 			t.moved.Notify()
 		}
@@ -290,7 +305,7 @@ func (t *Tracker) checkpoint() relay.Checkpoint {
 	}
 	c := Checkpoint{
 		V: version, Mode: t.strategy.Name(), Of: t.origin, State: scan.Store(position),
-		Backfill: t.backfill, Done: t.runs(), Safe: t.safe, Audit: t.audit.list(), Expired: t.overtaken.ids,
+		Backfill: t.backfill, Served: t.served, Done: t.runs(), Safe: t.safe, Audit: t.audit.list(), Expired: t.overtaken.ids,
 	}
 	if t.part[1] > 0 {
 		c.Part = &t.part
