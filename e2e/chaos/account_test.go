@@ -32,6 +32,9 @@ type episode struct {
 	alarm  *regexp.Regexp
 	began  time.Time
 	alarms []string
+	// failed is true if the harm or the wait after it failed, and so has the test. Alarms may
+	// then come after the next harm.
+	failed bool
 }
 
 // open begins an episode: alarm must match the log line that names a loss of it.

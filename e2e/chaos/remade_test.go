@@ -229,6 +229,7 @@ func (o *origin) suffer(ctx context.Context, rng *rand.Rand, h ends.Harm) error 
 	name := o.end.Name()
 	episode := o.open(fmt.Sprintf("%s, relays %s", h.Name, []string{"at work", "frozen", "dead"}[relays]), alarmOf(h, name))
 	if err := h.Do(ctx); err != nil {
+		episode.failed = true
 		return err
 	}
 	if h.Remade {
@@ -267,6 +268,7 @@ func (o *origin) suffer(ctx context.Context, rng *rand.Rand, h ends.Harm) error 
 		return o.c.has(ctx, probe)
 	})
 	if err != nil {
+		episode.failed = true
 		err = fmt.Errorf("%s after %s does not deliver: %w", o.name, h.Name, err)
 	}
 	if cured {
@@ -316,6 +318,14 @@ func (c *remadeCase) judge(t *testing.T, shaken string) {
 		byNote[name] = append(byNote[name], e)
 	}
 	for _, o := range c.origins {
+		for _, e := range o.episodes {
+			if !e.failed {
+				continue
+			}
+			if e.alarms, err = c.crew.alarms(e); err != nil {
+				t.Fatal(err)
+			}
+		}
 		v := o.settle(byNote[o.name])
 		t.Logf("%s: %s", o.name, v.report)
 		judged := v.ledger
