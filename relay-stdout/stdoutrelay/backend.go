@@ -20,7 +20,7 @@ func Backend() relay.Backend {
 		Source: relaycfg.Source(sourceDefaults(), func(_ context.Context, env relay.Env, cfg sourceConfig) (relay.Source, error) {
 			return newSource(cfg, env, input)
 		}),
-		Copies:   2, // the row and its body; the client writes it as it is
+		Copies:   3, // the row, its body, and the lines that are written
 		Refusals: refusals,
 		SinkGuarantee: relay.Guarantee{
 			Delivery: "effectively once into a file, with format envelope or cloudevents; at least once otherwise",

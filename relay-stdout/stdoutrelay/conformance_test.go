@@ -136,6 +136,11 @@ func (e enveloping) Publish(ctx context.Context, batch []relay.Message) error {
 func enveloped(batch []relay.Message) []relay.Message {
 	out := make([]relay.Message, len(batch))
 	for i, m := range batch {
+		if s := m.Payload.Stream; s != nil {
+			around := *s
+			around.Before, around.After = fmt.Appendf(nil, `{"dedup_key":%q,"payload":`, m.ID), []byte("}")
+			m.Payload.Stream = &around
+		}
 		m.Body = fmt.Appendf(nil, `{"dedup_key":%q,"payload":%s}`, m.ID, m.Body)
 		out[i] = m
 	}

@@ -1,6 +1,7 @@
 package stdoutrelay
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -28,7 +29,8 @@ type file struct {
 	id     uint64 // of the file: its inode
 	head   []byte // its first bytes, up to headSize
 	size   int64  // of what is whole and synced
-	dirty  int64  // bytes that a failed write left after size
+	dirty  int64  // bytes after size that are not synced, or that a failed write left
+	begun  []byte // the first of these, up to headSize
 	inLine bool   // the file ends within another writer's line, or within a torn one
 	closed bool
 }
@@ -77,21 +79,48 @@ func (s *file) cutTorn(at *position) error {
 	if err != nil || at.HeadLength == 0 || !at.isIn(s.f, info) {
 		return err
 	}
+	end := s.size
+	if s.cfg.Format == "json_pretty" {
+		end, err = s.prettyEnd(at.Offset)
+	} else if s.cfg.Format != "raw" { // nothing separates its messages
+		end, err = s.lineEnd(at.Offset)
+	}
+	if err != nil || end == s.size {
+		return err
+	}
+	if err := s.f.Truncate(end); err != nil {
+		return err
+	}
+	return s.ready()
+}
+
+// lineEnd returns the offset behind the last line that is whole, from from on. A message
+// that was streamed may be larger than memory, so lineEnd does not hold what follows.
+func (s *file) lineEnd(from int64) (int64, error) {
+	part := make([]byte, 64<<10)
+	for end := s.size; end > from; {
+		part = part[:min(int64(len(part)), end-from)]
+		if _, err := s.f.ReadAt(part, end-int64(len(part))); err != nil && !errors.Is(err, io.EOF) {
+			return 0, err
+		}
+		if i := bytes.LastIndexByte(part, '\n'); i >= 0 {
+			return end - int64(len(part)-i-1), nil
+		}
+		end -= int64(len(part))
+	}
+	return from, nil
+}
+
+// prettyEnd returns the offset behind the last message that is whole, from from on.
+func (s *file) prettyEnd(from int64) (int64, error) {
 	for window := int64(64 << 10); ; window *= 4 {
-		window = min(window, s.size-at.Offset)
+		window = min(window, s.size-from)
 		tail := make([]byte, window)
 		if _, err := s.f.ReadAt(tail, s.size-window); err != nil && !errors.Is(err, io.EOF) {
-			return err
+			return 0, err
 		}
-		keep := intact(s.cfg.Format, tail)
-		if keep == len(tail) {
-			return nil
-		}
-		if keep > 0 || window == s.size-at.Offset {
-			if err := s.f.Truncate(s.size - window + int64(keep)); err != nil {
-				return err
-			}
-			return s.ready()
+		if keep := intact(tail); keep > 0 || window == s.size-from {
+			return s.size - window + int64(keep), nil
 		}
 	}
 }
@@ -106,6 +135,9 @@ func (s *file) Publish(ctx context.Context, batch []relay.Message) error {
 	}
 	if err := s.ready(); err != nil {
 		return err
+	}
+	if batch[0].Payload.Stream != nil {
+		return s.publishStream(ctx, batch[0].Payload.Stream)
 	}
 	s.render(batch, s.size == 0)
 	if s.cfg.RotateBytes > 0 && s.size > 0 && s.size+int64(len(s.buf)) > int64(s.cfg.RotateBytes) {
@@ -150,16 +182,30 @@ func (s *file) write() error {
 	if s.inLine {
 		s.buf = slices.Insert(s.buf, 0, '\n')
 	}
-	n, err := s.f.Write(s.buf)
+	err := s.add(s.buf)
+	return s.commit(err)
+}
+
+// add writes b behind the bytes of the batch that are written already.
+func (s *file) add(b []byte) error {
+	n, err := s.f.Write(b)
+	s.dirty += int64(n)
+	s.begun = append(s.begun, b[:min(headSize-len(s.begun), n)]...)
+	return err
+}
+
+// commit syncs what was added, unless err or the sync fails. Then it removes it.
+func (s *file) commit(err error) error {
+	begun := s.begun
+	s.begun = s.begun[:0]
 	if err == nil {
 		err = s.f.Sync()
 	}
 	if err != nil {
-		s.dirty = int64(n)
 		return errors.Join(err, s.ready()) // removes what was written
 	}
-	s.head = append(s.head, s.buf[:min(headSize-len(s.head), len(s.buf))]...)
-	s.size += int64(len(s.buf))
+	s.head = append(s.head, begun[:min(headSize-len(s.head), len(begun))]...)
+	s.size, s.dirty = s.size+s.dirty, 0
 	s.inLine = false
 	return nil
 }

@@ -104,13 +104,17 @@ func (s *file) readIDs(ctx context.Context, path string, at position, seen func(
 		}
 	}
 
-	read := (&jsonIDs{seen: seen}).line
-	if s.cfg.Format == "csv" {
-		read = func(line []byte) { csvID(line, seen) }
-	}
+	ids := &jsonIDs{seen: seen}
 	for in := bufio.NewReaderSize(f, 64<<10); ctx.Err() == nil; {
-		line, err := in.ReadBytes('\n')
-		read(bytes.TrimRight(line, "\r\n"))
+		line, whole, err := readLine(in)
+		switch {
+		case s.cfg.Format == "csv":
+			csvID(line, whole, seen)
+		case whole:
+			ids.line(line)
+		default:
+			ids.head(line)
+		}
 		if errors.Is(err, io.EOF) {
 			return found, nil
 		}
@@ -119,6 +123,24 @@ func (s *file) readIDs(ctx context.Context, path string, at position, seen func(
 		}
 	}
 	return false, ctx.Err()
+}
+
+// maxLine bounds the line that is held to be read back. A message that was streamed may be
+// larger than memory; its id stands in front of its row.
+const maxLine = 1 << 20
+
+// readLine returns the next line without its end, and whether it is whole. Of a line of more
+// than maxLine bytes it returns the beginning.
+func readLine(in *bufio.Reader) (line []byte, whole bool, err error) {
+	for whole = true; ; {
+		part, err := in.ReadSlice('\n')
+		if whole = whole && len(line) < maxLine; whole {
+			line = append(line, part...)
+		}
+		if !errors.Is(err, bufio.ErrBufferFull) {
+			return bytes.TrimRight(line, "\r\n"), whole, err
+		}
+	}
 }
 
 // jsonIDs finds ids in JSON values, each on a line or indented over several.
@@ -167,10 +189,37 @@ func (j *jsonIDs) values(text []byte) {
 	}
 }
 
-// csvID finds the id in a line that [appendCSV] wrote. It reads each line as a file
-// of its own, because another writer may have left a quote open.
-func csvID(line []byte, seen func(id string)) {
+// head finds the id in the beginning of a line that is too long to be held.
+func (j *jsonIDs) head(text []byte) {
+	j.value = j.value[:0]
+	dec := json.NewDecoder(bytes.NewReader(text))
+	if open, err := dec.Token(); err != nil || open != json.Delim('{') {
+		return
+	}
+	cloudEvent := false
+	for {
+		name, err := dec.Token()
+		if err != nil {
+			return
+		}
+		value, err := dec.Token()
+		text, isText := value.(string)
+		if _, nested := value.(json.Delim); err != nil || nested {
+			return
+		}
+		cloudEvent = cloudEvent || name == "specversion"
+		if isText && text != "" && (name == "dedup_key" || cloudEvent && name == "id") {
+			j.seen(text)
+			return
+		}
+	}
+}
+
+// csvID finds the id in a line that [appendCSV] wrote, or in its beginning. It reads each
+// line as a file of its own, because another writer may have left a quote open.
+func csvID(line []byte, whole bool, seen func(id string)) {
 	in := csv.NewReader(bytes.NewReader(line))
+	in.LazyQuotes = !whole
 	if fields, err := in.Read(); err == nil && fields[0] != "" && fields[0] != "dedup_key" {
 		seen(fields[0])
 	}

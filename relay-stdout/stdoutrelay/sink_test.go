@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -324,5 +325,38 @@ func BenchmarkStdout(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// TestReadBackLongLines: a line may be larger than memory. Resume finds its id in front of
+// the row, and those of the lines behind it, and holds a few MiB of it.
+func TestReadBackLongLines(t *testing.T) { // measures allocations, so not in parallel
+	pad := strings.Repeat("x", 64<<20)
+	for format, lines := range map[string]string{
+		"jsonl": `{"dedup_key":"a","subject":"s","payload":{"x":"` + pad + "\"}}\n" +
+			`{"specversion":"1.0","id":"b","source":"s","data":"` + pad + "\"}\n" + `{"dedup_key":"c","payload":{}}` + "\n{\"dedup_key\":\"torn\",\"payload\":\"" + pad,
+		"csv": `a,s,insert,k,1,,"` + pad + "\"\n" + `"b",s,insert,k,1,,"` + pad + "\"\nc,s,insert,k,1,,\"\"\ntorn,\"" + pad,
+	} {
+		path := filepath.Join(t.TempDir(), "out")
+		appendTo(t, path, []byte("{}\n"))
+		cfg := sinkConfig{Format: format, Path: path}
+		at, err := openFile(t, cfg).Position(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		appendTo(t, path, []byte(lines))
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		var ids []string
+		if err := openFile(t, cfg).Resume(t.Context(), at, func(id string) { ids = append(ids, id) }); err != nil {
+			t.Fatal(err)
+		}
+		runtime.ReadMemStats(&after)
+		if got := strings.Join(ids, " "); got != "a b c" {
+			t.Errorf("%s: ids %s, want a b c", format, got)
+		}
+		if n := after.TotalAlloc - before.TotalAlloc; n > 64<<20 {
+			t.Errorf("%s: reading back took %d bytes", format, n)
+		}
 	}
 }

@@ -82,15 +82,10 @@ func appendField(dst []byte, s string) []byte {
 	return append(dst, '"')
 }
 
-// intact returns how much of data, the end of a file, is whole messages.
-func intact(format string, data []byte) int {
-	if format == "raw" {
-		return len(data) // nothing separates its messages
-	}
+// intact returns how much of data, the end of a file of format json_pretty, is whole
+// messages.
+func intact(data []byte) int {
 	end := bytes.LastIndexByte(data, '\n') + 1
-	if format != "json_pretty" {
-		return end
-	}
 	for end > 0 { // back to a line that ends a value
 		start := bytes.LastIndexByte(data[:end-1], '\n') + 1
 		switch line := data[start : end-1]; {

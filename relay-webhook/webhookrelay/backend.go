@@ -18,7 +18,7 @@ func Backend() relay.Backend {
 		Source: relaycfg.Source(sourceDefaults(), func(ctx context.Context, env relay.Env, cfg sourceConfig) (*source, error) {
 			return newSource(ctx, env, cfg, shared)
 		}),
-		Copies:   2, // the row and its body; the client writes it as it is
+		Copies:   3, // the row, its body, and a copy that the transport may keep
 		Refusals: refusals,
 		SinkGuarantee: relay.Guarantee{
 			Delivery: "at least once",

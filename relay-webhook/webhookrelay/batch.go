@@ -106,10 +106,11 @@ func (s *sink) sendArray(ctx context.Context, u *url.URL, messages []relay.Messa
 	if err := w.addConfigured(h, first); err != nil {
 		return nil, err
 	}
-	if err := w.identify(h, batchID(messages), s.joined); err != nil {
+	body := content{bytes: s.joined}
+	if err := w.identify(ctx, h, batchID(messages), body); err != nil {
 		return nil, err
 	}
-	answer, err := w.post(ctx, u, h, s.joined, maxResults)
+	answer, err := w.post(ctx, u, h, body, maxResults)
 	if err != nil {
 		return nil, err
 	}

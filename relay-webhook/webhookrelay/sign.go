@@ -1,11 +1,13 @@
 package webhookrelay
 
 import (
+	"context"
 	"crypto/hmac"
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/base64"
 	"encoding/hex"
+	"fmt"
 	"hash"
 	"net/http"
 	"slices"
@@ -50,16 +52,30 @@ func newSigner(keys [][]byte) signer {
 }
 
 // sign returns "v1,<base64>" of id.timestamp.body for each key, separated by
-// spaces.
-func (s signer) sign(id, timestamp string, body []byte) string {
-	signatures := make([]string, len(s))
-	for i, mac := range s {
+// spaces. It reads a stream once more than it is sent.
+func (s signer) sign(ctx context.Context, id, timestamp string, body content) (string, error) {
+	for _, mac := range s {
 		mac.Reset()
 		_, _ = mac.Write([]byte(id + "." + timestamp + "."))
-		_, _ = mac.Write(body)
+	}
+	if body.stream == nil {
+		_, _ = s.Write(body.bytes)
+	} else if err := body.copyTo(ctx, s); err != nil {
+		return "", fmt.Errorf("sign message %s: %w", id, err)
+	}
+	signatures := make([]string, len(s))
+	for i, mac := range s {
 		signatures[i] = "v1," + base64.StdEncoding.EncodeToString(mac.Sum(nil))
 	}
-	return strings.Join(signatures, " ")
+	return strings.Join(signatures, " "), nil
+}
+
+// Write adds p to all signatures.
+func (s signer) Write(p []byte) (int, error) {
+	for _, mac := range s {
+		_, _ = mac.Write(p)
+	}
+	return len(p), nil
 }
 
 // verifier authenticates requests. Every comparison with a secret, or with a value

@@ -20,10 +20,11 @@ import (
 )
 
 var (
-	_ relay.Sink    = (*sink)(nil)
-	_ relay.Limiter = (*sink)(nil)
-	_ relay.Router  = (*sink)(nil)
-	_ relay.Pinger  = (*sink)(nil)
+	_ relay.Sink     = (*sink)(nil)
+	_ relay.Limiter  = (*sink)(nil)
+	_ relay.Router   = (*sink)(nil)
+	_ relay.Pinger   = (*sink)(nil)
+	_ relay.Streamer = (*sink)(nil)
 )
 
 // sink sends requests. In mode event it spreads the lanes of a batch over workers;
@@ -240,7 +241,7 @@ type worker struct {
 func newWorker(s *sink) *worker { return &worker{sink: s, signer: newSigner(s.cfg.secrets)} }
 
 // post sends a request and returns up to limit bytes of a successful answer.
-func (w *worker) post(ctx context.Context, u *url.URL, h *head, body []byte, limit int) ([]byte, error) {
+func (w *worker) post(ctx context.Context, u *url.URL, h *head, body content, limit int) ([]byte, error) {
 	answer, err := w.exchange(ctx, u, h, body, limit)
 	if err != nil {
 		return nil, fmt.Errorf("%s %s: %w", w.sink.cfg.Method, w.sink.origin(), err)
@@ -248,11 +249,15 @@ func (w *worker) post(ctx context.Context, u *url.URL, h *head, body []byte, lim
 	return answer, nil
 }
 
-func (w *worker) exchange(parent context.Context, u *url.URL, h *head, body []byte, limit int) ([]byte, error) {
+func (w *worker) exchange(parent context.Context, u *url.URL, h *head, body content, limit int) ([]byte, error) {
 	s := w.sink
-	ctx, cancel := context.WithTimeout(parent, s.cfg.ConfirmTimeout.D())
+	ctx, cancel := body.deadline(parent, s.cfg.ConfirmTimeout.D())
 	defer cancel()
-	resp, err := s.do(newRequest(ctx, s.cfg.Method, u, h, body))
+	request, err := newRequest(ctx, s.cfg.Method, u, h, body)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := s.do(request)
 	if err != nil {
 		return nil, s.unanswered(parent, ctx, err)
 	}

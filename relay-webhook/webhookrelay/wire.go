@@ -9,7 +9,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"net/http"
 	"net/textproto"
@@ -157,10 +156,11 @@ func (w *worker) event(ctx context.Context, m *relay.Message) error {
 	if err := w.addConfigured(h, m); err != nil {
 		return fmt.Errorf("message %s: %w", m.ID, err)
 	}
-	if err := w.identify(h, m.Delivery(), m.Body); err != nil {
+	body := content{bytes: m.Body, stream: m.Payload.Stream}
+	if err := w.identify(ctx, h, m.Delivery(), body); err != nil {
 		return err
 	}
-	_, err = w.post(ctx, u, h, m.Body, maxDetail)
+	_, err = w.post(ctx, u, h, body, maxDetail)
 	return err
 }
 
@@ -180,7 +180,7 @@ func (w *worker) addConfigured(h *head, m *relay.Message) error {
 }
 
 // identify adds the id and, where there are secrets, the signatures.
-func (w *worker) identify(h *head, id string, body []byte) error {
+func (w *worker) identify(ctx context.Context, h *head, id string, body content) error {
 	if !validValue(id) {
 		return relay.Permanent(fmt.Errorf("message id %q cannot be the value of a header", id))
 	}
@@ -189,27 +189,26 @@ func (w *worker) identify(h *head, id string, body []byte) error {
 	timestamp := strconv.FormatInt(time.Now().Unix(), 10)
 	h.set(headerWebhookTimestamp, timestamp)
 	if len(w.signer) > 0 {
-		h.set(headerWebhookSignature, w.signer.sign(id, timestamp, body))
+		signature, err := w.signer.sign(ctx, id, timestamp, body)
+		if err != nil {
+			return err
+		}
+		h.set(headerWebhookSignature, signature)
 	}
 	return nil
 }
 
-// newRequest returns a request with a copy of body: the transport may read it after
-// the request has been answered. The transport knows that the bytes of a
-// bytes.Reader are in memory, and sends them in one packet with the header.
-func newRequest(ctx context.Context, method string, u *url.URL, h *head, body []byte) *http.Request {
+// newRequest returns a request for body.
+func newRequest(ctx context.Context, method string, u *url.URL, h *head, body content) (*http.Request, error) {
 	if u.User != nil && len(h.Header["Authorization"]) == 0 {
 		password, _ := u.User.Password()
 		(&http.Request{Header: h.Header}).SetBasicAuth(u.User.Username(), password)
 	}
-
-	body = bytes.Clone(body)
-	getBody := func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
-	first, _ := getBody()
-	return (&http.Request{
+	r := &http.Request{
 		Method: method, URL: u, Header: h.Header, Host: h.host, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		ContentLength: int64(len(body)), Body: first, GetBody: getBody,
-	}).WithContext(ctx)
+	}
+	err := body.attach(ctx, r)
+	return r.WithContext(ctx), err
 }
 
 var errNoID = errors.New("the event has no id: send it in webhook-id or Idempotency-Key, or in the body")

@@ -262,8 +262,8 @@ func (s *Sink) collect(batch []relay.Message) {
 			case fieldID:
 				v.texts = append(v.texts, &m.ID)
 			case fieldPayload:
-				if m.Payload != nil {
-					v.rows = append(v.rows, m.Payload)
+				if m.Payload.JSON != nil {
+					v.rows = append(v.rows, m.Payload.JSON)
 				} else {
 					v.rows = append(v.rows, m.Row)
 				}

@@ -44,9 +44,8 @@ type Message struct {
 	Op string
 	// Row is the event itself: one JSON value.
 	Row []byte
-	// Payload is what travels in place of Row, nil for Row itself. A pipeline's transform
-	// makes it; an encoder puts it into Body.
-	Payload []byte
+	// Payload is what travels in place of Row; zero for Row itself.
+	Payload Payload
 	// Before is the row before an update, nil where it is not known.
 	Before []byte
 	// Body is what travels on the wire.
@@ -236,7 +235,10 @@ const MessageOverhead = 2*int(unsafe.Sizeof(Message{})) + 48
 // Size returns the bytes of memory that the message holds, for limits.
 func (m *Message) Size() int {
 	n := MessageOverhead + len(m.ID) + len(m.Subject) + len(m.Key) + len(m.BeforeKey)
-	n += len(m.Row) + len(m.Payload) + len(m.Before) + len(m.Body)
+	n += len(m.Row) + len(m.Payload.JSON) + len(m.Before) + len(m.Body)
+	if m.Payload.Stream != nil {
+		n += StreamMemory
+	}
 	for _, h := range m.Headers {
 		n += len(h.Name) + len(h.Value)
 	}

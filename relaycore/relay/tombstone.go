@@ -39,7 +39,7 @@ func (m *Message) Tombstone(key string) Message {
 	if m.Op != OpDelete && m.Before != nil {
 		t.Row = m.Before
 	}
-	t.Payload, t.Before, t.Body, t.ContentType, t.FullRefresh = nil, nil, nil, "", false
+	t.Payload, t.Before, t.Body, t.ContentType, t.FullRefresh = Payload{}, nil, nil, "", false
 	return t
 }
 

@@ -5,11 +5,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"runtime"
 	"slices"
 	"strings"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
@@ -87,6 +89,7 @@ func TestSink(t *testing.T, h SinkHarness) {
 		{"SameIDTwice", testSinkSameIDTwice},
 		{"LargeBody", testSinkLargeBody},
 		{"Copies", testSinkCopies},
+		{"Stream", testSinkStream},
 		{"AnyBytes", testSinkAnyBytes},
 		{"NonASCII", testSinkNonASCII},
 		{"HeaderWithNewline", testSinkHeaderWithNewline},
@@ -270,6 +273,65 @@ func testSinkCopies(t *testing.T, h SinkHarness) {
 	if copies > float64(h.Copies)+0.5 {
 		t.Errorf("a body of %d bytes may be in memory %.1f times, want at most %d", len(body), copies, h.Copies)
 	}
+}
+
+// testSinkStream publishes a body that is read while it is sent. A stream that fails
+// confirms nothing, and leaves nothing at the far end.
+func testSinkStream(t *testing.T, h SinkHarness) {
+	c := h.New(t)
+	sink := open(t, c)
+	if s, ok := sink.(relay.Streamer); !ok || !s.Streams() {
+		t.Skip("the sink sends no streams")
+	}
+	batch := c.messages(1, 3, 1)
+	publish(t, sink, batch[:1])
+	row := []byte("{\"pad\":\n\"" + strings.Repeat("x", 3<<20) + "\"}")
+	m := batch[1]
+	batch[1].Body = bytes.ReplaceAll(row, []byte("\n"), nil) // a far end that has lines drops them
+	broken := errors.New("the row cannot be read")
+	var failure error
+	opened, closed := 0, 0
+	m.Body, m.Row = nil, []byte(`{}`)
+	m.Payload.Stream = &relay.Stream{RowLength: int64(len(row)), OpenRow: func(context.Context) (io.ReadCloser, error) {
+		opened++
+		whole := io.MultiReader(bytes.NewReader(row))
+		if failure != nil {
+			whole = io.MultiReader(bytes.NewReader(row[:2<<20]), iotest.ErrReader(failure))
+		}
+		return struct {
+			io.Reader
+			io.Closer
+		}{whole, closer(func() { closed++ })}, nil
+	}}
+	for _, failure = range []error{broken, relay.Permanent(broken)} {
+		err := sink.Publish(t.Context(), []relay.Message{m})
+		if failed, ok := errors.AsType[*relay.BatchError](err); ok {
+			err = failed.Failed[0]
+		}
+		if !errors.Is(err, broken) || relay.IsPermanent(err) != relay.IsPermanent(failure) {
+			t.Errorf("Publish = %v, want %v", err, failure)
+		}
+	}
+	failure = nil
+	publish(t, sink, []relay.Message{m})
+	publish(t, sink, batch[2:])
+	got := c.Read(t, 3)
+	for i := range got {
+		if got[i].ID == m.ID {
+			got[i].Body = bytes.ReplaceAll(got[i].Body, []byte("\n"), nil)
+		}
+	}
+	checkArrived(t, h, got, batch)
+	if opened != 3 || closed != opened {
+		t.Errorf("the stream was opened %d times and closed %d times, want 3", opened, closed)
+	}
+}
+
+type closer func()
+
+func (c closer) Close() error {
+	c()
+	return nil
 }
 
 func testSinkAnyBytes(t *testing.T, h SinkHarness) {

@@ -2,8 +2,10 @@ package codec_test
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"strings"
 	"testing"
 	"time"
@@ -551,5 +553,44 @@ func TestDecodeTombstone(t *testing.T) {
 		if !relay.IsPermanent(batch[1].Err) {
 			t.Errorf("%s: an empty body = %v, want a permanent error", format, batch[1].Err)
 		}
+	}
+}
+
+// TestStreamedBody: the body of a stream is that of the same row in memory, in each format.
+func TestStreamedBody(t *testing.T) {
+	t.Parallel()
+	for _, format := range []string{codec.FormatEnvelope, codec.FormatPayload, codec.FormatCloudEvents, codec.FormatDebezium} {
+		for _, op := range []string{relay.OpInsert, relay.OpUpdate, relay.OpDelete} {
+			e, err := codec.NewEncoder(codec.EncoderConfig{Format: format, KeyField: "id", Version: "1"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			const row = `{"id": "a\"\u0000b", "x": "not a small member"}`
+			whole := relay.Message{ID: "t:1:0", Op: op, StreamTable: "t", OutboxID: 1, Row: []byte(row)}
+			large := whole
+			large.Row = []byte(`{"id":"a\"\u0000b"}`)
+			large.Payload.Stream = &relay.Stream{RowLength: int64(len(row)), OpenRow: func(context.Context) (io.ReadCloser, error) {
+				return io.NopCloser(strings.NewReader(row)), nil
+			}}
+			batch := []relay.Message{whole, large}
+			e.Encode(batch, nil)
+			body, err := batch[1].Payload.Stream.Open(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := io.ReadAll(body)
+			if err != nil || string(got) != string(batch[0].Body) || batch[1].Body != nil || batch[1].Key != batch[0].Key ||
+				batch[1].Payload.Stream.Length() != int64(len(got)) || batch[1].ContentType != batch[0].ContentType {
+				t.Errorf("%s of %s: %s, key %q, %v; want %s, key %q", format, op, got, batch[1].Key, err, batch[0].Body, batch[0].Key)
+			}
+		}
+	}
+	e, err := codec.NewEncoder(codec.EncoderConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	internal := []relay.Message{{ID: "t:1:0", Op: relay.OpInsert, Row: []byte(`{"__pgt_row_id":5}`), Payload: relay.Payload{Stream: &relay.Stream{}}}}
+	if e.Encode(internal, nil); internal[0].Err == nil || !strings.Contains(internal[0].Err.Error(), "keep_internal_columns") {
+		t.Errorf("a stream with the extension's columns: %v", internal[0].Err)
 	}
 }

@@ -150,9 +150,13 @@ func (e *Encoder) Encode(batch []relay.Message, buf []byte) []byte {
 			continue
 		}
 		m.ContentType = e.mime
+		if m.Payload.Stream != nil {
+			e.frame(m)
+			continue
+		}
 		payload := m.Row
-		if m.Payload != nil {
-			payload = m.Payload
+		if m.Payload.JSON != nil {
+			payload = m.Payload.JSON
 		}
 		if e.write == nil {
 			m.Body = payload
@@ -165,6 +169,19 @@ func (e *Encoder) Encode(batch []relay.Message, buf []byte) []byte {
 	return buf
 }
 
+// frame puts what surrounds the row in a body around the row of a stream. A NUL stands for
+// the row, because the formats escape it everywhere else.
+func (e *Encoder) frame(m *relay.Message) {
+	if e.write == nil {
+		return
+	}
+	members := m.Row
+	m.Row = []byte{0}
+	body := e.write(nil, m, m.Row)
+	m.Row = members
+	m.Payload.Stream.Before, m.Payload.Stream.After, _ = bytes.Cut(body, []byte{0})
+}
+
 // internalColumns begin so; the extension adds them to its stream tables.
 var internalColumns = []byte(`"__pgt_`)
 
@@ -173,8 +190,13 @@ var internalColumns = []byte(`"__pgt_`)
 func (e *Encoder) dropInternal(batch []relay.Message) {
 	for i := range batch {
 		m := &batch[i]
-		if m.Err == nil {
+		switch {
+		case m.Err != nil:
+		case m.Payload.Stream == nil:
 			m.Row, m.Before = e.without(m.Row), e.without(m.Before)
+		case bytes.Contains(m.Row, internalColumns):
+			m.Err = relay.Permanent(fmt.Errorf(
+				"message %s is too large for memory, and a stream cannot leave the columns __pgt_* out; set keep_internal_columns", m.ID))
 		}
 	}
 }

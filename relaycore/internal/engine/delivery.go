@@ -133,16 +133,17 @@ func (d *delivery) deliver(ctx context.Context, todo []relay.Message) ([]relay.M
 	return nil, nil
 }
 
-// partSize returns how many of todo the sink is given at once. The marker of a snapshot's
-// end goes alone, once everything before it is settled, because sinks keep the order of
-// a key only.
+// partSize returns how many of todo the sink is given at once. A stream goes alone. So
+// does the marker of a snapshot's end, once everything before it is settled, because sinks
+// keep the order of a key only.
 func (p *publisher) partSize(todo []relay.Message) int {
-	if len(todo) > 0 && todo[0].Op == relay.OpSnapshotEnd {
+	alone := func(m *relay.Message) bool { return m.Op == relay.OpSnapshotEnd || m.Payload.Stream != nil }
+	if len(todo) > 0 && alone(&todo[0]) {
 		return 1
 	}
 	bytes := 0
 	for i := range todo {
-		if i > 0 && (i >= p.maxBatch || bytes+todo[i].Size() > p.maxBytes || todo[i].Op == relay.OpSnapshotEnd) {
+		if i > 0 && (i >= p.maxBatch || bytes+todo[i].Size() > p.maxBytes || alone(&todo[i])) {
 			return i
 		}
 		bytes += todo[i].Size()
@@ -427,13 +428,13 @@ const maxStored = 1 << 20
 func (d *delivery) stored(m *relay.Message, l DeadLetter) DeadLetter {
 	l.Message = *m
 	_, tooLarge := errors.AsType[*TooLargeError](m.Err)
-	large := len(m.Row)+len(m.Before) > maxStored
+	large := len(m.Row)+len(m.Before) > maxStored || m.Payload.Stream != nil
 	if _, ok := d.Source.(Refetcher); !ok || m.OutboxID == 0 || !tooLarge && !large {
 		return l
 	}
 	l.ByReference = true
 	if large {
-		l.Message.Row, l.Message.Before, l.Message.Body = nil, nil, nil
+		l.Message.Row, l.Message.Payload, l.Message.Before, l.Message.Body = nil, relay.Payload{}, nil, nil
 	}
 	return l
 }
@@ -492,7 +493,7 @@ func unreadableClass(m *relay.Message) string {
 
 func bodies(batch []relay.Message) (bytes int) {
 	for i := range batch {
-		bytes += len(batch[i].Body)
+		bytes += batch[i].BodyLength()
 	}
 	return bytes
 }

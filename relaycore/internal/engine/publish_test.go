@@ -1,6 +1,7 @@
 package engine_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"testing"
@@ -184,4 +185,40 @@ func (f *forgetful) TakeDuplicates() int {
 	n := f.had
 	f.had = 0
 	return n
+}
+
+// refetching is a table whose rows can be read again.
+type refetching struct{ *table }
+
+func (refetching) Refetch(context.Context, int64, func(int64) error) ([]relay.Message, error) {
+	return nil, relay.Permanent(errors.New("not called"))
+}
+
+// TestStreamsGoAlone: a stream is alone in its batch, in the order of its key, and a dead
+// letter of it holds a reference.
+func TestStreamsGoAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(9, 1)
+		b.cfg.Source = refetching{b.source}
+		for _, i := range []int{2, 6} {
+			b.source.rows[i].Payload.Stream = &relay.Stream{RowLength: 1 << 40}
+		}
+		var batches []int
+		b.sink.script(func(_ int, batch []relay.Message) error {
+			batches = append(batches, len(batch))
+			if batch[0].OutboxID == 7 {
+				return relay.Permanent(errors.New("413"))
+			}
+			return nil
+		})
+		b.start()
+		time.Sleep(time.Second)
+		b.finish(t)
+		want(t, "batches", batches, []int{2, 1, 3, 1})
+		want(t, "arrived", b.arrived(), numbers(1, 6))
+		want(t, "stored", len(b.ledger.stored), 3)
+		if l := b.ledger.stored[0]; !l.ByReference || l.Message.Row != nil || l.Message.Payload.Stream != nil || l.Class != engine.ClassRefused {
+			t.Errorf("dead letter %+v, want a reference of class refused", l)
+		}
+	})
 }

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/stream"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/table"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
@@ -50,8 +51,11 @@ type Config struct {
 	// read by itself. 0 means 4 MiB.
 	ReadBytes int
 	// MaxRow bounds the payload of one row, in bytes. A larger one becomes a message with
-	// a [engine.TooLargeError]. 0 means no bound.
+	// a [engine.TooLargeError], unless it is sent while it is read. 0 means no bound.
 	MaxRow int64
+	// Patience is how long a statement that reads such a row waits for a slow sink; 0 means
+	// 5 s.
+	Patience time.Duration
 	// Polled is called after each read of the table; found reports whether it
 	// returned rows. It may be nil.
 	Polled func(found bool)
@@ -61,6 +65,8 @@ type Config struct {
 	Store func(q pg.Querier) Store
 	// Logger may be nil.
 	Logger *slog.Logger
+
+	streams bool // see [Source.Stream]
 }
 
 const (
@@ -81,6 +87,7 @@ func (c *Config) defaults() {
 	if c.Store == nil {
 		c.Store = stored(c.Group)
 	}
+	c.Patience = cmp.Or(c.Patience, stream.Patience)
 	c.Logger = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
 	c.Settings = c.Settings.WithDefaults()
 }

@@ -2,46 +2,42 @@ package outbox
 
 import (
 	"context"
-	_ "embed"
-	"errors"
 	"fmt"
 	"strconv"
-	"strings"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/engine"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/rows"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/scan"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/stream"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/table"
-	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
-var (
-	//go:embed sql/large.sql
-	largeSQL string
-	//go:embed sql/large_members.sql
-	largeMembersSQL string
-)
-
-const (
-	slice   = 1 << 20 // bytes of a payload in one message of the server
-	unasked = 1 << 20 // bytes of a payload that is read without being asked for
-)
+// unasked is the length in bytes of a payload that is read without being asked for.
+const unasked = 1 << 20
 
 // readLarge reads the payload of a large row. The first call reads one that is small
-// enough to be held unasked, or finds its length. The next call reads it.
+// enough to be held unasked, makes a stream of it, or finds its length. The next call reads
+// it.
 func (r *reader) readLarge(ctx context.Context, db scan.DB) error {
 	row := r.large
-	payload, length, err := fetchPayload(ctx, db, r.table, row.ID, max(r.wants, unasked))
-	tooLarge := r.cfg.tooLarge(length, "row %d of %s", row.ID, r.table)
-	switch {
-	case err != nil:
+	payload, length, err := stream.Payload(ctx, db, r.table, row.ID, max(r.wants, unasked))
+	if err != nil {
 		return fmt.Errorf("row %d: %w", row.ID, err)
-	case length < 0:
-		r.builder.RefuseLarge(row, nil, "", fmt.Errorf("row %d of %s was deleted before its payload was read", row.ID, r.table))
-	case tooLarge != nil:
-		members, op := smallMembers(ctx, db, r.table, row.ID)
-		r.builder.RefuseLarge(row, members, op, tooLarge)
+	}
+	var unread rows.Event
+	tooLarge := r.cfg.tooLarge(length, "row %d of %s", row.ID, r.table)
+	if length >= 0 && payload == nil && r.wants == 0 && (tooLarge != nil || r.cfg.streams && length > stream.Above) {
+		if unread, err = r.cfg.outline(ctx, r.conns, db, r.table, row.ID, length); err != nil {
+			return fmt.Errorf("row %d: %w", row.ID, err)
+		}
+	}
+	if length < 0 {
+		tooLarge = fmt.Errorf("row %d of %s was deleted before its payload was read", row.ID, r.table)
+	}
+	switch {
+	case tooLarge != nil, unread.Stream != nil:
+		r.builder.AddUnread(row, unread, tooLarge)
 	case payload == nil:
 		r.wants = length
 		return nil
@@ -101,13 +97,27 @@ func (s *Source) Refetch(ctx context.Context, outboxID int64, hold func(bytes in
 func (s *Source) refetchLarge(
 	ctx context.Context, db scan.DB, t *table.Table, b *rows.Builder, row *rows.Large, hold func(bytes int64) error,
 ) error {
-	payload, length, err := fetchPayload(ctx, db, t, row.ID, unasked)
-	if tooLarge := s.cfg.tooLarge(length, "row %d of %s", row.ID, t); err == nil && tooLarge != nil {
+	payload, length, err := stream.Payload(ctx, db, t, row.ID, unasked)
+	if err != nil {
+		return err
+	}
+	tooLarge := s.cfg.tooLarge(length, "row %d of %s", row.ID, t)
+	if s.cfg.streams && length > stream.Above {
+		e, err := s.cfg.outline(ctx, pool{s.pool}, db, t, row.ID, length)
+		if err != nil {
+			return err
+		}
+		if e.Stream != nil {
+			b.AddUnread(row, e, nil)
+			return nil
+		}
+	}
+	if tooLarge != nil {
 		return relay.Permanent(tooLarge)
 	}
-	if err == nil && payload == nil {
+	if payload == nil {
 		if err = hold(length); err == nil {
-			payload, _, err = fetchPayload(ctx, db, t, row.ID, length)
+			payload, _, err = stream.Payload(ctx, db, t, row.ID, length)
 		}
 	}
 	if err != nil {
@@ -120,48 +130,17 @@ func (s *Source) refetchLarge(
 	return nil
 }
 
-// fetchPayload returns the payload of a row and its length in bytes. The payload is nil
-// if it is longer than limit. The length is -1 if there is no such row.
-func fetchPayload(ctx context.Context, db scan.DB, t *table.Table, id, limit int64) (payload []byte, length int64, err error) {
-	name := pg.Identifier(t.Columns.Payload)
-	if t.Type(t.Columns.Payload) != "bytea" {
-		name = "convert_to(" + name + "::text, 'UTF8')"
+// outline returns what is known of a row's only event; its stream, if the sink sends streams.
+func (c *Config) outline(ctx context.Context, conns connector, db scan.DB, t *table.Table, id, length int64) (rows.Event, error) {
+	if !c.streams {
+		return stream.Outline(ctx, db, t, id, length, nil)
 	}
-	length = -1
-	sql := strings.NewReplacer("{payload}", name, "{table}", t.Qualified(), "{id}", t.ID(), "{slice}", strconv.Itoa(slice)).Replace(largeSQL)
-	args := []string{strconv.FormatInt(id, 10), strconv.FormatInt(limit, 10)}
-	err = db.Query(ctx, sql, []int16{0, 0, 1}, args, func(v [][]byte) (bool, error) {
-		at, err := rows.ParseID(v[1])
-		if err == nil {
-			length, err = rows.ParseID(v[0])
+	connect := func(ctx context.Context) (scan.DB, func(), error) {
+		c, db, err := conns.connect(ctx)
+		if err != nil {
+			return nil, nil, err
 		}
-		if err != nil || v[2] == nil {
-			return false, err
-		}
-		if payload == nil {
-			payload = make([]byte, 0, length)
-		}
-		if at != int64(len(payload))+1 {
-			return false, errors.New("slices of the payload came out of order")
-		}
-		payload = append(payload, v[2]...)
-		return true, nil
-	})
-	return payload, length, err
-}
-
-// smallMembers returns an object with the members of a row's only event that are small,
-// and its operation; nil if there is no such event. They make the key and the subject of
-// a row that is not read.
-func smallMembers(ctx context.Context, db scan.DB, t *table.Table, id int64) (object []byte, op string) {
-	sql := strings.NewReplacer("{payload}", pg.Identifier(t.Columns.Payload), "{table}", t.Qualified(), "{id}", t.ID(),
-		"{plain}", strconv.FormatBool(t.Plain)).Replace(largeMembersSQL)
-	err := db.Query(ctx, sql, nil, []string{strconv.FormatInt(id, 10)}, func(v [][]byte) (bool, error) {
-		object, op = append(object, v[0]...), string(v[1])
-		return true, nil
-	})
-	if err != nil {
-		return nil, "" // it is no JSON
+		return db, c.Release, nil
 	}
-	return object, op
+	return stream.Outline(ctx, db, t, id, length, &stream.Row{Patience: c.Patience, Connect: connect})
 }

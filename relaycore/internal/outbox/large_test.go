@@ -1,8 +1,10 @@
 package outbox_test
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"testing"
 	"time"
@@ -111,7 +113,7 @@ func TestRowTooLarge(t *testing.T) {
 	if len(msgs) != 1 || !ok || tooLarge.Length < 5_000_000 || tooLarge.Max != 4_000_000 || !relay.IsPermanent(msgs[0].Err) {
 		t.Fatalf("%d messages, error %v; want one that is too large", len(msgs), msgs[0].Err)
 	}
-	if string(msgs[0].Row) != `{"customer": 7}` || asked != 0 {
+	if string(msgs[0].Row) != `{"customer":7}` || asked != 0 {
 		t.Errorf("row %.100s, asked for %d bytes; want its small members, and no bytes", msgs[0].Row, asked)
 	}
 	if msgs, _ = next(t, src); string(msgs[0].Row) != `{"customer": 8}` {
@@ -136,5 +138,139 @@ func TestLargeRowIsDeleted(t *testing.T) {
 	msgs, _ := next(t, src)
 	if msgs[0].Err == nil || !strings.Contains(msgs[0].Err.Error(), "row 1 of public.events was deleted before its payload was read") {
 		t.Errorf("error %v, want that the row was deleted", msgs[0].Err)
+	}
+}
+
+// TestStream: a row that is larger than memory allows comes as a stream that has all of it,
+// each time it is opened. The sink may be slower than a statement waits.
+func TestStream(t *testing.T) {
+	t.Parallel()
+	value := `jsonb_build_object('customer', 7, 'x', x)`
+	for name, tc := range map[string]struct {
+		typ, payload, event string
+		op                  string
+		slow                bool
+	}{
+		"jsonb":         {"jsonb", value, `payload`, relay.OpInsert, false},
+		"json":          {"json", `(' {"customer": 7,' || chr(10) || '"x": "' || x || '"}')::json`, `payload`, relay.OpInsert, false},
+		"slow sink":     {"jsonb", value, `payload`, relay.OpInsert, true},
+		"json inserted": {"json!", `('{"v":1,"inserted":[{"customer": 7,' || chr(10) || '  "x": "' || x || '"}],"updated":[],"deleted":[]}')::json`, `payload->'inserted'->0`, relay.OpInsert, false},
+		"inserted":      {"", `jsonb_build_object('v', 1, 'inserted', jsonb_build_array(` + value + `))`, `payload->'inserted'->0`, relay.OpInsert, false},
+		"updated":       {"", `jsonb_build_object('v', 1, 'updated', jsonb_build_array(jsonb_build_object('old', null, 'new', ` + value + `)))`, `payload->'updated'->0->'new'`, relay.OpUpdate, false},
+		"deleted":       {"", `jsonb_build_object('v', 1, 'deleted', jsonb_build_array(` + value + `))`, `payload->'deleted'->0`, relay.OpDelete, false},
+		"two events":    {"", `jsonb_build_object('v', 1, 'inserted', jsonb_build_array(` + value + `, jsonb_build_object('y', 1)))`, "", "", false},
+		"row before":    {"", `jsonb_build_object('v', 1, 'updated', jsonb_build_array(jsonb_build_object('old', '{}'::jsonb, 'new', ` + value + `)))`, "", relay.OpUpdate, false},
+		"of version 2":  {"", `jsonb_build_object('v', 2, 'inserted', jsonb_build_array(` + value + `))`, "", relay.OpInsert, false},
+		"text":          {"text", value + `::text`, "", relay.OpInsert, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			pool := pgtest.Pool(t)
+			table := "public.events"
+			if tc.typ == "" {
+				table = "pgtrickle.outbox_orders"
+				exec(t, pool, fmt.Sprintf(outboxDDL, "outbox_orders"))
+			} else if typ, container := strings.CutSuffix(tc.typ, "!"); container {
+				table = "pgtrickle.outbox_orders"
+				exec(t, pool, fmt.Sprintf(outboxDDL, "outbox_orders"))
+				exec(t, pool, `ALTER TABLE pgtrickle.outbox_orders ALTER payload TYPE `+typ+` USING payload::`+typ)
+			} else {
+				exec(t, pool, `CREATE TABLE events (id bigserial PRIMARY KEY, payload `+tc.typ+`)`)
+			}
+			exec(t, pool, `INSERT INTO `+table+` (payload) SELECT `+tc.payload+` FROM `+fmt.Sprintf(random, 9_000_000)+` r(x)`)
+			src := open(t, pool, relay.Checkpoint{}, func(c *outbox.Config) {
+				c.Outbox, c.MaxRow, c.Patience = table, 4_000_000, 100*time.Millisecond
+			})
+			src.Stream()
+			msgs, asked := next(t, src)
+			m := msgs[0]
+			if tc.event == "" {
+				if _, ok := errors.AsType[*engine.TooLargeError](m.Err); !ok || m.Payload.Stream != nil {
+					t.Errorf("error %v, stream %v; want that it is too large", m.Err, m.Payload.Stream)
+				}
+				return
+			}
+			if m.Err != nil || m.Payload.Stream == nil || asked != 0 || strings.ReplaceAll(string(m.Row), " ", "") != `{"customer":7}` || m.Op != tc.op {
+				t.Fatalf("error %v, stream %v, row %.100s, op %q, asked for %d bytes", m.Err, m.Payload.Stream, m.Row, m.Op, asked)
+			}
+			for range 2 {
+				got := readStream(t, m.Payload.Stream, tc.slow)
+				var want string
+				if err := pool.QueryRow(t.Context(), `SELECT (`+tc.event+`)::text FROM `+table).Scan(&want); err != nil {
+					t.Fatal(err)
+				}
+				if want = strings.TrimSpace(want); got != want || m.Payload.Stream.RowLength != int64(len(want)) {
+					t.Errorf("%d bytes arrived, and %d were announced, of %d", len(got), m.Payload.Stream.RowLength, len(want))
+				}
+			}
+			checkpoint(t, src, msgs)
+			nothing(t, src)
+		})
+	}
+}
+
+func readStream(t *testing.T, s *relay.Stream, slow bool) string {
+	t.Helper()
+	body, err := s.Open(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer body.Close()
+	var all bytes.Buffer
+	for part := int64(1 << 20); ; {
+		n, err := io.CopyN(&all, body, part)
+		if n < part || err != nil {
+			if !errors.Is(err, io.EOF) {
+				t.Errorf("read a stream behind %d bytes: %v", all.Len(), err)
+			}
+			return all.String()
+		}
+		if slow {
+			time.Sleep(150 * time.Millisecond)
+		}
+	}
+}
+
+// TestStreamOfAChangedRow: the parts of a row that was changed, or deleted, between two
+// statements or attempts are never put together.
+func TestStreamOfAChangedRow(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct{ change, want string }{
+		"changed": {`UPDATE events SET payload = payload`, "read row 1 of public.events: it was changed before it was sent whole"},
+		"deleted": {`DELETE FROM events`, "read row 1 of public.events: it was deleted before it was sent whole"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			pool := pgtest.Pool(t)
+			exec(t, pool, `CREATE TABLE events (id bigserial PRIMARY KEY, payload jsonb)`)
+			exec(t, pool, `INSERT INTO events (payload) SELECT jsonb_build_object('x', x) FROM `+fmt.Sprintf(random, 9_000_000)+` r(x)`)
+			src := open(t, pool, relay.Checkpoint{}, func(c *outbox.Config) {
+				c.Outbox, c.MaxRow, c.Patience = "public.events", 4_000_000, 50*time.Millisecond
+			})
+			src.Stream()
+			msgs, _ := next(t, src)
+			body, err := msgs[0].Payload.Stream.Open(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer body.Close()
+			if _, err := io.CopyN(io.Discard, body, 1000); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(300 * time.Millisecond) // the statement has ended
+			exec(t, pool, tc.change)
+			n, err := io.Copy(io.Discard, body)
+			if err == nil || !strings.Contains(err.Error(), tc.want) || !relay.IsPermanent(err) || n > 4<<20 {
+				t.Errorf("behind %d bytes: %v; want %q", n, err, tc.want)
+			}
+			again, err := msgs[0].Payload.Stream.Open(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer again.Close()
+			if n, err := io.Copy(io.Discard, again); n != 0 || err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("the next attempt read %d bytes, %v; want %q", n, err, tc.want)
+			}
+		})
 	}
 }

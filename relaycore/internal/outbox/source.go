@@ -89,6 +89,10 @@ func (s *Source) Receive(ctx context.Context, limit int) ([]relay.Message, error
 	return s.receive(ctx, limit, true)
 }
 
+// Stream makes the source return rows of more than 8 MiB with a [relay.Stream] where that is
+// possible. It must be called before the first Receive.
+func (s *Source) Stream() { s.cfg.streams = true }
+
 // Wants implements engine.Asker.
 func (s *Source) Wants() int64 { return s.reader.wants }
 

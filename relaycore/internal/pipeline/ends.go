@@ -80,7 +80,21 @@ func (e *ends) openForward(ctx context.Context, from relay.Checkpoint, o outboxO
 		return relay.Fatal(err)
 	}
 	e.transform = encoder.Encode
-	return e.openSink(ctx)
+	if err := e.openSink(ctx); err != nil {
+		return err
+	}
+	if e.streams() {
+		src.Stream()
+	}
+	return nil
+}
+
+// streams reports whether rows that are too large for memory are sent while they are read.
+// Columns, filter and transform need the whole row.
+func (e *ends) streams() bool {
+	s := e.resolved.Settings
+	sink, ok := e.sink.(relay.Streamer)
+	return ok && sink.Streams() && reshape.NewColumns(s.Columns) == nil && s.Filter == "" && s.Transform == ""
 }
 
 // lookUpTimeout bounds the query for a primary key.

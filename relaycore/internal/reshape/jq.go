@@ -90,10 +90,10 @@ func (j *JQ) Apply(m *relay.Message) {
 		err = errors.New("gives no value; drop messages by filter")
 	}
 	if err == nil {
-		m.Payload, err = encode(value, size)
+		m.Payload.JSON, err = encode(value, size)
 	}
 	if err != nil {
-		m.Payload, m.Err = nil, relay.Permanent(&Error{"transform", err})
+		m.Payload.JSON, m.Err = nil, relay.Permanent(&Error{"transform", err})
 	}
 }
 

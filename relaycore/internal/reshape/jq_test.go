@@ -98,7 +98,7 @@ func TestTransform(t *testing.T) {
 	} {
 		m := message(row)
 		jq(t, reshape.JQConfig{Transform: transform}).Apply(&m)
-		got := string(m.Payload)
+		got := string(m.Payload.JSON)
 		if m.Err != nil {
 			got = m.Err.Error()
 		}
@@ -160,8 +160,8 @@ func TestInvalidExpressions(t *testing.T) {
 			continue
 		}
 		m := message(`{}`)
-		if j.Apply(&m); strings.Contains(string(m.Payload), "canary") {
-			t.Errorf("%s reads the environment: %s", expression, m.Payload)
+		if j.Apply(&m); strings.Contains(string(m.Payload.JSON), "canary") {
+			t.Errorf("%s reads the environment: %s", expression, m.Payload.JSON)
 		}
 	}
 }
@@ -192,8 +192,8 @@ func TestNumbersStayExact(t *testing.T) {
 		n, a, b, x := number(), number(), number(), number()
 		m := message(fmt.Sprintf(`{"n": %s, "list": [%s, %s], "nested": {"x": %s}}`, n, a, b, x))
 		j.Apply(&m)
-		if want := fmt.Sprintf(`{"list":[%s,%s],"n":%s,"nested":{"x":%s}}`, a, b, n, x); m.Err != nil || string(m.Payload) != want {
-			t.Fatalf("payload %s, %v\nwant %s", m.Payload, m.Err, want)
+		if want := fmt.Sprintf(`{"list":[%s,%s],"n":%s,"nested":{"x":%s}}`, a, b, n, x); m.Err != nil || string(m.Payload.JSON) != want {
+			t.Fatalf("payload %s, %v\nwant %s", m.Payload.JSON, m.Err, want)
 		}
 	}
 }
@@ -239,7 +239,7 @@ func TestHostileExpressions(t *testing.T) {
 			}
 		})
 		if m.Err == nil {
-			t.Errorf("%.60s: value of %d bytes", expression, len(m.Payload))
+			t.Errorf("%.60s: value of %d bytes", expression, len(m.Payload.JSON))
 		}
 		if peak > 256<<20 {
 			t.Errorf("%.60s: heap of %d MiB", expression, peak>>20)
@@ -252,7 +252,7 @@ func TestHostileExpressions(t *testing.T) {
 		began := time.Now()
 		jq(t, reshape.JQConfig{Transform: expression, Unrestricted: true}).Apply(&m)
 		if took := time.Since(began); m.Err == nil || took > 2*time.Second {
-			t.Errorf("%s: %d bytes after %s", expression, len(m.Payload), took)
+			t.Errorf("%s: %d bytes after %s", expression, len(m.Payload.JSON), took)
 		}
 	}
 }
@@ -350,7 +350,7 @@ func TestInputIsJSON(t *testing.T) {
 	m.Before = nil
 	jq(t, reshape.JQConfig{Transform: `.`}).Apply(&m)
 	const want = `{"before":null,"headers":{"tenant":"acme"},"key":"7","op":"update","outbox_id":5,"row":{"a":{"b":[1,null,true,"x"]}},"stream_table":"orders"}`
-	if string(m.Payload) != want || !json.Valid(m.Payload) {
-		t.Errorf("input %s, want %s", m.Payload, want)
+	if string(m.Payload.JSON) != want || !json.Valid(m.Payload.JSON) {
+		t.Errorf("input %s, want %s", m.Payload.JSON, want)
 	}
 }

@@ -2,6 +2,7 @@ package rows
 
 import (
 	"bytes"
+	"fmt"
 	"slices"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
@@ -29,32 +30,62 @@ func (b *Builder) AddLarge(row *Large, payload []byte) {
 	b.row(v, row.ID)
 }
 
-// RefuseLarge adds one message with an error in place of the messages of a large row.
-// members, an object or nil, and op are what is known of the payload.
-func (b *Builder) RefuseLarge(row *Large, members []byte, op string, why error) {
-	v := row.values
-	e := event{id: row.ID, idText: v[b.layout.id]}
-	if at := b.layout.created; at >= 0 {
-		e.created = parseTime(v[at]) // part of the id
+// Event is what is known of a large row's only event without its large members.
+type Event struct {
+	Members   []byte        // an object of the small members; nil = it is not known
+	Op        string        // "" for a row that is an event
+	Full      bool          // it is part of a snapshot
+	RefreshID string        // in the payload
+	Stream    *relay.Stream // nil = it cannot be read as a stream
+}
+
+// AddUnread adds one message for a large row whose payload is not read: its event as a
+// stream, or without one the error why.
+func (b *Builder) AddUnread(row *Large, known Event, why error) {
+	v, l := row.values, b.layout
+	e := event{id: row.ID, idText: v[l.id]}
+	if l.created >= 0 {
+		e.created = parseTime(v[l.created]) // part of the id
 	}
-	if at := b.layout.eventID; at >= 0 {
-		e.given = v[at]
+	if l.eventID >= 0 {
+		e.given = v[l.eventID]
 	}
-	if at := b.layout.key; at >= 0 && v[at] != nil {
-		e.key = len(b.chunk.text)
-		b.chunk.text = append(b.chunk.text, v[at]...)
-		e.keyEnd = len(b.chunk.text)
+	text := func(s []byte) (from, to int) {
+		from = len(b.chunk.text)
+		b.chunk.text = append(b.chunk.text, s...)
+		return from, len(b.chunk.text)
 	}
-	first := len(b.chunk.slots)
+	if l.key >= 0 {
+		e.key, e.keyEnd = text(v[l.key])
+	}
+	e.refresh, e.refreshEnd = text([]byte(known.RefreshID))
+	if l.refresh >= 0 && v[l.refresh] != nil {
+		e.refresh, e.refreshEnd = text(v[l.refresh])
+	}
+	op := known.Op
 	if b.source.plain {
 		op = relay.OpInsert
-		if at := b.layout.op; at >= 0 && v[at] != nil {
-			op = opOf(v[at])
+		if l.op >= 0 && v[l.op] != nil {
+			op = opOf(v[l.op])
 		}
 	}
-	b.message(&e, op, nil, nil, false, relay.Permanent(why))
+	if op == "" && why == nil {
+		known.Stream, why = nil, fmt.Errorf("row %d of %s: operation %q is none of insert, update, delete", row.ID, b.source.qualified, v[l.op])
+	}
+
+	first := len(b.chunk.slots)
+	if known.Stream != nil {
+		why = nil
+	} else {
+		why = relay.Permanent(why)
+	}
+	b.message(&e, op, known.Members, nil, known.Full && op != relay.OpDelete, why)
 	if n := len(b.chunk.msgs); n > 0 {
-		b.chunk.msgs[n-1].Row, b.chunk.msgs[n-1].Body = members, nil
+		m := &b.chunk.msgs[n-1]
+		m.Row, m.Body, m.Payload.Stream = known.Members, nil, known.Stream
+		if l.headers >= 0 && v[l.headers] != nil && known.Stream != nil {
+			b.headers(b.chunk.msgs[n-1:], v[l.headers], &e)
+		}
 	}
 	b.end(row.ID, first)
 }
