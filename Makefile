@@ -111,6 +111,11 @@ chaos: servers build images ## kills, restarts and cuts at random while writers 
 chaos-short: ## chaos for CI: a fixed seed, half a minute a backend
 	CHAOS_SEED=143632076 CHAOS_MINUTES=0.5 CHAOS_KILLS=8 CHAOS_BACKLOG=200000 $(MAKE) chaos
 
+.PHONY: memory
+memory: servers bin/pgtrickle-relay ## peak memory of a relay in 256 MiB: row size, pipelines, backend; MEMORY_BACKENDS (20 minutes)
+	RELAY_IMAGES=bin VERSION=memory deploy/images.sh pgtrickle-relay
+	cd e2e && RELAY_MEMORY=1 $(GO_TEST) -count=1 -timeout=1h -v ./memory
+
 .PHONY: takeover
 takeover: servers build ## how evenly processes share pipelines, and how fast they take over after kill -9; TAKEOVER_KILLS, TAKEOVER_PIPELINES
 	cd e2e && RELAY_TAKEOVER=1 go run ./cmd/with-brokers pg18 -- $(GO_TEST) -count=1 -timeout=1h -v ./takeover

@@ -216,6 +216,9 @@ func (r *Relay) Exited() (bool, error) {
 // Pid returns the process id, of a relay that is no container.
 func (r *Relay) Pid() int { return r.cmd.Process.Pid }
 
+// Container returns the name of the container of an image.
+func (r *Relay) Container() string { return r.container }
+
 // Health is the answer of /health.
 type Health struct {
 	Status         string  `json:"status"`
