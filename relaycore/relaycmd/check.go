@@ -108,8 +108,8 @@ func (p *program) checkPipeline(ctx context.Context, runner *pipeline.Runner, pl
 		return r
 	}
 	r.Delivery, r.Dedup, r.Order, r.Weakest = g.Delivery, g.Dedup, g.Order, g.Weakest
-	if resolved, err := pl.Resolve(); err == nil && pl.Direction == relay.Forward {
-		r.Largest = daemon.LargestRow(resolved.Backend.Copies)
+	if backend, err := p.registry.Lookup(pl.Backend); err == nil && pl.Direction == relay.Forward {
+		r.Largest = daemon.LargestRow(backend.Copies)
 	}
 	return r
 }

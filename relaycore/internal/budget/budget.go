@@ -40,8 +40,12 @@ func (b *Budget) Largest(copies int) int64 {
 	if b == nil {
 		return 0
 	}
-	return b.largeSize / int64(cmp.Or(copies, DefaultCopies))
+	return Largest(b.largeSize, copies)
 }
+
+// Largest returns the bytes that one message may have, of which so many copies share large
+// bytes; 0 copies mean [DefaultCopies].
+func Largest(large int64, copies int) int64 { return large / int64(cmp.Or(copies, DefaultCopies)) }
 
 // AcquireLarge waits until n bytes are left for large messages, in the order of calls.
 func (b *Budget) AcquireLarge(ctx context.Context, n int64) error {

@@ -35,7 +35,7 @@ func limitMemory(log *slog.Logger) int64 {
 
 // LargestRow returns the bytes that a row may have, of which so many copies are in memory
 // while it is sent. The memory limit is that of this process.
-func LargestRow(copies int) int64 { return budget.New(0, largeBudget(memoryLimit())).Largest(copies) }
+func LargestRow(copies int) int64 { return budget.Largest(largeBudget(memoryLimit()), copies) }
 
 // memoryLimit returns GOMEMLIMIT, or else the container's limit, less a tenth for memory
 // that Go does not count. It returns 0 if there is neither.

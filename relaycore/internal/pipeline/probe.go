@@ -100,6 +100,9 @@ func (e *ends) notes() []string {
 		order = "orders by __pgt_row_id, and sends the differences of snapshots"
 	}
 	notes := []string{fmt.Sprintf("reads %s by %s", src.Table(), method), order}
+	if e.streams() {
+		notes = append(notes, "sends rows of more than 8 MiB while it reads them, of any size")
+	}
 	if src.Unlogged() {
 		notes = append(notes, "WARNING: the outbox is UNLOGGED, so a crash of PostgreSQL empties it: ALTER TABLE "+src.Table()+" SET LOGGED")
 	}
