@@ -136,7 +136,7 @@ type partition struct {
 	id     int
 	leader int
 	limit  int   // bytes that a batch may have
-	end    int64 // offset behind the last record that is known to be there
+	end    int64 // offset after the last record that is known to be there
 	producer
 	doubt *doubt // nil when it is known which batches the broker has
 

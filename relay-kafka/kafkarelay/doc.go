@@ -41,7 +41,7 @@
 // the broker has forgotten them, Resume reads the end of the partition. So a running
 // relay writes no message twice.
 //
-// After a crash the sink reads back the records behind the position of the last
+// After a crash the sink reads back the records after the position of the last
 // checkpoint ([relay.Resumer]). The position has the end offset of each partition, from
 // the brokers' confirmations. It reads topics that the position does not have from the
 // time of the position on, less five minutes for clocks that differ. The request of a
@@ -61,7 +61,7 @@
 // again, and its offsets began again with it: the pipeline stops. With on_recreated
 // restart the source reads the topic from its beginning. Then the topic's id is part of
 // the messages' ids: kafka:TOPIC@ID:PARTITION:OFFSET. Brokers before 2.8 have no topic ids; there
-// the source notices a group's position behind the end of a partition. The source looks
+// the source notices a group's position after the end of a partition. The source looks
 // when it starts, after each error, and every 30 seconds.
 //
 // # Errors

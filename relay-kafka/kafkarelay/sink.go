@@ -207,7 +207,7 @@ func (s *sink) forget() {
 }
 
 // assign queues messages from index from on at their partitions, and returns the
-// index behind the last one: a wave. A wave ends before a message whose key is queued
+// index after the last one: a wave. A wave ends before a message whose key is queued
 // for another topic. Topics are sent to side by side, so the second message could
 // arrive although the first has failed.
 func (s *sink) assign(ctx context.Context, batch []relay.Message, from int) (int, error) {

@@ -181,7 +181,7 @@ func beginAgain(topic string) error {
 	return relay.Fatal(fmt.Errorf("read topic %q: it was created again or lost messages; the pipeline starts again at its beginning", topic))
 }
 
-// beyond returns the life in which to begin again, if a position of parts lies behind the
+// beyond returns the life in which to begin again, if a position of parts lies after the
 // end of its partition; nil if none does.
 func (s *source) beyond(ctx context.Context, topic string, parts []kafka.PartitionAssignment) (*relay.FarEnd, error) {
 	const looks = 3 // a new leader may not know yet how far its records are replicated

@@ -21,7 +21,7 @@ import (
 const dialTimeout = 5 * time.Second
 
 // conn is one connection. It never reconnects by itself: the client would send its
-// buffered messages behind newer ones, and the order of a key would be lost.
+// buffered messages after newer ones, and the order of a key would be lost.
 type conn struct {
 	nc     *nats.Conn
 	js     jetstream.JetStream

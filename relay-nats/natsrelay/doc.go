@@ -27,7 +27,7 @@
 // (retention workqueue) cannot be read back; there only the window counts.
 //
 // A stream that exists is left as it is. The client never reconnects by itself,
-// because it would send what it had buffered behind newer messages. A lost connection
+// because it would send what it had buffered after newer messages. A lost connection
 // ends the batch, and the next Publish connects again.
 //
 // The order per key must survive a message that is refused or lost while the next one
@@ -55,7 +55,7 @@
 // A consumer that exists is used as it is, if it is a pull consumer with ack policy
 // all or explicit, for the same subjects. A consumer redelivers what was not
 // acknowledged only after ack_wait, and delivers newer messages before. So each
-// connection resets a consumer with messages pending, and delivery begins again behind
+// connection resets a consumer with messages pending, and delivery begins again after
 // the last acknowledgement; the inbox recognises what it has. Servers before 2.14
 // cannot reset a consumer: there the source waits for ack_wait before it reads.
 //

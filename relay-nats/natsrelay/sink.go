@@ -155,7 +155,7 @@ func (s *sink) openStream(ctx context.Context, subject string) error {
 }
 
 // mayReorder reports whether the stream could refuse or lose one message and store the
-// next one of its key. When the first is sent again, it arrives behind that. The stream
+// next one of its key. When the first is sent again, it arrives after that. The stream
 // or its account can refuse what exceeds their limits; between servers a message can get
 // lost.
 func (s *sink) mayReorder(ctx context.Context, info *jetstream.StreamInfo) bool {
@@ -198,7 +198,7 @@ func (s *sink) account(ctx context.Context) (*jetstream.AccountInfo, error) {
 }
 
 // accountLimited reports whether the account limits what streams like that one
-// store. The server then refuses a large message and stores a small one behind it.
+// store. The server then refuses a large message and stores a small one after it.
 func accountLimited(account *jetstream.AccountInfo, stream *jetstream.StreamConfig) bool {
 	limits := account.Limits
 	if len(account.Tiers) > 0 {

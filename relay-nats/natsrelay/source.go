@@ -18,7 +18,7 @@ import (
 // source reads a durable pull consumer. A consumer redelivers what was not
 // acknowledged only after ack_wait, and delivers newer messages before. To keep the
 // order after a crash, each connection resets the consumer first: delivery begins
-// again behind the last acknowledgement.
+// again after the last acknowledgement.
 type source struct {
 	cfg sourceConfig
 	env relay.Env

@@ -29,7 +29,7 @@
 // # Delivery, forward
 //
 // A batch is added by MULTI and EXEC, at most 1000 entries and 4 MiB at a time, and is
-// confirmed when EXEC is answered. A bare pipeline would go on behind an entry that was
+// confirmed when EXEC is answered. A bare pipeline would continue after an entry that was
 // refused for lack of memory, and put a key's entries in the wrong order. A script
 // would be atomic too, at twice the cost to the server. go-redis never sends anything
 // again by itself. A transaction trims each stream once, with its last entry.
@@ -37,7 +37,7 @@
 // After a lost answer it is unknown whether the transaction was executed. The engine
 // then reads back the streams from the last position, and publishes only what is
 // missing. A new owner does so from the position of the last checkpoint. Each stream's
-// entries behind the position are read in pages of about 4 MiB. Streams begun after it
+// entries after the position are read in pages of about 4 MiB. Streams begun after it
 // are known from a template of {stream_table} and {op}; for other templates SCAN
 // searches the keys. So a message is added once, except in three cases:
 //

@@ -28,7 +28,7 @@ const (
 )
 
 // sink adds messages to streams, a transaction for each run of up to
-// transactionMessages. A bare pipeline would go on behind a command that failed. If
+// transactionMessages. A bare pipeline would continue after a command that failed. If
 // memory is short for one XADD and free again for the next, a key would be out of
 // order. A transaction that meets OOM, READONLY, NOREPLICAS or a moved slot is refused
 // as a whole. It is also faster: the server parses first and executes in one go.

@@ -94,7 +94,7 @@ func (s *file) cutTorn(at *position) error {
 	return s.ready()
 }
 
-// lineEnd returns the offset behind the last line that is whole, from from on. A message
+// lineEnd returns the offset after the last line that is whole, from from on. A message
 // that was streamed may be larger than memory, so lineEnd does not hold what follows.
 func (s *file) lineEnd(from int64) (int64, error) {
 	part := make([]byte, 64<<10)
@@ -111,7 +111,7 @@ func (s *file) lineEnd(from int64) (int64, error) {
 	return from, nil
 }
 
-// prettyEnd returns the offset behind the last message that is whole, from from on.
+// prettyEnd returns the offset after the last message that is whole, from from on.
 func (s *file) prettyEnd(from int64) (int64, error) {
 	for window := int64(64 << 10); ; window *= 4 {
 		window = min(window, s.size-from)

@@ -65,7 +65,7 @@ func (s *sink) settle(start, end int, results []error) {
 	}
 }
 
-// join joins messages from start on into s.joined and returns the index behind them.
+// join joins messages from start on into s.joined and returns the index after them.
 func (s *sink) join(batch []relay.Message, start int, u *url.URL) (end int) {
 	s.joined = append(s.joined[:0], '[')
 	for end = start; end < len(batch) && end-start < s.cfg.BatchMessages; end++ {

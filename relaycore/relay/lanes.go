@@ -75,5 +75,5 @@ func (l *Lanes) Len() int { return len(l.first) }
 // First returns the index of the first message of a lane.
 func (l *Lanes) First(lane int) int { return int(l.first[lane]) }
 
-// Next returns the index of the message behind message i in its lane, or -1.
+// Next returns the index of the message after message i in its lane, or -1.
 func (l *Lanes) Next(i int) int { return int(l.next[i]) }

@@ -137,7 +137,7 @@ const MaxDeliveryID = 64
 
 // DeliveryID returns the id under which the pipeline of that identity delivers the event
 // of that id: "identity.id", at most 64 bytes. Of a longer id it has 40 hexadecimal
-// digits of its SHA-256 hash, behind an "h". Identities have the same length, so two
+// digits of its SHA-256 hash, after an "h". Identities have the same length, so two
 // pipelines never share one. Without an identity it is the event's id.
 func DeliveryID(identity, id string) string {
 	if identity == "" {

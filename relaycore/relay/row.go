@@ -72,7 +72,7 @@ func unquote(quoted []byte) (s string) {
 	return s
 }
 
-// valueEnd returns the index behind the value that begins at i, or -1.
+// valueEnd returns the index after the value that begins at i, or -1.
 func valueEnd(row []byte, i int) int {
 	switch byteAt(row, i) {
 	case '"':
@@ -90,7 +90,7 @@ func valueEnd(row []byte, i int) int {
 	return i
 }
 
-// nestedEnd returns the index behind the object or array that begins at i, or -1.
+// nestedEnd returns the index after the object or array that begins at i, or -1.
 func nestedEnd(row []byte, i int) int {
 	for depth := 0; i < len(row); {
 		switch row[i] {
@@ -111,7 +111,7 @@ func nestedEnd(row []byte, i int) int {
 	return -1
 }
 
-// stringEnd returns the index behind the string that begins at i, or -1.
+// stringEnd returns the index after the string that begins at i, or -1.
 func stringEnd(row []byte, i int) int {
 	for i++; i < len(row); i++ {
 		switch row[i] {

@@ -525,7 +525,7 @@ func TestRedrive(t *testing.T) {
 	}
 }
 
-// TestRename: a pipeline that is renamed goes on behind its checkpoint, under the identity
+// TestRename: a pipeline that is renamed continues after its checkpoint, under the identity
 // that it had. While it runs, and by UPDATE alone, it cannot be renamed.
 func TestRename(t *testing.T) {
 	t.Parallel()

@@ -43,7 +43,7 @@ func appendKeyText(dst, value []byte) []byte {
 	return dst
 }
 
-// trimZeros drops zeros in front of all but the last digit before the point.
+// trimZeros drops zeros before all but the last digit before the point.
 func trimZeros(all []byte, point int) ([]byte, int) {
 	for point > 1 && all[0] == '0' {
 		all, point = all[1:], point-1

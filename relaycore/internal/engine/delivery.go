@@ -29,7 +29,7 @@ func (p *publisher) newDelivery(blocked map[string]bool) *delivery {
 	return &delivery{publisher: p, blocked: blocked}
 }
 
-// join makes one batch of c and the chunks that are ready behind it. The longer the
+// join makes one batch of c and the chunks that are ready after it. The longer the
 // backlog, the larger the batches of the sink.
 func (d *delivery) join(c chunk) {
 	d.out = settlement{messages: c.messages, spent: c.messages, bytes: c.bytes, bufs: []*[]byte{c.buf}}
@@ -71,7 +71,7 @@ func (r *run) nextReady() (chunk, bool) {
 
 // partition returns the messages of the batch that are to be published. It leaves out
 // those that the far end has already, and those that could not be decoded or encoded.
-// In halt mode it ends in front of the latter, with an error. behind has the keys of
+// In halt mode it ends before the latter, with an error. behind has the keys of
 // those that became dead letters here. Their messages in todo lie before and are sent.
 func (d *delivery) partition() (todo []relay.Message, behind map[string]bool, err error) {
 	batch := d.out.messages
@@ -153,7 +153,7 @@ func (p *publisher) partSize(todo []relay.Message) int {
 
 // settleBefore settles the messages before the one with ID next, so that a stop does
 // not repeat all of a batch that takes long. Dead letters lie in the buffers of the
-// batch, so they are settled with its rest, and so is all that would lie behind them.
+// batch, so they are settled with its rest, and so is all that would come after them.
 // A redrive is settled as a whole. There is no position: see confirm.
 func (d *delivery) settleBefore(ctx context.Context, next string) error {
 	at := slices.IndexFunc(d.out.messages, func(m relay.Message) bool { return m.ID == next })

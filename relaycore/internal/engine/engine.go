@@ -22,7 +22,7 @@ import (
 const (
 	OnErrorPark = "park" // dead-letter it and park the later ones of its key
 	OnErrorSkip = "skip" // dead-letter it and go on
-	OnErrorHalt = "halt" // stop the pipeline in front of it
+	OnErrorHalt = "halt" // stop the pipeline before it
 )
 
 // Config is what a pipeline is made of. Source, Sink, Transform and Ledger are

@@ -185,7 +185,7 @@ func (p *publisher) publishAll(ctx context.Context) error {
 	}
 }
 
-// publishBatch delivers c and all chunks that are ready behind it.
+// publishBatch delivers c and all chunks that are ready after it.
 func (p *publisher) publishBatch(ctx context.Context, c chunk) error {
 	d := p.newDelivery(p.parked)
 	d.join(c)

@@ -72,7 +72,7 @@ type unsure struct{ *table }
 func (unsure) Expects(string) (expected, known bool) { return true, false }
 
 // TestPositionPassesWhatNeverComes reads a message back whose row is gone. The sink's
-// position must not stay in front of it for ever, because each start reads all behind it.
+// position must not stay before it for ever, because each start reads all behind it.
 func TestPositionPassesWhatNeverComes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(150_000, 10)

@@ -57,7 +57,7 @@ func (r *run) receiveAll(ctx context.Context) error {
 const smallChunk = 16 << 10
 
 // forward passes c on to the transformer. A small chunk is transformed here, if none is
-// in front of it.
+// before it.
 func (r *run) forward(ctx context.Context, c chunk) bool {
 	if c.size <= smallChunk && r.transforming.Load() == 0 {
 		return r.hand(ctx, r.ready, r.transformed(c))

@@ -74,7 +74,7 @@ func (p *publisher) redriveSome(ctx context.Context, stored []DeadLetter) error 
 	return errors.Join(err, p.flush(ctx, d.out))
 }
 
-// untilReference returns the dead letters in front of the first one by reference.
+// untilReference returns the dead letters before the first one by reference.
 func untilReference(stored []DeadLetter) []DeadLetter {
 	if i := slices.IndexFunc(stored, func(l DeadLetter) bool { return l.ByReference }); i > 0 {
 		return stored[:i]

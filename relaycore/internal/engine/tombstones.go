@@ -26,7 +26,7 @@ func (d *delivery) addTombstones(ctx context.Context) error {
 	return nil
 }
 
-// withTombstones returns batch with a tombstone behind each message that ends a key, nil
+// withTombstones returns batch with a tombstone after each message that ends a key, nil
 // if none does. A tombstone is ordered, parked and read back by its own key and id. So it
 // does not wait for its event to be delivered.
 func (p *publisher) withTombstones(ctx context.Context, batch []relay.Message) ([]relay.Message, error) {

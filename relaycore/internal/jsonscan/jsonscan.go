@@ -53,7 +53,7 @@ func Elements(dst [][]byte, text []byte) ([][]byte, error) {
 }
 
 // elements appends the elements of the array that begins at i, and returns the
-// index behind it.
+// index after it.
 func elements(dst [][]byte, text []byte, i, depth int) ([][]byte, int, error) {
 	i = space(text, i+1)
 	if at(text, i) == ']' {
@@ -232,7 +232,7 @@ func (it *members) skip() bool {
 	return it.passed(i)
 }
 
-// passed goes on behind the value, which ends at i.
+// passed continues after the value, which ends at i.
 func (it *members) passed(i int) bool {
 	it.valueEnd = i
 	i = space(it.text, i)

@@ -21,7 +21,7 @@ func space(text []byte, i int) int {
 	return i
 }
 
-// skip returns the index behind the value that begins at i.
+// skip returns the index after the value that begins at i.
 func skip(text []byte, i, depth int) (int, error) {
 	if i >= len(text) {
 		return i, syntax(text, i)
@@ -146,14 +146,14 @@ const (
 )
 
 // special marks, by its highest bit, the first byte of w that is a quote, a
-// backslash, a control character or outside ASCII. Bytes behind that one may be
+// backslash, a control character or outside ASCII. Bytes after that one may be
 // marked too, without cause.
 func special(w uint64) uint64 {
 	quote, slash := w^ones*'"', w^ones*'\\'
 	return ((quote - ones) | (slash - ones) | (w - ones*0x20) | w) & highs
 }
 
-// scanString returns the index behind the string that begins at i, and whether
+// scanString returns the index after the string that begins at i, and whether
 // it has neither escapes nor bytes outside ASCII.
 func scanString(text []byte, i int) (end int, plain bool, err error) {
 	plain = true
@@ -186,7 +186,7 @@ func scanString(text []byte, i int) (end int, plain bool, err error) {
 	}
 }
 
-// escape returns the index behind the escape that begins at i.
+// escape returns the index after the escape that begins at i.
 func escape(text []byte, i int) (int, error) {
 	switch at(text, i+1) {
 	case '"', '\\', '/', 'b', 'f', 'n', 'r', 't':

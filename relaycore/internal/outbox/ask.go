@@ -94,7 +94,7 @@ func (s *Source) Numbering() (sequence uint32, settled int64, ok bool) {
 	return 0, 0, false
 }
 
-// Unaccounted returns the number of rows that were committed behind the checkpoint and
+// Unaccounted returns the number of rows that were committed after the checkpoint and
 // have not been settled. It must be zero: every other number is a loss.
 func (s *Source) Unaccounted(ctx context.Context) (int64, error) {
 	v := s.shared.view()
@@ -118,7 +118,7 @@ func (s *Source) Overtaken() int64 { return s.shared.view().tracker.Overtaken() 
 // Expects implements engine.Expecter. An id ends in its row and its index, unless the
 // application gave it, or the row is one of the captured table. Of the latter two the source
 // does not know whether they were settled, or are deleted by now. Expects may return true
-// for a message that is settled, if one in front of it is not.
+// for a message that is settled, if one before it is not.
 func (s *Source) Expects(id string) (expected, known bool) {
 	v := s.shared.view()
 	if row, index, ok := rows.ParseMessageID(id, v.table.Name, v.ids.Outbox); ok {

@@ -32,7 +32,7 @@ type Config struct {
 	Pipeline string
 	// Identity is the pipeline's; see [relay.Env].
 	Identity string
-	// Checkpoint is the position to start behind; the zero value starts at the first
+	// Checkpoint is the position to start after; the zero value starts at the first
 	// row.
 	Checkpoint relay.Checkpoint
 

@@ -12,7 +12,7 @@
 // [Source.Checkpoint]. Package table describes the table to all of these, and imports
 // none of them.
 //
-// [Open] finds the table, the strategy and the position to go on behind. A reader keeps
+// [Open] finds the table, the strategy and the position to continue after. A reader keeps
 // what Open found. If its table or its server changes, it returns an error that asks to
 // reopen. Source.receive then opens the outbox again, once the reader has released its
 // connection, and goes on with a new reader.
@@ -41,5 +41,5 @@
 //
 // Tables with an indexed column of type xid8 that defaults to pg_current_xact_id() are
 // read by snapshot windows, all others by the gap fence. A change from one to the other
-// goes on behind the last id up to which everything is settled, and may repeat rows.
+// continues after the last id up to which everything is settled, and may repeat rows.
 package outbox

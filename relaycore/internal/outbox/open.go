@@ -69,7 +69,7 @@ func open(ctx context.Context, q pg.Querier, cfg *Config, c relay.Checkpoint, ru
 	if err != nil {
 		return nil, err
 	}
-	// The checkpoint comes first: its error names the id to go on behind.
+	// The checkpoint comes first: its error names the id to continue after.
 	if o.ids, err = identify(ctx, q, cfg, t, here); err != nil {
 		return nil, err
 	}
@@ -95,7 +95,7 @@ func identify(ctx context.Context, q pg.Querier, cfg *Config, t *table.Table, he
 	return ids, err
 }
 
-// fromOffset starts behind the public offset, which an earlier relay may have left, or
+// fromOffset starts after the public offset, which an earlier relay may have left, or
 // behind lastID. With neither, the pipeline runs for the first time.
 func (o *opening) fromOffset(
 	ctx context.Context, q pg.Querier, cfg *Config, strategy scan.Strategy, lastID int64,
@@ -172,7 +172,7 @@ func (o *opening) openBackfill(
 	return err
 }
 
-// fromCheckpoint goes on behind a checkpoint. It returns [table.Beginning] if missing
+// fromCheckpoint continues after a checkpoint. It returns [table.Beginning] if missing
 // ids prove nothing.
 func (o *opening) fromCheckpoint(
 	ctx context.Context, q pg.Querier, cfg *Config, strategy scan.Strategy, cp *progress.Checkpoint, running int64,

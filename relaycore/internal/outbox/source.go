@@ -37,7 +37,7 @@ type Source struct {
 }
 
 // Open finds the outbox, checks that it can be read without losing a row, and returns a
-// source that goes on behind cfg.Checkpoint.
+// source that continues after cfg.Checkpoint.
 func Open(ctx context.Context, pool *pgxpool.Pool, cfg Config) (*Source, error) {
 	cfg.defaults()
 	s := &Source{
@@ -78,7 +78,7 @@ func (s *Source) LookUpKey(ctx context.Context) ([]string, error) {
 	return keys, err
 }
 
-// Reused reports whether ids behind the checkpoint may have belonged to other rows: the
+// Reused reports whether ids after the checkpoint may have belonged to other rows: the
 // table's ids have restarted, or the database was restored or promoted. Then a message
 // id that the far end has need not be of the row that has it now. It must be called
 // before the first Receive.

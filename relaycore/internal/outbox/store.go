@@ -13,7 +13,7 @@ import (
 type Store interface {
 	// Checkpoint returns a pipeline's checkpoint; found is false if none is stored.
 	Checkpoint(ctx context.Context, pipeline string) (c relay.Checkpoint, found bool, err error)
-	// Offset returns the id behind which a pipeline starts if it has no checkpoint.
+	// Offset returns the id after which a pipeline starts if it has no checkpoint.
 	// found is false if there is none or if the role may not read it.
 	Offset(ctx context.Context, pipeline string) (id int64, found bool, err error)
 	// DeadRows returns the ids of the rows of a pipeline's dead letters, and whether

@@ -49,7 +49,7 @@ func IsUnavailable(err error) bool {
 	return IsMissing(err) || IsDenied(err) || Is(err, pgerrcode.FeatureNotSupported)
 }
 
-// Identifier quotes a name and joins it to the schema in front of it, if any.
+// Identifier quotes a name and joins it to the schema before it, if any.
 func Identifier(parts ...string) string { return pgx.Identifier(parts).Sanitize() }
 
 // Literal quotes a string constant.

@@ -10,7 +10,7 @@ import (
 )
 
 // In a database without an encoding a row can hold bytes that are no text. That row is
-// a dead letter, and the rows behind it arrive.
+// a dead letter, and the rows after it arrive.
 func TestByteThatIsNoText(t *testing.T) {
 	t.Parallel()
 	config, err := pgxpool.ParseConfig(pgtest.Encoded(t, "SQL_ASCII"))

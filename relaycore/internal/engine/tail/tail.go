@@ -4,7 +4,7 @@ package tail
 
 // Tail is the set of their ids. It is used by one goroutine.
 //
-// The sink's position stays in front of the tail until the source has delivered all of
+// The sink's position stays before the tail until the source has delivered all of
 // it. If this owner is killed before that, the next one reads the tail again.
 type Tail struct {
 	expects func(id string) (expected, known bool)

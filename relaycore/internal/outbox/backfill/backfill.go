@@ -5,15 +5,15 @@
 //
 // A change of the table and its outbox row are written by one transaction, so a snapshot
 // sees both or neither. One statement returns a chunk and its own snapshot S: the next
-// rows behind a key, as S sees them. The reader then goes on in this order:
+// rows after a key, as S sees them. The reader then goes on in this order:
 //
 //  1. It reads the window that ends with S: the changes that S sees and that were not
 //     read yet.
 //  2. It returns the rows of the chunk.
-//  3. It reads on behind S: the changes that S does not see.
+//  3. It reads on after S: the changes that S does not see.
 //
-// So the row contains each change of its key that comes in front of it, and none that comes
-// behind it. The outbox is read from a snapshot S0 on that was taken before the first chunk.
+// So the row contains each change of its key that comes before it, and none that comes
+// after it. The outbox is read from a snapshot S0 on that was taken before the first chunk.
 // A row that S0 sees is in a chunk, unless a later transaction removed it or changed its key,
 // and that change comes by itself. A row that S0 does not see was written by a change that
 // comes.
@@ -21,16 +21,16 @@
 // The races, step by step:
 //
 //   - A row changes after its chunk was read and before it is delivered. S does not see
-//     the change. It comes by step 3, behind the row.
+//     the change. It comes by step 3, after the row.
 //   - A row changes before its chunk is read, and its transaction commits after. As above:
 //     S does not see the transaction, and the chunk has the row before the change.
-//   - A row's key changes, from behind the position to in front of it. The chunks pass it
+//   - A row's key changes, from after the position to before it. The chunks pass it
 //     over, and the change brings it whole. The other way the row comes twice, and the
 //     second time as the change left it.
-//   - A row is deleted in front of the position. Receivers get a delete for a row that
+//   - A row is deleted before the position. Receivers get a delete for a row that
 //     they never had.
 //   - The relay ends before a chunk is confirmed. Its checkpoint has the position in the
-//     outbox, and the key in front of the chunk. The next owner reads a chunk from there,
+//     outbox, and the key before the chunk. The next owner reads a chunk from there,
 //     with a snapshot S' of its own, after the changes up to S'. A row that was delivered
 //     the first time has the same event id. A far end may drop the second one: all that
 //     happened to the row in between was delivered before it.
@@ -179,20 +179,20 @@ type Chunk struct {
 	Large    int64  // bytes of the only row, if it was left on the server
 }
 
-// args returns the arguments of the statement that reads the chunk behind s, and where the
+// args returns the arguments of the statement that reads the chunk after s, and where the
 // next chunk begins if this one has no rows.
 func (s *State) args(l Limits) (args []string, behind string) {
 	limits := []string{strconv.Itoa(l.Rows), strconv.Itoa(l.Bytes), strconv.FormatInt(l.Large, 10)}
 	if !s.Keyed {
 		return append([]string{s.After}, limits...), s.After
 	}
-	at, _ := strconv.ParseInt(s.After, 10, 64) // it is empty in front of the first
+	at, _ := strconv.ParseInt(s.After, 10, 64) // it is empty before the first
 	block := at / perBlock
 	from := []string{strconv.FormatInt(s.Request, 10), strconv.FormatInt(block, 10), strconv.FormatInt(at%perBlock, 10)}
 	return append(from, limits...), strconv.FormatInt((block+1)*perBlock, 10)
 }
 
-// Read reads the next chunk behind s, and passes its rows to add. The row of a chunk with
+// Read reads the next chunk after s, and passes its rows to add. The row of a chunk with
 // Large set is nil. again is true if the table has changed in a way that leaves no chunk;
 // the rows that add got are void then.
 func (b *Table) Read(ctx context.Context, db scan.DB, s *State, l Limits, add func(key, row []byte)) (c Chunk, again bool, err error) {

@@ -113,7 +113,7 @@ func (a *audit) close(numbers []int64) {
 	a.cached = 0
 }
 
-// Unaccounted returns the number of rows of tab that were committed in front of the
+// Unaccounted returns the number of rows of tab that were committed before the
 // position and have not been settled. It must be zero: every other number is a loss. A
 // range that was found complete is not counted again.
 func (t *Tracker) Unaccounted(ctx context.Context, q pg.Querier, tab *table.Table) (int64, error) {

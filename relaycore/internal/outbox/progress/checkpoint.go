@@ -31,7 +31,7 @@ type Checkpoint struct {
 
 	// Part is a row, and the number of its first messages that are settled.
 	Part *[2]int64 `json:"part,omitempty"`
-	// Done has more runs of settled messages: row, first index, index behind the last.
+	// Done has more runs of settled messages: row, first index, index after the last.
 	Done [][3]int64 `json:"done,omitempty"`
 
 	// Safe is the id up to which everything is settled and no row appears in future.
@@ -60,7 +60,7 @@ func Parse(c relay.Checkpoint) (*Checkpoint, error) {
 // Position returns the scan's position.
 func (c *Checkpoint) Position() (scan.Position, error) { return c.State.Position(c.Mode) }
 
-// Settled returns the messages behind the position that are settled.
+// Settled returns the messages after the position that are settled.
 func (c *Checkpoint) Settled() rows.Settled {
 	settled := make(rows.Settled)
 	if c.Part != nil {

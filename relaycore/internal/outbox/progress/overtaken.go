@@ -55,7 +55,7 @@ func (o *overtaken) close(id int64, gone func(g Gap, ids int64)) {
 	})
 }
 
-// GapBehind returns the ids behind known that are missing in front of the table's first
+// GapBehind returns the ids after known that are missing before the table's first
 // row. If the table is empty, they are missing up to the last id that was handed out.
 // There is no gap if sessions cache ids, because they drop some. There is none either if
 // the relay sweeps the table, because it deletes no row before every reader has it.

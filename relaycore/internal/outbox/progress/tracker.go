@@ -3,7 +3,7 @@
 //
 // The reader adds chunks of slots in order of delivery; the engine settles messages in
 // any order. A [Tracker] moves its position over the settled ones at the front. It
-// records settled messages behind the first unsettled one, so that a restart does not
+// records settled messages after the first unsettled one, so that a restart does not
 // repeat them. It also accounts for rows: [audit] finds rows that were committed and
 // never read, and [overtaken] counts ids that were gone before their delivery.
 //
@@ -50,7 +50,7 @@ type Start struct {
 	Origin    table.Origin
 	Position  scan.Position
 	Safe      int64           // every row up to it is settled, and none appears
-	Gap       Gap             // ids in front of the first row that are missing
+	Gap       Gap             // ids before the first row that are missing
 	Uncounted int64           // rows up to it may have been left out
 	Counted   bool            // ids come from a sequence, so rows can be counted
 	Backfill  *backfill.State // that goes on or begins; nil = none
@@ -71,7 +71,7 @@ type Tracker struct {
 	chunks []*chunk // not settled, in order of delivery
 
 	// The position. A read becomes one chunk, or several if it ends in a claim check.
-	base  scan.Position // in front of it everything is settled
+	base  scan.Position // before it everything is settled
 	begun bool          // the first chunk's read is not settled completely:
 	at    int64         // rows of the read up to this id are
 	open  scan.Position // and the position is within this one; nil = it is base
@@ -80,7 +80,7 @@ type Tracker struct {
 	backfill *backfill.State // nil = none
 	served   int64           // see [Checkpoint]
 
-	ahead     int        // settled messages behind the first that is not
+	ahead     int        // settled messages after the first that is not
 	done      [][3]int64 // settled messages that the first checkpoint had
 	safe      int64      // no row appears up to it
 	safeAt    []safety
@@ -292,7 +292,7 @@ func (t *Tracker) passSlot(c *chunk, s *rows.Slot) {
 	t.open = c.read.Inside
 }
 
-// move moves the position behind a read.
+// move moves the position to the end of a read.
 func (t *Tracker) move(p scan.Position) {
 	t.base, t.open, t.part = p, nil, [2]int64{}
 	t.raise(p.Complete())
@@ -313,7 +313,7 @@ func (t *Tracker) checkpoint() relay.Checkpoint {
 	return c.encode()
 }
 
-// runs returns the messages behind the position that are settled.
+// runs returns the messages after the position that are settled.
 func (t *Tracker) runs() [][3]int64 {
 	runs := t.done[:min(len(t.done), maxDone):min(len(t.done), maxDone)]
 	first, left := len(runs), t.ahead
@@ -364,7 +364,7 @@ func (t *Tracker) Idle(id int64) bool {
 }
 
 // Unsettled reports whether a message may be unsettled. It may report so of a message
-// that is settled, if one in front of it is not.
+// that is settled, if one before it is not.
 func (t *Tracker) Unsettled(row, index int64) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -96,7 +96,7 @@ func (f *fence) Read(ctx context.Context, db DB, want int, take Take) (Read, err
 	return r, nil
 }
 
-// next reads the holes, and then the rows behind the last one.
+// next reads the holes, and then the rows after the last one.
 func (f *fence) next(ctx context.Context, db DB, want int, take Take) (Read, error) {
 	if len(f.pos.holes) > 0 && f.due() {
 		if err := f.list(ctx, db); err != nil {
@@ -188,7 +188,7 @@ func array(n []int64) string {
 	return string(append(b, '}'))
 }
 
-// tail makes a hole of the ids behind the last row that the sequence has handed out.
+// tail makes a hole of the ids after the last row that the sequence has handed out.
 // Their transactions may have been rolled back; then no row above them shows the gap.
 func (f *fence) tail(ctx context.Context, db DB) error {
 	if f.lastSQL == "" || len(f.pos.holes) >= maxHoles || time.Since(f.lastAt) < listBusy {
@@ -233,9 +233,9 @@ func (f *fence) list(ctx context.Context, db DB) error {
 	return nil
 }
 
-// fold returns the holes behind a read that covered the ids up to covered. It cuts the
+// fold returns the holes after a read that covered the ids up to covered. It cuts the
 // ids that were read out of the holes. It closes the parts that the read covered and that
-// no transaction can fill. It adds the gaps between ids behind last.
+// no transaction can fill. It adds the gaps between ids after last.
 func fold(holes []hole, ids []int64, last, covered int64) []hole {
 	var next []hole
 	keep := func(lo, hi int64, by *writers) {

@@ -120,7 +120,7 @@ func (p *fencePosition) Within(id int64) Position {
 	return &next
 }
 
-// Complete returns the id in front of the first hole, and of what an open read has yet
+// Complete returns the id before the first hole, and of what an open read has yet
 // to settle.
 func (p *fencePosition) Complete() int64 {
 	id := p.last

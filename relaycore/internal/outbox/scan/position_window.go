@@ -20,7 +20,7 @@ const allSeen = "9223372036854775807:9223372036854775807:"
 
 // windowPosition is a position of the windows. Rows that lo sees are settled. If a
 // window is open, so are its rows up to id at: those that hi sees. If none is, at is an
-// id behind which the first window starts, or [table.Beginning].
+// id after which the first window starts, or [table.Beginning].
 type windowPosition struct {
 	lo, hi snapshot
 	open   bool

@@ -8,8 +8,8 @@
 // both; docs/model has a model that a test explores exhaustively.
 //
 // A [Position] is a point in a scan. Each strategy has a type of its own for it. That
-// type knows how a position is stored and compared, and which rows are in front of it
-// and behind it. Nothing else switches on the name of a strategy.
+// type knows how a position is stored and compared, and which rows are before it
+// and after it. Nothing else switches on the name of a strategy.
 //
 // A [Scanner] reads through the interface [DB], so that tests can replace the server. It
 // waits and measures time with package time only, so that tests can run in a bubble of
@@ -47,9 +47,9 @@ type Strategy interface {
 	Name() string
 	// Check returns a fatal error if t does not have what the strategy relies on.
 	Check(ctx context.Context, q pg.Querier, t *table.Table, set table.Settings, log *slog.Logger) error
-	// Behind returns the position behind an id that all rows up to it are settled.
+	// Behind returns the position after an id up to which all rows are settled.
 	Behind(id int64) Position
-	// Now returns a position behind every row that is committed. No row that is left
+	// Now returns a position after every row that is committed. No row that is left
 	// out by it has an id above highest.
 	Now(ctx context.Context, q pg.Querier, t *table.Table) (p Position, highest int64, err error)
 }
@@ -77,7 +77,7 @@ func Choose(t *table.Table, set table.Settings, log *slog.Logger) Strategy {
 	return Fence
 }
 
-// Position is a point in a scan: the rows in front of it are settled, the others are
+// Position is a point in a scan: the rows before it are settled, the others are
 // not. A Position never changes, so goroutines can share it.
 type Position interface {
 	// Strategy returns the strategy that reads from the position.
@@ -94,17 +94,17 @@ type Position interface {
 	// Covered returns the highest id that a read has passed, [table.Beginning] if the
 	// position does not record it.
 	Covered() int64
-	// Clean returns the id behind which another strategy can go on without repeating
+	// Clean returns the id after which another strategy can go on without repeating
 	// a row. ok is false if there is none: a read is open, or a gap.
 	Clean() (id int64, ok bool)
 
 	// Check returns a [*BackwardsError] if the server has not had the transactions that
 	// the position has seen.
 	Check(ctx context.Context, q pg.Querier) error
-	// Pending returns the SQL condition that a row of t is behind the position.
+	// Pending returns the SQL condition that a row of t is after the position.
 	Pending(t *table.Table) (string, error)
 	// Lag returns a query of the number, the age in seconds and the highest id of the
-	// first maxRows rows behind the position.
+	// first maxRows rows after the position.
 	Lag(t *table.Table, maxRows int) (sql string, args []any)
 
 	store(*State)
@@ -141,7 +141,7 @@ func (s State) Position(strategy string) (Position, error) {
 	return p, nil
 }
 
-// Scanner reads the rows behind its position.
+// Scanner reads the rows after its position.
 type Scanner interface {
 	// Read reads at most want rows, and passes them to take in the order of delivery
 	// until take declines. Rows behind that one do not count as read.

@@ -37,7 +37,7 @@ func Tune(ctx context.Context, conn *pgx.Conn) error {
 // Session is a connection for the length of one read. It implements [DB].
 type Session struct{ Conn *pgx.Conn }
 
-// Query implements [DB] with one round trip, prepared statements aside. The rows behind
+// Query implements [DB] with one round trip, prepared statements aside. The rows after
 // the one that each declined are skipped, so that the connection can be used again.
 func (s Session) Query(ctx context.Context, sql string, formats []int16, args []string, each func(v [][]byte) (bool, error)) error {
 	params := make([][]byte, len(args))

@@ -75,7 +75,7 @@ type Start struct {
 	Behind int64 // every row up to it is settled
 	// Known is whether the pipeline has delivered rows of some outbox before.
 	Known bool
-	// Reused is whether ids behind the checkpoint may have belonged to other rows.
+	// Reused is whether ids after the checkpoint may have belonged to other rows.
 	Reused bool
 }
 
@@ -117,7 +117,7 @@ func (s *State) open(ctx context.Context, q pg.Querier, start Start) error {
 	other := !slices.Equal(was.columns, s.opts.Columns)
 	switch {
 	case moved || back:
-		// Settled rows are not read again, so every row behind Behind is compared.
+		// Settled rows are not read again, so every row after Behind is compared.
 		s.emitted, s.compared, s.removed = math.MinInt64, start.Behind, start.Behind
 		err = q.QueryRow(ctx, resetSQL, s.id, start.Origin.Table, start.Origin.Sequence, start.Behind, s.emitted,
 			other || back, s.opts.Columns).Scan(&full)
