@@ -23,6 +23,7 @@ import (
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
 )
 
 // replay is a connection to a peer that answers each request with the same bytes.
@@ -134,24 +135,10 @@ func TestClientAtWrongPeers(t *testing.T) {
 	}
 	for name, answer := range answers {
 		t.Run(name, func(t *testing.T) {
-			ln, err := net.Listen("tcp", "127.0.0.1:0")
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer ln.Close()
-			go func() {
-				for {
-					conn, err := ln.Accept()
-					if err != nil {
-						return
-					}
-					go func() {
-						defer conn.Close()
-						_, _ = conn.Read(make([]byte, 1024))
-						_, _ = io.WriteString(conn, answer)
-					}()
-				}
-			}()
+			address := relaytest.Serve(t, func(conn net.Conn) {
+				_, _ = conn.Read(make([]byte, 1024))
+				_, _ = io.WriteString(conn, answer)
+			})
 			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 			defer cancel()
 			transport := &kafka.Transport{Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
@@ -162,7 +149,7 @@ func TestClientAtWrongPeers(t *testing.T) {
 				return newGuard(conn), nil
 			}}
 			defer transport.CloseIdleConnections()
-			_, err = (&kafka.Client{Addr: kafka.TCP(ln.Addr().String()), Transport: transport}).Metadata(ctx, &kafka.MetadataRequest{})
+			_, err := (&kafka.Client{Addr: kafka.TCP(address), Transport: transport}).Metadata(ctx, &kafka.MetadataRequest{})
 			var wrong *relaynet.WrongPeerError
 			if !errors.As(err, &wrong) {
 				t.Errorf("error %v, want the guard's", err)
@@ -209,25 +196,13 @@ func FuzzGuard(f *testing.F) {
 // its error names the key that is wrong.
 func TestWrongPeerStopsThePipeline(t *testing.T) {
 	t.Parallel()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	go func() {
-		for {
-			conn, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			_, _ = conn.Read(make([]byte, 1024))
-			_, _ = io.WriteString(conn, wrongAnswers["PostgreSQL"].answer)
-			_ = conn.Close()
-		}
-	}()
+	address := relaytest.Serve(t, func(conn net.Conn) {
+		_, _ = conn.Read(make([]byte, 1024))
+		_, _ = io.WriteString(conn, wrongAnswers["PostgreSQL"].answer)
+	})
 	cfg := sinkDefaults()
-	cfg.Brokers = []string{ln.Addr().String()}
-	_, err = newSink(t.Context(), relay.Env{Pipeline: "p", Logger: slog.New(slog.DiscardHandler)}, cfg)
+	cfg.Brokers = []string{address}
+	_, err := newSink(t.Context(), relay.Env{Pipeline: "p", Logger: slog.New(slog.DiscardHandler)}, cfg)
 	if !relay.IsFatal(err) || !strings.Contains(err.Error(), "the server at kafka_brokers is no Kafka broker: this looks like PostgreSQL") {
 		t.Errorf("newSink = %v, want a fatal error that names the key and the server", err)
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
 )
 
 func TestConfig(t *testing.T) {
@@ -121,24 +122,12 @@ func TestVerification(t *testing.T) {
 // TestWrongPeer: a server that announces a huge message costs no memory.
 func TestWrongPeer(t *testing.T) {
 	t.Parallel()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	go func() {
-		for {
-			conn, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			_, _ = conn.Read(make([]byte, 1024))
-			_, _ = io.WriteString(conn, "R\x3f\xff\xff\xff and nothing more")
-			_ = conn.Close()
-		}
-	}()
+	address := relaytest.Serve(t, func(conn net.Conn) {
+		_, _ = conn.Read(make([]byte, 1024))
+		_, _ = io.WriteString(conn, "R\x3f\xff\xff\xff and nothing more")
+	})
 	c := sinkDefaults()
-	c.URL, c.Table = relaycfg.Secret("postgres://u@"+ln.Addr().String()+"/d?sslmode=disable"), "in"
+	c.URL, c.Table = relaycfg.Secret("postgres://u@"+address+"/d?sslmode=disable"), "in"
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	sink, err := newSink(t.Context(), relay.Env{Pipeline: "p", Logger: slog.New(slog.DiscardHandler)}, c)

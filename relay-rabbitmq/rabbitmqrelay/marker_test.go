@@ -1,11 +1,8 @@
 package rabbitmqrelay
 
 import (
-	"bytes"
 	"fmt"
-	"log/slog"
 	"strings"
-	"sync"
 	"testing"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -16,24 +13,11 @@ import (
 
 // logged is an Env whose log can be read.
 func logged(t testing.TB) (relay.Env, func() string) {
-	var mu sync.Mutex
-	var buf bytes.Buffer
+	log := new(relaytest.Log)
 	env := testEnv(t)
-	env.Logger = slog.New(slog.NewTextHandler(writerFunc(func(b []byte) (int, error) {
-		mu.Lock()
-		defer mu.Unlock()
-		return buf.Write(b)
-	}), nil))
-	return env, func() string {
-		mu.Lock()
-		defer mu.Unlock()
-		return buf.String()
-	}
+	env.Logger = log.Logger()
+	return env, log.String
 }
-
-type writerFunc func([]byte) (int, error)
-
-func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
 
 // A queue that is deleted with messages in it and declared again is named, whatever the
 // source did meanwhile. Only a source that receives gets the broker's cancellation.

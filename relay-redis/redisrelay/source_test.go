@@ -1,13 +1,10 @@
 package redisrelay
 
 import (
-	"bytes"
 	"context"
 	"fmt"
-	"log/slog"
 	"os"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -61,24 +58,11 @@ func add(t testing.TB, raw *redis.Client, stream string, from, count int) {
 
 // logged is an Env whose log can be read.
 func logged(t testing.TB) (relay.Env, func() string) {
-	var mu sync.Mutex
-	var buf bytes.Buffer
+	log := new(relaytest.Log)
 	env := testEnv(t)
-	env.Logger = slog.New(slog.NewTextHandler(writerFunc(func(b []byte) (int, error) {
-		mu.Lock()
-		defer mu.Unlock()
-		return buf.Write(b)
-	}), nil))
-	return env, func() string {
-		mu.Lock()
-		defer mu.Unlock()
-		return buf.String()
-	}
+	env.Logger = log.Logger()
+	return env, log.String
 }
-
-type writerFunc func([]byte) (int, error)
-
-func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
 
 func TestSourceTranslates(t *testing.T) {
 	url := relaytest.Endpoint(t, "RELAY_TEST_REDIS_URL")

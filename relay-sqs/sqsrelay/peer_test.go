@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
 )
 
 // endless returns zeros for ever.
@@ -20,26 +21,11 @@ func (endless) Read(p []byte) (int, error) { return len(p), nil }
 // has, and hangs up.
 func answering(t *testing.T, answer func() io.Reader) string {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan struct{})
-	t.Cleanup(func() { _, _ = ln.Close(), <-done })
-	go func() {
-		defer close(done)
-		for {
-			conn, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			_, _ = conn.Read(make([]byte, 8<<10))
-			time.Sleep(50 * time.Millisecond) // the client has written all, and an error of that hides no other
-			_, _ = io.Copy(conn, answer())
-			_ = conn.Close()
-		}
-	}()
-	return "http://" + ln.Addr().String()
+	return "http://" + relaytest.Serve(t, func(conn net.Conn) {
+		_, _ = conn.Read(make([]byte, 8<<10))
+		time.Sleep(50 * time.Millisecond) // the client has written all, and an error of that hides no other
+		_, _ = io.Copy(conn, answer())
+	})
 }
 
 // TestWrongPeers: an endpoint that is no SQS ends in an error, in bounded memory.

@@ -15,7 +15,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -26,6 +25,7 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/internal/migrate"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest/pgtest"
 )
 
@@ -237,27 +237,10 @@ func lines(path string) []string {
 type process struct {
 	cmd  *exec.Cmd
 	addr string
-	log  *syncBuffer
-	out  *syncBuffer
+	log  *relaytest.Log
+	out  *relaytest.Log
 	done chan struct{}
 	err  error
-}
-
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *syncBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *syncBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
 }
 
 func freeAddr(t *testing.T) string {
@@ -272,7 +255,7 @@ func freeAddr(t *testing.T) string {
 
 func startRelay(t *testing.T, url string, args ...string) *process {
 	t.Helper()
-	p := &process{addr: freeAddr(t), log: new(syncBuffer), out: new(syncBuffer), done: make(chan struct{})}
+	p := &process{addr: freeAddr(t), log: new(relaytest.Log), out: new(relaytest.Log), done: make(chan struct{})}
 	p.cmd = exec.Command(os.Args[0], append([]string{"--postgres-url", url, "--metrics-addr", p.addr}, args...)...)
 	p.cmd.Env = append(os.Environ(), asBinary+"=test-relay")
 	p.cmd.Stdout, p.cmd.Stderr = p.out, p.log

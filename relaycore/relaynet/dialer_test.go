@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest/tlstest"
 )
 
@@ -237,21 +238,9 @@ func TestHandshakeWithoutTLS(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			listener, err := net.Listen("tcp", "127.0.0.1:0")
-			if err != nil {
-				t.Fatal(err)
-			}
-			done := make(chan struct{})
-			t.Cleanup(func() { _, _ = listener.Close(), <-done })
-			go func() {
-				defer close(done)
-				if conn, err := listener.Accept(); err == nil {
-					serve(conn)
-					_ = conn.Close()
-				}
-			}()
+			address := relaytest.Serve(t, serve)
 			d := relaynet.Dialer{Timeout: 500 * time.Millisecond, TLS: &tls.Config{MinVersion: tls.VersionTLS12}}
-			_, err = d.DialContext(t.Context(), "tcp", listener.Addr().String())
+			_, err := d.DialContext(t.Context(), "tcp", address)
 			if err == nil || !strings.HasSuffix(err.Error(), "does the server speak TLS at this port?") {
 				t.Errorf("DialContext = %v, want a hint at TLS", err)
 			}

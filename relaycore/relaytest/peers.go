@@ -1,8 +1,10 @@
 package relaytest
 
 import (
+	"net"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
@@ -37,4 +39,35 @@ func RefuseAnswers(t *testing.T, answers map[string]Answer, meet func(t testing.
 			}
 		})
 	}
+}
+
+// Serve starts a server on loopback and returns its address. Each connection is handled by
+// a goroutine of its own, and closed after it. The server ends with the test.
+func Serve(t testing.TB, handle func(net.Conn)) (address string) {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var handlers sync.WaitGroup
+	accepting := make(chan struct{})
+	t.Cleanup(func() {
+		_ = ln.Close()
+		<-accepting
+		handlers.Wait()
+	})
+	go func() {
+		defer close(accepting)
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			handlers.Go(func() {
+				defer func() { _ = conn.Close() }()
+				handle(conn)
+			})
+		}
+	}()
+	return ln.Addr().String()
 }

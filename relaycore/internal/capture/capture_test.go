@@ -2,34 +2,15 @@ package capture_test
 
 import (
 	"context"
-	"log/slog"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/capture"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/migrate"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest/pgtest"
 )
-
-// lockedBuffer is a log that two goroutines use.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
 
 // TestWatch: a table that is dropped and created is reported with the cure, once, and no
 // longer when it is cured.
@@ -52,12 +33,12 @@ func TestWatch(t *testing.T) {
 	exec(`CREATE TABLE kept (id int); SELECT pgtrickle.enable_outbox('kept');
 		CREATE TABLE orders (id int); SELECT pgtrickle.enable_outbox('orders'); DROP TABLE orders; CREATE TABLE orders (id int)`)
 
-	var log lockedBuffer
+	var log relaytest.Log
 	reports := make(chan map[string]int, 100)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		capture.Watch(ctx, pool, slog.New(slog.NewTextHandler(&log, nil)), 5*time.Millisecond, func(n map[string]int) {
+		capture.Watch(ctx, pool, log.Logger(), 5*time.Millisecond, func(n map[string]int) {
 			select {
 			case reports <- n:
 			default:

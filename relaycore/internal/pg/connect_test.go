@@ -10,58 +10,30 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
 )
 
 // answer returns the address of a server that answers everything with text, and hangs up.
 func answer(t *testing.T, text string) string {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan struct{})
-	t.Cleanup(func() { _, _ = ln.Close(), <-done })
-	go func() {
-		defer close(done)
-		for {
-			conn, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			_, _ = conn.Read(make([]byte, 1024))
-			_, _ = io.WriteString(conn, text)
-			_ = conn.Close()
-		}
-	}()
-	return ln.Addr().String()
+	return relaytest.Serve(t, func(conn net.Conn) {
+		_, _ = conn.Read(make([]byte, 1024))
+		_, _ = io.WriteString(conn, text)
+	})
 }
 
 // TestCauseOfARefusedLogin: the true cause comes first, on one line. The server has no
 // TLS, for which sslmode=prefer asks first, and refuses the password.
 func TestCauseOfARefusedLogin(t *testing.T) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan struct{})
-	t.Cleanup(func() { _, _ = ln.Close(), <-done })
-	go func() {
-		defer close(done)
-		for {
-			conn, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			request := make([]byte, 1024)
-			if n, _ := conn.Read(request); n == 8 {
-				_, _ = io.WriteString(conn, "N")
-			} else {
-				_, _ = io.WriteString(conn, "E\x00\x00\x00\x29SFATAL\x00C28P01\x00Mwrong password for u\x00\x00")
-			}
-			_ = conn.Close()
+	address := relaytest.Serve(t, func(conn net.Conn) {
+		request := make([]byte, 1024)
+		if n, _ := conn.Read(request); n == 8 {
+			_, _ = io.WriteString(conn, "N")
+		} else {
+			_, _ = io.WriteString(conn, "E\x00\x00\x00\x29SFATAL\x00C28P01\x00Mwrong password for u\x00\x00")
 		}
-	}()
-	config, err := pg.PoolConfig("postgres://u:p@"+ln.Addr().String()+"/d?sslmode=prefer", "test", 2)
+	})
+	config, err := pg.PoolConfig("postgres://u:p@"+address+"/d?sslmode=prefer", "test", 2)
 	if err != nil {
 		t.Fatal(err)
 	}
