@@ -218,3 +218,13 @@ func (c *corkedConn) flush(corked bool) error {
 	c.corked = corked
 	return c.buf.Flush()
 }
+
+// withChannel gives do a channel of its own: the broker closes a channel with its refusal.
+func withChannel(conn *conn, do func(*amqp.Channel) error) error {
+	channel, err := conn.Channel()
+	if err != nil {
+		return fmt.Errorf("open channel: %w", err)
+	}
+	defer func() { _ = channel.Close() }()
+	return do(channel)
+}

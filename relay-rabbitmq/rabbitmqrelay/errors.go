@@ -46,10 +46,17 @@ var refusals = relay.Refusals{
 	{Kind: relay.KindSetup, Blame: relay.BlamePipeline, Answer: "402 *|406 *|503 *|530 *|540 *", Note: "virtual host, exchange type"},
 }
 
+// code returns the reply code of the broker's refusal, or 0.
+func code(err error) int {
+	if reply, ok := errors.AsType[*amqp.Error](err); ok {
+		return reply.Code
+	}
+	return 0
+}
+
 // explainMissing adds the cure to the error for an exchange or queue that does not exist.
 func explainMissing(err error) error {
-	reply, ok := errors.AsType[*amqp.Error](err)
-	if ok && reply.Code == amqp.NotFound && !strings.Contains(reply.Reason, "is down or inaccessible") {
+	if code(err) == amqp.NotFound && !strings.Contains(err.Error(), "is down or inaccessible") {
 		return fmt.Errorf("%w; create it, or set rabbitmq_create_if_missing to true", err)
 	}
 	return err

@@ -2,7 +2,6 @@ package rabbitmqrelay
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 
@@ -70,22 +69,4 @@ func (p *progress) unmarked(cfg *sourceConfig, err error) {
 		p.log.Warn("deleted queue may go unnoticed", "queue", cfg.Queue, "err", err,
 			"cure", fmt.Sprintf("let the user configure, write and read exchange %s, and write to the queue", cfg.Marker))
 	})
-}
-
-// withChannel gives do a channel of its own: the broker closes a channel with its refusal.
-func withChannel(conn *conn, do func(*amqp.Channel) error) error {
-	channel, err := conn.Channel()
-	if err != nil {
-		return fmt.Errorf("open channel: %w", err)
-	}
-	defer func() { _ = channel.Close() }()
-	return do(channel)
-}
-
-// code returns the reply code of the broker's refusal, or 0.
-func code(err error) int {
-	if reply, ok := errors.AsType[*amqp.Error](err); ok {
-		return reply.Code
-	}
-	return 0
 }

@@ -154,18 +154,15 @@ func openOffsets(ctx context.Context, conn *conn, cfg *sourceConfig, known *prog
 	return o, nil
 }
 
-// exists uses a channel of its own: the broker closes a channel with its refusal.
 func exists(conn *conn, queue string) (bool, error) {
-	channel, err := conn.Channel()
-	if err != nil {
-		return false, fmt.Errorf("open channel: %w", err)
-	}
-	_, err = channel.QueueDeclarePassive(queue, true, false, false, false, nil)
-	if err == nil {
-		return true, channel.Close()
-	}
-	var reply *amqp.Error
-	if errors.As(err, &reply) && reply.Code == amqp.NotFound && relay.IsFatal(classify(err)) {
+	err := withChannel(conn, func(channel *amqp.Channel) error {
+		_, err := channel.QueueDeclarePassive(queue, true, false, false, false, nil)
+		return err
+	})
+	switch {
+	case err == nil:
+		return true, nil
+	case code(err) == amqp.NotFound && relay.IsFatal(classify(err)):
 		return false, nil
 	}
 	return false, fmt.Errorf("check queue %q: %w", queue, err)
