@@ -145,25 +145,23 @@ func (f *FarEnds) Began(ctx context.Context, name string) error {
 // Missed counts n messages that the far end called name lost before the pipeline had them,
 // and returns when that is durable. The caller logs them first, and then moves a position.
 func (f *FarEnds) Missed(ctx context.Context, name string, n int64) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	known := f.known[name]
-	known.Missed += n
-	_, err := f.keep(ctx, name, known)
-	if err == nil {
-		f.env.Loss()
-	}
-	return err
+	return f.count(ctx, name, func(known *FarEnd) { known.Missed += n })
 }
 
 // Remade counts that the far end called name was made again, and returns when that is
 // durable. The caller has logged it. The far end of this life has no identity yet.
 func (f *FarEnds) Remade(ctx context.Context, name string) error {
+	return f.count(ctx, name, func(known *FarEnd) {
+		known.Remade++
+		known.ID = ""
+	})
+}
+
+func (f *FarEnds) count(ctx context.Context, name string, change func(known *FarEnd)) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	known := f.known[name]
-	known.Remade++
-	known.ID = ""
+	change(&known)
 	_, err := f.keep(ctx, name, known)
 	if err == nil {
 		f.env.Loss()
