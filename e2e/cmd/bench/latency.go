@@ -175,6 +175,47 @@ func insertInto(outbox string) string {
 		SELECT 1, ` + eventPayload + ` FROM (VALUES ($1::bigint)) v(n)) SELECT `
 }
 
+// insertQuiet is insertInto for the outbox of [bench.startQuiet], with a notification or
+// without one.
+func insertQuiet(notify bool) string {
+	if notify {
+		return insertInto("outbox_quiet") + `pg_notify('pgtrickle_outbox_new', 'outbox_quiet')`
+	}
+	return insertInto("outbox_quiet") + `1`
+}
+
+// watch records the arrival of each message of a stream by its header n.
+func (w *stopwatch) watch(nc *nats.Conn, stream string) error {
+	_, err := nc.Subscribe(stream+".>", func(m *nats.Msg) {
+		if i, err := strconv.Atoi(m.Header.Get("n")); err == nil {
+			w.arrived(i)
+		}
+	})
+	return err
+}
+
+// startQuiet starts a relay with one pipeline, of that name, from an empty outbox into a
+// stream. It reaches the servers at these URLs. When startQuiet returns, the pipeline is
+// owned and idle.
+func (b *bench) startQuiet(ctx context.Context, path, name, database, broker, stream string) (*process, error) {
+	p, err := startBinary(ctx, path, database, name)
+	if err != nil {
+		return nil, err
+	}
+	if _, err = b.pool.Exec(ctx, `TRUNCATE pgtrickle.outbox_quiet`); err == nil {
+		err = b.enable(ctx, "set_relay_outbox", name, map[string]any{
+			"stream_table": "quiet", "sink_type": "nats", "nats_url": broker, "nats_stream": stream, "nats_subject": stream + ".{op}",
+			"headers": map[string]string{"n": "{row.id}"},
+		})
+	}
+	if err != nil {
+		p.stop()
+		return nil, err
+	}
+	time.Sleep(2 * time.Second)
+	return p, nil
+}
+
 func (b *bench) relayLatency(ctx context.Context, seconds int, notify bool) ([]time.Duration, error) {
 	nc, js, stream, err := natsStream(b)
 	if err != nil {
@@ -183,44 +224,26 @@ func (b *bench) relayLatency(ctx context.Context, seconds int, notify bool) ([]t
 	defer nc.Close()
 	defer func() { _ = js.DeleteStream(stream) }()
 	w := stopwatch{skip: warmUp}
-	_, err = nc.Subscribe(stream+".>", func(m *nats.Msg) {
-		if i, err := strconv.Atoi(m.Header.Get("n")); err == nil {
-			w.arrived(i)
-		}
-	})
+	if err := w.watch(nc, stream); err != nil {
+		return nil, err
+	}
+	path, err := binary()
 	if err != nil {
 		return nil, err
 	}
 	name := b.name()
-	p, err := startRelay(ctx, b.url, name)
+	p, err := b.startQuiet(ctx, path, name, b.url, nc.ConnectedUrl(), stream)
 	if err != nil {
 		return nil, err
 	}
 	defer p.stop()
-	if _, err := b.pool.Exec(ctx, `TRUNCATE pgtrickle.outbox_quiet`); err != nil {
-		return nil, err
-	}
-	err = b.enable(ctx, "set_relay_outbox", name, map[string]any{
-		"stream_table": "quiet", "sink_type": "nats", "nats_url": nc.ConnectedUrl(), "nats_stream": stream, "nats_subject": stream + ".{op}",
-		"headers": map[string]string{"n": "{row.id}"},
-	})
-	if err != nil {
-		return nil, err
-	}
-	time.Sleep(2 * time.Second) // owned and idle
-	sql := insertInto("outbox_quiet")
-	if notify {
-		sql += `pg_notify('pgtrickle_outbox_new', 'outbox_quiet')`
-	} else {
-		sql += `1`
-	}
 	writer, err := b.pool.Acquire(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer writer.Release()
 	err = pace(ctx, seconds, func(int) error {
-		_, err := writer.Exec(ctx, sql, w.start())
+		_, err := writer.Exec(ctx, insertQuiet(notify), w.start())
 		return err
 	})
 	if err != nil {

@@ -12,8 +12,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-
-	"github.com/nats-io/nats.go"
 )
 
 // liveLine is what rows cost that come at a steady rate, single-row transactions.
@@ -101,36 +99,17 @@ func (b *bench) liveRun(ctx context.Context, relay string, rate, seconds int, no
 	defer nc.Close()
 	defer func() { _ = js.DeleteStream(stream) }()
 	var w stopwatch
-	_, err = nc.Subscribe(stream+".>", func(m *nats.Msg) {
-		if i, err := strconv.Atoi(m.Header.Get("n")); err == nil {
-			w.arrived(i)
-		}
-	})
-	if err != nil {
+	if err := w.watch(nc, stream); err != nil {
 		return l, err
 	}
 	name := b.name()
-	p, err := startBinary(ctx, relay, b.url, name)
+	p, err := b.startQuiet(ctx, relay, name, b.url, nc.ConnectedUrl(), stream)
 	if err != nil {
 		return l, err
 	}
 	defer p.stop()
-	if _, err := b.pool.Exec(ctx, `TRUNCATE pgtrickle.outbox_quiet`); err != nil {
-		return l, err
-	}
-	err = b.enable(ctx, "set_relay_outbox", name, map[string]any{
-		"stream_table": "quiet", "sink_type": "nats", "nats_url": nc.ConnectedUrl(), "nats_stream": stream, "nats_subject": stream + ".{op}",
-		"headers": map[string]string{"n": "{row.id}"},
-	})
-	if err != nil {
-		return l, err
-	}
-	time.Sleep(2 * time.Second) // owned and idle
 
-	sql := insertInto("outbox_quiet") + `1`
-	if notify {
-		sql = insertInto("outbox_quiet") + `pg_notify('pgtrickle_outbox_new', 'outbox_quiet')`
-	}
+	sql := insertQuiet(notify)
 	if _, err := b.writeAt(ctx, sql, &w, rate, time.Second); err != nil { // connections and statements
 		return l, err
 	}

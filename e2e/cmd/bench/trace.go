@@ -30,7 +30,8 @@ type station struct {
 const tracedRows = 1000
 
 // trace sends rows through a relay whose connections to PostgreSQL and to NATS pass two
-// proxies that record the time of everything. It returns the ways of two rows. Each proxy adds some 0.05 ms in each direction.
+// proxies that record the time of everything. It returns the ways of two rows. Each proxy
+// adds some 0.05 ms in each direction.
 func (b *bench) trace(ctx context.Context) (list []station, err error) {
 	nc, js, stream, err := natsStream(b)
 	if err != nil {
@@ -61,22 +62,16 @@ func (b *bench) trace(ctx context.Context) (list []station, err error) {
 	}
 	defer broker.Close()
 
+	path, err := binary()
+	if err != nil {
+		return nil, err
+	}
 	name := b.name()
-	p, err := startRelay(ctx, postgresURL, name)
+	p, err := b.startQuiet(ctx, path, name, postgresURL, brokerURL, stream)
 	if err != nil {
 		return nil, err
 	}
 	defer p.stop()
-	if _, err := b.pool.Exec(ctx, `TRUNCATE pgtrickle.outbox_quiet`); err != nil {
-		return nil, err
-	}
-	err = b.enable(ctx, "set_relay_outbox", name, map[string]any{
-		"stream_table": "quiet", "sink_type": "nats", "nats_url": brokerURL, "nats_stream": stream, "nats_subject": stream + ".{op}",
-	})
-	if err != nil {
-		return nil, err
-	}
-	time.Sleep(2 * time.Second) // owned and idle
 	rows, err := b.writeTraced(ctx)
 	if err != nil {
 		return nil, err
@@ -122,7 +117,7 @@ var stationNames = [stations]string{
 	published:    "the relay publishes the message",
 	received:     "a consumer has the message",
 	confirmed:    "the relay gets the stream's confirmation",
-	checkpointed: "the relay sends a checkpoint behind it",
+	checkpointed: "the relay sends a checkpoint after it",
 }
 
 type tracedRow struct {
@@ -144,7 +139,7 @@ func (b *bench) writeTraced(ctx context.Context) (rows []tracedRow, err error) {
 		return nil, err
 	}
 	defer c.Release()
-	sql := insertInto("outbox_quiet") + `pg_notify('pgtrickle_outbox_new', 'outbox_quiet')`
+	sql := insertQuiet(true)
 	began := time.Now()
 	for n := range 2 * tracedRows {
 		time.Sleep(time.Until(began.Add(time.Duration(n) * time.Millisecond)))
