@@ -20,9 +20,9 @@ import (
 //
 // The script does not read by itself: to take entries through Lua halves the throughput.
 
-// guardScript returns the group's position, the stream's last id and the names of the notes. The
-// position is "" if there is no group, or if the user may not look. What is counted in a
-// note is then part of the group's count. Redis before 7.0 does not count.
+// guardScript returns the group's position, the stream's last id and the names of the
+// notes. The position is "" if there is no group, or if the user may not look. What is
+// counted in a note is then part of the group's count. Redis before 7.0 does not count.
 //
 // ARGV: group, prefix of notes.
 const guardScript = `

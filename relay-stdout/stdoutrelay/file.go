@@ -186,7 +186,7 @@ func (s *file) write() error {
 	return s.commit(err)
 }
 
-// add writes b behind the bytes of the batch that are written already.
+// add writes b after the bytes of the batch that are written already.
 func (s *file) add(b []byte) error {
 	n, err := s.f.Write(b)
 	s.dirty += int64(n)

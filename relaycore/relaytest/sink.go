@@ -294,7 +294,7 @@ func testSinkStream(t *testing.T, h SinkHarness) {
 	m.Body, m.Row = nil, []byte(`{}`)
 	m.Payload.Stream = &relay.Stream{RowLength: int64(len(row)), OpenRow: func(context.Context) (io.ReadCloser, error) {
 		opened++
-		whole := io.MultiReader(bytes.NewReader(row))
+		var whole io.Reader = bytes.NewReader(row)
 		if failure != nil {
 			whole = io.MultiReader(bytes.NewReader(row[:2<<20]), iotest.ErrReader(failure))
 		}

@@ -30,8 +30,8 @@ type consumer struct {
 }
 
 // Committed implements [relay.Checkpointer]. It finishes requested snapshots, removes stored
-// changes, and reports to the extension which claim-check rows no reader needs any longer. All readers share them, so the slowest one
-// decides.
+// changes, and reports to the extension which claim-check rows no reader needs any longer.
+// All readers share them, so the slowest one decides.
 func (s *Source) Committed(ctx context.Context, c relay.Checkpoint) error {
 	if err := s.removeChanges(ctx, c); err != nil {
 		return err

@@ -232,7 +232,8 @@ func (s *sweep) deleteRows(ctx context.Context) error {
 	}
 }
 
-// firstExpired returns the id of the first row with a larger id than after, and whether it has expired.
+// firstExpired returns the id of the first row with a larger id than after, and whether
+// it has expired.
 func (s *sweep) firstExpired(ctx context.Context, after int64) (id int64, expired bool, err error) {
 	sql := `SELECT id, created_at < now() - make_interval(hours => $1) FROM ` + s.table() +
 		` WHERE id > $2 AND id <> ALL ($3::bigint[]) ORDER BY id LIMIT 1`

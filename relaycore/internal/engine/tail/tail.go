@@ -1,5 +1,5 @@
-// Package tail holds the ids of the messages that a pipeline's last owner published beyond its last
-// checkpoint. They were read back from the far end, and are not published again.
+// Package tail holds the ids of the messages that a pipeline's last owner published beyond
+// its last checkpoint. They were read back from the far end, and are not published again.
 package tail
 
 // Tail is the set of their ids. It is used by one goroutine.

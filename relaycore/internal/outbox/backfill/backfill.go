@@ -181,7 +181,7 @@ type Chunk struct {
 
 // args returns the arguments of the statement that reads the chunk after s, and where the
 // next chunk begins if this one has no rows.
-func (s *State) args(l Limits) (args []string, behind string) {
+func (s *State) args(l Limits) (args []string, next string) {
 	limits := []string{strconv.Itoa(l.Rows), strconv.Itoa(l.Bytes), strconv.FormatInt(l.Large, 10)}
 	if !s.Keyed {
 		return append([]string{s.After}, limits...), s.After
@@ -196,8 +196,8 @@ func (s *State) args(l Limits) (args []string, behind string) {
 // Large set is nil. again is true if the table has changed in a way that leaves no chunk;
 // the rows that add got are void then.
 func (b *Table) Read(ctx context.Context, db scan.DB, s *State, l Limits, add func(key, row []byte)) (c Chunk, again bool, err error) {
-	args, behind := s.args(l)
-	c.After = behind
+	args, next := s.args(l)
+	c.After = next
 	err = db.Query(ctx, b.sql, b.formats, args, func(v [][]byte) (bool, error) {
 		if c.Snapshot == "" {
 			c.Snapshot = string(v[0])

@@ -1,4 +1,4 @@
--- The next rows behind key $1, and the snapshot that they are read by: the function is
+-- The next rows after key $1, and the snapshot that they are read by: the function is
 -- stable, so it reads by the snapshot of this statement.
 SELECT pg_current_snapshot()::text, r.key::text, r.length::text, {row}, NULL, r.key IS NULL
 FROM (SELECT) one

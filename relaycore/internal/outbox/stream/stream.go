@@ -32,7 +32,7 @@ const (
 	// stream.
 	Above = 8 << 20
 	// Patience is how long a statement waits for a slow sink. It keeps a snapshot and a
-	// connection, so it ends then, and is repeated behind the last slice.
+	// connection, so it ends then, and is repeated after the last slice.
 	Patience = 5 * time.Second
 
 	slice = 1 << 20 // bytes
@@ -80,6 +80,8 @@ func Outline(ctx context.Context, db scan.DB, t *table.Table, id, length int64, 
 	}
 	return e, err
 }
+
+var errOrder = errors.New("slices of the payload came out of order")
 
 func statement(t *table.Table, sql string) string {
 	payload := pg.Identifier(t.Columns.Payload)
@@ -139,7 +141,7 @@ func (r *reader) run(ctx context.Context) {
 	}
 }
 
-// statement reads from byte at on, and returns the byte behind the last one that it has
+// statement reads from byte at on, and returns the byte after the last one that it has
 // passed on.
 func (r *reader) statement(ctx context.Context, at int64) (next int64, err error) {
 	if err := r.drained(ctx); err != nil {
@@ -207,7 +209,7 @@ func (r *reader) check(v [][]byte, next int64) error {
 	at, err2 := rows.ParseID(v[colAt])
 	switch {
 	case err != nil || err2 != nil || at != next:
-		return fmt.Errorf("its slices came out of order")
+		return errOrder
 	case string(v[colVersion]) != r.version || length != r.length:
 		return relay.Permanent(fmt.Errorf("read %s: it was changed before it was sent whole; retry the dead letter", r.what))
 	}
@@ -263,7 +265,7 @@ func Payload(ctx context.Context, db scan.DB, t *table.Table, id, limit int64) (
 			payload = make([]byte, 0, length)
 		}
 		if at != int64(len(payload))+1 {
-			return false, errors.New("slices of the payload came out of order")
+			return false, errOrder
 		}
 		payload = append(payload, v[2]...)
 		return true, nil
