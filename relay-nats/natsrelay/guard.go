@@ -103,8 +103,8 @@ func (d *dialer) greet(conn net.Conn, address string) (net.Conn, error) {
 	case d.wanted && !server.Required && !server.Available:
 		return nil, nats.ErrSecureConnWanted
 	case d.wanted || server.Required:
-		secure := tls.Client(conn, d.config(address))
-		if err := secure.HandshakeContext(context.Background()); err != nil { // the deadline bounds it
+		secure, err := relaynet.Secure(context.Background(), conn, d.config(address)) // the deadline bounds it
+		if err != nil {
 			return nil, fmt.Errorf("%w: %w", nats.ErrTLS, err)
 		}
 		made = newGuard(secure)

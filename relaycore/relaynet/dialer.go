@@ -134,12 +134,10 @@ func (d *Dialer) connect(ctx context.Context, network, address string) (net.Conn
 	}
 	made := net.Conn(tracked)
 	if d.TLS != nil {
-		secure := tls.Client(tracked, d.config(address))
-		if err := secure.HandshakeContext(ctx); err != nil {
+		if made, err = Secure(ctx, tracked, d.config(address)); err != nil {
 			_ = tracked.Close()
 			return nil, explainHandshake(err)
 		}
-		made = secure
 	}
 	if d.Wrap != nil {
 		made = d.Wrap(made)

@@ -248,6 +248,35 @@ func TestHandshakeWithoutTLS(t *testing.T) {
 	}
 }
 
+// With TLS 1.3 a server refuses the client's certificate after the client's handshake. The
+// client that writes to the closed connection gets the server's alert.
+func TestAlertAfterTheHandshake(t *testing.T) {
+	t.Parallel()
+	ca := tlstest.New(t)
+	config := ca.Server(t)
+	refused := make(chan struct{})
+	address := relaytest.Serve(t, func(conn net.Conn) {
+		if err := tls.Server(conn, config).Handshake(); err == nil {
+			t.Error("the server accepts a client without a certificate")
+		}
+		_ = conn.Close()
+		close(refused)
+	})
+	d := relaynet.Dialer{TLS: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: ca.Pool}}
+	conn, err := d.DialContext(t.Context(), "tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	<-refused
+	for err == nil { // the first may be sent before the peer's reset arrives
+		_, err = conn.Write([]byte("PING\r\n"))
+	}
+	if relaynet.Untrusted("redis", err) == nil {
+		t.Errorf("Write = %v, want the server's alert", err)
+	}
+}
+
 func TestWrapIsAboveTLS(t *testing.T) {
 	t.Parallel()
 	ca := tlstest.New(t)

@@ -36,8 +36,14 @@ func cureOf(prefix string, err error) string {
 	}
 	// The peer refused the handshake by an alert. An internal error is the peer's
 	// own and may pass.
-	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "remote error" && !strings.Contains(op.Err.Error(), "internal error") {
+	if isAlert(err) && !strings.Contains(err.Error(), "tls: internal error") {
 		return "the server refused the handshake: check " + prefix + "_tls_cert and " + prefix + "_tls_key"
 	}
 	return ""
+}
+
+// isAlert reports whether err is an alert that the peer sent.
+func isAlert(err error) bool {
+	op, ok := errors.AsType[*net.OpError](err)
+	return ok && op.Op == "remote error"
 }
