@@ -5,7 +5,7 @@
 #
 # BINARY is a module folder; relay-all has every backend. `make images` builds
 # all of them, also where no golang image can be pulled.
-FROM --platform=$BUILDPLATFORM golang:1.26-trixie AS build
+FROM --platform=$BUILDPLATFORM golang:1.26-trixie@sha256:4ee9ffa999b4583ce281939cdff828763083610292f252279a0cee77473bd9a7 AS build
 ARG BINARY=relay-all
 ARG TARGETOS=linux
 ARG TARGETARCH

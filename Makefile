@@ -179,7 +179,7 @@ go-lines: ## the same go line in every module
 	@test $$(cat go.work $(MODULES:%=%/go.mod) | grep -E '^go ' | sort -u | wc -l) = 1 || { grep -H '^go ' go.work */go.mod; exit 1; }
 
 .PHONY: lint
-lint: code-lines words commits workflows picture-check $(MODULES:%=lint-%) ## golangci-lint and the checkers of tools/
+lint: code-lines words commits workflows bases picture-check $(MODULES:%=lint-%) ## golangci-lint and the checkers of tools/
 lint-%: $(LINT)
 	cd $* && GOLANGCI_LINT_CACHE=$(CURDIR)/.cache/lint $(LINT) run --allow-serial-runners ./...
 $(LINT):
@@ -200,6 +200,12 @@ words-lower:
 workflows: $(ACTIONLINT) ## actionlint on .github/workflows; each runs make targets and nothing else
 	@$(ACTIONLINT) -shellcheck= -pyflakes=
 	@! grep -nE '^ *(- )?run: ' .github/workflows/*.yml | grep -vE 'run: make [^;&|]*$$'
+
+# A tag can be moved to another image.
+.PHONY: bases
+bases: ## the image is FROM scratch, and what compiles it is given by digest
+	@! grep -n '^FROM ' Dockerfile | grep -vE '^[0-9]+:FROM (scratch$$|[^ ]+ [^ ]+@sha256:[0-9a-f]{64} AS )'
+	@test "$$(grep '^FROM ' Dockerfile | tail -n 1)" = 'FROM scratch'
 $(ACTIONLINT):
 	GOFLAGS= GOWORK=off GOBIN=$(dir $@) go install github.com/rhysd/actionlint/cmd/actionlint@$(ACTIONLINT_VERSION)
 
