@@ -45,6 +45,12 @@ const (
 		INSERT INTO pgtrickle.outbox_hand (inserted_count, payload)
 		VALUES (1, ('{"v":1,"inserted":[' || row_to_json(NEW) || '],"updated":[],"deleted":[]}')::json);
 		RETURN NULL; END $$`
+	handUpdate = `CREATE FUNCTION hand_update() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+		INSERT INTO pgtrickle.outbox_hand (inserted_count, deleted_count, payload)
+		VALUES (1, 1, ('{"v":1,"inserted":[],"updated":[{"old":' || row_to_json(OLD) || ',"new":' || row_to_json(NEW) || '}],"deleted":[]}')::json);
+		RETURN NULL; END $$`
+	// writeRows are what a table has that is updated, so that clients seldom wait for each other.
+	writeRows = 100_000
 )
 
 // writeWays are measured in turn. The outboxes of the hand-written ones are made by
@@ -53,6 +59,15 @@ func writeWays() []writeWay {
 	table := func(name string) string { return `CREATE TABLE ` + name + ` (` + writeColumns + `)` }
 	insert := func(name string) string { return `INSERT INTO ` + name + writeInsert + `VALUES (` + writeValues + `)` }
 	bulk := func(name string) string { return `INSERT INTO ` + name + writeInsert + writeBulk }
+	filled := func(name string) string {
+		return table(name) + fmt.Sprintf(`; INSERT INTO %s%s%s`, name, writeInsert, strings.ReplaceAll(writeBulk, "$1", fmt.Sprint(writeRows)))
+	}
+	update := func(name string) string {
+		return fmt.Sprintf(`UPDATE %s SET quantity = quantity + 1 WHERE id = 1 + (pg_backend_pid()::bigint * 7919 + $1::bigint) %% %d`, name, writeRows)
+	}
+	bulkUpdate := func(name string) string {
+		return `UPDATE ` + name + ` SET quantity = quantity + 1 WHERE id <= $1::bigint`
+	}
 	return []writeWay{
 		{name: "a table alone", setup: []string{table("w_plain")}, statement: insert("w_plain"), bulk: bulk("w_plain")},
 		{
@@ -72,6 +87,20 @@ func writeWays() []writeWay {
 		{
 			name: "enable_outbox", base: "a row trigger by hand", setup: []string{table("w_ours"), `SELECT pgtrickle.enable_outbox('w_ours')`},
 			statement: insert("w_ours"), bulk: bulk("w_ours"),
+		},
+		{name: "UPDATE of a table alone", setup: []string{filled("u_plain")}, statement: update("u_plain"), bulk: bulkUpdate("u_plain")},
+		{
+			name: "UPDATE, a row trigger by hand", base: "UPDATE of a table alone",
+			setup: []string{
+				filled("u_hand"), handUpdate,
+				`CREATE TRIGGER hand AFTER UPDATE ON u_hand FOR EACH ROW EXECUTE FUNCTION hand_update()`,
+			},
+			statement: update("u_hand"), bulk: bulkUpdate("u_hand"),
+		},
+		{
+			name: "UPDATE, enable_outbox", base: "UPDATE, a row trigger by hand",
+			setup:     []string{filled("u_ours"), `SELECT pgtrickle.enable_outbox('u_ours')`},
+			statement: update("u_ours"), bulk: bulkUpdate("u_ours"),
 		},
 		{
 			name: "an event by hand, in BEGIN … COMMIT", setup: []string{`SELECT pgtrickle.create_outbox('own')`}, tx: true,
