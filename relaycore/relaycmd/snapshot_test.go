@@ -53,7 +53,7 @@ func TestSnapshotProgress(t *testing.T) {
 }
 
 // TestSnapshotCommand sends the rows of a running pipeline again: some, then all, with a
-// kill -9 in between, and then cancels one.
+// kill -9 in the middle of both, and then cancels one.
 func TestSnapshotCommand(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -76,23 +76,32 @@ func TestSnapshotCommand(t *testing.T) {
 	}
 	cli(`no snapshot of pipeline "p" runs`, "snapshot", "cancel", "p")
 	cli(`pipeline "q" not found`, "snapshot", "q")
-	cli("1500 rows of p were selected", "snapshot", "p", "--where", "id % 2 = 0 -- even")
-	eventually(t, "the selected rows came", 30*time.Second, func() bool { return len(lines(w.spool("p"))) == 1500 && finished() })
-
 	w.exec(t, `SELECT pgtrickle.set_relay_outbox('p', config => (SELECT config || '{"snapshot_rate": 1000}' FROM pgtrickle.get_relay_config('p')))`)
-	cli("all rows of p were requested", "snapshot", "p")
-	eventually(t, "rows come", 20*time.Second, func() bool { return len(lines(w.spool("p"))) > 2000 })
-	cli("runs already", "snapshot", "p")
-	p.signal(t, syscall.SIGKILL)
-	p = startRelay(t, w.url)
-	eventually(t, "all rows came", 60*time.Second, func() bool { return finished() })
-	distinct := make(map[string]bool)
-	all := lines(w.spool("p"))
-	for _, line := range all[1500:] {
-		distinct[line] = true
-	}
-	if len(distinct) != 3000 {
-		t.Errorf("%d rows came, want 3000", len(distinct))
+	for _, tc := range []struct {
+		says  string
+		where []string
+		rows  int
+	}{
+		{"1500 rows of p were selected", []string{"--where", "id % 2 = 0 -- even"}, 1500},
+		{"all rows of p were requested", nil, 3000},
+	} {
+		before := len(lines(w.spool("p")))
+		cli(tc.says, append([]string{"snapshot", "p"}, tc.where...)...)
+		eventually(t, "rows come", 20*time.Second, func() bool { return len(lines(w.spool("p"))) > before+500 })
+		cli("runs already", "snapshot", "p")
+		p.signal(t, syscall.SIGKILL)
+		if n := len(lines(w.spool("p"))) - before; n >= tc.rows {
+			t.Fatalf("the process was killed behind all %d rows", n)
+		}
+		p = startRelay(t, w.url)
+		eventually(t, "all rows came", 60*time.Second, finished)
+		distinct := make(map[string]bool)
+		for _, line := range lines(w.spool("p"))[before:] {
+			distinct[line] = true
+		}
+		if len(distinct) != tc.rows {
+			t.Errorf("%d rows came, want %d", len(distinct), tc.rows)
+		}
 	}
 
 	cli("all rows", "snapshot", "p")
@@ -110,4 +119,35 @@ func TestSnapshotCommand(t *testing.T) {
 		t.Errorf("%d messages came behind the cancelled snapshot, want 1", got-cancelled)
 	}
 	eventually(t, "the log has it", 5*time.Second, func() bool { return strings.Contains(p.log.String(), "snapshot was cancelled") })
+}
+
+// TestSnapshotRequests looks at requests in status. One waits while no relay runs. Then it is
+// refused, as the table has lost its primary key.
+func TestSnapshotRequests(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.insert(t, 1, 10)
+	w.pipeline(t, "p", `"startup":"latest"`)
+	env := []string{"PGTRICKLE_RELAY_POSTGRES_URL=" + w.url}
+	status := func() string {
+		out, _, _ := runBinary(t, env, "status")
+		return out
+	}
+	if out := status(); strings.Contains(out, "snapshot") {
+		t.Errorf("status shows a snapshot before one is requested: %s", out)
+	}
+	runBinary(t, env, "snapshot", "p")
+	if out := status(); !strings.Contains(out, `warning: pipeline "p": snapshot that `) || !strings.Contains(out, "waits for its owner") {
+		t.Errorf("status does not show the request: %s", out)
+	}
+	w.exec(t, `ALTER TABLE orders DROP CONSTRAINT orders_pkey`)
+	startRelay(t, w.url)
+	eventually(t, "status shows the refusal", 20*time.Second, func() bool {
+		return strings.Contains(status(), "was refused: snapshot: table public.orders has no primary key")
+	})
+	w.exec(t, `ALTER TABLE orders ADD PRIMARY KEY (id); SELECT pgtrickle.outbox_upgrade('outbox_orders')`)
+	runBinary(t, env, "snapshot", "p")
+	eventually(t, "the next one is served", 20*time.Second, func() bool {
+		return len(lines(w.spool("p"))) == 10 && !strings.Contains(status(), "snapshot")
+	})
 }

@@ -91,6 +91,9 @@ func (p *program) status(ctx context.Context, db *database) (*statusReport, erro
 	}
 
 	report := &statusReport{Group: p.common.group, Instances: []observe.InstanceStatus{}, Pipelines: []pipelineStatus{}}
+	if report.Warnings, err = db.store.SnapshotWarnings(ctx); err != nil {
+		return nil, err
+	}
 	for _, m := range members {
 		report.Instances = append(report.Instances, observe.InstanceStatus{
 			ID: m.ID, Binary: m.Binary, Version: m.Version, Hostname: m.Hostname, PID: m.PID, Backends: m.Backends,

@@ -47,7 +47,8 @@ const (
 		RETURN NULL; END $$`
 	handUpdate = `CREATE FUNCTION hand_update() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
 		INSERT INTO pgtrickle.outbox_hand (inserted_count, deleted_count, payload)
-		VALUES (1, 1, ('{"v":1,"inserted":[],"updated":[{"old":' || row_to_json(OLD) || ',"new":' || row_to_json(NEW) || '}],"deleted":[]}')::json);
+		VALUES (1, 1, ('{"v":1,"inserted":[],"updated":[{"old":' || row_to_json(OLD) || ',"new":' || row_to_json(NEW) ||
+			'}],"deleted":[]}')::json);
 		RETURN NULL; END $$`
 	// writeRows are what a table has that is updated, so that clients seldom wait for each other.
 	writeRows = 100_000
@@ -63,7 +64,8 @@ func writeWays() []writeWay {
 		return table(name) + fmt.Sprintf(`; INSERT INTO %s%s%s`, name, writeInsert, strings.ReplaceAll(writeBulk, "$1", fmt.Sprint(writeRows)))
 	}
 	update := func(name string) string {
-		return fmt.Sprintf(`UPDATE %s SET quantity = quantity + 1 WHERE id = 1 + (pg_backend_pid()::bigint * 7919 + $1::bigint) %% %d`, name, writeRows)
+		return fmt.Sprintf(`UPDATE %s SET quantity = quantity + 1 WHERE id = 1 + (pg_backend_pid()::bigint * 7919 + $1::bigint) %% %d`,
+			name, writeRows)
 	}
 	bulkUpdate := func(name string) string {
 		return `UPDATE ` + name + ` SET quantity = quantity + 1 WHERE id <= $1::bigint`

@@ -2,13 +2,17 @@ package store
 
 import (
 	"context"
+	_ "embed"
 	"errors"
 	"fmt"
 	"strings"
 	"time"
 
 	"github.com/jackc/pgerrcode"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
 )
 
 // Snapshot asks for the rows of a pipeline's table, or for those that a condition in SQL
@@ -20,6 +24,30 @@ func (s Store) Snapshot(ctx context.Context, pipeline, where string) (string, er
 		return "all rows of " + pipeline + " were requested; status shows the progress", explainRefusal(err)
 	}
 	return fmt.Sprintf("%d rows of %s were selected; status shows the progress", *selected, pipeline), explainRefusal(err)
+}
+
+//go:embed sql/snapshot_requests.sql
+var snapshotRequestsSQL string
+
+// SnapshotWarnings returns a line for each pipeline whose newest request for a snapshot, or
+// for its end, was refused or waits for an owner.
+func (s Store) SnapshotWarnings(ctx context.Context) (lines []string, err error) {
+	rows, _ := s.db.Query(ctx, snapshotRequestsSQL, s.group)
+	var pipeline, by, why string
+	var at time.Time
+	_, err = pgx.ForEachRow(rows, []any{&pipeline, &at, &by, &why}, func() error {
+		became := "waits for its owner"
+		if why != "" {
+			became = "was refused: " + why
+		}
+		lines = append(lines, fmt.Sprintf("pipeline %q: snapshot that %s requested at %s %s",
+			pipeline, by, at.UTC().Format(time.RFC3339), became))
+		return nil
+	})
+	if err != nil && !pg.IsMissing(err) {
+		return nil, fmt.Errorf("list requests for snapshots: %w", err)
+	}
+	return lines, nil
 }
 
 // CancelSnapshot asks the owner of a pipeline to end its snapshot.
