@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/peterbourgon/ff/v3/ffcli"
@@ -142,11 +141,10 @@ func (p *program) summarizeDeadLetters(ctx context.Context, filter store.DeadLet
 		return p.printJSON(found)
 	}
 
-	w := tabwriter.NewWriter(p.stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "PIPELINE\tDIRECTION\tSTATUS\tCLASS\tCOUNT\tFIRST\tLAST\tERROR")
+	w := newTable(p.stdout)
+	w.row("PIPELINE", "DIRECTION", "STATUS", "CLASS", "COUNT", "FIRST", "LAST", "ERROR")
 	for _, s := range found {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\n", printable(s.Pipeline, s.Direction, s.Status, s.Class, s.Count,
-			s.First.UTC().Format(time.RFC3339), s.Last.UTC().Format(time.RFC3339), strings.ReplaceAll(s.Error, "\n", " "))...)
+		w.row(s.Pipeline, s.Direction, s.Status, s.Class, s.Count, s.First, s.Last, strings.ReplaceAll(s.Error, "\n", " "))
 	}
 	return w.Flush()
 }
@@ -174,11 +172,11 @@ func (p *program) listDeadLetters(ctx context.Context, filter store.DeadLetterFi
 		return p.printJSON(found)
 	}
 
-	w := tabwriter.NewWriter(p.stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "ID\tPIPELINE\tDIRECTION\tSTATUS\tCLASS\tATTEMPTS\tORIGINAL\tKEY\tMESSAGE\tSTORED\tERROR")
+	w := newTable(p.stdout)
+	w.row("ID", "PIPELINE", "DIRECTION", "STATUS", "CLASS", "ATTEMPTS", "ORIGINAL", "KEY", "MESSAGE", "STORED", "ERROR")
 	for _, l := range found {
-		fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\n", printable(l.ID, l.Pipeline, l.Direction, l.Status, l.Class, l.Attempts,
-			orDash(l.Original), l.Key, l.MessageID, l.Created.UTC().Format(time.RFC3339), strings.ReplaceAll(l.Error, "\n", " "))...)
+		w.row(l.ID, l.Pipeline, l.Direction, l.Status, l.Class, l.Attempts, orDash(l.Original), l.Key, l.MessageID, l.Created,
+			strings.ReplaceAll(l.Error, "\n", " "))
 	}
 	if more {
 		fmt.Fprintf(w, "(more than %d: raise --limit, or see dlq summary)\n", limit)

@@ -2,12 +2,38 @@ package relaycmd
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
+	"fmt"
+	"io"
 	"strconv"
 	"strings"
+	"text/tabwriter"
+	"time"
 	"unicode"
 	"unicode/utf8"
 )
+
+// table prints rows with columns of one width each.
+type table struct{ *tabwriter.Writer }
+
+func newTable(w io.Writer) table { return table{tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)} }
+
+// row prints values, times in UTC and strings as printable.
+func (t table) row(values ...any) {
+	for i, v := range printable(values...) {
+		if i > 0 {
+			fmt.Fprint(t, "\t")
+		}
+		if at, ok := v.(time.Time); ok {
+			v = at.UTC().Format(time.RFC3339)
+		}
+		fmt.Fprint(t, v)
+	}
+	fmt.Fprintln(t)
+}
+
+func orDash(s string) string { return cmp.Or(s, "-") }
 
 // printable quotes the strings among args that hold control or invisible characters.
 // Keys, subjects and errors come from publishers and far ends: raw, they could write

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/peterbourgon/ff/v3/ffcli"
@@ -145,29 +144,29 @@ func stateOf(pl *catalog.Pipeline, c store.Cursor, members []lease.Instance) (st
 }
 
 func (p *program) printStatus(report *statusReport) error {
-	w := tabwriter.NewWriter(p.stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "PIPELINE\tDIRECTION\tBACKEND\tSTATE\tOWNER\tLAST ID\tDELIVERED\tFILTERED\tDEAD\tPARKED\tUPDATED\tERROR")
+	w := newTable(p.stdout)
+	w.row("PIPELINE", "DIRECTION", "BACKEND", "STATE", "OWNER", "LAST ID", "DELIVERED", "FILTERED", "DEAD", "PARKED", "UPDATED", "ERROR")
 	for _, s := range report.Pipelines {
-		updated := "-"
+		var updated any = "-"
 		if s.Updated != nil {
-			updated = s.Updated.UTC().Format(time.RFC3339)
+			updated = *s.Updated
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%d\t%s\t%s\n", printable(s.Name, s.Direction, s.Backend, s.State, orDash(s.Owner),
-			s.LastID, s.Delivered, s.Filtered, s.DeadLetters, s.Parked, updated, s.Error)...)
+		w.row(s.Name, s.Direction, s.Backend, s.State, orDash(s.Owner), s.LastID,
+			s.Delivered, s.Filtered, s.DeadLetters, s.Parked, updated, s.Error)
 	}
 	for _, s := range report.Pipelines {
 		if len(s.Snapshot) > 0 {
 			fmt.Fprintf(w, "\npipeline %s, %s\n", printable(s.Name, backfill.Describe(s.Snapshot))...)
 		}
 	}
-	fmt.Fprintf(w, "\nINSTANCE\tBINARY\tVERSION\tHOST\tBACKENDS\tUP SINCE\n")
+	fmt.Fprintln(w)
+	w.row("INSTANCE", "BINARY", "VERSION", "HOST", "BACKENDS", "UP SINCE")
 	for _, i := range report.Instances {
 		id := i.ID
 		if i.Draining {
 			id += " (draining)"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", printable(id, i.Binary, i.Version, i.Hostname, strings.Join(i.Backends, ","),
-			i.Started.UTC().Format(time.RFC3339))...)
+		w.row(id, i.Binary, i.Version, i.Hostname, strings.Join(i.Backends, ","), i.Started)
 	}
 	for i, text := range report.Warnings {
 		if i == 0 {
@@ -176,11 +175,4 @@ func (p *program) printStatus(report *statusReport) error {
 		fmt.Fprintf(w, "warning: %s\n", printable(text)...)
 	}
 	return w.Flush()
-}
-
-func orDash(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return s
 }

@@ -115,7 +115,7 @@ func (e *Endpoint) guard() (*guard, error) {
 	if e.TokenFile == "" {
 		return g, nil
 	}
-	token, err := ReadToken(e.TokenFile)
+	token, err := readToken(e.TokenFile)
 	if err != nil {
 		return nil, err
 	}
@@ -124,8 +124,8 @@ func (e *Endpoint) guard() (*guard, error) {
 	return g, nil
 }
 
-// ReadToken returns the token in the file that --metrics-token-file names.
-func ReadToken(name string) (string, error) {
+// readToken returns the token in the file that --metrics-token-file names.
+func readToken(name string) (string, error) {
 	content, err := os.ReadFile(name)
 	if err != nil {
 		return "", fmt.Errorf("--metrics-token-file: %w", err)

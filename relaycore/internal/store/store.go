@@ -64,15 +64,6 @@ func (s Store) args(key Key, more pgx.StrictNamedArgs) pgx.StrictNamedArgs {
 // timelineSQL changes its result when a standby is promoted.
 const timelineSQL = `substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)`
 
-// Timeline returns the server's timeline, or "" if the role may not read it.
-func Timeline(ctx context.Context, db pg.Querier) (timeline string, err error) {
-	err = db.QueryRow(ctx, `SELECT `+timelineSQL).Scan(&timeline)
-	if pg.IsUnavailable(err) {
-		return "", nil
-	}
-	return timeline, err
-}
-
 // A pipeline's lock has two keys, the hashes of the group and of this name.
 const lockName = `CASE direction WHEN 'reverse' THEN 'reverse:' ELSE '' END || pipeline`
 
