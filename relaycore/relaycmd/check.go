@@ -94,15 +94,10 @@ func (p *program) checkPipeline(ctx context.Context, runner *pipeline.Runner, pl
 		r.Notes = append(r.Notes, "is disabled")
 	}
 
-	err := pl.Err
-	var g relay.Guarantee
-	if err == nil {
-		ctx, cancel := context.WithTimeout(ctx, commandTimeout)
-		defer cancel()
-		var notes []string
-		g, notes, err = runner.Probe(ctx, pl, busy, p.logger())
-		r.Notes = append(r.Notes, notes...)
-	}
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+	g, notes, err := runner.Probe(ctx, pl, busy, p.logger())
+	r.Notes = append(r.Notes, notes...)
 	if err != nil {
 		r.Result, r.Problem = "failed", pg.Explain(err).Error()
 		return r

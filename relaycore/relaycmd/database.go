@@ -74,7 +74,7 @@ func (p *program) withDatabase(ctx context.Context, timeout time.Duration, use f
 	if len(missing) > 0 {
 		return errors.New(strings.Join(missing, "\n"))
 	}
-	pipelines, err := catalog.New(p.registry, p.common.access).Load(ctx, pool)
+	pipelines, err := catalog.Read(ctx, pool, p.registry, p.common.access)
 	if err != nil {
 		return err
 	}
@@ -108,7 +108,7 @@ func unverified(pools ...*pgxpool.Pool) (notes []string) {
 	return slices.Compact(notes)
 }
 
-// forward returns the valid forward pipeline of that name.
+// forward returns the forward pipeline of that name.
 func (db *database) forward(name string) (catalog.Pipeline, error) {
 	var names []string
 	for _, pl := range db.pipelines {

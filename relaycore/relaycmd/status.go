@@ -13,6 +13,7 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/internal/lease"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/observe"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/backfill"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
 )
 
@@ -131,8 +132,13 @@ func stateOf(pl *catalog.Pipeline, c store.Cursor, members []lease.Instance) (st
 		return c.Status, c.Error
 	case c.Held:
 		return observe.StateRunning, ""
-	case pl.Linked && pl.Err != nil:
-		return observe.StateInvalid, strings.ReplaceAll(pl.Err.Error(), "\n", "; ")
+	case pl.Linked:
+		if _, err := pl.Resolve(); err != nil {
+			return observe.StateInvalid, pg.OneLine(err)
+		}
+	}
+
+	switch {
 	case len(members) == 0:
 		return "stopped", "no relay of this group is running"
 	case !lease.Served(members, pl.Backend):

@@ -198,12 +198,9 @@ func (c *Catalog) Load(ctx context.Context, db pg.Querier) (Snapshot, error) {
 	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
 	defer cancel()
 
-	rows, err := c.rows(ctx, db, tablesSQL)
-	if pg.IsMissing(err) {
-		return nil, store.ErrNoCatalog
-	}
+	rows, err := readRows(ctx, db)
 	if err != nil {
-		return nil, fmt.Errorf("load pipelines: %w", err)
+		return nil, err
 	}
 	snapshot := make(Snapshot, 0, len(rows))
 	known := make(map[Key]Pipeline, len(rows))
@@ -226,18 +223,41 @@ func (c *Catalog) Load(ctx context.Context, db pg.Querier) (Snapshot, error) {
 	return snapshot, nil
 }
 
-func (c *Catalog) rows(ctx context.Context, db pg.Querier, sql string) ([]Row, error) {
-	result, err := db.Query(ctx, sql)
+// Read reads all pipelines once, for a command. It decodes none: a command resolves those
+// that it needs. A pipeline has no revision, and its Err is set only if its row is malformed.
+func Read(ctx context.Context, db pg.Querier, reg *relay.Registry, access *relaycfg.Access) (Snapshot, error) {
+	rows, err := readRows(ctx, db)
 	if err != nil {
 		return nil, err
 	}
-	return pgx.CollectRows(result, func(r pgx.CollectableRow) (Row, error) {
-		var row Row
-		var config string
-		err := r.Scan(&row.Name, &row.Direction, &row.Enabled, &config, &row.size, &row.snapshot)
-		row.Config = json.RawMessage(config)
-		return row, err
-	})
+	snapshot := make(Snapshot, 0, len(rows))
+	for _, row := range rows {
+		snapshot = append(snapshot, split(row, reg, access))
+	}
+	slices.SortFunc(snapshot, func(a, b Pipeline) int { return a.Compare(b.Key) })
+	return snapshot, nil
+}
+
+func readRows(ctx context.Context, db pg.Querier) (rows []Row, err error) {
+	result, err := db.Query(ctx, tablesSQL)
+	if err == nil {
+		rows, err = pgx.CollectRows(result, scanRow)
+	}
+	switch {
+	case pg.IsMissing(err):
+		return nil, store.ErrNoCatalog
+	case err != nil:
+		return nil, fmt.Errorf("load pipelines: %w", err)
+	}
+	return rows, nil
+}
+
+func scanRow(r pgx.CollectableRow) (Row, error) {
+	var row Row
+	var config string
+	err := r.Scan(&row.Name, &row.Direction, &row.Enabled, &config, &row.size, &row.snapshot)
+	row.Config = json.RawMessage(config)
+	return row, err
 }
 
 // revision covers the values of secrets, so that a rotated secret file restarts its

@@ -148,9 +148,18 @@ type normaliser struct {
 	errs     []error
 }
 
-// Normalise brings the flat and the nested form of a configuration into one. The
-// problems of the row are in the pipeline's Err, and affect no other row.
+// Normalise brings the flat and the nested form of a configuration into one, and decodes
+// it. The problems of the row are in the pipeline's Err, and affect no other row.
 func Normalise(row Row, reg *relay.Registry, access *relaycfg.Access) Pipeline {
+	p := split(row, reg, access)
+	if row.Enabled || !relaycfg.HasReference(row.Config) { // a disabled row reads no secrets
+		_, p.Err = p.Resolve()
+	}
+	return p
+}
+
+// split is Normalise without the decoding: Err is set only for a malformed row.
+func split(row Row, reg *relay.Registry, access *relaycfg.Access) Pipeline {
 	n := &normaliser{row: row, reg: reg, far: "sink", near: "source"}
 	if row.Direction == relay.Reverse {
 		n.far, n.near = "source", "sink"
@@ -165,9 +174,7 @@ func Normalise(row Row, reg *relay.Registry, access *relaycfg.Access) Pipeline {
 	}
 	p.backend, p.common, p.own = n.backend, n.common, n.own
 	p.malformed = errors.Join(n.errs...)
-	if p.Err = p.malformed; row.Enabled || !relaycfg.HasReference(row.Config) { // a disabled row reads no secrets
-		_, p.Err = p.Resolve()
-	}
+	p.Err = p.malformed
 	return p
 }
 

@@ -21,7 +21,7 @@ type Reader struct {
 	Source   *outbox.Source
 	Settings catalog.Settings // of the pipeline
 	encoder  *codec.Encoder
-	identity string // of the pipeline; see [relay.Env]
+	ends     *ends // its sink opens when a replay needs it
 }
 
 // Read opens the pipeline's outbox where the next owner would continue, or at the
@@ -53,7 +53,8 @@ func (r *Runner) Read(ctx context.Context, pl catalog.Pipeline, from int64, log 
 		_ = src.Close() // err matters more
 		return nil, err
 	}
-	return &Reader{Source: src, Settings: s, encoder: encoder, identity: state.Identity}, nil
+	e := &ends{Runner: r, pipeline: pl, resolved: resolved, log: log, identity: state.Identity}
+	return &Reader{Source: src, Settings: s, encoder: encoder, ends: e}, nil
 }
 
 // Next returns at most limit encoded messages, none at the end of the outbox.
@@ -64,20 +65,6 @@ func (r *Reader) Next(ctx context.Context, limit int) ([]relay.Message, error) {
 	}
 	r.encoder.Encode(batch, nil)
 	return batch, nil
-}
-
-// openSink opens the sink of a forward pipeline.
-func (r *Runner) openSink(ctx context.Context, pl catalog.Pipeline, identity string, log *slog.Logger) (relay.Sink, error) {
-	resolved, err := pl.Resolve()
-	if err != nil {
-		return nil, err
-	}
-	conceal := pl.Concealer()
-	e := &ends{Runner: r, pipeline: pl, resolved: resolved, log: conceal.Logger(log), identity: identity}
-	if err := e.openSink(ctx); err != nil {
-		return nil, conceal.Error(pl.Explain(err))
-	}
-	return e.sink, nil
 }
 
 // Verify accounts for every row of a forward pipeline's outbox.

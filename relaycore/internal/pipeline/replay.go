@@ -41,10 +41,10 @@ func (r *Runner) Replay(ctx context.Context, pl catalog.Pipeline, o ReplayOption
 	}
 	defer reader.Source.Close() //nolint:errcheck // it was only read
 
-	sink, err := r.openSink(ctx, pl, reader.identity, log)
-	if err != nil {
-		return report, err
+	if err := reader.ends.openSink(ctx); err != nil {
+		return report, conceal.Error(pl.Explain(err))
 	}
+	sink := reader.ends.sink
 	defer sink.Close() //nolint:errcheck // everything is confirmed by then
 
 	rp := &replayer{
@@ -143,7 +143,7 @@ func (r *replayer) selectFrom(batch []relay.Message) (selected []relay.Message, 
 			m.Headers = append(m.Headers[:len(m.Headers):len(m.Headers)], r.header)
 			if r.newIDs {
 				m.ID += ":replay:" + r.header.Value
-				m.DeliveryID = relay.DeliveryID(r.reader.identity, m.ID)
+				m.DeliveryID = relay.DeliveryID(r.reader.ends.identity, m.ID)
 			}
 			selected = append(selected, *m)
 		}
