@@ -1,74 +1,102 @@
 package relaycmd
 
 import (
+	_ "embed"
+	"fmt"
+	"net/url"
 	"os"
+	"syscall"
 	"testing"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest/pgtest"
 )
 
-// twins are functions and operators in schema public that fit the relay's calls better
-// than PostgreSQL's own. Any role with CREATE on that schema can make them. Each records
-// that it ran.
-const twins = `
-	CREATE TABLE public.ran (what text);
-	GRANT INSERT ON public.ran TO PUBLIC;
-	CREATE FUNCTION public.pg_relation_filenode(oid) RETURNS oid LANGUAGE plpgsql AS
-		$$ BEGIN INSERT INTO public.ran VALUES ('pg_relation_filenode'); RETURN pg_catalog.pg_relation_filenode($1::regclass); END $$;
-	CREATE FUNCTION public.pg_sequence_last_value(oid) RETURNS bigint LANGUAGE plpgsql AS
-		$$ BEGIN INSERT INTO public.ran VALUES ('pg_sequence_last_value'); RETURN pg_catalog.pg_sequence_last_value($1::regclass); END $$;
-	CREATE FUNCTION public.pg_advisory_lock(text) RETURNS void LANGUAGE plpgsql AS
-		$$ BEGIN INSERT INTO public.ran VALUES ('pg_advisory_lock'); END $$;
-	CREATE FUNCTION public.pg_try_advisory_lock(text) RETURNS boolean LANGUAGE plpgsql AS
-		$$ BEGIN INSERT INTO public.ran VALUES ('pg_try_advisory_lock'); RETURN false; END $$;
-	CREATE FUNCTION public.to_regclass(varchar) RETURNS regclass LANGUAGE plpgsql AS
-		$$ BEGIN INSERT INTO public.ran VALUES ('to_regclass'); RETURN pg_catalog.to_regclass($1::text); END $$;
-	CREATE FUNCTION public.pg_notify(varchar, varchar) RETURNS void LANGUAGE plpgsql AS
-		$$ BEGIN INSERT INTO public.ran VALUES ('pg_notify'); END $$;
-	CREATE FUNCTION public.hashtext(varchar) RETURNS int LANGUAGE plpgsql IMMUTABLE AS
-		$$ BEGIN INSERT INTO public.ran VALUES ('hashtext'); RETURN 1; END $$;
-	CREATE FUNCTION public.eq(text, varchar) RETURNS boolean LANGUAGE plpgsql AS
-		$$ BEGIN INSERT INTO public.ran VALUES ('='); RETURN $1::text OPERATOR(pg_catalog.=) $2::text; END $$;
-	CREATE OPERATOR public.= (LEFTARG = text, RIGHTARG = varchar, FUNCTION = public.eq);
-	CREATE FUNCTION public.now() RETURNS timestamptz LANGUAGE plpgsql AS
-		$$ BEGIN INSERT INTO public.ran VALUES ('now'); RETURN pg_catalog.now(); END $$;
-	CREATE FUNCTION public.unnest(text[], text[], text[], text[], text[]) RETURNS SETOF text LANGUAGE plpgsql AS
-		$$ BEGIN INSERT INTO public.ran VALUES ('unnest'); END $$;`
+//go:embed testdata/twins.sql
+var twins string
 
-// TestHostileTwins: no session of the relay and of its commands calls a function that
-// another role has made in schema public. That holds even where the role's search path
-// has that schema before pg_catalog.
+// TestHostileTwins: no session of the relay, of its commands or of its functions uses what
+// another role has made in schema public. That holds for functions, operators, types and
+// relations, and even where the search path has that schema before pg_catalog.
 func TestHostileTwins(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.exec(t, twins)
-	w.exec(t, `DO $$ BEGIN EXECUTE pg_catalog.format('ALTER DATABASE %I SET search_path = public, pg_catalog', pg_catalog.current_database()); END $$`)
-	w.pipeline(t, "p", "")
-	w.exec(t, `SELECT pgtrickle.create_inbox('box'), pgtrickle.set_relay_inbox('r', config => $1::jsonb), pgtrickle.enable_relay('r')`,
-		`{"source_type":"spool","spool_path":"`+w.spool("in")+`","inbox_table":"box"}`)
-	if err := os.WriteFile(w.spool("in"), []byte(`{"a":1}`+"\n"), 0o644); err != nil {
+	w.exec(t, `CREATE TABLE public.more (id int PRIMARY KEY, t text) PARTITION BY RANGE (id); CREATE TABLE public.piece PARTITION OF public.more DEFAULT;
+		CREATE TABLE public.own (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, payload jsonb);
+		CREATE TABLE public.parts (event_id text, payload jsonb, at date DEFAULT '2026-01-01') PARTITION BY RANGE (at);
+		CREATE TABLE public.part PARTITION OF public.parts DEFAULT; CREATE INDEX ON public.parts (event_id); INSERT INTO public.parts VALUES ('line:1', '"another"');
+		SELECT pgtrickle.create_inbox('box'); INSERT INTO pgtrickle.box (event_id, payload) VALUES ('line:1', '"another"')`)
+	w.pool = pgtest.Open(t, w.withPath(t, "pg_catalog")) // the test's own statements are no subject of it
+	if _, err := w.pool.Exec(t.Context(), twins); err != nil {
 		t.Fatal(err)
 	}
-	startRelay(t, w.url)
-	w.insert(t, 1, 5)
-	eventually(t, "delivery", patience, count(w.spool("p"))(5))
-	eventually(t, "arrival in the inbox", patience, func() bool {
-		var n int
-		_ = w.pool.QueryRow(t.Context(), `SELECT pg_catalog.count(*) FROM pgtrickle.box`).Scan(&n)
-		return n == 1
-	})
-	for _, args := range [][]string{{"check"}, {"status"}, {"preview", "p"}, {"verify", "p"}, {"dlq", "list"}} {
+	var made int
+	if err := w.pool.QueryRow(t.Context(), `SELECT public.make_twins()`).Scan(&made); err != nil || made < 3000 {
+		t.Fatalf("made %d twins, %v", made, err)
+	}
+	w.exec(t, `DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET search_path = public, pg_catalog', current_database()); END $$`)
+
+	w.hostile(t, fmt.Sprintf(`
+		SELECT pgtrickle.set_relay_outbox('p', config => '{"stream_table":"public.orders","sink_type":"spool","spool_path":%[1]q}');
+		SELECT pgtrickle.set_relay_outbox('own', config => '{"stream_table":"public.own","sink_type":"spool","spool_path":%[2]q}');
+		SELECT pgtrickle.set_relay_inbox('r', config => '{"source_type":"spool","spool_path":%[3]q,"inbox_table":"box"}');
+		SELECT pgtrickle.set_relay_inbox('q', config => '{"source_type":"spool","spool_path":%[3]q,"inbox_table":"parts","inbox_schema":"public"}');
+		SELECT pgtrickle.enable_relay('p'); SELECT pgtrickle.enable_relay('own'); SELECT pgtrickle.enable_relay('r'); SELECT pgtrickle.enable_relay('q');
+		INSERT INTO public.orders VALUES (1, 'a'), (2, 'b'); UPDATE public.orders SET note = 'c'; DELETE FROM public.orders WHERE true; TRUNCATE public.orders;
+		INSERT INTO public.orders VALUES (3, 'd'); INSERT INTO public.own (payload) VALUES ('{}')`, w.spool("p"), w.spool("own"), w.spool("in")))
+	if err := os.WriteFile(w.spool("in"), []byte(`{"a":1}`+"\n"+`{"a":2}`+"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	p := startRelay(t, w.url)
+	eventually(t, "delivery", patience, count(w.spool("p"))(7))
+	eventually(t, "delivery of an outbox of one's own", patience, count(w.spool("own"))(1))
+	for _, inbox := range []string{"pgtrickle.box", "public.parts"} {
+		eventually(t, "arrival in "+inbox, patience, func() bool {
+			var n int
+			_ = w.pool.QueryRow(t.Context(), `SELECT count(*) FROM `+inbox).Scan(&n)
+			return n == 2
+		})
+	}
+	for _, args := range [][]string{{"check"}, {"status"}, {"preview", "p"}, {"verify", "p"}, {"dlq", "list"}, {"migrate"}, {"migrate", "--release-extension"}} {
 		w.command(t, args...)
 	}
+	w.hostile(t, `
+		SELECT pgtrickle.list_relay_configs(); SELECT pgtrickle.get_relay_config('p'); SELECT pgtrickle.outbox_status('orders'); SELECT pgtrickle.relay_dlq_list('p');
+		SELECT pgtrickle.relay_snapshot('p', 'true'); SELECT pgtrickle.relay_snapshot_cancel('p'); SELECT pgtrickle.relay_retry('p');
+		SELECT pgtrickle.inbox_status(); SELECT pgtrickle.inbox_health('box'); SELECT pgtrickle.create_inbox('more'); SELECT pgtrickle.drop_inbox('more');
+		SELECT pgtrickle.outbox_truncate_policy('public.orders', 'ignore'); SELECT pgtrickle.outbox_upgrade('public.orders');
+		SELECT pgtrickle.enable_outbox('public.more'); INSERT INTO public.more VALUES (1, 'a'); SELECT pgtrickle.outbox_attach_partitions('public.more');
+		SELECT pgtrickle.outbox_publish('public.orders', '{"a":1}'); SELECT pgtrickle.replay_inbox_messages('box', '{line:1}');
+		SELECT pgtrickle.relay_dlq_retry('p'); SELECT pgtrickle.relay_dlq_discard('p'); SELECT pgtrickle.relay_pipeline_owner('q', 'postgres');
+		SELECT pgtrickle.disable_relay('p'); SELECT pgtrickle.delete_relay('own'); SELECT pgtrickle.relay_grant_access()`)
+	w.hostile(t, w.command(t, "migrate", "--sql"))
+	p.signal(t, syscall.SIGINT)
+	p.exit(t)
+	w.hostile(t, `SELECT pgtrickle.rename_relay('p', 'renamed'); SELECT pgtrickle.disable_outbox('public.orders');
+		SELECT pgtrickle.disable_outbox('public.more', true)`)
 
-	rows, err := w.pool.Query(t.Context(), `SELECT DISTINCT what FROM public.ran ORDER BY 1`)
+	var ran bool
+	if err := w.pool.QueryRow(t.Context(), `SELECT is_called FROM public.ran`).Scan(&ran); err != nil || ran {
+		t.Errorf("a twin was used: %t, %v; the log of the relay or of the server names it", ran, err)
+	}
+}
+
+// withPath returns the database's URL for sessions with a search path.
+func (w *world) withPath(t *testing.T, path string) string {
+	t.Helper()
+	u, err := url.Parse(w.url)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer rows.Close()
-	for rows.Next() {
-		var what string
-		if err := rows.Scan(&what); err != nil {
-			t.Fatal(err)
-		}
-		t.Errorf("the relay called public.%s", what)
+	q := u.Query()
+	q.Set("search_path", path)
+	u.RawQuery = q.Encode()
+	return u.String()
+}
+
+// hostile runs statements in a session that finds the twins first.
+func (w *world) hostile(t *testing.T, sql string) {
+	t.Helper()
+	if _, err := pgtest.Open(t, w.withPath(t, "public,pg_catalog")).Exec(t.Context(), sql); err != nil {
+		t.Errorf("%s: %v", sql[:min(len(sql), 300)], err)
 	}
 }

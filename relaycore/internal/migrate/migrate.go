@@ -27,7 +27,7 @@ import (
 var files embed.FS
 
 // lock serialises migrations of one database.
-const lock = `SELECT pg_advisory_xact_lock(7283460186294519713)`
+const lock = `SELECT pg_catalog.pg_advisory_xact_lock(7283460186294519713)`
 
 // settings apply to the transaction of a migration.
 const settings = `SET LOCAL client_min_messages = warning;
@@ -297,8 +297,8 @@ func SQL(backends []Backend) (string, error) {
 		return "", err
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "-- The catalog of pgtrickle-relay, version %d.\n\nBEGIN;\n%s;\n%s\n%s\n%s",
-		s.version(), lock, settings, ownerSQL, s.prologue)
+	fmt.Fprintf(&b, "-- The catalog of pgtrickle-relay, version %d.\n\nBEGIN;\n%s%s;\n\n%s\n%s",
+		s.version(), settings, lock, ownerSQL, s.prologue)
 	for _, m := range s.migrations {
 		fmt.Fprintf(&b, "\n%s%s", m.sql, m.record())
 	}

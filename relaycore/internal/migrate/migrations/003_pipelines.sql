@@ -628,7 +628,7 @@ BEGIN
         RETURN NULL;
     END IF;
     t := pgtrickle._relay_snapshot_table(p_name);
-    SELECT pg_catalog.format('%s%I.%I', CASE c.relkind WHEN 'p' THEN '' ELSE 'ONLY ' END, n.nspname, c.relname) INTO rel
+    SELECT pg_catalog.format('%s%I.%I', CASE WHEN c.relkind OPERATOR(pg_catalog.=) 'p' THEN '' ELSE 'ONLY ' END, n.nspname, c.relname) INTO rel
         FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace WHERE c.oid OPERATOR(pg_catalog.=) t::pg_catalog.oid;
     SELECT pg_catalog.string_agg(pg_catalog.format(CASE WHEN pg_catalog.cardinality(pgtrickle._relay_text_settings(t)) OPERATOR(pg_catalog.=) 0
                THEN 'pg_catalog.format(''%%s'', %I)' ELSE 'pgtrickle._relay_key_text(%I)' END, k.attname), ', ' ORDER BY k.pos) INTO keys

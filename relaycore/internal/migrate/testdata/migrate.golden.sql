@@ -1,10 +1,10 @@
 -- The catalog of pgtrickle-relay, version 7.
 
 BEGIN;
-SELECT pg_advisory_xact_lock(7283460186294519713);
 SET LOCAL client_min_messages = warning;
 SET LOCAL search_path = pg_catalog, pg_temp;
 SET LOCAL check_function_bodies = on;
+SELECT pg_catalog.pg_advisory_xact_lock(7283460186294519713);
 
 -- Runs first, and reads PostgreSQL's own catalogs alone: the schema's objects may be a
 -- stranger's. It decides which role owns the catalog, and goes on as that role, so that
@@ -2014,7 +2014,7 @@ BEGIN
         RETURN NULL;
     END IF;
     t := pgtrickle._relay_snapshot_table(p_name);
-    SELECT pg_catalog.format('%s%I.%I', CASE c.relkind WHEN 'p' THEN '' ELSE 'ONLY ' END, n.nspname, c.relname) INTO rel
+    SELECT pg_catalog.format('%s%I.%I', CASE WHEN c.relkind OPERATOR(pg_catalog.=) 'p' THEN '' ELSE 'ONLY ' END, n.nspname, c.relname) INTO rel
         FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace WHERE c.oid OPERATOR(pg_catalog.=) t::pg_catalog.oid;
     SELECT pg_catalog.string_agg(pg_catalog.format(CASE WHEN pg_catalog.cardinality(pgtrickle._relay_text_settings(t)) OPERATOR(pg_catalog.=) 0
                THEN 'pg_catalog.format(''%%s'', %I)' ELSE 'pgtrickle._relay_key_text(%I)' END, k.attname), ', ' ORDER BY k.pos) INTO keys
@@ -2104,7 +2104,7 @@ $sql$;
     COMMENT ON FUNCTION pgtrickle.list_relay_configs() IS 'pgtrickle-relay: the caller''s pipelines, by name, without their secrets';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (3, 'pipelines', '5b56eeeca188a4f3')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (3, 'pipelines', '94a1812523d6c6c7')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 
