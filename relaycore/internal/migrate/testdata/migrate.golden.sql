@@ -2588,27 +2588,43 @@ BEGIN
         RETURN;
     END IF;
     EXECUTE $sql$
+-- It is in PL/pgSQL, which keeps its plans: an idle pipeline asks every two seconds, and a
+-- function in SQL with a search_path is planned whole at each call.
 CREATE OR REPLACE FUNCTION pgtrickle._relay_stream_oid(p_outbox text) RETURNS regclass
-LANGUAGE sql STABLE STRICT SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
-    SELECT coalesce(
-        -- A table that was renamed keeps its oid. One that was restored from a dump has
-        -- another, and is known by its trigger, or by its name. A trigger and a name can
-        -- be anybody's: they count only at a table of the role that called enable_outbox.
-        (SELECT t.tgrelid FROM pg_trigger t WHERE t.tgrelid = c.stream_table_oid AND t.tgname = pgtrickle._relay_trigger(p_outbox, 'row')),
-        (SELECT t.tgrelid FROM pg_trigger t JOIN pg_class r ON r.oid = t.tgrelid JOIN pg_roles w ON w.oid = r.relowner
-            WHERE t.tgname = pgtrickle._relay_trigger(p_outbox, 'row') AND w.rolname = o.stream_owner AND NOT r.relispartition
-            ORDER BY t.tgrelid LIMIT 1),
+LANGUAGE plpgsql STABLE STRICT SET search_path = pgtrickle, pg_catalog, pg_temp AS $fn$
+DECLARE
+    o     record;
+    t     oid;
+    mine  name;
+BEGIN
+    SELECT r.stream_owner, r.stream_schema, r.stream_table, r.capture_function, c.stream_table_oid INTO o
+        FROM pgtrickle.relay_outboxes r JOIN pgtrickle.pgt_outbox_config c USING (outbox_table_name)
+        WHERE r.outbox_table_name = p_outbox AND r.stream_table IS NOT NULL;
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    -- A table that was renamed keeps its oid.
+    mine := pgtrickle._relay_trigger(p_outbox, 'row');
+    SELECT g.tgrelid INTO t FROM pg_trigger g WHERE g.tgrelid = o.stream_table_oid AND g.tgname = mine;
+    IF FOUND THEN
+        RETURN t;
+    END IF;
+    -- One that was restored from a dump has another, and is known by its trigger, or by its
+    -- name. A trigger and a name can be anybody's: they count only at a table of the role
+    -- that called enable_outbox.
+    RETURN coalesce(
+        (SELECT g.tgrelid FROM pg_trigger g JOIN pg_class r ON r.oid = g.tgrelid JOIN pg_roles w ON w.oid = r.relowner
+            WHERE g.tgname = mine AND w.rolname = o.stream_owner AND NOT r.relispartition
+            ORDER BY g.tgrelid LIMIT 1),
         -- The triggers of an outbox that was made before capture by row.
-        (SELECT t.tgrelid FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid JOIN pg_namespace n ON n.oid = p.pronamespace
+        (SELECT g.tgrelid FROM pg_trigger g JOIN pg_proc p ON p.oid = g.tgfoid JOIN pg_namespace n ON n.oid = p.pronamespace
             WHERE n.nspname = 'pgtrickle' AND p.proname = o.capture_function
-              AND NOT EXISTS (SELECT FROM pg_inherits i JOIN pg_trigger t2 ON t2.tgrelid = i.inhparent
-                              WHERE i.inhrelid = t.tgrelid AND t2.tgfoid = t.tgfoid)
-            ORDER BY t.tgrelid LIMIT 1),
+              AND NOT EXISTS (SELECT FROM pg_inherits i JOIN pg_trigger g2 ON g2.tgrelid = i.inhparent
+                              WHERE i.inhrelid = g.tgrelid AND g2.tgfoid = g.tgfoid)
+            ORDER BY g.tgrelid LIMIT 1),
         (SELECT r.oid FROM pg_class r JOIN pg_namespace n ON n.oid = r.relnamespace JOIN pg_roles w ON w.oid = r.relowner
-            WHERE n.nspname = o.stream_schema AND r.relname = o.stream_table AND w.rolname = coalesce(o.stream_owner, w.rolname)))::regclass
-    FROM pgtrickle.relay_outboxes o JOIN pgtrickle.pgt_outbox_config c USING (outbox_table_name)
-    WHERE o.outbox_table_name = p_outbox AND o.stream_table IS NOT NULL
-$fn$;
+            WHERE n.nspname = o.stream_schema AND r.relname = o.stream_table AND w.rolname = coalesce(o.stream_owner, w.rolname)));
+END $fn$;
 $sql$;
     COMMENT ON FUNCTION pgtrickle._relay_stream_oid(text) IS 'pgtrickle-relay: the oid of the table of an outbox, null when it is gone or never was';
 END $do$;
@@ -3974,7 +3990,7 @@ $sql$;
     COMMENT ON FUNCTION pgtrickle.outbox_rows_consumed(text, bigint) IS 'pgtrickle-relay: forgets the claim-check rows up to an outbox row, which every consumer must have delivered';
 END $do$;
 
-INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (5, 'outbox', '9021991b9fefab95')
+INSERT INTO pgtrickle.relay_migrations (version, name, checksum) VALUES (5, 'outbox', 'cfc31e7acebcbbb5')
     ON CONFLICT (version) DO UPDATE SET name = excluded.name, checksum = excluded.checksum, applied_at = now()
     WHERE relay_migrations.checksum <> excluded.checksum;
 
