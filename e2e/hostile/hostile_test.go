@@ -21,6 +21,13 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if addr := os.Getenv(attackEnv); addr != "" {
+		attack(addr)
+		return
+	}
+	if os.Getenv(plainEnv) != "" {
+		servePlain()
+	}
 	switch os.Getenv("RELAY_HOSTILE") {
 	case "all", "short":
 		os.Exit(m.Run())
