@@ -120,10 +120,11 @@ func (r *checkResult) largestRow() string {
 func (p *program) printCheck(results []checkResult) {
 	titles := map[string]string{"ok": "OK  ", "failed": "FAIL", "skipped": "SKIP"}
 
+	indented := func(text string) string { return strings.ReplaceAll(text, "\n", "\n               ") }
 	for _, r := range results {
 		fmt.Fprintf(p.stdout, "%s %s pipeline %q (%s)\n", titles[r.Result], r.Direction, r.Name, r.Backend)
 		for _, line := range []struct{ what, text string }{
-			{"problem", strings.ReplaceAll(r.Problem, "\n", "\n               ")},
+			{"problem", indented(r.Problem)},
 			{"delivery", r.Delivery},
 			{"duplicates", r.Dedup},
 			{"order", r.Order},
@@ -135,7 +136,7 @@ func (p *program) printCheck(results []checkResult) {
 			}
 		}
 		for _, n := range r.Notes {
-			fmt.Fprintf(p.stdout, "     %-13s %s\n", "note", n)
+			fmt.Fprintf(p.stdout, "     %-13s %s\n", "note", indented(n))
 		}
 	}
 	if len(results) == 0 {

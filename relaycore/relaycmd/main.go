@@ -46,6 +46,7 @@ var errReported = errors.New("already reported")
 const commandTimeout = 30 * time.Second
 
 func run(ctx context.Context, p *program) int {
+	p.stdout, p.stderr = terminal{p.stdout}, terminal{p.stderr}
 	err := pg.Explain(p.run(ctx))
 
 	switch {

@@ -11,8 +11,33 @@ import (
 	"text/tabwriter"
 	"time"
 	"unicode"
+	"unicode/utf16"
 	"unicode/utf8"
 )
+
+// terminal escapes control and invisible characters in what is written to it, but for line
+// ends and tabs. Texts of servers are in errors, notes and warnings; raw, they could
+// send commands to a terminal. The escapes are those of JSON.
+type terminal struct{ io.Writer }
+
+func (t terminal) Write(p []byte) (int, error) {
+	safe := func(r rune) bool { return unicode.IsGraphic(r) || r == '\n' || r == '\t' }
+	if utf8.Valid(p) && bytes.IndexFunc(p, func(r rune) bool { return !safe(r) }) < 0 {
+		return t.Writer.Write(p)
+	}
+	var out strings.Builder
+	for _, r := range string(p) {
+		if safe(r) {
+			out.WriteRune(r)
+			continue
+		}
+		for _, unit := range utf16.Encode([]rune{r}) {
+			fmt.Fprintf(&out, `\u%04x`, unit)
+		}
+	}
+	_, err := io.WriteString(t.Writer, out.String())
+	return len(p), err
+}
 
 // table prints rows with columns of one width each.
 type table struct{ *tabwriter.Writer }

@@ -2,6 +2,10 @@ package relaycmd
 
 import (
 	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"net"
 	"strings"
 	"testing"
 
@@ -37,5 +41,49 @@ func TestOutputQuotesControlCharacters(t *testing.T) {
 	}
 	if got := printable("grün ☕", 1)[0]; got != "grün ☕" {
 		t.Errorf("printable changes plain text: %s", got)
+	}
+}
+
+// What a server answers reaches a terminal escaped, in errors, results of check and JSON.
+func TestServersWriteNoControlCharacters(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	p := &program{stdout: terminal{&out}}
+	p.printCheck([]checkResult{{Name: "p", Backend: "redis", Result: "failed", Problem: hostileText, Notes: []string{hostileText}}})
+	if err := p.printJSON(hostileText + "\U000e0041"); err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(out.String()) {
+		if line = strings.TrimSuffix(line, "\n"); !isPrintable(strings.ReplaceAll(line, "\t", "")) || strings.HasPrefix(line, "forged") {
+			t.Errorf("prints the raw line %q", line)
+		}
+	}
+	var back string
+	text := out.String()
+	if err := json.Unmarshal([]byte(text[strings.LastIndex(text, `"k`):]), &back); err != nil || !strings.HasSuffix(back, "\U000e0041") {
+		t.Errorf("the JSON is %q, %v", back, err)
+	}
+
+	// A server that refuses the login, and names what it likes.
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	go func() {
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			message := "SFATAL\x00VFATAL\x00C28000\x00M" + "\x1b]52;c;aGk=\a\u009b31m" + "\x00\x00"
+			_, _ = conn.Read(make([]byte, 1024))
+			_, _ = fmt.Fprintf(conn, "E%s%s", binary.BigEndian.AppendUint32(nil, uint32(len(message)+4)), message)
+			_ = conn.Close()
+		}
+	}()
+	_, stderr, _ := runBinary(t, nil, "status", "--postgres-url", "postgres://u:p@"+ln.Addr().String()+"/d?sslmode=disable")
+	if !strings.Contains(stderr, `\u001b]52`) || !isPrintable(strings.ReplaceAll(stderr, "\n", "")) {
+		t.Errorf("status prints %q", stderr)
 	}
 }
