@@ -30,7 +30,7 @@ type sinkConfig struct {
 	RetryOnStatus   relaycfg.Ints             `json:"retry_on_status" doc:"Statuses of the answer that are tried again."`
 	SigningSecret   relaycfg.Secrets          `json:"signing_secret" doc:"Secrets that sign each request as Standard Webhooks has it; several, for rotation, give several signatures. whsec_ is followed by base64, anything else is taken as it is."`
 	AllowPrivate    bool                      `json:"allow_private" doc:"Send to loopback, private and other addresses that are not public. The relay's flag --allow-private overrides it."`
-	FollowRedirects bool                      `json:"follow_redirects" doc:"Follow an answer of 307 or 308; without it, and for any other 3xx, a redirect is a failure."`
+	FollowRedirects bool                      `json:"follow_redirects" doc:"Follow an answer of 307 or 308; another host gets none of headers. Without it, and for any other 3xx, a redirect is a failure."`
 	relaynet.TLS
 
 	base    *url.URL // scheme, user, host and port of URL

@@ -53,11 +53,20 @@ func newTransport(cfg *sinkConfig, dialer *relaynet.Dialer, tlsConfig *tls.Confi
 	}
 }
 
-// checkRedirect follows a redirect that keeps method, body and encryption.
-func checkRedirect(next *http.Request, via []*http.Request) error {
-	first := via[0]
-	if len(via) >= 5 || next.Method != first.Method || (first.URL.Scheme == "https" && next.URL.Scheme != "https") {
+// checkRedirect follows a redirect to HTTP that keeps method, body and encryption. Another
+// host gets no header of the configuration, and no host the address that led to it: both
+// can hold secrets.
+func (c *sinkConfig) checkRedirect(next *http.Request, via []*http.Request) error {
+	first, scheme := via[0], next.URL.Scheme
+	if len(via) >= 5 || next.Method != first.Method || scheme != "https" && (scheme != "http" || first.URL.Scheme == "https") {
 		return http.ErrUseLastResponse
+	}
+	next.Header.Del("Referer")
+	if next.URL.Hostname() != first.URL.Hostname() {
+		next.Header.Del("Authorization") // of the URL's user
+		for name := range c.Headers {
+			next.Header.Del(name)
+		}
 	}
 	return nil
 }

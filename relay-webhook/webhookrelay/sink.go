@@ -55,7 +55,7 @@ func newSink(ctx context.Context, env relay.Env, cfg sinkConfig) (*sink, error) 
 	s.http = newTransport(&cfg, s.dialer, tlsConfig)
 	s.do = s.http.RoundTrip
 	if cfg.FollowRedirects {
-		s.do = (&http.Client{Transport: s.http, CheckRedirect: checkRedirect}).Do
+		s.do = (&http.Client{Transport: s.http, CheckRedirect: s.cfg.checkRedirect}).Do
 	}
 	for range cfg.Concurrency {
 		s.workers = append(s.workers, newWorker(s))

@@ -567,6 +567,38 @@ func TestRedirects(t *testing.T) {
 	if err := openSink(t, redirect(307), nil).Publish(context.Background(), m); classOf(err) != "fatal" || got != "" {
 		t.Errorf("Publish through a 307 that is not to be followed = %v; arrived %q", err, got)
 	}
+
+	for _, to := range []string{"file:///etc/passwd", "gopher://127.0.0.1/"} {
+		other := serve(t, func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, to, http.StatusTemporaryRedirect) })
+		if err := openSink(t, other, follow).Publish(context.Background(), m); classOf(err) != "fatal" {
+			t.Errorf("Publish through a redirect to %s = %v, want a fatal error", to, err)
+		}
+	}
+}
+
+// TestRedirectsCarryNoSecrets: another host than that of the configuration gets neither its
+// headers nor its path, which can be secrets.
+func TestRedirectsCarryNoSecrets(t *testing.T) {
+	t.Parallel()
+	var got http.Header
+	target := serve(t, func(_ http.ResponseWriter, r *http.Request) { got = r.Header.Clone() })
+	redirect := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/token1234" {
+			http.Redirect(w, r, "/same", http.StatusTemporaryRedirect)
+			return
+		}
+		if r.Header.Get("X-Api-Key") != "secret1234" {
+			t.Errorf("the same host got %q", r.Header)
+		}
+		http.Redirect(w, r, strings.Replace(target, "127.0.0.1", "localhost", 1), http.StatusTemporaryRedirect)
+	})
+	config := map[string]any{"follow_redirects": true, "headers": map[string]string{"x-api-key": "secret1234", "Authorization": "Bearer secret1234"}}
+	if err := openSink(t, redirect+"/token1234", config).Publish(context.Background(), one()); err != nil {
+		t.Fatal(err)
+	}
+	if text := fmt.Sprint(got); strings.Contains(text, "1234") || got.Get("Webhook-Id") == "" {
+		t.Errorf("another host got %s", text)
+	}
 }
 
 // The guard looks at what is dialled, whatever the URL calls it.
