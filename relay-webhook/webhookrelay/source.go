@@ -25,7 +25,8 @@ var (
 type source struct {
 	cfg      sourceConfig
 	pipeline string
-	scopeIDs bool // see relay.Env
+	scopeIDs bool  // see relay.Env
+	maxEvent int64 // bytes of the body of an event; 0 is no bound
 	shared   *listeners
 	verify   verifier
 
@@ -55,7 +56,7 @@ type item struct {
 
 func newSource(ctx context.Context, env relay.Env, cfg sourceConfig, shared *listeners) (*source, error) {
 	s := &source{
-		cfg: cfg, pipeline: env.Pipeline, scopeIDs: env.ScopeIDs, shared: shared, verify: newVerifier(&cfg),
+		cfg: cfg, pipeline: env.Pipeline, scopeIDs: env.ScopeIDs, maxEvent: env.MaxMessage, shared: shared, verify: newVerifier(&cfg),
 		stop: make(chan struct{}), arrived: make(chan struct{}, 1), inFlight: make(map[string]*item),
 		unverified: unverified{max: int64(cfg.MaxPending), byRemote: make(map[string]int64)},
 	}
@@ -343,6 +344,12 @@ func (s *source) accept(r *http.Request, mediaType string, body []byte) ([]*item
 	messages, err := s.messages(r.Header, mediaType, body)
 	if err != nil {
 		return nil, &refusal{http.StatusBadRequest, err.Error()}
+	}
+	for i := range messages {
+		if length := int64(len(messages[i].Body)); s.maxEvent > 0 && length > s.maxEvent {
+			cause := fmt.Sprintf("an event has %d bytes; at most %d are accepted", length, s.maxEvent)
+			return nil, &refusal{http.StatusRequestEntityTooLarge, cause}
+		}
 	}
 	return s.enqueue(messages)
 }

@@ -140,6 +140,19 @@ func TestAnswers(t *testing.T) {
 	}
 }
 
+// A body may have more than an event may.
+func TestEventTooLarge(t *testing.T) {
+	t.Parallel()
+	r := start(t, map[string]any{"on_missing_id": "hash"})
+	r.Source.(*source).maxEvent = 10
+	for body, want := range map[string]int{`[1,2,3,4,5,6,7]`: 200, `[1,"89012345"]`: 200, `[1,"890123456"]`: 413, `"890123456"`: 413} {
+		status, answer, _ := send(t, "POST", r.url, map[string]string{"Content-Type": "application/json"}, body)
+		if status != want || want == 413 && !strings.Contains(answer, "an event has 11 bytes; at most 10 are accepted") {
+			t.Errorf("answer to %s = %d %s, want %d", body, status, answer, want)
+		}
+	}
+}
+
 // A body without a length is limited as well.
 func TestChunkedTooLarge(t *testing.T) {
 	t.Parallel()

@@ -38,6 +38,9 @@ type Env struct {
 	// relay for unique in the world. The message's place at the far end identifies it,
 	// or else the id together with the far end's name. See [WroteRelay].
 	ScopeIDs bool
+	// MaxMessage is the most bytes that the body of a message may have; 0 is no bound. The
+	// engine dead-letters a larger one. A source that can refuse it does so. 0 for a sink.
+	MaxMessage int64
 	// Control is [net.Dialer]'s. A backend gives it to its dialer, so that it connects to
 	// no address that the operator forbids. It is nil if the operator forbids none.
 	Control func(network, address string, c syscall.RawConn) error

@@ -51,23 +51,24 @@ type Forward struct {
 
 // Reverse are the keys of a pipeline from a broker to an inbox.
 type Reverse struct {
-	InboxTable        string `json:"inbox_table" relay:"required,alias=inbox" doc:"Inbox table that messages are written to."`
-	InboxSchema       string `json:"inbox_schema" relay:"alias=schema" doc:"Schema of the inbox table."`
-	EventIDFrom       string `json:"event_id_from" doc:"Where the event id comes from: header:NAME, body:PATH, subject or key."`
-	IDScope           string `json:"id_scope" relay:"enum=far_end|global" doc:"How far the ids of other producers are unique: within their stream, queue, topic or path, where the message's position counts if it has one (far_end), or in the world (global). Ids that a relay made are unique in the world. set_relay_inbox sets far_end for a new pipeline."`
-	EventTypeFrom     string `json:"event_type_from" doc:"Where the event type comes from: header:NAME, body:PATH, subject or key."`
-	AggregateIDFrom   string `json:"aggregate_id_from" doc:"Where the aggregate id comes from: header:NAME, body:PATH, subject or key."`
-	SourceFrom        string `json:"source_from" doc:"Where the source column comes from: header:NAME, body:PATH, subject or key."`
-	IDColumn          string `json:"id_column" doc:"Column of the event's id; event_id unless the inbox's registration names another."`
-	PayloadColumn     string `json:"payload_column" doc:"Column of the event itself; payload by default."`
-	EventTypeColumn   string `json:"event_type_column" doc:"Column of the event's type; event_type unless the inbox's registration names another."`
-	SourceColumn      string `json:"source_column" doc:"Column of where the event came from; source by default."`
-	AggregateIDColumn string `json:"aggregate_id_column" doc:"Column of the key; aggregate_id by default."`
-	ReceivedAtColumn  string `json:"received_at_column" doc:"Column of the time of arrival; received_at unless the inbox's registration names another."`
-	TraceIDColumn     string `json:"trace_id_column" doc:"Column of the trace id; trace_id by default."`
-	MaxRetries        int64  `json:"max_retries" relay:"min=0" doc:"Accepted as pg_trickle stores it. It governs the inbox's processing, not the relay."`
-	Schedule          string `json:"schedule" doc:"Accepted as pg_trickle stores it. It governs the inbox's stream tables, not the relay."`
-	WithDeadLetter    bool   `json:"with_dead_letter" doc:"Accepted as pg_trickle stores it. It governs the inbox's views, not the relay."`
+	InboxTable        string        `json:"inbox_table" relay:"required,alias=inbox" doc:"Inbox table that messages are written to."`
+	InboxSchema       string        `json:"inbox_schema" relay:"alias=schema" doc:"Schema of the inbox table."`
+	EventIDFrom       string        `json:"event_id_from" doc:"Where the event id comes from: header:NAME, body:PATH, subject or key."`
+	IDScope           string        `json:"id_scope" relay:"enum=far_end|global" doc:"How far the ids of other producers are unique: within their stream, queue, topic or path, where the message's position counts if it has one (far_end), or in the world (global). Ids that a relay made are unique in the world. set_relay_inbox sets far_end for a new pipeline."`
+	EventTypeFrom     string        `json:"event_type_from" doc:"Where the event type comes from: header:NAME, body:PATH, subject or key."`
+	AggregateIDFrom   string        `json:"aggregate_id_from" doc:"Where the aggregate id comes from: header:NAME, body:PATH, subject or key."`
+	SourceFrom        string        `json:"source_from" doc:"Where the source column comes from: header:NAME, body:PATH, subject or key."`
+	MaxMessageBytes   relaycfg.Size `json:"max_message_bytes" relay:"min=1" doc:"Largest body that goes to the inbox. A larger one becomes a dead letter of class too_large, which has it; a webhook answers 413. Default: what the relay's memory allows."`
+	IDColumn          string        `json:"id_column" doc:"Column of the event's id; event_id unless the inbox's registration names another."`
+	PayloadColumn     string        `json:"payload_column" doc:"Column of the event itself; payload by default."`
+	EventTypeColumn   string        `json:"event_type_column" doc:"Column of the event's type; event_type unless the inbox's registration names another."`
+	SourceColumn      string        `json:"source_column" doc:"Column of where the event came from; source by default."`
+	AggregateIDColumn string        `json:"aggregate_id_column" doc:"Column of the key; aggregate_id by default."`
+	ReceivedAtColumn  string        `json:"received_at_column" doc:"Column of the time of arrival; received_at unless the inbox's registration names another."`
+	TraceIDColumn     string        `json:"trace_id_column" doc:"Column of the trace id; trace_id by default."`
+	MaxRetries        int64         `json:"max_retries" relay:"min=0" doc:"Accepted as pg_trickle stores it. It governs the inbox's processing, not the relay."`
+	Schedule          string        `json:"schedule" doc:"Accepted as pg_trickle stores it. It governs the inbox's stream tables, not the relay."`
+	WithDeadLetter    bool          `json:"with_dead_letter" doc:"Accepted as pg_trickle stores it. It governs the inbox's views, not the relay."`
 }
 
 // IDScopeFarEnd is the id_scope of new pipelines; older ones have global.

@@ -31,6 +31,8 @@ type DecoderConfig struct {
 	// Columns change the rows, and the bodies around them, before anything else is made
 	// of them. nil changes nothing.
 	Columns *reshape.Columns
+	// Check refuses a message whose key and columns are known; nil refuses none.
+	Check func(m *relay.Message) error
 	// JQ filters and transforms rows once their keys are known; nil does not.
 	JQ *reshape.JQ
 }
@@ -39,6 +41,7 @@ type DecoderConfig struct {
 // It is used by one goroutine.
 type Decoder struct {
 	columns                  *reshape.Columns
+	check                    func(m *relay.Message) error
 	jq                       *reshape.JQ
 	images                   bool // bodies have a row before and one after the change
 	unwrap                   func(m *relay.Message) error
@@ -50,7 +53,7 @@ type picker func(m *relay.Message) (string, bool)
 // NewDecoder returns an error when the format is unknown or a From field has no
 // meaning.
 func NewDecoder(cfg DecoderConfig) (*Decoder, error) {
-	d := &Decoder{columns: cfg.Columns, jq: cfg.JQ, images: cfg.Format == FormatDebezium}
+	d := &Decoder{columns: cfg.Columns, check: cfg.Check, jq: cfg.JQ, images: cfg.Format == FormatDebezium}
 	switch cfg.Format {
 	case "", FormatEnvelope:
 		d.unwrap = unwrapEnvelope
@@ -106,7 +109,11 @@ func (d *Decoder) Decode(batch []relay.Message) {
 	for i := range batch {
 		switch m := &batch[i]; {
 		case m.Err == nil:
-			if m.Err = d.decode(m); m.Err == nil && d.jq != nil {
+			m.Err = d.decode(m)
+			if m.Err == nil && d.check != nil {
+				m.Err = d.check(m)
+			}
+			if m.Err == nil && d.jq != nil {
 				d.jq.Apply(m)
 			}
 		case d.columns != nil:

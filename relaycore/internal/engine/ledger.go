@@ -59,17 +59,21 @@ const (
 	ClassRefused = "refused" // the sink refused it for good
 	ClassParked  = "parked"  // it waits behind an earlier dead letter of its key
 
-	ClassTooLarge = "too_large" // it was not read, because the memory does not allow it
+	ClassTooLarge = "too_large" // it is larger than the memory, or max_message_bytes, allows
 )
 
-// TooLargeError is the [relay.Message.Err] of a message that was not read, because it is
-// larger than the process's memory allows.
+// TooLargeError is the [relay.Message.Err] of a message that goes no further, because it is
+// larger than the process's memory, or the pipeline's configuration, allows.
 type TooLargeError struct {
 	What        string // such as "row 7 of public.outbox_orders"
 	Length, Max int64  // bytes
+	Key         string // of the configuration that allows Max; "" for the memory
 }
 
 func (e *TooLargeError) Error() string {
+	if e.Key != "" {
+		return fmt.Sprintf("%s has %d bytes, and %s allows %d: set a larger %[3]s, then retry", e.What, e.Length, e.Key, e.Max)
+	}
 	return fmt.Sprintf("%s has %d bytes, and the relay's memory allows %d: give it more memory, then retry", e.What, e.Length, e.Max)
 }
 

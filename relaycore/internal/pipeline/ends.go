@@ -62,7 +62,7 @@ func (e *ends) openForward(ctx context.Context, from relay.Checkpoint, o outboxO
 		Outbox: s.StreamTable, Settings: s.Forward.Settings, Group: e.Group, Pipeline: e.pipeline.Name,
 		Epoch: o.epoch, KeyFields: keyFields(s), KeepInternal: s.KeepInternalColumns,
 		Identity: e.identity, Checkpoint: from, PollInterval: s.PollInterval.D(), Wake: o.wake, Polled: o.polled, Logger: e.log,
-		MaxRow: e.Budget.Largest(e.resolved.Backend.Copies),
+		MaxRow: e.Budget.Largest(copies(&e.resolved)),
 	})
 	if err != nil {
 		return err
@@ -161,7 +161,7 @@ func (e *ends) openReverse(ctx context.Context, from engine.State) error {
 	decoder, err := codec.NewDecoder(codec.DecoderConfig{
 		Format: s.Format, EventIDFrom: s.EventIDFrom, EventTypeFrom: s.EventTypeFrom,
 		AggregateIDFrom: s.AggregateIDFrom, SourceFrom: s.SourceFrom,
-		Columns: reshape.NewColumns(s.Columns), JQ: jq,
+		Columns: reshape.NewColumns(s.Columns), JQ: jq, Check: e.checkLength,
 	})
 	if err != nil {
 		return relay.Fatal(err)
@@ -176,6 +176,7 @@ func (e *ends) openReverse(ctx context.Context, from engine.State) error {
 	env := e.env()
 	env.Identity, env.Subject, env.Checkpoint = "", relay.Template{}, from.Checkpoint
 	env.ScopeIDs = s.IDScope == catalog.IDScopeFarEnd
+	env.MaxMessage, _ = e.maxMessage()
 	env.FarEnds, env.KeepFarEnds, env.CountLoss = from.FarEnds, e.keepFarEnds, e.countLoss
 	source, err := e.resolved.Backend.Source.Open(ctx, env, e.resolved.Config)
 	if err != nil {
@@ -183,6 +184,37 @@ func (e *ends) openReverse(ctx context.Context, from engine.State) error {
 	}
 	e.source = source
 	return nil
+}
+
+// copiesToInbox is how many times a message is in memory on its way to an inbox: what the
+// source's client read, its body, and the client's array and message.
+const copiesToInbox = 4
+
+// copies is how many times a message is in memory while it is sent; 0 is the default.
+func copies(r *catalog.Resolved) int {
+	if r.Settings.InboxTable != "" {
+		return copiesToInbox
+	}
+	return r.Backend.Copies
+}
+
+// maxMessage returns the most bytes that a body for the inbox may have, and the key that
+// says so; "" if it is the memory. 0 bytes are no bound.
+func (e *ends) maxMessage() (bytes int64, key string) {
+	memory := e.Budget.Largest(copiesToInbox)
+	if set := int64(e.resolved.Settings.MaxMessageBytes); set > 0 && (memory == 0 || set <= memory) {
+		return set, "max_message_bytes"
+	}
+	return memory, ""
+}
+
+// checkLength refuses a message whose body is too large for the inbox.
+func (e *ends) checkLength(m *relay.Message) error {
+	most, key := e.maxMessage()
+	if most == 0 || int64(len(m.Body)) <= most {
+		return nil
+	}
+	return relay.Permanent(&engine.TooLargeError{What: "the message", Length: int64(len(m.Body)), Max: most, Key: key})
 }
 
 func (e *ends) openInbox(ctx context.Context) error {

@@ -88,7 +88,7 @@ func (r *Runner) Run(ctx context.Context, job *supervisor.Job) (err error) {
 	s := resolved.Settings
 	eng := engine.New(engine.Config{
 		Pipeline: job.Pipeline.Name, Source: e.source, Sink: e.sink, Transform: e.transform, Ledger: limited, State: state,
-		Batch: s.BatchSize, InFlightBytes: int64(s.MaxInFlightBytes), Budget: r.Budget, Copies: resolved.Backend.Copies,
+		Batch: s.BatchSize, InFlightBytes: int64(s.MaxInFlightBytes), Budget: r.Budget, Copies: copies(&resolved),
 		OnError: s.OnError, RateMessages: float64(s.RateLimitMessages), RateBytes: float64(s.RateLimitBytes),
 		Trusted: job.Trusted, Meter: job.Meter, Logger: log, Changed: status.changed,
 	})
@@ -98,7 +98,7 @@ func (r *Runner) Run(ctx context.Context, job *supervisor.Job) (err error) {
 	})
 	status.changed(nil)
 	job.Logger.Info("pipeline runs", "backend", resolved.Backend.Name, "epoch", job.Epoch,
-		"largest_row_bytes", r.Budget.Largest(resolved.Backend.Copies))
+		"largest_row_bytes", r.Budget.Largest(copies(&resolved)))
 	expiring, end := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	expire := expiry{ledger: ledger, age: s.DeadLetterAge.D(), log: log, count: job.Meter.Expired, redrive: eng.Redrive}
