@@ -64,22 +64,49 @@ func (b *Budget) ReleaseLarge(n int64) {
 	}
 }
 
-// Wanted reports whether more than so many pipelines wait for a large message.
-func (b *Budget) Wanted(beyond int32) bool { return b != nil && b.waiting.Load() > beyond }
+// Held is what some messages of a pipeline have reserved, in bytes.
+type Held struct {
+	Usual int64 // within the bounds of the pipeline, and of all
+	Large int64 // for large messages
+}
+
+// Plus adds both parts.
+func (h Held) Plus(more Held) Held { return Held{h.Usual + more.Usual, h.Large + more.Large} }
+
+// Bytes is their sum.
+func (h Held) Bytes() int64 { return h.Usual + h.Large }
 
 // Share is what one pipeline holds of a budget. One goroutine acquires at a time.
 type Share struct {
-	budget *Budget // nil: there is no bound
-	held   int64
+	budget *Budget // nil: there is no bound but the pipeline's own
+	own    *semaphore.Weighted
+	most   int64        // bytes of own
+	held   int64        // of the budget; guarded by its mutex
+	large  atomic.Int64 // held for large messages
+	asks   atomic.Int32 // 1 while it waits for more of them
 }
 
-// Share returns a share that holds nothing.
-func (b *Budget) Share() *Share { return &Share{budget: b} }
+// Share returns a share of at most so many bytes, large messages aside. It holds nothing.
+func (b *Budget) Share(most int64) *Share {
+	return &Share{budget: b, own: semaphore.NewWeighted(most), most: most}
+}
 
-// Acquire waits until n bytes are left. A pipeline that holds nothing does not wait.
-// Otherwise others whose far end is away could stop it, for as long as they keep what
-// they have read.
-func (s *Share) Acquire(ctx context.Context, n int64) error {
+// Acquire waits until n bytes are left. More than the share may have at all is as much as
+// it may have. A pipeline that holds nothing does not wait for others. Otherwise others
+// whose far end is away could stop it, for as long as they keep what they have read.
+func (s *Share) Acquire(ctx context.Context, n int64) (Held, error) {
+	n = min(n, s.most)
+	if err := s.own.Acquire(ctx, n); err != nil {
+		return Held{}, err
+	}
+	if err := s.acquireOfAll(ctx, n); err != nil {
+		s.own.Release(n)
+		return Held{}, err
+	}
+	return Held{Usual: n}, nil
+}
+
+func (s *Share) acquireOfAll(ctx context.Context, n int64) error {
 	b := s.budget
 	if b == nil {
 		return nil
@@ -105,16 +132,44 @@ func (s *Share) Acquire(ctx context.Context, n int64) error {
 	}
 }
 
-// Release gives n bytes back.
-func (s *Share) Release(n int64) {
+// AcquireLarge waits until n bytes are left for large messages, in the order of calls of
+// all pipelines. More than there are at all is as much as there are.
+func (s *Share) AcquireLarge(ctx context.Context, n int64) (Held, error) {
+	if s.budget == nil || n == 0 {
+		return Held{}, nil
+	}
+	n = min(n, s.budget.largeSize)
+	s.asks.Store(1)
+	defer s.asks.Store(0)
+	if err := s.budget.AcquireLarge(ctx, n); err != nil {
+		return Held{}, err
+	}
+	s.large.Add(n)
+	return Held{Large: n}, nil
+}
+
+// InTheWay reports whether the share holds large messages while another pipeline waits
+// for one.
+func (s *Share) InTheWay() bool {
+	return s.budget != nil && s.large.Load() > 0 && s.budget.waiting.Load() > s.asks.Load()
+}
+
+// Release gives back what was acquired.
+func (s *Share) Release(h Held) {
+	if h == (Held{}) {
+		return
+	}
+	s.own.Release(h.Usual)
 	b := s.budget
 	if b == nil {
 		return
 	}
+	s.large.Add(-h.Large)
+	b.ReleaseLarge(h.Large)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	s.held -= n
-	b.used -= n
+	s.held -= h.Usual
+	b.used -= h.Usual
 	if b.freed != nil {
 		close(b.freed)
 		b.freed = nil

@@ -78,7 +78,7 @@ func (c *committer) add(s settlement) {
 	if c.checkpointer != nil && len(s.DeadLetters) == 0 {
 		defer c.free(s)
 	} else {
-		c.sum.bytes = c.sum.bytes.plus(s.bytes)
+		c.sum.held = c.sum.held.Plus(s.held)
 		c.sum.bufs = append(c.sum.bufs, s.bufs...)
 	}
 	if s.done != nil {
@@ -101,8 +101,8 @@ func (c *committer) add(s settlement) {
 
 // free releases the memory of s, and its buffers.
 func (c *committer) free(s settlement) {
-	c.release(s.bytes)
-	if s.bytes.large > 0 {
+	c.release(s.held)
+	if s.held.Large > 0 {
 		return // a buffer that holds a large message is not kept
 	}
 	for _, buf := range s.bufs {

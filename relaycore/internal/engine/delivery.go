@@ -32,7 +32,7 @@ func (p *publisher) newDelivery(blocked map[string]bool) *delivery {
 // join makes one batch of c and the chunks that are ready after it. The longer the
 // backlog, the larger the batches of the sink.
 func (d *delivery) join(c chunk) {
-	d.out = settlement{messages: c.messages, spent: c.messages, bytes: c.bytes, bufs: []*[]byte{c.buf}}
+	d.out = settlement{messages: c.messages, spent: c.messages, held: c.held, bufs: []*[]byte{c.buf}}
 	chunks := append(d.chunks[:0], c)
 	count, size := len(c.messages), c.size
 	for count < d.maxBatch && size < d.maxBytes {
@@ -43,7 +43,7 @@ func (d *delivery) join(c chunk) {
 		chunks = append(chunks, next)
 		count += len(next.messages)
 		size += next.size
-		d.out.bytes = d.out.bytes.plus(next.bytes)
+		d.out.held = d.out.held.Plus(next.held)
 		d.out.bufs = append(d.out.bufs, next.buf)
 	}
 
@@ -182,7 +182,7 @@ func (d *delivery) deliverPart(ctx context.Context, todo []relay.Message) ([]rel
 			return todo, err
 		}
 		d.Meter.PublishFailed()
-		if d.large.Load() > 0 && d.Budget.Wanted(d.asks.Load()) {
+		if d.share.InTheWay() {
 			return todo, fmt.Errorf("publish: %w; its large message makes room for that of another pipeline", err)
 		}
 		if err := d.wait(ctx, d.step.Failed(err)); err != nil {

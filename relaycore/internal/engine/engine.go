@@ -10,8 +10,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sync/semaphore"
-
 	"github.com/grove/pgtrickle-relay/relaycore/backoff"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/budget"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/engine/steps"
@@ -144,7 +142,7 @@ func (e *Engine) Run(ctx, stop context.Context) error {
 		errs[1] = p.publishAll(ctx)
 		stopReceiving()
 		for c := range r.ready { // what was read ahead is no longer wanted
-			r.release(c.bytes)
+			r.release(c.held)
 		}
 	})
 	wg.Go(func() {
@@ -152,7 +150,7 @@ func (e *Engine) Run(ctx, stop context.Context) error {
 			cancel(errs[2]) // nothing may be published that cannot be committed
 		}
 		for s := range r.settled { // let the publisher finish
-			r.release(s.bytes)
+			r.release(s.held)
 		}
 	})
 	wg.Wait()
@@ -178,11 +176,8 @@ type run struct {
 
 	transforming atomic.Int32 // chunks between receive and ready
 
-	local    *semaphore.Weighted // bytes in flight of this pipeline
-	share    *budget.Share       // and of all that share its budget
-	large    atomic.Int64        // bytes reserved for large messages
-	asks     atomic.Int32        // 1 while it waits for more of them
-	encoding sync.Mutex          // see transform
+	share    *budget.Share // bytes in flight
+	encoding sync.Mutex    // see transform
 }
 
 func newRun(stop context.Context, e *Engine) *run {
@@ -190,7 +185,7 @@ func newRun(stop context.Context, e *Engine) *run {
 		Config: e.cfg, memory: newMemory(e.cfg.Source), redrive: e.redrive, stopping: stop,
 		failures: steps.New(e.cfg.Logger, e.cfg.Changed),
 		received: make(chan chunk, 2), ready: make(chan chunk, 16), settled: make(chan settlement, 4),
-		local: semaphore.NewWeighted(e.cfg.InFlightBytes), share: e.cfg.Budget.Share(),
+		share: e.cfg.Budget.Share(e.cfg.InFlightBytes),
 	}
 }
 

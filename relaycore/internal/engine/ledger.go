@@ -67,14 +67,16 @@ const (
 type TooLargeError struct {
 	What        string // such as "row 7 of public.outbox_orders"
 	Length, Max int64  // bytes
-	Key         string // of the configuration that allows Max; "" for the memory
+	By, Cure    string // what allows Max, and what to do
 }
 
 func (e *TooLargeError) Error() string {
-	if e.Key != "" {
-		return fmt.Sprintf("%s has %d bytes, and %s allows %d: set a larger %[3]s, then retry", e.What, e.Length, e.Key, e.Max)
-	}
-	return fmt.Sprintf("%s has %d bytes, and the relay's memory allows %d: give it more memory, then retry", e.What, e.Length, e.Max)
+	return fmt.Sprintf("%s has %d bytes, and %s allows %d: %s, then retry", e.What, e.Length, e.By, e.Max, e.Cure)
+}
+
+// TooLargeForMemory returns the error for the memory's bound.
+func TooLargeForMemory(what string, length, most int64) error {
+	return &TooLargeError{what, length, most, "the relay's memory", "give it more memory"}
 }
 
 // Class is that of the dead letter.

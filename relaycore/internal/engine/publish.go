@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/grove/pgtrickle-relay/relaycore/backoff"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/budget"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/engine/steps"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/engine/tail"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
@@ -30,7 +31,7 @@ type settlement struct {
 	messages []relay.Message // to be acknowledged
 	spent    []relay.Message // the source's slice, to be reused; messages may lie in it
 	joined   []relay.Message // the engine's slice, to be reused; messages may lie in it
-	bytes    held            // to be released
+	held     budget.Held     // to be released
 	bufs     []*[]byte       // to be reused
 	done     chan<- struct{} // closed once all of it is durable; nil if nothing waits for it
 }
@@ -190,7 +191,7 @@ func (p *publisher) publishBatch(ctx context.Context, c chunk) error {
 	d := p.newDelivery(p.parked)
 	d.join(c)
 	if err := d.addTombstones(ctx); err != nil {
-		p.release(d.out.bytes)
+		p.release(d.out.held)
 		return err
 	}
 	batch := d.out.messages
@@ -208,7 +209,7 @@ func (p *publisher) publishBatch(ctx context.Context, c chunk) error {
 		err = deliverErr
 	}
 	if ctx.Err() != nil {
-		p.release(d.out.bytes)
+		p.release(d.out.held)
 		return context.Cause(ctx)
 	}
 
@@ -233,7 +234,7 @@ func (r *run) settle(ctx context.Context, s settlement) error {
 	case r.settled <- s:
 		return nil
 	case <-ctx.Done():
-		r.release(s.bytes)
+		r.release(s.held)
 		return context.Cause(ctx)
 	}
 }

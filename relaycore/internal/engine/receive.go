@@ -4,14 +4,15 @@ import (
 	"context"
 
 	"github.com/grove/pgtrickle-relay/relaycore/backoff"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/budget"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
 // chunk is a batch that one Receive returned, on its way to the publisher.
 type chunk struct {
 	messages []relay.Message
-	size     int     // of the messages
-	bytes    held    // reserved
+	size     int // of the messages
+	held     budget.Held
 	buf      *[]byte // into which the messages were encoded
 }
 
@@ -26,7 +27,7 @@ func (r *run) receiveAll(ctx context.Context) error {
 		}
 		batch, err := r.Source.Receive(ctx, r.Batch)
 		if len(batch) == 0 || err != nil {
-			r.releaseLarge(large)
+			r.share.Release(large)
 		}
 		switch {
 		case ctx.Err() != nil:
@@ -72,47 +73,25 @@ func (r *run) hand(ctx context.Context, to chan<- chunk, c chunk) bool {
 	case to <- c:
 		return true
 	case <-ctx.Done():
-		r.release(c.bytes)
+		r.release(c.held)
 		return false
 	}
 }
 
-// reserveLarge reserves the memory for what the source asks for; 0 for a usual message.
-func (r *run) reserveLarge(ctx context.Context) (int64, error) {
-	var n int64
-	if asker, ok := r.Source.(Asker); ok {
-		n = asker.Wants() * int64(r.Copies)
+// reserveLarge reserves the memory for what the source asks for; none for a usual message.
+func (r *run) reserveLarge(ctx context.Context) (budget.Held, error) {
+	asker, ok := r.Source.(Asker)
+	if !ok {
+		return budget.Held{}, nil
 	}
-	if n == 0 {
-		return 0, nil
-	}
-	r.asks.Store(1)
-	defer r.asks.Store(0)
-	if err := r.Budget.AcquireLarge(ctx, n); err != nil {
-		return 0, err
-	}
-	r.large.Add(n)
-	return n, nil
+	return r.share.AcquireLarge(ctx, asker.Wants()*int64(r.Copies))
 }
-
-func (r *run) releaseLarge(n int64) {
-	r.large.Add(-n)
-	r.Budget.ReleaseLarge(n)
-}
-
-// held is what a chunk has reserved, in bytes.
-type held struct {
-	usual int64 // within the limits on what is in flight
-	large int64 // for a large message
-}
-
-func (h held) plus(more held) held { return held{h.usual + more.usual, h.large + more.large} }
 
 // reserve waits until batch, and what will be encoded from it, is within the limits
 // on what is in flight. It counts the overhead of a message twice: the garbage
 // collector lets the heap grow before it collects what was delivered.
 // large is reserved already, for the rows of batch.
-func (r *run) reserve(ctx context.Context, batch []relay.Message, large int64) (chunk, error) {
+func (r *run) reserve(ctx context.Context, batch []relay.Message, large budget.Held) (chunk, error) {
 	size := 0
 	for i := range batch {
 		size += batch[i].Size() + len(batch[i].Row)
@@ -120,33 +99,23 @@ func (r *run) reserve(ctx context.Context, batch []relay.Message, large int64) (
 	r.Meter.Received(len(batch), size)
 
 	bytes := int64(size + relay.MessageOverhead*len(batch))
-	if large > 0 {
+	if large.Large > 0 {
 		bytes = int64(2 * relay.MessageOverhead * len(batch))
 	}
-	bytes = min(bytes, r.InFlightBytes)
-	c := chunk{messages: batch, size: size, bytes: held{bytes, large}}
-	if err := r.local.Acquire(ctx, bytes); err != nil {
-		r.releaseLarge(large)
+	usual, err := r.share.Acquire(ctx, bytes)
+	c := chunk{messages: batch, size: size, held: usual.Plus(large)}
+	if err != nil {
+		r.share.Release(large)
 		return c, err
 	}
-	if err := r.share.Acquire(ctx, bytes); err != nil {
-		r.local.Release(bytes)
-		r.releaseLarge(large)
-		return c, err
-	}
-	r.Meter.InFlight(bytes + large)
+	r.Meter.InFlight(c.held.Bytes())
 	return c, nil
 }
 
 // release gives back what reserve took.
-func (r *run) release(h held) {
-	if h == (held{}) {
-		return
-	}
-	r.local.Release(h.usual)
-	r.share.Release(h.usual)
-	r.releaseLarge(h.large)
-	r.Meter.InFlight(-h.usual - h.large)
+func (r *run) release(h budget.Held) {
+	r.share.Release(h)
+	r.Meter.InFlight(-h.Bytes())
 }
 
 // transformAll encodes or decodes what was received, while the source reads on.

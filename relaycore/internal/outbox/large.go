@@ -55,7 +55,7 @@ func (c *Config) tooLarge(length int64, format string, args ...any) error {
 	if c.MaxRow <= 0 || length <= c.MaxRow {
 		return nil
 	}
-	return &engine.TooLargeError{What: fmt.Sprintf(format, args...), Length: length, Max: c.MaxRow}
+	return engine.TooLargeForMemory(fmt.Sprintf(format, args...), length, c.MaxRow)
 }
 
 // Refetch implements engine.Refetcher.

@@ -176,7 +176,7 @@ func (e *ends) openReverse(ctx context.Context, from engine.State) error {
 	env := e.env()
 	env.Identity, env.Subject, env.Checkpoint = "", relay.Template{}, from.Checkpoint
 	env.ScopeIDs = s.IDScope == catalog.IDScopeFarEnd
-	env.MaxMessage, _ = e.maxMessage()
+	env.MaxMessage = e.maxMessage()
 	env.FarEnds, env.KeepFarEnds, env.CountLoss = from.FarEnds, e.keepFarEnds, e.countLoss
 	source, err := e.resolved.Backend.Source.Open(ctx, env, e.resolved.Config)
 	if err != nil {
@@ -198,23 +198,27 @@ func copies(r *catalog.Resolved) int {
 	return r.Backend.Copies
 }
 
-// maxMessage returns the most bytes that a body for the inbox may have, and the key that
-// says so; "" if it is the memory. 0 bytes are no bound.
-func (e *ends) maxMessage() (bytes int64, key string) {
-	memory := e.Budget.Largest(copiesToInbox)
-	if set := int64(e.resolved.Settings.MaxMessageBytes); set > 0 && (memory == 0 || set <= memory) {
-		return set, "max_message_bytes"
+// maxMessage returns the most bytes that a body for the inbox may have; 0 is no bound.
+func (e *ends) maxMessage() int64 {
+	memory, set := e.Budget.Largest(copiesToInbox), int64(e.resolved.Settings.MaxMessageBytes)
+	if memory == 0 || set > 0 && set < memory {
+		return set
 	}
-	return memory, ""
+	return memory
 }
 
 // checkLength refuses a message whose body is too large for the inbox.
 func (e *ends) checkLength(m *relay.Message) error {
-	most, key := e.maxMessage()
-	if most == 0 || int64(len(m.Body)) <= most {
+	length, most := int64(len(m.Body)), e.maxMessage()
+	switch {
+	case most == 0 || length <= most:
 		return nil
+	case most == int64(e.resolved.Settings.MaxMessageBytes):
+		return relay.Permanent(&engine.TooLargeError{
+			What: "the message", Length: length, Max: most, By: "max_message_bytes", Cure: "set a larger max_message_bytes",
+		})
 	}
-	return relay.Permanent(&engine.TooLargeError{What: "the message", Length: int64(len(m.Body)), Max: most, Key: key})
+	return relay.Permanent(engine.TooLargeForMemory("the message", length, most))
 }
 
 func (e *ends) openInbox(ctx context.Context) error {
