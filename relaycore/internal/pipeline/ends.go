@@ -186,8 +186,8 @@ func (e *ends) openReverse(ctx context.Context, from engine.State) error {
 	return nil
 }
 
-// copiesToInbox is how many times a message is in memory on its way to an inbox: what the
-// source's client read, its body, and the client's array and message.
+// copiesToInbox is how many times a message is in memory on its way to an inbox. The
+// source's client has it, it has a body, and pgx makes an array and a message of that.
 const copiesToInbox = 4
 
 // copies is how many times a message is in memory while it is sent; 0 is the default.
