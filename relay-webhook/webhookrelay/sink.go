@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -199,15 +200,38 @@ func (s *sink) Ping(ctx context.Context) error {
 	}
 
 	// Without a handshake an endpoint passes whose certificate every request refuses.
-	config := s.tls.Clone()
+	config, asked := s.tls.Clone(), false
 	config.ServerName = cmp.Or(config.ServerName, u.Hostname())
+	config.GetClientCertificate = func(from *tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		asked = true
+		for i := range config.Certificates {
+			if c := &config.Certificates[i]; from.SupportsCertificate(c) == nil {
+				return c, nil
+			}
+		}
+		return new(tls.Certificate), nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.ConfirmTimeout.D())
 	defer cancel()
-	if err := tls.Client(conn, config).HandshakeContext(ctx); err != nil {
+	began := time.Now()
+	secure := tls.Client(conn, config)
+	if err := secure.HandshakeContext(ctx); err != nil {
 		return classifyTLS(fmt.Errorf("reach webhook %s: %w", u.Host, err))
+	}
+	if asked {
+		// With TLS 1.3 the endpoint refuses our certificate after our handshake. The next
+		// request might find the connection closed, and not the cause.
+		_ = secure.SetReadDeadline(time.Now().Add(refusalTime + 2*time.Since(began)))
+		if _, err := secure.Read(make([]byte, 1)); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+			return classifyTLS(fmt.Errorf("reach webhook %s: after the TLS handshake: %w", u.Host, err))
+		}
 	}
 	return nil
 }
+
+// refusalTime is how long, beside the network, an endpoint may take to refuse a client's
+// certificate.
+const refusalTime = 250 * time.Millisecond
 
 // Limits implements [relay.Limiter]: a few seconds of work for an ordinary endpoint.
 func (s *sink) Limits() (messages, bytes int) {

@@ -162,6 +162,32 @@ func TestPingCompletesTLS(t *testing.T) {
 	}
 }
 
+// TestPingSeesARefusedClient: with TLS 1.3 the handshake of a client is complete before the
+// endpoint refuses its certificate.
+func TestPingSeesARefusedClient(t *testing.T) {
+	t.Parallel()
+	ca, other := tlstest.New(t), tlstest.New(t)
+	config := ca.Server(t)
+	url := "https://" + relaytest.Serve(t, func(conn net.Conn) {
+		_ = tls.Server(conn, config).Handshake()
+		_, _ = conn.Read(make([]byte, 1024))
+	})
+	cert, key := ca.Issue(t, "client")
+	wrong, wrongKey := other.Issue(t, "client")
+	for i := range 20 {
+		if _, err := tryOpenSink(t, url, map[string]any{"tls_ca": ca.File}); classOf(err) != "fatal" || !strings.Contains(err.Error(), "webhook_tls_cert") {
+			t.Fatalf("attempt %d without a certificate = %v, want a fatal error with the key", i, err)
+		}
+		_, err := tryOpenSink(t, url, map[string]any{"tls_ca": ca.File, "tls_cert": wrong, "tls_key": wrongKey})
+		if classOf(err) != "fatal" {
+			t.Fatalf("attempt %d with another authority's certificate = %v, want a fatal error", i, err)
+		}
+	}
+	if _, err := tryOpenSink(t, url, map[string]any{"tls_ca": ca.File, "tls_cert": cert, "tls_key": key}); err != nil {
+		t.Error(err)
+	}
+}
+
 // A URL that a row makes, and that does not exist or refuses the relay, stops the messages
 // for it and no others.
 func TestURLOfRowIsRefusedAlone(t *testing.T) {
@@ -808,8 +834,8 @@ func TestHTTP2AndTLS(t *testing.T) {
 	if err := s.Publish(context.Background(), batch); err != nil || proto.Load() != "HTTP/2.0 client" {
 		t.Errorf("Publish = %v over %v, want HTTP/2.0 with the client's certificate", err, proto.Load())
 	}
-	if err := openSink(t, srv.URL, map[string]any{"tls_ca": ca.File}).Publish(context.Background(), one()); err == nil {
-		t.Error("Publish without the client's certificate = nil")
+	if _, err := tryOpenSink(t, srv.URL, map[string]any{"tls_ca": ca.File}); err == nil {
+		t.Error("NewSink without the client's certificate = nil")
 	}
 }
 
