@@ -39,6 +39,13 @@ func main() {
 		fmt.Fprintln(os.Stderr, "bench:", serveEndpoint())
 		os.Exit(1)
 	}
+	if len(os.Args) > 1 && os.Args[1] == copyCommand {
+		if err := copyKafka(context.Background(), os.Args[2:]); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	var o options
 	short := flag.Bool("short", false, "a few minutes: fewer rows, one pair less; what CI runs")
 	flag.IntVar(&o.rows, "rows", 300_000, "rows of a drain; slow brokers get a part of them")

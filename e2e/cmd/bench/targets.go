@@ -180,10 +180,7 @@ func kafkaTarget(ctx context.Context, b *bench, n int) (target, error) {
 	if _, err := client.CreateTopics(ctx, &topics); err != nil {
 		return target{}, err
 	}
-	writer := &kafka.Writer{
-		Addr: kafka.TCP(broker), Topic: name, RequiredAcks: kafka.RequireAll,
-		BatchSize: 10_000, BatchBytes: 900_000, BatchTimeout: 5 * time.Millisecond,
-	}
+	writer := kafkaWriter(broker, name)
 	t := target{
 		keys: map[string]any{"sink_type": "kafka", "kafka_brokers": broker, "kafka_topic": name},
 		close: func() {
@@ -191,7 +188,18 @@ func kafkaTarget(ctx context.Context, b *bench, n int) (target, error) {
 			_, _ = client.DeleteTopics(context.WithoutCancel(ctx), &kafka.DeleteTopicsRequest{Topics: []string{name}})
 		},
 	}
-	return b.sending(ctx, t, n, func(ctx context.Context, events feed) error {
+	return b.sending(ctx, t, n, kafkaSend(writer))
+}
+
+func kafkaWriter(broker, topic string) *kafka.Writer {
+	return &kafka.Writer{
+		Addr: kafka.TCP(broker), Topic: topic, RequiredAcks: kafka.RequireAll,
+		BatchSize: 10_000, BatchBytes: 900_000, BatchTimeout: 5 * time.Millisecond,
+	}
+}
+
+func kafkaSend(writer *kafka.Writer) func(context.Context, feed) error {
+	return func(ctx context.Context, events feed) error {
 		batch := make([]kafka.Message, 0, 10_000)
 		for chunk, err := range events {
 			if err != nil {
@@ -220,7 +228,7 @@ func kafkaTarget(ctx context.Context, b *bench, n int) (target, error) {
 			}
 		}
 		return writer.WriteMessages(ctx, batch...)
-	})
+	}
 }
 
 func rabbitTarget(ctx context.Context, b *bench, n int) (target, error) {
