@@ -2,7 +2,7 @@
 SHELL       := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
-MODULES  := relaycore relay-nats relay-kafka relay-redis relay-sqs relay-rabbitmq relay-webhook relay-stdout relay-pginbox relay-all demo e2e tools
+MODULES  := relaycore relay-nats relay-kafka relay-redis relay-sqs relay-rabbitmq relay-webhook relay-stdout relay-pginbox relay-all demo e2e e2e/peers tools
 BINARIES := $(filter relay-%,$(MODULES))
 # relay-all is the whole daemon and bears the project's name.
 binary    = $(if $(filter relay-all,$1),pgtrickle-relay,$1)
@@ -51,6 +51,7 @@ check: fmt-check ## format, vet, lint and the tests that need no server: under t
 	go vet work
 	$(MAKE) lint
 	go test work 2>&1 | grep -v 'no test files'
+	cd e2e/peers && GOWORK=off go test .
 
 .PHONY: fmt fmt-check
 fmt: $(LINT) ## format all Go files
@@ -150,6 +151,16 @@ bench-short: ## the benchmark for CI: a few minutes, fails when a ratio falls tw
 bench: servers build ## the relay beside each broker's own client, in one run; BENCH=short for a few minutes
 	$(BROKERS) go run ./cmd/bench $(if $(filter short,$(BENCH)),-short -check,-json ../docs/benchmarks.json -page ../docs/benchmarks.md)
 
+# Its dependencies are other relays; they stay out of the workspace.
+lint-e2e/peers: export GOWORK := off
+.PHONY: bench-peers
+bench-peers: servers bin/pgtrickle-relay ## the relay beside other programs, into Kafka; PEERS_ROWS, PEERS_LONG, PEERS_PAIRS, PEERS_SPAN, PEERS_LIMIT (an hour and a half)
+	e2e/peers/build.sh .cache/peers
+	cd e2e && go run ./cmd/with-brokers pg18 kafka -- ../.cache/peers/peers -bin $(CURDIR)/.cache/peers \
+		-relay $(CURDIR)/bin/pgtrickle-relay -page ../docs/benchmarks-peers.md \
+		-rows $(or $(PEERS_ROWS),300000) -long $(or $(PEERS_LONG),1200000) -pairs $(or $(PEERS_PAIRS),3) \
+		-span $(or $(PEERS_SPAN),20s) -limit $(or $(PEERS_LIMIT),2m)
+
 .PHONY: bench-compare
 bench-compare: $(BENCHSTAT) ## the pure parts beside where this branch left main, in turn; fails on a loss over 10%; BASE=commit
 	scripts/bench-compare.sh $(BENCHSTAT)
@@ -158,7 +169,7 @@ $(BENCHSTAT):
 
 .PHONY: standalone
 standalone: $(MODULES:%=standalone-%) ## each module alone, as it is shipped: tidy, vet, build
-standalone-%:
+$(MODULES:%=standalone-%): standalone-%:
 	cd $* && GOWORK=off go mod tidy -diff && GOWORK=off go vet ./... && GOWORK=off go build ./...
 
 .PHONY: deps
@@ -180,7 +191,7 @@ go-lines: ## the same go line in every module
 
 .PHONY: lint
 lint: code-lines words commits workflows bases picture-check $(MODULES:%=lint-%) ## golangci-lint and the checkers of tools/
-lint-%: $(LINT)
+$(MODULES:%=lint-%): lint-%: $(LINT)
 	cd $* && GOLANGCI_LINT_CACHE=$(CURDIR)/.cache/lint $(LINT) run --allow-serial-runners ./...
 $(LINT):
 	@echo "building golangci-lint $(LINT_VERSION) (a few minutes, once)"
