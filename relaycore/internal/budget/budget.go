@@ -67,28 +67,42 @@ func (b *Budget) ReleaseLarge(n int64) {
 // Held is what some messages of a pipeline have reserved, in bytes.
 type Held struct {
 	Usual int64 // within the bounds of the pipeline, and of all
+	Grown int64 // what they became larger by, within the same bounds, but apart
 	Large int64 // for large messages
 }
 
-// Plus adds both parts.
-func (h Held) Plus(more Held) Held { return Held{h.Usual + more.Usual, h.Large + more.Large} }
+// Plus adds all parts.
+func (h Held) Plus(more Held) Held {
+	return Held{h.Usual + more.Usual, h.Grown + more.Grown, h.Large + more.Large}
+}
 
 // Bytes is their sum.
-func (h Held) Bytes() int64 { return h.Usual + h.Large }
+func (h Held) Bytes() int64 { return h.Usual + h.Grown + h.Large }
 
-// Share is what one pipeline holds of a budget. One goroutine acquires at a time.
+// Share is what one pipeline holds of a budget. One goroutine acquires of each kind at a
+// time.
 type Share struct {
 	budget *Budget // nil: there is no bound but the pipeline's own
-	own    *semaphore.Weighted
-	most   int64        // bytes of own
-	held   int64        // of the budget; guarded by its mutex
+	most   int64   // bytes of usual, and of grown
+	usual  kind
+	grown  kind
 	large  atomic.Int64 // held for large messages
 	asks   atomic.Int32 // 1 while it waits for more of them
 }
 
-// Share returns a share of at most so many bytes, large messages aside. It holds nothing.
+// kind is one kind of what a share holds.
+type kind struct {
+	own  *semaphore.Weighted
+	held int64 // guarded by the budget's mutex
+}
+
+// Share returns a share of at most so many bytes of each kind, large messages aside. It
+// holds nothing.
 func (b *Budget) Share(most int64) *Share {
-	return &Share{budget: b, own: semaphore.NewWeighted(most), most: most}
+	return &Share{
+		budget: b, most: most,
+		usual: kind{own: semaphore.NewWeighted(most)}, grown: kind{own: semaphore.NewWeighted(most)},
+	}
 }
 
 // Acquire waits until n bytes are left. More than the share may have at all is as much as
@@ -96,25 +110,37 @@ func (b *Budget) Share(most int64) *Share {
 // whose far end is away could stop it, for as long as they keep what they have read.
 func (s *Share) Acquire(ctx context.Context, n int64) (Held, error) {
 	n = min(n, s.most)
-	if err := s.own.Acquire(ctx, n); err != nil {
-		return Held{}, err
-	}
-	if err := s.acquireOfAll(ctx, n); err != nil {
-		s.own.Release(n)
-		return Held{}, err
-	}
-	return Held{Usual: n}, nil
+	return Held{Usual: n}, s.acquire(ctx, &s.usual, n)
 }
 
-func (s *Share) acquireOfAll(ctx context.Context, n int64) error {
+// AcquireGrown is Acquire for messages that have become larger by n bytes. What was read
+// after them has its part of the usual bytes already. If they shared one bound, they would
+// wait for it, and it behind them.
+func (s *Share) AcquireGrown(ctx context.Context, n int64) (Held, error) {
+	n = min(n, s.most)
+	return Held{Grown: n}, s.acquire(ctx, &s.grown, n)
+}
+
+func (s *Share) acquire(ctx context.Context, k *kind, n int64) error {
+	if err := k.own.Acquire(ctx, n); err != nil {
+		return err
+	}
+	if err := s.acquireOfAll(ctx, k, n); err != nil {
+		k.own.Release(n)
+		return err
+	}
+	return nil
+}
+
+func (s *Share) acquireOfAll(ctx context.Context, k *kind, n int64) error {
 	b := s.budget
 	if b == nil {
 		return nil
 	}
 	for {
 		b.mu.Lock()
-		if s.held == 0 || b.used+n <= b.size {
-			s.held += n
+		if k.held == 0 || b.used+n <= b.size {
+			k.held += n
 			b.used += n
 			b.mu.Unlock()
 			return nil
@@ -159,7 +185,8 @@ func (s *Share) Release(h Held) {
 	if h == (Held{}) {
 		return
 	}
-	s.own.Release(h.Usual)
+	s.usual.own.Release(h.Usual)
+	s.grown.own.Release(h.Grown)
 	b := s.budget
 	if b == nil {
 		return
@@ -168,8 +195,9 @@ func (s *Share) Release(h Held) {
 	b.ReleaseLarge(h.Large)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	s.held -= h.Usual
-	b.used -= h.Usual
+	s.usual.held -= h.Usual
+	s.grown.held -= h.Grown
+	b.used -= h.Usual + h.Grown
 	if b.freed != nil {
 		close(b.freed)
 		b.freed = nil

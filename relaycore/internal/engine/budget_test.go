@@ -127,3 +127,46 @@ func TestLargeMessagesWaitForTheirTurn(t *testing.T) {
 		want(t, "large messages that are left", shared.HoldsLarge(), false)
 	})
 }
+
+// What a transform makes of messages counts as what is in flight. Small rows that become
+// large ones before a sink that is down do not fill the memory.
+func TestGrownMessagesAreWithinTheLimits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const each, bound = 10_000, 1 << 20
+		shared := budget.New(4<<20, 4<<20)
+		b := newBench(20_000, 10)
+		var made, settled atomic.Int64 // bytes
+		down := atomic.Bool{}
+		down.Store(true)
+		b.sink.answer = func(_ int, batch []relay.Message) error {
+			if down.Load() {
+				return errors.New("down")
+			}
+			settled.Add(int64(len(batch) * each))
+			return nil
+		}
+		var most int64
+		b.cfg.Transform = func(batch []relay.Message, buf []byte) []byte {
+			for i := range batch {
+				batch[i].Body = make([]byte, each)
+			}
+			most = max(most, made.Add(int64(len(batch)*each))-settled.Load())
+			return buf
+		}
+		b.cfg.Budget, b.cfg.Grows, b.cfg.InFlightBytes = shared, true, bound
+		b.start()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if n := made.Load(); n < bound/2 || n > 2*bound {
+			t.Errorf("%d bytes were made before a sink that is down; the bound is %d", n, bound)
+		}
+		down.Store(false)
+		time.Sleep(10 * time.Minute)
+		want(t, "arrivals", b.arrived(), numbers(1, 20_000))
+		if most > 3*bound {
+			t.Errorf("%d bytes were made and not published at once; the bound is %d", most, bound)
+		}
+		b.finish(t)
+		want(t, "bytes that are left in the budget", shared.Used(), int64(0))
+	})
+}

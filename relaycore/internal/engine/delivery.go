@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/grove/pgtrickle-relay/relaycore/backoff"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/budget"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
@@ -32,7 +33,7 @@ func (p *publisher) newDelivery(blocked map[string]bool) *delivery {
 // join makes one batch of c and the chunks that are ready after it. The longer the
 // backlog, the larger the batches of the sink.
 func (d *delivery) join(c chunk) {
-	d.out = settlement{messages: c.messages, spent: c.messages, held: c.held, bufs: []*[]byte{c.buf}}
+	d.out = settlement{messages: c.messages, spent: c.spent, held: c.held, bufs: []*[]byte{c.buf}}
 	chunks := append(d.chunks[:0], c)
 	count, size := len(c.messages), c.size
 	for count < d.maxBatch && size < d.maxBytes {
@@ -51,7 +52,7 @@ func (d *delivery) join(c chunk) {
 		d.out.joined, d.out.spent = d.borrow(count), nil
 		for i := range chunks {
 			d.out.joined = append(d.out.joined, chunks[i].messages...)
-			d.recycle(chunks[i].messages)
+			d.recycle(chunks[i].spent)
 		}
 		d.out.messages = d.out.joined
 	}
@@ -427,7 +428,7 @@ const maxStored = 1 << 20
 // stored returns l with the message m, or with a reference to its row.
 func (d *delivery) stored(m *relay.Message, l DeadLetter) DeadLetter {
 	l.Message = *m
-	_, tooLarge := errors.AsType[*TooLargeError](m.Err)
+	_, tooLarge := errors.AsType[*budget.TooLargeError](m.Err)
 	large := len(m.Row)+len(m.Before) > maxStored || m.Payload.Stream != nil
 	if _, ok := d.Source.(Refetcher); !ok || m.OutboxID == 0 || !tooLarge && !large {
 		return l

@@ -32,8 +32,10 @@ type Config struct {
 	// Transform encodes or decodes a batch that was received. It appends what it
 	// writes to buf and returns it. It is not called twice at a time.
 	Transform func(batch []relay.Message, buf []byte) []byte
-	Ledger    Ledger
-	State     State // as the ledger had it when the lease was acquired
+	// Grows is set if Transform may make much more of a message than its source returned.
+	Grows  bool
+	Ledger Ledger
+	State  State // as the ledger had it when the lease was acquired
 
 	Batch         int            // messages a receive may return; 0 means 1000
 	InFlightBytes int64          // between source and sink; 0 means 16 MiB

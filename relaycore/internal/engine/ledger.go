@@ -3,8 +3,8 @@ package engine
 import (
 	"context"
 	"errors"
-	"fmt"
 
+	"github.com/grove/pgtrickle-relay/relaycore/internal/budget"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
@@ -59,28 +59,8 @@ const (
 	ClassRefused = "refused" // the sink refused it for good
 	ClassParked  = "parked"  // it waits behind an earlier dead letter of its key
 
-	ClassTooLarge = "too_large" // it is larger than the memory, or max_message_bytes, allows
+	ClassTooLarge = budget.ClassTooLarge // it is larger than the memory, or max_message_bytes, allows
 )
-
-// TooLargeError is the [relay.Message.Err] of a message that goes no further, because it is
-// larger than the process's memory, or the pipeline's configuration, allows.
-type TooLargeError struct {
-	What        string // such as "row 7 of public.outbox_orders"
-	Length, Max int64  // bytes
-	By, Cure    string // what allows Max, and what to do
-}
-
-func (e *TooLargeError) Error() string {
-	return fmt.Sprintf("%s has %d bytes, and %s allows %d: %s, then retry", e.What, e.Length, e.By, e.Max, e.Cure)
-}
-
-// TooLargeForMemory returns the error for the memory's bound.
-func TooLargeForMemory(what string, length, most int64) error {
-	return &TooLargeError{what, length, most, "the relay's memory", "give it more memory"}
-}
-
-// Class is that of the dead letter.
-func (e *TooLargeError) Class() string { return ClassTooLarge }
 
 // Refetcher is a [relay.Source] that can read a row again, for dead letters that are too
 // large to be stored.

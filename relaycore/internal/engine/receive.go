@@ -13,7 +13,8 @@ type chunk struct {
 	messages []relay.Message
 	size     int // of the messages
 	held     budget.Held
-	buf      *[]byte // into which the messages were encoded
+	buf      *[]byte         // into which the messages were encoded
+	spent    []relay.Message // the source's slice, to be reused; nil for a part of it
 }
 
 // receiveAll reads ahead until ctx ends or the source fails for good. A batch that
@@ -60,7 +61,7 @@ const smallChunk = 16 << 10
 // forward passes c on to the transformer. A small chunk is transformed here, if none is
 // before it.
 func (r *run) forward(ctx context.Context, c chunk) bool {
-	if c.size <= smallChunk && r.transforming.Load() == 0 {
+	if c.size <= smallChunk && !r.Grows && r.transforming.Load() == 0 {
 		return r.hand(ctx, r.ready, r.transformed(c))
 	}
 	r.transforming.Add(1)
@@ -92,10 +93,8 @@ func (r *run) reserveLarge(ctx context.Context) (budget.Held, error) {
 // collector lets the heap grow before it collects what was delivered.
 // large is reserved already, for the rows of batch.
 func (r *run) reserve(ctx context.Context, batch []relay.Message, large budget.Held) (chunk, error) {
-	size := 0
-	for i := range batch {
-		size += batch[i].Size() + len(batch[i].Row)
-	}
+	size, rows := sizeOf(batch)
+	size += rows // which the bodies are about as long as
 	r.Meter.Received(len(batch), size)
 
 	bytes := int64(size + relay.MessageOverhead*len(batch))
@@ -103,13 +102,22 @@ func (r *run) reserve(ctx context.Context, batch []relay.Message, large budget.H
 		bytes = int64(2 * relay.MessageOverhead * len(batch))
 	}
 	usual, err := r.share.Acquire(ctx, bytes)
-	c := chunk{messages: batch, size: size, held: usual.Plus(large)}
+	c := chunk{messages: batch, spent: batch, size: size, held: usual.Plus(large)}
 	if err != nil {
 		r.share.Release(large)
 		return c, err
 	}
 	r.Meter.InFlight(c.held.Bytes())
 	return c, nil
+}
+
+// sizeOf returns the bytes of batch, and those of its rows.
+func sizeOf(batch []relay.Message) (size, rows int) {
+	for i := range batch {
+		size += batch[i].Size()
+		rows += len(batch[i].Row)
+	}
+	return size, rows
 }
 
 // release gives back what reserve took.
@@ -121,8 +129,43 @@ func (r *run) release(h budget.Held) {
 // transformAll encodes or decodes what was received, while the source reads on.
 func (r *run) transformAll(ctx context.Context) {
 	for c := range r.received {
-		r.hand(ctx, r.ready, r.transformed(c)) // once ctx has ended, both sides release what is left
+		if r.Grows {
+			r.transformGrowing(ctx, c)
+		} else {
+			r.hand(ctx, r.ready, r.transformed(c)) // once ctx has ended, both sides release what is left
+		}
 		r.transforming.Add(-1)
+	}
+}
+
+// growing is how many messages that may grow are transformed at once.
+const growing = 64
+
+// transformGrowing passes c on in parts. Each waits until what it has grown by is within
+// the limits. The parts before it wait for nothing that is behind them, so they are
+// delivered, and make room.
+func (r *run) transformGrowing(ctx context.Context, c chunk) {
+	for rest := c.messages; len(rest) > 0; {
+		n := min(len(rest), growing)
+		part := chunk{messages: rest[:n]}
+		rest = rest[n:]
+		size, rows := sizeOf(part.messages)
+		part = r.transformed(part)
+		part.size, _ = sizeOf(part.messages)
+		grown, err := r.share.AcquireGrown(ctx, int64(max(0, part.size-size-rows)))
+		if err != nil {
+			r.release(c.held)
+			return
+		}
+		r.Meter.InFlight(grown.Bytes())
+		part.held = grown
+		if len(rest) == 0 {
+			part.held, c.held = grown.Plus(c.held), budget.Held{}
+		}
+		if !r.hand(ctx, r.ready, part) {
+			r.release(c.held)
+			return
+		}
 	}
 }
 

@@ -51,7 +51,7 @@ type Config struct {
 	// read by itself. 0 means 4 MiB.
 	ReadBytes int
 	// MaxRow bounds the payload of one row, in bytes. A larger one becomes a message with
-	// a [engine.TooLargeError], unless it is sent while it is read. 0 means no bound.
+	// a [budget.TooLargeError], unless it is sent while it is read. 0 means no bound.
 	MaxRow int64
 	// Patience is how long a statement that reads such a row waits for a slow sink; 0 means
 	// 5 s.

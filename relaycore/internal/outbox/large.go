@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"strconv"
 
-	"github.com/grove/pgtrickle-relay/relaycore/internal/engine"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/budget"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/rows"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/scan"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/stream"
@@ -49,13 +49,13 @@ func (r *reader) readLarge(ctx context.Context, db scan.DB) error {
 	return nil
 }
 
-// tooLarge returns an [engine.TooLargeError] if a row of length bytes is larger than a row
+// tooLarge returns an [budget.TooLargeError] if a row of length bytes is larger than a row
 // may be. The row is named by format and args.
 func (c *Config) tooLarge(length int64, format string, args ...any) error {
 	if c.MaxRow <= 0 || length <= c.MaxRow {
 		return nil
 	}
-	return engine.TooLargeForMemory(fmt.Sprintf(format, args...), length, c.MaxRow)
+	return budget.TooLargeForMemory(fmt.Sprintf(format, args...), length, c.MaxRow)
 }
 
 // Refetch implements engine.Refetcher.

@@ -11,7 +11,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/grove/pgtrickle-relay/relaycore/internal/engine"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/budget"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest/pgtest"
@@ -109,7 +109,7 @@ func TestRowTooLarge(t *testing.T) {
 	exec(t, pool, `INSERT INTO events (payload) SELECT '{"customer": 8}'`)
 	src := open(t, pool, relay.Checkpoint{}, func(c *outbox.Config) { c.Outbox, c.MaxRow = "public.events", 4_000_000 })
 	msgs, asked := next(t, src)
-	tooLarge, ok := errors.AsType[*engine.TooLargeError](msgs[0].Err)
+	tooLarge, ok := errors.AsType[*budget.TooLargeError](msgs[0].Err)
 	if len(msgs) != 1 || !ok || tooLarge.Length < 5_000_000 || tooLarge.Max != 4_000_000 || !relay.IsPermanent(msgs[0].Err) {
 		t.Fatalf("%d messages, error %v; want one that is too large", len(msgs), msgs[0].Err)
 	}
@@ -185,7 +185,7 @@ func TestStream(t *testing.T) {
 			msgs, asked := next(t, src)
 			m := msgs[0]
 			if tc.event == "" {
-				if _, ok := errors.AsType[*engine.TooLargeError](m.Err); !ok || m.Payload.Stream != nil {
+				if _, ok := errors.AsType[*budget.TooLargeError](m.Err); !ok || m.Payload.Stream != nil {
 					t.Errorf("error %v, stream %v; want that it is too large", m.Err, m.Payload.Stream)
 				}
 				return

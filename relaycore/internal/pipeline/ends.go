@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/grove/pgtrickle-relay/relaycore/inbox"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/budget"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/codec"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/engine"
@@ -214,11 +215,11 @@ func (e *ends) checkLength(m *relay.Message) error {
 	case most == 0 || length <= most:
 		return nil
 	case most == int64(e.resolved.Settings.MaxMessageBytes):
-		return relay.Permanent(&engine.TooLargeError{
+		return relay.Permanent(&budget.TooLargeError{
 			What: "the message", Length: length, Max: most, By: "max_message_bytes", Cure: "set a larger max_message_bytes",
 		})
 	}
-	return relay.Permanent(engine.TooLargeForMemory("the message", length, most))
+	return relay.Permanent(budget.TooLargeForMemory("the message", length, most))
 }
 
 func (e *ends) openInbox(ctx context.Context) error {

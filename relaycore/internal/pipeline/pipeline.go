@@ -87,7 +87,8 @@ func (r *Runner) Run(ctx context.Context, job *supervisor.Job) (err error) {
 
 	s := resolved.Settings
 	eng := engine.New(engine.Config{
-		Pipeline: job.Pipeline.Name, Source: e.source, Sink: e.sink, Transform: e.transform, Ledger: limited, State: state,
+		Pipeline: job.Pipeline.Name, Source: e.source, Sink: e.sink, Ledger: limited, State: state,
+		Transform: e.transform, Grows: s.Transform != "",
 		Batch: s.BatchSize, InFlightBytes: int64(s.MaxInFlightBytes), Budget: r.Budget, Copies: copies(&resolved),
 		OnError: s.OnError, RateMessages: float64(s.RateLimitMessages), RateBytes: float64(s.RateLimitBytes),
 		Trusted: job.Trusted, Meter: job.Meter, Logger: log, Changed: status.changed,
