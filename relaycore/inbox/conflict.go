@@ -65,7 +65,7 @@ func (s *Sink) findConflicts(ctx context.Context, conn *pgx.Conn, batch []relay.
 		s.conflicts += n
 		s.log.WarnContext(ctx, "another event has this id", "inbox", s.table.name, "id", first, "origin", origin[first],
 			"stored_origin", stored, "events", n,
-			"effect", "the inbox keeps the first; give the producers ids of their own, or set id_scope to far_end")
+			"effect", "the inbox keeps the first; give the producers ids of their own, or set id_scope to far_end or pipeline")
 	}
 }
 

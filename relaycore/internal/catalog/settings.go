@@ -54,7 +54,7 @@ type Reverse struct {
 	InboxTable        string        `json:"inbox_table" relay:"required,alias=inbox" doc:"Inbox table that messages are written to."`
 	InboxSchema       string        `json:"inbox_schema" relay:"alias=schema" doc:"Schema of the inbox table."`
 	EventIDFrom       string        `json:"event_id_from" doc:"Where the event id comes from: header:NAME, body:PATH, subject or key."`
-	IDScope           string        `json:"id_scope" relay:"enum=far_end|global" doc:"How far the ids of other producers are unique: within their stream, queue, topic or path, where the message's position counts if it has one (far_end), or in the world (global). Ids that a relay made are unique in the world. set_relay_inbox sets far_end for a new pipeline."`
+	IDScope           string        `json:"id_scope" relay:"enum=far_end|global|pipeline" doc:"How far the ids of other producers are unique: within their stream, queue, topic or path, where the message's position counts if it has one (far_end), or in the world (global). Ids that a relay made are unique in the world. With pipeline no id is believed: all begin with the pipeline's name, for producers that could forge ids of a relay. set_relay_inbox sets far_end for a new pipeline."`
 	EventTypeFrom     string        `json:"event_type_from" doc:"Where the event type comes from: header:NAME, body:PATH, subject or key."`
 	AggregateIDFrom   string        `json:"aggregate_id_from" doc:"Where the aggregate id comes from: header:NAME, body:PATH, subject or key."`
 	SourceFrom        string        `json:"source_from" doc:"Where the source column comes from: header:NAME, body:PATH, subject or key."`
@@ -71,8 +71,11 @@ type Reverse struct {
 	WithDeadLetter    bool          `json:"with_dead_letter" doc:"Accepted as pg_trickle stores it. It governs the inbox's views, not the relay."`
 }
 
-// IDScopeFarEnd is the id_scope of new pipelines; older ones have global.
-const IDScopeFarEnd = "far_end"
+// The values of id_scope. New pipelines have far_end, older ones global.
+const (
+	IDScopeGlobal   = "global"
+	IDScopePipeline = "pipeline"
+)
 
 type forwardSettings struct {
 	Common
@@ -105,7 +108,7 @@ func defaultForward() forwardSettings {
 func defaultReverse() reverseSettings {
 	common := defaultCommon()
 	common.MaxInFlightBytes = 8 << 20 // clients use more memory for a message than outboxes
-	return reverseSettings{common, Reverse{InboxSchema: "pgtrickle", IDScope: "global"}}
+	return reverseSettings{common, Reverse{InboxSchema: "pgtrickle", IDScope: IDScopeGlobal}}
 }
 
 // Keys lists the keys that every pipeline of the direction has.

@@ -255,6 +255,27 @@ func decode(t testing.TB, cfg codec.DecoderConfig, m relay.Message) relay.Messag
 	return batch[0]
 }
 
+// TestIDsOfAPipeline: no producer's message gets an id outside its pipeline, whatever it
+// claims to be. A dead letter that is decoded again keeps its id.
+func TestIDsOfAPipeline(t *testing.T) {
+	t.Parallel()
+	event := relay.Message{ID: "outbox_orders.1:5:0", Subject: "orders.insert", Op: relay.OpInsert, Row: []byte(`{"id":1}`), OutboxID: 5}
+	for _, format := range []string{"envelope", "payload", "cloudevents", "debezium"} {
+		forged := encode(t, codec.EncoderConfig{Format: format}, event)
+		for _, from := range []string{"", "header:x"} {
+			forged.Headers = []relay.Header{{Name: "x", Value: "outbox_orders.1:6:0"}}
+			cfg := codec.DecoderConfig{Format: format, EventIDFrom: from, IDPrefix: "pipeline:p:"}
+			got := decode(t, cfg, forged)
+			if got.Err != nil || !strings.HasPrefix(got.ID, "pipeline:p:outbox_orders.1:") {
+				t.Errorf("%s, event_id_from %q: id %q, %v", format, from, got.ID, got.Err)
+			}
+			if again := decode(t, cfg, got); again.ID != got.ID {
+				t.Errorf("%s, event_id_from %q: decoded again the id is %q", format, from, again.ID)
+			}
+		}
+	}
+}
+
 func TestRoundTrip(t *testing.T) {
 	t.Parallel()
 	for _, format := range []string{"envelope", "payload", "cloudevents", "debezium"} {

@@ -25,6 +25,7 @@ type DecoderConfig struct {
 	// body as the row.
 	Format          string
 	EventIDFrom     string
+	IDPrefix        string // all ids begin with it
 	EventTypeFrom   string
 	AggregateIDFrom string
 	SourceFrom      string
@@ -40,6 +41,7 @@ type DecoderConfig struct {
 // Decoder fills Row, and the other fields that are in the body, of reverse messages.
 // It is used by one goroutine.
 type Decoder struct {
+	prefix                   string
 	columns                  *reshape.Columns
 	check                    func(m *relay.Message) error
 	jq                       *reshape.JQ
@@ -53,7 +55,7 @@ type picker func(m *relay.Message) (string, bool)
 // NewDecoder returns an error when the format is unknown or a From field has no
 // meaning.
 func NewDecoder(cfg DecoderConfig) (*Decoder, error) {
-	d := &Decoder{columns: cfg.Columns, check: cfg.Check, jq: cfg.JQ, images: cfg.Format == FormatDebezium}
+	d := &Decoder{prefix: cfg.IDPrefix, columns: cfg.Columns, check: cfg.Check, jq: cfg.JQ, images: cfg.Format == FormatDebezium}
 	switch cfg.Format {
 	case "", FormatEnvelope:
 		d.unwrap = unwrapEnvelope
@@ -110,6 +112,9 @@ func (d *Decoder) Decode(batch []relay.Message) {
 		switch m := &batch[i]; {
 		case m.Err == nil:
 			m.Err = d.decode(m)
+			if !strings.HasPrefix(m.ID, d.prefix) { // a dead letter's may have it
+				m.ID = d.prefix + m.ID
+			}
 			if m.Err == nil && d.check != nil {
 				m.Err = d.check(m)
 			}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -159,8 +160,12 @@ func (e *ends) openReverse(ctx context.Context, from engine.State) error {
 	if err != nil {
 		return relay.Fatal(err)
 	}
+	idPrefix := ""
+	if s.IDScope == catalog.IDScopePipeline {
+		idPrefix = "pipeline:" + url.QueryEscape(e.pipeline.Name) + ":" // no name can contain another's prefix
+	}
 	decoder, err := codec.NewDecoder(codec.DecoderConfig{
-		Format: s.Format, EventIDFrom: s.EventIDFrom, EventTypeFrom: s.EventTypeFrom,
+		Format: s.Format, EventIDFrom: s.EventIDFrom, IDPrefix: idPrefix, EventTypeFrom: s.EventTypeFrom,
 		AggregateIDFrom: s.AggregateIDFrom, SourceFrom: s.SourceFrom,
 		Columns: reshape.NewColumns(s.Columns), JQ: jq, Check: e.checkLength,
 	})
@@ -176,7 +181,7 @@ func (e *ends) openReverse(ctx context.Context, from engine.State) error {
 	}
 	env := e.env()
 	env.Identity, env.Subject, env.Checkpoint = "", relay.Template{}, from.Checkpoint
-	env.ScopeIDs = s.IDScope == catalog.IDScopeFarEnd
+	env.ScopeIDs = s.IDScope != catalog.IDScopeGlobal
 	env.MaxMessage = e.maxMessage()
 	env.FarEnds, env.KeepFarEnds, env.CountLoss = from.FarEnds, e.keepFarEnds, e.countLoss
 	source, err := e.resolved.Backend.Source.Open(ctx, env, e.resolved.Config)

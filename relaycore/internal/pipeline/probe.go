@@ -77,7 +77,7 @@ func (e *ends) notes() []string {
 	s := e.resolved.Settings
 	src, ok := e.source.(*outbox.Source)
 	if !ok {
-		if s.IDScope != catalog.IDScopeFarEnd && s.EventIDFrom == "" {
+		if s.IDScope == catalog.IDScopeGlobal && s.EventIDFrom == "" {
 			return []string{"takes the ids of other producers for unique in the world: set id_scope to far_end where two of them can share one"}
 		}
 		return nil
