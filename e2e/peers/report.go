@@ -92,7 +92,7 @@ func (r *results) markdown(o options) string {
 func wrapped(text string) string {
 	var b strings.Builder
 	width := 0
-	for _, word := range strings.Fields(text) {
+	for word := range strings.FieldsSeq(text) {
 		if width > 0 && width+1+len(word) > 100 {
 			b.WriteByte('\n')
 			width = 0
