@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/daemon"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/migrate"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/pipeline"
@@ -94,7 +95,9 @@ func (p *program) withDatabase(ctx context.Context, timeout time.Duration, use f
 		pipelines:  pipelines,
 		store:      store.New(pool, group),
 		unverified: unverified(pool, inboxes),
-		runner:     &pipeline.Runner{Pool: pool, Readers: pool, Inboxes: inboxes, Group: group, Owner: p.name, Version: buildVersion()},
+		runner: &pipeline.Runner{
+			Pool: pool, Readers: pool, Inboxes: inboxes, Group: group, Owner: p.name, Version: buildVersion(), Budget: daemon.Budget(),
+		},
 	})
 }
 

@@ -37,6 +37,12 @@ func limitMemory(log *slog.Logger) int64 {
 // while it is sent. The memory limit is that of this process.
 func LargestRow(copies int) int64 { return budget.Largest(largeBudget(memoryLimit()), copies) }
 
+// Budget returns that of a command, with the memory limit of this process.
+func Budget() *budget.Budget {
+	limit := memoryLimit()
+	return budget.New(usualBudget(0, limit), largeBudget(limit))
+}
+
 // memoryLimit returns GOMEMLIMIT, or else the container's limit, less a tenth for memory
 // that Go does not count. It returns 0 if there is neither.
 func memoryLimit() int64 {

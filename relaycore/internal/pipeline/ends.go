@@ -60,12 +60,10 @@ func (e *ends) env() relay.Env {
 
 func (e *ends) openForward(ctx context.Context, from relay.Checkpoint, o outboxOptions) error {
 	s := e.resolved.Settings
-	src, err := outbox.Open(ctx, e.Readers, outbox.Config{
-		Outbox: s.StreamTable, Settings: s.Forward.Settings, Group: e.Group, Pipeline: e.pipeline.Name,
-		Epoch: o.epoch, KeyFields: keyFields(s), KeepInternal: s.KeepInternalColumns,
-		Identity: e.identity, Checkpoint: from, PollInterval: s.PollInterval.D(), Wake: o.wake, Polled: o.polled, Logger: e.log,
-		MaxRow: e.Budget.Largest(copies(&e.resolved)),
-	})
+	config := e.outboxConfig()
+	config.Group, config.Pipeline, config.Checkpoint = e.Group, e.pipeline.Name, from
+	config.Epoch, config.Wake, config.Polled = o.epoch, o.wake, o.polled
+	src, err := outbox.Open(ctx, e.Readers, config)
 	if err != nil {
 		return err
 	}
@@ -89,6 +87,15 @@ func (e *ends) openForward(ctx context.Context, from relay.Checkpoint, o outboxO
 		src.Stream()
 	}
 	return nil
+}
+
+// outboxConfig returns what follows from the pipeline, with no position.
+func (e *ends) outboxConfig() outbox.Config {
+	s := e.resolved.Settings
+	return outbox.Config{
+		Outbox: s.StreamTable, Settings: s.Forward.Settings, KeyFields: keyFields(s), KeepInternal: s.KeepInternalColumns,
+		Identity: e.identity, PollInterval: s.PollInterval.D(), Logger: e.log, MaxRow: e.Budget.Largest(copies(&e.resolved)),
+	}
 }
 
 // streams reports whether rows that are too large for memory are sent while they are read.

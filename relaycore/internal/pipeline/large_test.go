@@ -1,6 +1,8 @@
 package pipeline
 
 import (
+	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -191,4 +193,44 @@ func TestRefusedLargeRow(t *testing.T) {
 	st.exec(t, `SELECT pgtrickle.relay_dlq_retry('big')`)
 	st.exec(t, `DELETE FROM pgtrickle.outbox_documents WHERE id = 1`)
 	st.runUntil(t, big, limit, `SELECT count(*) FROM pgtrickle.relay_dead_letters WHERE error LIKE '%is gone%'`, "1")
+}
+
+// TestReadLargeRows: a preview shows a large row, and one that is too large for the memory
+// as such. It ends at neither.
+func TestReadLargeRows(t *testing.T) {
+	t.Parallel()
+	st, big := newDocuments(t)
+	for limit, want := range map[*budget.Budget]string{
+		budget.New(1<<20, 60_000_000): "1: 5 MB , 2: 0 MB , 3: 5 MB , 4: 0 MB ",
+		budget.New(1<<20, 6_000_000):  "1: 0 MB too_large, 2: 0 MB , 3: 0 MB too_large, 4: 0 MB ",
+	} {
+		st.runner.Budget = limit
+		r, err := st.runner.Read(t.Context(), big, 1, discard)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for {
+			batch, err := r.Next(t.Context(), 10)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(batch) == 0 {
+				break
+			}
+			for _, m := range batch {
+				class := ""
+				if e, ok := errors.AsType[*budget.TooLargeError](m.Err); ok {
+					class = e.Class()
+				}
+				got = append(got, fmt.Sprintf("%d: %d MB %s", m.OutboxID, (len(m.Row)+len(m.Before))/1_000_000, class))
+			}
+		}
+		if got := strings.Join(got, ", "); got != want {
+			t.Errorf("rows %q, want %q", got, want)
+		}
+		if err := r.Source.Close(); err != nil {
+			t.Error(err)
+		}
+	}
 }

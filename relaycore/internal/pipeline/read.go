@@ -36,9 +36,8 @@ func (r *Runner) Read(ctx context.Context, pl catalog.Pipeline, from int64, log 
 	if err != nil {
 		return nil, err
 	}
-	config := outbox.Config{
-		Outbox: s.StreamTable, Settings: s.Forward.Settings, Identity: state.Identity, PollInterval: s.PollInterval.D(), Logger: log,
-	}
+	e := &ends{Runner: r, pipeline: pl, resolved: resolved, log: log, identity: state.Identity}
+	config := e.outboxConfig()
 	if from != 0 {
 		config.Checkpoint.LastID, config.Settings.Startup = from-1, table.StartEarliest
 	} else {
@@ -53,7 +52,6 @@ func (r *Runner) Read(ctx context.Context, pl catalog.Pipeline, from int64, log 
 		_ = src.Close() // err matters more
 		return nil, err
 	}
-	e := &ends{Runner: r, pipeline: pl, resolved: resolved, log: log, identity: state.Identity}
 	return &Reader{Source: src, Settings: s, encoder: encoder, ends: e}, nil
 }
 
