@@ -38,6 +38,7 @@ func newCluster(env relay.Env, cfg *connection, topics []string) (*cluster, erro
 	if err != nil {
 		return nil, fmt.Errorf("set up %s: %w", cfg.SASLMechanism, err)
 	}
+	boundCodecs()
 	c := &cluster{brokers: cfg.Brokers, net: relaynet.Dialer{Timeout: dialTimeout, TLS: tlsConfig, Control: env.Control, Wrap: newGuard}}
 	c.transport = &kafka.Transport{
 		Dial: c.net.DialContext, DialTimeout: dialTimeout, IdleTimeout: time.Minute,
