@@ -29,6 +29,7 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/internal/budget"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/capture"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/gcfloor"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/lease"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/observe"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox"
@@ -294,6 +295,7 @@ func (d *daemon) runPipelines(ctx, stop context.Context) error {
 	var sweeper sync.WaitGroup
 	sweeper.Go(func() { retention.Run(sweeping, d.pool, d.log, sweepInterval, retention.Options{}) })
 	sweeper.Go(func() { capture.Watch(sweeping, d.pool, d.log, sweepInterval, d.metrics.SetCaptureProblems) })
+	sweeper.Go(func() { gcfloor.ReturnIdle(sweeping, returnIdleEvery) })
 
 	err := s.Run(ctx, stop)
 

@@ -7,6 +7,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/budget"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/gcfloor"
@@ -18,6 +19,9 @@ const (
 	gcPercent = 60
 	heapFloor = 24 << 20
 )
+
+// returnIdleEvery is how often memory that a burst has left is returned to the system.
+const returnIdleEvery = 20 * time.Second
 
 // limitMemory returns how many bytes the process may use, or 0 if nothing limits
 // it. GOGC and GOMEMLIMIT override what it sets.
