@@ -160,11 +160,20 @@ func (g *guard) details(r *http.Request) error {
 		return err
 	}
 	addr, err := netip.ParseAddrPort(r.RemoteAddr)
-	proxied := r.Header.Get("Forwarded") != "" || r.Header.Get("X-Forwarded-For") != ""
-	if err != nil || !addr.Addr().Unmap().IsLoopback() || proxied {
+	if err != nil || !addr.Addr().Unmap().IsLoopback() || proxied(r.Header) {
 		return errForeign
 	}
 	return nil
+}
+
+// proxied reports whether a proxy on this machine passes the request of another peer on.
+func proxied(h http.Header) bool {
+	for name := range h {
+		if name == "Forwarded" || name == "Via" || name == "X-Real-Ip" || strings.HasPrefix(name, "X-Forwarded-") {
+			return true
+		}
+	}
+	return false
 }
 
 // hasToken accepts the token also as the password of basic authentication, which
