@@ -77,7 +77,7 @@ func (p *program) checkPipelines(ctx context.Context, db *database, names []stri
 	results := make([]checkResult, 0, len(pipelines))
 	for _, pl := range pipelines {
 		r := p.checkPipeline(ctx, db.runner, pl, cursors[pl.Key].Held)
-		r.Notes = append(r.Notes, db.unverified...)
+		r.Notes = append(r.Notes, db.notes...)
 		results = append(results, r)
 	}
 	return results, nil
