@@ -32,24 +32,26 @@ func TestReturnIdle(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		ReturnIdle(ctx, 100*time.Millisecond)
+		ReturnIdle(ctx, time.Second)
 	}()
 	defer func() { cancel(); <-done }()
 
 	var pool sync.Pool
+	most := 0
 	for range 20 {
 		burst := make([]byte, 10<<20)
 		for i := range burst {
 			burst[i] = 1
 		}
 		pool.Put(&burst)
+		most = max(most, resident(t))
 	}
-	if now := resident(t); now < before+100 {
-		t.Fatalf("%d MiB are resident after a burst, %d before it", now, before)
+	if most < before+60 {
+		t.Fatalf("%d MiB were resident in a burst, %d before it", most, before)
 	}
-	for deadline := time.Now().Add(5 * time.Second); resident(t) > before+32; time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(10 * time.Second); resident(t) > before+32; time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("%d MiB are resident 5 s after a burst, %d before it", resident(t), before)
+			t.Fatalf("%d MiB are resident 10 s after a burst, %d before it", resident(t), before)
 		}
 	}
 }
