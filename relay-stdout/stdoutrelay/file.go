@@ -139,6 +139,7 @@ func (s *file) Publish(ctx context.Context, batch []relay.Message) error {
 	if batch[0].Payload.Stream != nil {
 		return s.publishStream(ctx, batch[0].Payload.Stream)
 	}
+	defer s.forget()
 	s.render(batch, s.size == 0)
 	if s.cfg.RotateBytes > 0 && s.size > 0 && s.size+int64(len(s.buf)) > int64(s.cfg.RotateBytes) {
 		if err := s.rotate(); err != nil {

@@ -64,11 +64,15 @@ type writer struct {
 	outcome relay.Outcome
 }
 
-// render fills buf with batch, and fails the messages that do not fit the format.
-func (w *writer) render(batch []relay.Message, header bool) {
+// forget gives up a buffer that is too large to be kept.
+func (w *writer) forget() {
 	if cap(w.buf) > maxKeptBuffer {
 		w.buf = nil
 	}
+}
+
+// render fills buf with batch, and fails the messages that do not fit the format.
+func (w *writer) render(batch []relay.Message, header bool) {
 	w.buf, w.ends = w.buf[:0], make([]int, len(batch))
 	if header && w.format == "csv" {
 		w.buf = append(w.buf, csvHeader...)

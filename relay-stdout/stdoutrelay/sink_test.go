@@ -27,6 +27,20 @@ func event(n int, body string) relay.Message {
 	}
 }
 
+// A sink keeps the buffer of usual batches, and not that of a large one.
+func TestLargeBufferIsNotKept(t *testing.T) {
+	t.Parallel()
+	s := openFile(t, sinkConfig{Path: filepath.Join(t.TempDir(), "out"), Format: "raw"})
+	for size, kept := range map[int]bool{1 << 10: true, maxKeptBuffer + 1: false} {
+		if err := s.Publish(t.Context(), []relay.Message{event(1, strings.Repeat("x", size))}); err != nil {
+			t.Fatal(err)
+		}
+		if (s.buf != nil) != kept {
+			t.Errorf("a buffer of %d bytes is kept after a body of %d", cap(s.buf), size)
+		}
+	}
+}
+
 func TestLayouts(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {

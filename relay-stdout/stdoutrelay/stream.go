@@ -43,6 +43,7 @@ func (s *stream) Publish(ctx context.Context, batch []relay.Message) error {
 	}
 	defer s.out.end()
 
+	defer s.forget()
 	s.render(batch, !s.began)
 	from := 0
 	if s.cut != "" && batch[0].ID == s.cut { // begin has completed it

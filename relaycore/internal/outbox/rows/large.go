@@ -28,6 +28,7 @@ func (b *Builder) AddLarge(row *Large, payload []byte) {
 	v[b.layout.payload], v[b.layout.size] = payload, nil
 	b.chunk.whole = payload
 	b.row(v, row.ID)
+	b.list, b.inner, b.vals, b.lists, b.updates = nil, nil, nil, nil, nil // parts of payload, which they would keep
 }
 
 // Event is what is known of a large row's only event without its large members.
