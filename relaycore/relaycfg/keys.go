@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
@@ -34,12 +36,27 @@ type Key struct {
 // Keys lists the keys of the configuration struct cfg, or of the struct to which
 // it points, in the order of its fields. Defaults are the values cfg holds; the
 // default of a secret is never shown. Embedded structs count as their fields.
+//
+// The list is shared by all callers with the same cfg, and must not be changed.
 func Keys(cfg any) []Key {
 	if cfg == nil {
 		return nil
 	}
 	v := reflect.Indirect(reflect.ValueOf(cfg))
-	return appendKeys(nil, v, nil)
+	if known, ok := keyLists.Load(v.Type()); ok && reflect.DeepEqual(known.(keyList).defaults, v.Interface()) {
+		return known.(keyList).keys
+	}
+	keys := slices.Clip(appendKeys(nil, v, nil))
+	keyLists.Store(v.Type(), keyList{v.Interface(), keys})
+	return keys
+}
+
+// keyLists has the last list of each type. Thousands of pipelines have the same one.
+var keyLists sync.Map // reflect.Type -> keyList
+
+type keyList struct {
+	defaults any // a struct
+	keys     []Key
 }
 
 func appendKeys(keys []Key, v reflect.Value, index []int) []Key {

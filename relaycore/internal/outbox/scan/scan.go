@@ -24,6 +24,7 @@ import (
 	"log/slog"
 	"math"
 	"strings"
+	"unique"
 
 	"github.com/jackc/pgerrcode"
 
@@ -224,7 +225,7 @@ func fill(template string, t *table.Table, more ...string) string {
 	pairs := append([]string{
 		"{table}", t.Qualified(), "{id}", t.ID(), "{xid}", t.Xid(), "{created}", created, "{same}", same,
 	}, more...)
-	return strings.NewReplacer(pairs...).Replace(template)
+	return unique.Make(strings.NewReplacer(pairs...).Replace(template)).Value() // many pipelines read one outbox
 }
 
 // IsReplaced reports whether err shows that another table has the table's name now.
