@@ -37,10 +37,11 @@ func newSource(cfg sourceConfig, env relay.Env, input *stdin) (relay.Source, err
 // must only grow. A file that is replaced, renamed, cut or overwritten is a fatal
 // error, because lines that were not read may be lost.
 type fileSource struct {
-	cfg  sourceConfig
-	log  *slog.Logger
-	name string // in ids
-	done chan struct{}
+	cfg      sourceConfig
+	openFile func(path string, flags int) (*os.File, error)
+	log      *slog.Logger
+	name     string // in ids
+	done     chan struct{}
 
 	reading sync.Mutex // guards the fields below; not held while the source waits
 	f       *os.File
@@ -72,7 +73,9 @@ var (
 )
 
 func newFileSource(cfg sourceConfig, env relay.Env) (*fileSource, error) {
-	s := &fileSource{cfg: cfg, log: env.Logger, name: filepath.Base(cfg.Path), done: make(chan struct{}), count: env.Checkpoint.LastID}
+	s := &fileSource{
+		cfg: cfg, openFile: env.Open, log: env.Logger, name: filepath.Base(cfg.Path), done: make(chan struct{}), count: env.Checkpoint.LastID,
+	}
 	if len(env.Checkpoint.State) > 0 {
 		if err := json.Unmarshal(env.Checkpoint.State, &s.at); err != nil {
 			return nil, fmt.Errorf("checkpoint %s is not one of a file: %w", env.Checkpoint.State, err)
@@ -93,7 +96,7 @@ func (s *fileSource) awaits(err error) bool {
 // open opens the file at path and moves to the next byte. A file other than that
 // of the checkpoint is begun only if the checkpoint does not name this path.
 func (s *fileSource) open() error {
-	f, err := os.OpenFile(s.cfg.Path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe would wait for a writer
+	f, err := s.openFile(s.cfg.Path, syscall.O_NONBLOCK) // a pipe would wait for a writer
 	switch {
 	case errors.Is(err, os.ErrNotExist) && s.at.Inode != 0 && s.at.Path == s.cfg.Path:
 		return s.changed("is gone")

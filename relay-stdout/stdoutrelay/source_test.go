@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
 )
 
 func ids(batch []relay.Message) (out []string) {
@@ -380,5 +381,37 @@ func TestStdinReload(t *testing.T) {
 	}
 	if second[0].ID != got[1].ID {
 		t.Errorf("id = %s, was %s", second[0].ID, got[1].ID)
+	}
+}
+
+// TestSourceFollowsNoLinkOut: a link that is made after the configuration was checked leads
+// nowhere. Links within the permitted directory, as Kubernetes makes them, work.
+func TestSourceFollowsNoLinkOut(t *testing.T) {
+	t.Parallel()
+	dir, outside := t.TempDir(), filepath.Join(t.TempDir(), "secret")
+	access, err := relaycfg.NewAccess("", dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, text := range map[string]string{outside: "secret\n", filepath.Join(dir, "real"): "{}\n"} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for link, target := range map[string]string{"out": outside, "in": "real", "up": "../" + filepath.Base(filepath.Dir(outside)) + "/secret"} {
+		if err := os.Symlink(target, filepath.Join(dir, link)); err != nil {
+			t.Fatal(err)
+		}
+		cfg := sourceDefaults()
+		cfg.Path = filepath.Join(dir, link)
+		e := env(relay.Checkpoint{})
+		e.OpenFile = access.Open
+		s, err := newFileSource(cfg, e)
+		if (err == nil) != (link == "in") {
+			t.Errorf("opening link %s to %s = %v", link, target, err)
+		}
+		if err == nil {
+			_ = s.Close()
+		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"os"
 	"slices"
 	"strings"
 	"syscall"
@@ -44,6 +45,9 @@ type Env struct {
 	// Control is [net.Dialer]'s. A backend gives it to its dialer, so that it connects to
 	// no address that the operator forbids. It is nil if the operator forbids none.
 	Control func(network, address string, c syscall.RawConn) error
+	// OpenFile opens a file of the configuration for reading, with further flags, and refuses
+	// one that the operator does not permit. nil permits all; see [Env.Open].
+	OpenFile func(path string, flags int) (*os.File, error)
 	// FarEnds is what KeepFarEnds stored last, for [RecallFarEnds]; "" at a pipeline's
 	// first start, and for a sink.
 	FarEnds string
@@ -53,6 +57,14 @@ type Env struct {
 	// CountLoss counts that a source has reported messages that its far end lost. It is nil
 	// for a sink, and for commands that only look. See [Env.Loss].
 	CountLoss func()
+}
+
+// Open opens a file of the configuration for reading, with further flags.
+func (e Env) Open(path string, flags int) (*os.File, error) {
+	if e.OpenFile == nil {
+		return os.OpenFile(path, os.O_RDONLY|flags, 0)
+	}
+	return e.OpenFile(path, flags)
 }
 
 // Loss counts a report of messages that the far end lost before the pipeline had them.
