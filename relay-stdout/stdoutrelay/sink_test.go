@@ -41,6 +41,19 @@ func TestLargeBufferIsNotKept(t *testing.T) {
 	}
 }
 
+// Each pipeline asks for its guarantee when it starts.
+func TestGuaranteeTakesLittleMemory(t *testing.T) {
+	s := openFile(t, sinkConfig{Path: filepath.Join(t.TempDir(), "out"), Format: "raw"})
+	result := testing.Benchmark(func(b *testing.B) {
+		for b.Loop() {
+			s.Guarantee()
+		}
+	})
+	if n := result.AllocedBytesPerOp(); n > 16<<10 {
+		t.Errorf("a guarantee takes %d bytes", n)
+	}
+}
+
 func TestLayouts(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {

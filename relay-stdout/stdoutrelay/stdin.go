@@ -19,7 +19,7 @@ import (
 type stdin struct {
 	in    io.Reader
 	start sync.Once
-	lines chan relay.Message
+	lines chan relay.Message // made by start: it takes 350 KiB
 	err   chan error
 
 	mu      sync.Mutex
@@ -27,14 +27,17 @@ type stdin struct {
 }
 
 func newStdin(in io.Reader) *stdin {
-	return &stdin{in: in, lines: make(chan relay.Message, 1000), err: make(chan error, 1)}
+	return &stdin{in: in, err: make(chan error, 1)}
 }
 
 // open returns a source that begins with what an earlier one left unsettled.
 func (s *stdin) open(cfg sourceConfig) *piped {
 	// A read of standard input cannot be interrupted, so this goroutine has no
 	// owner: it ends with the input or with the process.
-	s.start.Do(func() { go s.pump(lines{in: bufio.NewReaderSize(s.in, 256<<10), max: int(cfg.MaxLine)}) })
+	s.start.Do(func() {
+		s.lines = make(chan relay.Message, 1000)
+		go s.pump(lines{in: bufio.NewReaderSize(s.in, 256<<10), max: int(cfg.MaxLine)})
+	})
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return &piped{stdin: s, left: slices.Clone(s.pending), done: make(chan struct{})}
