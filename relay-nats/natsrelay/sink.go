@@ -425,10 +425,10 @@ func (s *sink) result(ctx context.Context, batch []relay.Message, stopped error)
 	defer w.mu.Unlock()
 	defer w.end()
 	s.lastSeq = max(s.lastSeq, w.lastSeq)
-	if s.dups += w.dups; w.dups > 0 {
-		s.dupID = strings.Clone(batch[w.dup].ID)
+	if n := len(w.dups); n > 0 {
+		s.dups += n
+		s.dupID = strings.Clone(batch[w.dups[0]].ID)
 	}
-	w.dups = 0
 	for subject := range w.refused {
 		delete(s.known, subject)
 	}

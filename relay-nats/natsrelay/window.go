@@ -45,8 +45,7 @@ type window struct {
 	target  int
 	denied  bool // the server refused a message
 	lastSeq uint64
-	dups    int
-	dup     int // one of them
+	dups    []int // messages that the stream had
 }
 
 func newWindow(c *conn, stream string, timeout time.Duration) (*window, error) {
@@ -78,7 +77,7 @@ func (w *window) begin(batch []relay.Message) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.batch = batch
+	w.batch, w.dups = batch, w.dups[:0]
 	w.out.Reset(batch)
 	w.next, w.sent, w.done, w.denied, w.silent, w.target = 0, 0, 0, false, nil, math.MaxInt
 }
@@ -134,8 +133,7 @@ func (w *window) answer(m *nats.Msg) {
 		w.out.Confirm(i)
 	}
 	if dup {
-		w.dups++
-		w.dup = i
+		w.dups = append(w.dups, i)
 	}
 	w.answered()
 }

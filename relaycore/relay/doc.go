@@ -35,7 +35,7 @@
 //	Outcome      the result of a batch by index
 //	Lanes        a batch split by key
 //	Acks         one position out of acknowledgements in any order
-//	Incarnation  the identity of a far end, beside a position in it
+//	Incarnation  the identity of one life of a far end
 //	FarEnds      the identities that a pipeline's cursor keeps, where the far end has the position
 //	relaycfg     configurations and factories
 //	relaynet     TLS and connections

@@ -15,6 +15,15 @@ const (
 	OnRecreatedRestart = "restart" // the source reads the far end from its beginning, with new ids
 )
 
+// Incarnation identifies one life of a far end: the time when a stream was created, or
+// a topic's id. A stream that was deleted and created again has the same name and another
+// incarnation. A position in one incarnation has no meaning in another.
+type Incarnation string
+
+// Same reports whether other is the same incarnation, as far as is known: an
+// incarnation that is not known is the same as any.
+func (in Incarnation) Same(other Incarnation) bool { return in == "" || other == "" || in == other }
+
 // FarEnd is a stream, topic or file of which the far end keeps the position, as the
 // pipeline knows it.
 type FarEnd struct {

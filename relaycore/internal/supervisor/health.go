@@ -22,8 +22,8 @@ func (s *Supervisor) Health() observe.Health {
 		Status: observe.Healthy, UptimeSeconds: int64(time.Since(s.started).Seconds()),
 		Binary: s.cfg.Self.Binary, Version: s.cfg.Self.Version, Instance: s.cfg.Self.ID, Group: s.cfg.Self.Group,
 		Draining:  s.draining,
-		Postgres:  connection(sessionErr == nil && s.loadErr == nil, errors.Join(sessionErr, s.loadErr)),
-		Listener:  connection(s.listening, s.listenErr),
+		Postgres:  connection(errors.Join(sessionErr, s.loadErr)),
+		Listener:  connection(s.listenErr),
 		Instances: []observe.InstanceStatus{}, Pipelines: []observe.PipelineStatus{},
 	}
 	for _, m := range members {
@@ -32,6 +32,30 @@ func (s *Supervisor) Health() observe.Health {
 			Backends: m.Backends, Draining: m.Draining, Started: m.Started,
 		})
 	}
+	s.judgeCatalog(&h)
+	registered := slices.ContainsFunc(members, func(m lease.Instance) bool { return m.ID == s.cfg.Self.ID })
+	if sessionErr == nil && !registered {
+		h.Reasons = append(h.Reasons, "this instance has no record in relay_instances, so it owns no pipeline")
+	}
+	idle := 0 // unserved pipelines that this instance could run
+	for i := range s.snapshot {
+		p := s.status(&s.snapshot[i], members, sessionErr == nil)
+		judgePipeline(&h, &p)
+		if p.State == observe.StateUnserved && s.snapshot[i].Linked && !s.draining {
+			idle++
+		}
+	}
+	if h.PipelinesOwned == 0 && idle > 0 {
+		h.Reasons = append(h.Reasons, fmt.Sprintf("this instance runs no pipeline, although %d that it could run are unserved", idle))
+	}
+	if len(h.Reasons) > 0 {
+		h.Status = observe.Unhealthy
+	}
+	return h
+}
+
+// judgeCatalog adds to h how current the pipelines are.
+func (s *Supervisor) judgeCatalog(h *observe.Health) {
 	if !h.Postgres.Up {
 		h.Reasons = append(h.Reasons, "PostgreSQL: "+h.Postgres.Error)
 	} else if s.loadedAt.IsZero() {
@@ -44,57 +68,40 @@ func (s *Supervisor) Health() observe.Health {
 			h.Reasons = append(h.Reasons, fmt.Sprintf("the pipelines were last read %s ago", age.Round(time.Second)))
 		}
 	}
-	registered := slices.ContainsFunc(members, func(m lease.Instance) bool { return m.ID == s.cfg.Self.ID })
-	if sessionErr == nil && !registered {
-		h.Reasons = append(h.Reasons, "this instance has no record in relay_instances, so it owns no pipeline")
+}
+
+// judgePipeline adds p to h, and what an operator has to know of it.
+func judgePipeline(h *observe.Health, p *observe.PipelineStatus) {
+	h.Pipelines = append(h.Pipelines, *p)
+	if p.Epoch != 0 {
+		h.PipelinesOwned++
 	}
-	idle := 0 // unserved pipelines that this instance could run
-	for i := range s.snapshot {
-		p := s.status(&s.snapshot[i], members, sessionErr == nil)
-		h.Pipelines = append(h.Pipelines, p)
-		if p.Epoch != 0 {
-			h.PipelinesOwned++
-		}
-		if n := p.Numbers; n != nil && n.DeadLetters+n.Parked > 0 {
-			h.Status = observe.Degraded
-			h.Warnings = append(h.Warnings, observe.DeadLetterWarning(p.Direction, p.Name, n.DeadLetters, n.Parked))
-		}
-		what := fmt.Sprintf("%s pipeline %q is %s", p.Direction, p.Name, p.State)
-		if p.Error != "" {
-			what += ": " + p.Error
-		}
-		switch p.State {
-		case observe.StateWaiting:
-			if time.Since(p.Since) > heldLong {
-				h.Warnings = append(h.Warnings, what+" for its lock, which another process holds")
-			}
-		case observe.StateUnserved:
-			if s.snapshot[i].Linked && !s.draining {
-				idle++
-			}
-			h.Warnings = append(h.Warnings, fmt.Sprintf("%s pipeline %q: no live instance has backend %q", p.Direction, p.Name, p.Backend))
-		case observe.StateRetrying, observe.StateFailing, observe.StateFailed, observe.StateInvalid:
-			h.Reasons = append(h.Reasons, what)
-		}
+	if n := p.Numbers; n != nil && n.DeadLetters+n.Parked > 0 {
+		h.Status = observe.Degraded
+		h.Warnings = append(h.Warnings, observe.DeadLetterWarning(p.Direction, p.Name, n.DeadLetters, n.Parked))
 	}
-	if h.PipelinesOwned == 0 && idle > 0 {
-		h.Reasons = append(h.Reasons, fmt.Sprintf("this instance runs no pipeline, although %d that it could run are unserved", idle))
+	what := fmt.Sprintf("%s pipeline %q is %s", p.Direction, p.Name, p.State)
+	if p.Error != "" {
+		what += ": " + p.Error
 	}
-	if len(h.Reasons) > 0 {
-		h.Status = observe.Unhealthy
+	switch p.State {
+	case observe.StateWaiting:
+		if time.Since(p.Since) > heldLong {
+			h.Warnings = append(h.Warnings, what+" for its lock, which another process holds")
+		}
+	case observe.StateUnserved:
+		h.Warnings = append(h.Warnings, fmt.Sprintf("%s pipeline %q: no live instance has backend %q", p.Direction, p.Name, p.Backend))
+	case observe.StateRetrying, observe.StateFailing, observe.StateFailed, observe.StateInvalid:
+		h.Reasons = append(h.Reasons, what)
 	}
-	return h
 }
 
 // catalogStale is how old the pipelines may be, beside two polls.
 const catalogStale = 30 * time.Second
 
-func connection(up bool, err error) observe.Connection {
-	if up {
-		return observe.Connection{Up: true}
-	}
+func connection(err error) observe.Connection {
 	if err == nil {
-		return observe.Connection{}
+		return observe.Connection{Up: true}
 	}
 	lines := strings.Split(err.Error(), "\n")
 	return observe.Connection{Error: strings.Join(slices.Compact(lines), "; ")}

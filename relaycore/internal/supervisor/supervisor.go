@@ -69,8 +69,7 @@ type Supervisor struct {
 	snapshot  catalog.Snapshot
 	loadedAt  time.Time // zero before the first read
 	loadErr   error
-	listenErr error
-	listening bool
+	listenErr error // nil while it listens for changes
 	runners   map[catalog.Key]*runner
 	assigned  map[catalog.Key]string  // the instance that should run each pipeline
 	problems  map[catalog.Key]problem // pipelines of this instance that cannot be started
@@ -219,14 +218,14 @@ func (s *Supervisor) each(fn func(*runner)) {
 
 func (s *Supervisor) setListening(err error) {
 	s.mu.Lock()
-	was, first := s.listening, s.listenErr
-	s.listening, s.listenErr = err == nil, err
+	was := s.listenErr
+	s.listenErr = err
 	s.mu.Unlock()
 	s.cfg.Metrics.ListenerUp.Store(err == nil)
 	switch {
-	case err == nil && !was:
+	case err == nil && was != nil:
 		s.cfg.Logger.Debug("listening for changes")
-	case err != nil && (was || first == nil || first.Error() != err.Error()) && s.started.Before(time.Now().Add(-time.Second)):
+	case err != nil && (was == nil || was.Error() != err.Error()) && s.started.Before(time.Now().Add(-time.Second)):
 		s.cfg.Logger.Warn("not listening for changes, polling instead", "err", err)
 	}
 }
