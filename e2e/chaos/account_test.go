@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -30,6 +31,7 @@ type entry struct {
 type episode struct {
 	harm   string
 	alarm  *regexp.Regexp
+	count  *regexp.Regexp // of the number in an alarm; nil where it has none
 	began  time.Time
 	alarms []string
 	// failed is true if the harm or the wait after it failed, and so has the test. Alarms may
@@ -37,9 +39,12 @@ type episode struct {
 	failed bool
 }
 
-// open begins an episode: alarm must match the log line that names a loss of it.
-func (a *account) open(what string, alarm *regexp.Regexp) *episode {
-	e := &episode{harm: what, alarm: alarm, began: time.Now()}
+// open begins an episode of h at the end called name.
+func (a *account) open(what string, h ends.Harm, name string) *episode {
+	e := &episode{harm: what, alarm: alarmOf(h, name), began: time.Now()}
+	if h.Count != "" {
+		e.count = regexp.MustCompile(h.Count)
+	}
 	a.episodes = append(a.episodes, e)
 	return e
 }
@@ -65,6 +70,22 @@ func (a *account) writtenBefore(e *episode) (events []rig.Event) {
 func alarmOf(h ends.Harm, name string) *regexp.Regexp {
 	n := regexp.QuoteMeta(name)
 	return regexp.MustCompile(`level=(?:WARN|ERROR) .*(?:` + n + `\b.*(?:` + h.Alarm + `)|(?:` + h.Alarm + `).*` + n + `\b)`)
+}
+
+// counted returns how many messages are lost by the alarms, -1 if they give no number. Two
+// relays may report the same ones, and count what was delivered and not acknowledged.
+func (e *episode) counted() int {
+	if e.count == nil {
+		return -1
+	}
+	n := 0
+	for _, line := range e.alarms {
+		if m := e.count.FindStringSubmatch(line); m != nil {
+			one, _ := strconv.Atoi(m[1]) // digits
+			n += one
+		}
+	}
+	return n
 }
 
 // alarms returns the lines of all relays' logs that e asks for.
@@ -147,12 +168,18 @@ func (a *account) settle(arrived []rig.Event) verdict {
 			example("arrived %d times without an alarm: %+v", n, e.Event)
 		}
 	}
+	for i, e := range a.episodes {
+		if n := e.counted(); n >= 0 && n < lost[i] && len(e.alarms) > 0 {
+			v.ledger.Lost += lost[i] - n
+			example("alarms count %d of %d lost messages: %s", n, lost[i], e.harm)
+		}
+	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d lost, named by alarms; %d read again after alarms; %s\n", v.named, v.again, v.ledger)
 	for i, e := range a.episodes {
 		fmt.Fprintf(&b, "  %s %s: %d written before it, %d of these lost", e.began.Format(time.TimeOnly), e.harm, count[i], lost[i])
 		if len(e.alarms) > 0 {
-			fmt.Fprintf(&b, "; %d alarms, first %s", len(e.alarms), e.alarms[0])
+			fmt.Fprintf(&b, "; %d alarms that count %d, first %s", len(e.alarms), e.counted(), e.alarms[0])
 		}
 		b.WriteString("\n")
 	}
@@ -182,7 +209,9 @@ func TestSettle(t *testing.T) {
 		again   int
 	}{
 		"all there":          {nil, []rig.Event{one, two, three}, rig.Ledger{}, 0, 0},
-		"lost and named":     {[]string{"lost"}, []rig.Event{one, three}, rig.Ledger{}, 1, 0},
+		"lost and named":     {[]string{"lost messages=1"}, []rig.Event{one, three}, rig.Ledger{}, 1, 0},
+		"named too low":      {[]string{"lost messages=1"}, []rig.Event{three}, rig.Ledger{Lost: 1}, 2, 0},
+		"named in two parts": {[]string{"lost messages=1", "lost messages=1"}, []rig.Event{three}, rig.Ledger{}, 2, 0},
 		"lost in silence":    {nil, []rig.Event{one, three}, rig.Ledger{Lost: 1}, 0, 0},
 		"lost after the end": {[]string{"lost"}, []rig.Event{one, two}, rig.Ledger{Lost: 1}, 0, 0},
 		"again and named":    {[]string{"lost"}, []rig.Event{one, two, three, one}, rig.Ledger{}, 0, 1},
@@ -193,7 +222,7 @@ func TestSettle(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			var a account
 			a.write([]rig.Event{one, two})
-			a.open("stream deleted", regexp.MustCompile("lost")).alarms = tc.alarms
+			a.open("stream deleted", ends.Harm{Alarm: "lost", Count: `messages=(\d+)`}, "s").alarms = tc.alarms
 			a.write([]rig.Event{three})
 			v := a.settle(tc.arrived)
 			v.ledger.Example, tc.want.Written = "", 3

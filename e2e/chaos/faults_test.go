@@ -60,14 +60,14 @@ func zombies(t *testing.T, k ends.Kind) {
 	var back error
 	watching.Go(func() { back = watchCursor(stop, db) })
 
-	crew := newCrew(t, p, db.URL, 2)
+	crew := newCrew(t, p, db, 2)
 	var slowest time.Duration
 	for range rounds {
 		from, last, err := cursor(t.Context(), db)
 		if err != nil {
 			t.Fatal(err)
 		}
-		rig.Until(t, patience, "the owner delivers", func(ctx context.Context) (bool, error) {
+		db.Until(t, "the owner delivers", func(ctx context.Context) (bool, error) {
 			_, now, err := cursor(ctx, db)
 			return now > last, err
 		})
@@ -79,7 +79,7 @@ func zombies(t *testing.T, k ends.Kind) {
 			t.Fatal(err)
 		}
 		began := time.Now()
-		rig.Until(t, patience, "another one takes over", func(ctx context.Context) (bool, error) {
+		db.Until(t, "another one takes over", func(ctx context.Context) (bool, error) {
 			epoch, now, err := cursor(ctx, db)
 			return epoch > from && now > last, err
 		})
@@ -106,7 +106,7 @@ func zombies(t *testing.T, k ends.Kind) {
 // owner returns the relay that has the crew's only pipeline.
 func (c *crew) owner(t *testing.T) (owner *rig.Relay) {
 	t.Helper()
-	rig.Until(t, patience, "one relay says that it owns the pipeline", func(ctx context.Context) (bool, error) {
+	c.db.Until(t, "one relay says that it owns the pipeline", func(ctx context.Context) (bool, error) {
 		for _, r := range c.relays {
 			if h, err := r.Health(ctx); err == nil && h.PipelinesOwned == 1 {
 				owner = r
@@ -162,7 +162,7 @@ func TestPoison(t *testing.T) {
 	}
 	// Those of the poisoned key from there on wait as dead letters.
 	held := (total-1-at%keys)/keys - at/keys + 1
-	rig.Until(t, patience, "the poisoned key is parked", func(ctx context.Context) (bool, error) {
+	db.Until(t, "the poisoned key is parked", func(ctx context.Context) (bool, error) {
 		var dead, parked int
 		err := db.Pool.QueryRow(ctx, `SELECT count(*) FILTER (WHERE status = 'dead'), count(*) FILTER (WHERE status = 'parked') FROM pgtrickle.relay_dead_letters`).Scan(&dead, &parked)
 		if err == nil && (dead != 1 || parked != held-1) {
@@ -190,12 +190,12 @@ func TestPoison(t *testing.T) {
 	}
 	delete(sink, "max_message_bytes")
 	db.Forward(t, "out", k.Name, sink, nil)
-	rig.Until(t, patience, "the new limit is in force", func(ctx context.Context) (bool, error) {
+	db.Until(t, "the new limit is in force", func(ctx context.Context) (bool, error) {
 		now, _, err := cursor(ctx, db)
 		return now > epoch, err
 	})
 	db.Exec(t, `SELECT pgtrickle.relay_dlq_retry('out')`)
-	rig.Until(t, patience, "the dead letters are gone", func(ctx context.Context) (done bool, err error) {
+	db.Until(t, "the dead letters are gone", func(ctx context.Context) (done bool, err error) {
 		err = db.Pool.QueryRow(ctx, `SELECT count(*) = 0 FROM pgtrickle.relay_dead_letters`).Scan(&done)
 		return done, err
 	})
@@ -225,7 +225,7 @@ func TestBrokerDown(t *testing.T) {
 		}
 	}
 	write(100)
-	rig.Until(t, patience, "the first rows are confirmed", func(ctx context.Context) (bool, error) { return db.Forwarded(ctx, "out") })
+	db.Until(t, "the first rows are confirmed", func(ctx context.Context) (bool, error) { return db.Forwarded(ctx, "out") })
 	server := fleet.Server(k.Server)
 	if err := server.Stop(t.Context()); err != nil {
 		t.Fatal(err)
@@ -254,7 +254,7 @@ func TestBrokerDown(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	rig.Until(t, patience, "the first new rows are confirmed", func(ctx context.Context) (bool, error) {
+	db.Until(t, "the first new rows are confirmed", func(ctx context.Context) (bool, error) {
 		_, last, err := cursor(ctx, db)
 		return last > before, err
 	})
@@ -326,7 +326,7 @@ func TestMemory(t *testing.T) {
 				n := tc.fill(t, db)
 				began := time.Now()
 				relay := rig.Image(k.Binary).Start(t, db.URL, rig.Options{Limit: "64m"})
-				rig.Until(t, 4*patience, "everything confirmed", func(ctx context.Context) (bool, error) {
+				db.Until(t, "everything confirmed", func(ctx context.Context) (bool, error) {
 					if gone, err := relay.Exited(); gone {
 						t.Fatalf("the relay ended: %v", err) // 137 is the kernel's doing
 					}

@@ -26,6 +26,9 @@ type harm struct {
 	do     func(ctx context.Context, rng *rand.Rand) error
 }
 
+// hung ends what would never end. What takes long on a busy machine takes less.
+const hung = 20 * time.Minute
+
 // storm does harms, one at a time, until stop is done, and counts them.
 func storm(t *testing.T, stop context.Context, seed uint64, calm time.Duration, harms []harm) string { //nolint:revive // stop is no ordinary context
 	rng := rand.New(rand.NewPCG(seed, 0))
@@ -41,7 +44,7 @@ func storm(t *testing.T, stop context.Context, seed uint64, calm time.Duration, 
 		if pause(stop, wait); stop.Err() != nil {
 			break
 		}
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(stop), 3*time.Minute)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(stop), hung)
 		if err := h.do(ctx, rng); err != nil {
 			t.Errorf("%s: %v", h.name, err)
 		}
@@ -95,12 +98,12 @@ func serverHarms(s *brokers.Server, name string) []harm {
 type crew struct {
 	t       *testing.T
 	program rig.Program
-	db      string
+	db      *rig.Database
 	relays  []*rig.Relay
 	all     []*rig.Relay // with those that have ended
 }
 
-func newCrew(t *testing.T, p rig.Program, db string, size int) *crew {
+func newCrew(t *testing.T, p rig.Program, db *rig.Database, size int) *crew {
 	c := &crew{t: t, program: p, db: db}
 	c.relays = make([]*rig.Relay, size)
 	for i := range c.relays {
@@ -111,7 +114,7 @@ func newCrew(t *testing.T, p rig.Program, db string, size int) *crew {
 
 // start starts the crew's relay of that index, in the place of one that has ended.
 func (c *crew) start(i int) {
-	c.relays[i] = c.program.Start(c.t, c.db, rig.Options{})
+	c.relays[i] = c.program.Start(c.t, c.db.URL, rig.Options{})
 	c.all = append(c.all, c.relays[i])
 }
 

@@ -40,12 +40,12 @@ func TestKills(t *testing.T) {
 				// reading the far end back, and most one at work.
 				switch least := rng.IntN(5); {
 				case least > 1:
-					rig.Until(t, patience, "the relay delivers", func(ctx context.Context) (bool, error) {
+					db.Until(t, "the relay delivers", func(ctx context.Context) (bool, error) {
 						e, l, err := cursor(ctx, db)
 						return e > epoch && l > last, err
 					})
 				case least > 0:
-					rig.Until(t, patience, "the relay takes over", func(ctx context.Context) (bool, error) {
+					db.Until(t, "the relay takes over", func(ctx context.Context) (bool, error) {
 						e, _, err := cursor(ctx, db)
 						return e > epoch, err
 					})
@@ -96,7 +96,7 @@ func newCase(t *testing.T, k ends.Kind, what string) (rig.Program, *rig.Database
 // forwarded waits until everything is confirmed, and compares.
 func forwarded(t *testing.T, db *rig.Database, end ends.End) rig.Ledger {
 	t.Helper()
-	rig.Until(t, patience, "everything confirmed", func(ctx context.Context) (bool, error) { return db.Forwarded(ctx, "out") })
+	db.Until(t, "everything confirmed", func(ctx context.Context) (bool, error) { return db.Forwarded(ctx, "out") })
 	written, err := db.Events(t.Context())
 	if err != nil {
 		t.Fatal(err)

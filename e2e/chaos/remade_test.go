@@ -36,15 +36,7 @@ func TestRemade(t *testing.T) {
 	var wg sync.WaitGroup
 	var shaken string
 	wg.Go(func() {
-		harms := serverHarms(fleet.Server("pg18"), "PostgreSQL")
-		for i, h := range harms {
-			harms[i].do = func(ctx context.Context, rng *rand.Rand) error {
-				witness.Lock()
-				defer witness.Unlock()
-				return h.do(ctx, rng)
-			}
-		}
-		shaken = storm(t, stop, set.seed+1, 20*time.Second, harms)
+		shaken = storm(t, stop, set.seed+1, 20*time.Second, serverHarms(fleet.Server("pg18"), "PostgreSQL"))
 	})
 	for _, c := range cases {
 		wg.Go(func() { c.run(stop) })
@@ -54,10 +46,6 @@ func TestRemade(t *testing.T) {
 		t.Run(c.kind.Name, func(t *testing.T) { c.judge(t, shaken) })
 	}
 }
-
-// witness is held while PostgreSQL suffers, and while a relay has to notice something
-// that leaves no trace behind.
-var witness sync.RWMutex
 
 // remadeCase is one backend: two ends, and a pipeline from each into one inbox.
 type remadeCase struct {
@@ -116,7 +104,7 @@ func newRemadeCase(t *testing.T, k ends.Kind) *remadeCase {
 		o.c = c
 		o.configure(t.Context(), o.keys())
 	}
-	c.crew = newCrew(t, p, c.db.URL, 2)
+	c.crew = newCrew(t, p, c.db, 2)
 	return c
 }
 
@@ -172,9 +160,7 @@ func (o *origin) produce(n int) []rig.Event {
 
 // delivers returns nil when the events are in the inbox.
 func (o *origin) delivers(ctx context.Context, events []rig.Event) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	if err := rig.Poll(ctx, func(ctx context.Context) (bool, error) { return o.c.has(ctx, events) }); err != nil {
+	if err := o.c.db.Await(ctx, func(ctx context.Context) (bool, error) { return o.c.has(ctx, events) }); err != nil {
 		return fmt.Errorf("%s does not deliver: %w", o.name, err)
 	}
 	return nil
@@ -185,7 +171,7 @@ func (o *origin) send(n int) []rig.Event {
 	for i := range events {
 		events[i].Note = fmt.Sprintf("%s, life %d", o.name, o.life)
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(o.c.t.Context()), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(o.c.t.Context()), hung)
 	defer cancel()
 	foreign := records(events)
 	for i := range foreign {
@@ -203,14 +189,6 @@ func (o *origin) send(n int) []rig.Event {
 // the pipeline works again. It is the operator of a pipeline that stops, too.
 func (o *origin) suffer(ctx context.Context, rng *rand.Rand, h ends.Harm) error {
 	relays, again := rng.IntN(3), rng.IntN(2) == 0
-	if h.Alive {
-		relays = rng.IntN(2)
-		witness.RLock()
-		defer witness.RUnlock()
-		if err := o.delivers(ctx, o.produce(20)); err != nil {
-			return err
-		}
-	}
 	for _, r := range o.c.crew.relays {
 		switch relays {
 		case 1:
@@ -227,7 +205,7 @@ func (o *origin) suffer(ctx context.Context, rng *rand.Rand, h ends.Harm) error 
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	name := o.end.Name()
-	episode := o.open(fmt.Sprintf("%s, relays %s", h.Name, []string{"at work", "frozen", "dead"}[relays]), alarmOf(h, name))
+	episode := o.open(fmt.Sprintf("%s, relays %s", h.Name, []string{"at work", "frozen", "dead"}[relays]), h, name)
 	if err := h.Do(ctx); err != nil {
 		episode.failed = true
 		return err
@@ -246,17 +224,15 @@ func (o *origin) suffer(ctx context.Context, rng *rand.Rand, h ends.Harm) error 
 			o.c.crew.start(i)
 		}
 	}
-	if again && !h.Alive { // else the only witness would be killed
+	if again {
 		pause(ctx, time.Duration(rng.IntN(2000))*time.Millisecond)
 		for i, r := range o.c.crew.relays {
 			r.Kill()
 			o.c.crew.start(i)
 		}
 	}
-	patience, cancel := context.WithTimeout(ctx, 2*time.Minute)
-	defer cancel()
 	cured := false
-	err := rig.Poll(patience, func(ctx context.Context) (bool, error) {
+	err := o.c.db.Await(ctx, func(ctx context.Context) (bool, error) {
 		var err error
 		if episode.alarms, err = o.c.crew.alarms(episode); err != nil {
 			return false, err
@@ -275,9 +251,7 @@ func (o *origin) suffer(ctx context.Context, rng *rand.Rand, h ends.Harm) error 
 		o.configure(ctx, o.end.Source())
 	}
 	// A relay looks for what was trimmed only now and then.
-	patience, cancel = context.WithTimeout(ctx, 45*time.Second)
-	defer cancel()
-	return errors.Join(err, rig.Poll(patience, func(ctx context.Context) (bool, error) {
+	return errors.Join(err, o.c.db.Await(ctx, func(ctx context.Context) (bool, error) {
 		var err error
 		if episode.alarms, err = o.c.crew.alarms(episode); err != nil || len(episode.alarms) > 0 {
 			return err == nil, err

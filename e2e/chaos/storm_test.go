@@ -13,8 +13,6 @@ import (
 	"github.com/grove/pgtrickle-relay/e2e/internal/rig"
 )
 
-const patience = 4 * time.Minute
-
 // TestStorm lets every backend work in both directions while its relays, its
 // server and PostgreSQL are killed, restarted, frozen and disconnected at random.
 func TestStorm(t *testing.T) {
@@ -86,7 +84,7 @@ func newStormCase(t *testing.T, k ends.Kind) *stormCase {
 	if e, ok := c.out.(interface{ Restart(context.Context) error }); ok {
 		c.harms = append(c.harms, harm{"receiver restarted", 4, restarting(e.Restart)})
 	}
-	c.crew = newCrew(t, p, c.db.URL, 2)
+	c.crew = newCrew(t, p, c.db, 2)
 	c.harms = append(c.harms, c.crew.harms()...)
 	return c
 }
@@ -107,9 +105,7 @@ func (c *stormCase) judge(t *testing.T, shaken string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	if err := rig.Poll(ctx, func(ctx context.Context) (bool, error) { return c.db.Forwarded(ctx, "out") }); err != nil {
+	if err := c.db.Await(t.Context(), func(ctx context.Context) (bool, error) { return c.db.Forwarded(ctx, "out") }); err != nil {
 		t.Errorf("forward: not everything is confirmed: %v", err)
 	}
 	arrived, err := c.out.Arrived(t.Context())
@@ -120,7 +116,7 @@ func (c *stormCase) judge(t *testing.T, shaken string) {
 	if c.in == nil {
 		return
 	}
-	if err := rig.Poll(ctx, func(ctx context.Context) (bool, error) {
+	if err := c.db.Await(t.Context(), func(ctx context.Context) (bool, error) {
 		n, err := c.db.Returned(ctx)
 		return n >= len(c.produced), err
 	}); err != nil {

@@ -105,7 +105,7 @@ func newWorldsCase(t *testing.T, k ends.Kind) *worldsCase {
 		for _, pipeline := range pipelines {
 			w.db.Forward(t, pipeline, k.Name, c.end.Sink(), nil)
 		}
-		w.crew = newCrew(t, p, w.db.URL, 1)
+		w.crew = newCrew(t, p, w.db, 1)
 		c.worlds = append(c.worlds, w)
 	}
 	return c
@@ -343,23 +343,17 @@ func (c *worldsCase) account(ctx context.Context, w *world) (lost int, l rig.Led
 
 func (c *worldsCase) judge(t *testing.T, shaken string) {
 	for _, w := range c.worlds {
-		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-		if err := rig.Poll(ctx, func(ctx context.Context) (bool, error) { // a relay looks once a minute
-			pause(ctx, time.Second)
+		if err := w.db.Await(t.Context(), func(ctx context.Context) (bool, error) { // a relay looks once a minute
 			return !w.forgotten, w.remember(ctx)
 		}); err != nil {
 			t.Errorf("%s: no relay names the table whose changes are not recorded: %v", w.db.Name, err)
 		}
-		cancel()
-		ctx, cancel = context.WithTimeout(t.Context(), time.Minute)
 		var l rig.Ledger
-		_ = rig.Poll(ctx, func(ctx context.Context) (bool, error) { // the ledger has the rest
+		_ = w.db.Await(t.Context(), func(ctx context.Context) (bool, error) { // the ledger has the rest
 			lost, now, err := c.account(ctx, w)
 			l = now
-			pause(ctx, time.Second)
 			return lost == 0 && err == nil && now.Written > 0, err
 		})
-		cancel()
 		err := l.Err(c.kind.Exact)
 		if l.Written == 0 {
 			err = errors.New("nothing was written")

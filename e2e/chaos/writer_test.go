@@ -105,7 +105,7 @@ func produceAll(t *testing.T, stop context.Context, end ends.End, flows []*flow)
 		wg.Go(func() {
 			for stop.Err() == nil {
 				events := f.next()
-				ctx, cancel := context.WithTimeout(context.WithoutCancel(stop), 3*time.Minute)
+				ctx, cancel := context.WithTimeout(context.WithoutCancel(stop), hung)
 				err := end.Produce(ctx, records(events))
 				cancel()
 				if err != nil {

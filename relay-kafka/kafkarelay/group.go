@@ -358,10 +358,16 @@ func (s *source) skipLost(ctx context.Context, sp *spot) error {
 	if err != nil {
 		return err
 	}
-	s.env.Loss()
-	s.env.Logger.ErrorContext(ctx, "position lost; reading oldest record",
-		"topic", sp.topic, "partition", sp.partition, "position", sp.offset, "oldest", offsets[sp.partition])
-	sp.offset = offsets[sp.partition]
+	oldest := offsets[sp.partition]
+	if oldest <= sp.offset { // the broker has it by now
+		return fmt.Errorf("read partition %d of topic %q: offset %d was out of range; trying again", sp.partition, sp.topic, sp.offset)
+	}
+	s.env.Logger.ErrorContext(ctx, "position lost; reading oldest record", "topic", sp.topic, "partition", sp.partition,
+		"position", sp.offset, "oldest", oldest, "messages", oldest-sp.offset)
+	if err := s.farEnds.Missed(ctx, sp.topic, oldest-sp.offset); err != nil {
+		return err
+	}
+	sp.offset = oldest
 	return nil
 }
 

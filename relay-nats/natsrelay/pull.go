@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
 )
 
 const (
@@ -53,8 +54,9 @@ type pull struct {
 	cancel   context.CancelFunc
 	running  sync.WaitGroup
 
-	read uint64    // the highest sequence that Receive returned
-	gap  [2]uint64 // the first and last sequence that did not arrive, to be explained
+	read   uint64    // the highest sequence that Receive returned
+	behind uint64    // the server's floor at the beginning, up to which it may have removed what had arrived
+	gap    [2]uint64 // the first and last sequence that did not arrive, to be explained
 
 	mu      sync.Mutex
 	open    relay.Acks[*delivery]
@@ -84,7 +86,29 @@ func (s *source) newPull(consumer jetstream.Consumer, wait time.Duration) *pull 
 		}
 	})
 	p.running.Go(func() { p.keepFresh(ctx) })
+	p.running.Go(func() { s.keepFloor(ctx, p, s.floor) })
 	return p
+}
+
+// keepFloor stores how far p is acknowledged, once it is beyond from. Then a message has
+// arrived, and what is missing before it is reported. A store that fails is repeated.
+func (s *source) keepFloor(ctx context.Context, p *pull, from uint64) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+		}
+		if floor := p.floor(); floor > from {
+			storing, cancel := relaynet.Outlive(ctx, time.Second)
+			_ = s.farEnds.Settled(storing, p.stream, floor)
+			cancel()
+		}
+		if ctx.Err() != nil {
+			return
+		}
+	}
 }
 
 // stop ends the goroutines of newPull.

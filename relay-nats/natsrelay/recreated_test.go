@@ -3,10 +3,12 @@ package natsrelay
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -132,4 +134,87 @@ func TestUnreadMessagesLost(t *testing.T) {
 	s = open()
 	ack(t, s, receive(t, s, 2))
 	logged("messages=4 first_sequence=12 last_sequence=15")
+}
+
+// A server that removes messages moves a consumer's floor past them, those too that a
+// killed relay had received and not stored. The next relay reports them: by the floor in the
+// cursor, where some may count that were stored in the last second. Without a kill, or when
+// nothing was removed, it reports nothing.
+func TestTrimmedBehindAKilledReader(t *testing.T) {
+	url := relaytest.Endpoint(t, "RELAY_TEST_NATS_URL")
+	_, js := connect(t, url)
+	for name, tc := range map[string]struct {
+		remove    func(stream jetstream.Stream) error
+		retention jetstream.RetentionPolicy
+		missed    int64
+		want      string
+	}{
+		"nothing": {want: ""},
+		"limits": {missed: 5, want: "messages=5 first_sequence=4 last_sequence=8 perhaps_delivered=", remove: func(stream jetstream.Stream) error {
+			cfg := stream.CachedInfo().Config
+			cfg.MaxMsgs = 2
+			_, err := js.UpdateStream(t.Context(), cfg)
+			return err
+		}},
+		"purge": {missed: 5, want: "messages=5 first_sequence=4 last_sequence=8 perhaps_delivered=5", remove: func(stream jetstream.Stream) error {
+			return stream.Purge(t.Context(), jetstream.WithPurgeKeep(2))
+		}},
+		"acknowledged": {retention: jetstream.WorkQueuePolicy, want: ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			stream, prefix := addStream(t, js, func(cfg *jetstream.StreamConfig) { cfg.Retention = tc.retention })
+			raw, err := js.Stream(t.Context(), stream)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var log bytes.Buffer
+			var cursor relaytest.Cursor
+			open := func() *source {
+				env := testEnv()
+				env.Logger = slog.New(slog.NewTextHandler(&log, nil))
+				config := fmt.Appendf(nil, `{"url":%q,"stream":%q,"ack_policy":"explicit"}`, url, stream)
+				s, err := Backend().Source.New(t.Context(), cursor.Env(env), config)
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { _ = s.Close() })
+				return s.(*source)
+			}
+			missed := func() (n int64, floor uint64) {
+				var known map[string]relay.FarEnd
+				if err := json.Unmarshal([]byte(cursor.Env(relay.Env{}).FarEnds), &known); err != nil {
+					t.Fatal(err)
+				}
+				return known[stream].Missed, known[stream].Floor
+			}
+			s := open()
+			feed(t, js, prefix+".a", 1, 10)
+			batch := receive(t, s, 10)
+			ack(t, s, batch[:3])
+			for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+				if _, floor := missed(); floor == 3 {
+					break
+				} else if time.Now().After(deadline) {
+					t.Fatalf("the cursor has floor %d, want 3", floor)
+				}
+			}
+			if name == "acknowledged" {
+				ack(t, s, batch[3:5]) // the stream has removed them by itself
+			}
+			s.conn.dialer.Cut() // killed: what it does later is not seen
+			if tc.remove != nil {
+				if err := tc.remove(raw); err != nil {
+					t.Fatal(err)
+				}
+			}
+			s = open()
+			receive(t, s, 2)
+			if got := log.String(); !strings.Contains(got, tc.want) || tc.want == "" && strings.Contains(got, "lost") {
+				t.Errorf("logged %q, want %q", got, tc.want)
+			}
+			if n, _ := missed(); n != tc.missed {
+				t.Errorf("the cursor has %d missed messages, want %d", n, tc.missed)
+			}
+		})
+	}
 }

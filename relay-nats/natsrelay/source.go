@@ -120,11 +120,19 @@ func (s *source) openConsumer(ctx context.Context) (*pull, error) {
 			return nil, err
 		}
 	}
-	// A purge moves the server's floor, and only the source's own shows what it removed.
-	read := cmp.Or(s.floor, ci.AckFloor.Stream)
+	// A server that removes messages moves its floor past them, delivered ones too. Only what
+	// the source knows shows them, or what the cursor does.
+	read := s.floor
+	if read == 0 {
+		read = ci.AckFloor.Stream
+		if known := s.farEnds.Floor(ci.Stream); known > 0 && stream.CachedInfo().Config.Retention == jetstream.LimitsPolicy {
+			read = min(read, known)
+		}
+	}
+	behind := ci.AckFloor.Stream
 	s.floor = max(s.floor, ci.AckFloor.Stream)
 	p := s.newPull(consumer, wait)
-	p.read = read
+	p.read, p.behind = read, behind
 	return p, nil
 }
 
@@ -196,6 +204,7 @@ func (s *source) findConsumer(ctx context.Context, stream jetstream.Stream, life
 	if consumer, err = stream.CreateConsumer(ctx, cc); err != nil {
 		return nil, s.conn.apiError(ctx, fmt.Errorf("create consumer %q of stream %q: %w", s.cfg.Consumer, name, err))
 	}
+	s.floor = max(s.floor, consumer.CachedInfo().AckFloor.Stream) // what the cursor knows is another consumer's
 	return consumer, nil
 }
 
@@ -256,7 +265,9 @@ func (s *source) Receive(ctx context.Context, limit int) ([]relay.Message, error
 		if err != nil {
 			return nil, err
 		}
-		p.findLost(ctx, s.env, arrived)
+		if err := s.findLost(ctx, p, arrived); err != nil {
+			return nil, err
+		}
 		arrived = s.dropSettled(p, arrived)
 		batch := make([]relay.Message, len(arrived))
 		for i, d := range arrived {
@@ -268,10 +279,11 @@ func (s *source) Receive(ctx context.Context, limit int) ([]relay.Message, error
 	}
 }
 
-// findLost logs the messages that left the stream before the source read them. They are
-// missing between two deliveries, and older than all that the stream has. With a filter
-// they may have been other consumers', and nothing is logged.
-func (p *pull) findLost(ctx context.Context, env relay.Env, arrived []*delivery) {
+// findLost logs and stores the messages that left the stream before the source read them.
+// They are missing between two deliveries, and older than all that the stream has. With a
+// filter they may have been other consumers', and nothing is logged. No delivery may be
+// acknowledged before it returns nil.
+func (s *source) findLost(ctx context.Context, p *pull, arrived []*delivery) error {
 	for _, d := range arrived {
 		if d.seq > p.read+1 && p.gap == [2]uint64{} {
 			p.gap = [2]uint64{p.read + 1, d.seq - 1}
@@ -279,20 +291,26 @@ func (p *pull) findLost(ctx context.Context, env relay.Env, arrived []*delivery)
 		p.read = max(p.read, d.seq)
 	}
 	if p.gap == [2]uint64{} || p.config.FilterSubject != "" || len(p.config.FilterSubjects) > 0 {
-		return
+		return nil
 	}
 	stream, err := p.conn.js.Stream(ctx, p.stream)
 	if err != nil {
-		return // the gap is looked at again with the next batch
+		return p.conn.apiError(ctx, fmt.Errorf("look up stream %q: %w", p.stream, err))
 	}
 	first, last := p.gap[0], min(p.gap[1], stream.CachedInfo().State.FirstSeq-1)
-	if p.gap = [2]uint64{}; last < first {
-		return // single messages were deleted
+	if last < first {
+		p.gap = [2]uint64{} // single messages were deleted
+		return nil
 	}
-	env.Loss()
-	env.Logger.Error("unread messages are lost", "stream", p.stream, "consumer", p.config.Durable, "messages", last-first+1,
-		"first_sequence", first, "last_sequence", last,
+	n := last - first + 1
+	s.env.Logger.Error("unread messages are lost", "stream", p.stream, "consumer", p.config.Durable, "messages", n,
+		"first_sequence", first, "last_sequence", last, "perhaps_delivered", min(n, max(p.behind+1, first)-first),
 		"cause", "they were purged, expired or beyond the stream's limits", "cure", "let the stream keep more, or the pipeline keep up")
+	if err := s.farEnds.Missed(ctx, p.stream, int64(n)); err != nil {
+		return err
+	}
+	p.gap = [2]uint64{}
+	return nil
 }
 
 // dropSettled removes deliveries whose message was acknowledged after the connection

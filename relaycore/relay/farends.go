@@ -41,6 +41,9 @@ type FarEnd struct {
 	// Remade counts how often the far end was made again with an unknown number of
 	// messages that the pipeline had not read.
 	Remade int `json:"remade,omitempty"`
+	// Floor is a position up to which all is in the inbox. It is stored about a second late.
+	// See [FarEnds.Settled].
+	Floor uint64 `json:"floor,omitempty"`
 
 	scoped bool // ids carry the life in any case; see Env.ScopeIDs
 }
@@ -134,6 +137,7 @@ func (f *FarEnds) Lost(ctx context.Context, kind, name, problem string) (FarEnd,
 	if !known.Pending {
 		known.Restarts++
 	}
+	known.Floor = 0
 	known.Pending = true
 	return f.keep(ctx, name, known)
 }
@@ -176,6 +180,27 @@ func (f *FarEnds) count(ctx context.Context, name string, change func(known *Far
 		f.env.Loss()
 	}
 	return err
+}
+
+// Settled records that everything up to floor of the far end called name is in the inbox. It
+// is for servers that move their own position past messages that they remove.
+func (f *FarEnds) Settled(ctx context.Context, name string, floor uint64) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	known := f.known[name]
+	if floor <= known.Floor || known.Pending {
+		return nil
+	}
+	known.Floor = floor
+	_, err := f.keep(ctx, name, known)
+	return err
+}
+
+// Floor returns what Settled recorded last for this life of the far end called name, or 0.
+func (f *FarEnds) Floor(name string) uint64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.known[name].Floor
 }
 
 // EndsBefore is a problem for Lost.

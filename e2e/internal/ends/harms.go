@@ -19,10 +19,11 @@ type Harm struct {
 	Name string
 	// Remade is true where the end begins another life: positions and ids begin again.
 	Remade bool
-	// Alive is true where only a relay that runs can notice: the server moves its position.
-	Alive bool
 	// Alarm is a regular expression of the relay's log line that names the loss.
 	Alarm string
+	// Count is one whose first group is the number of lost messages in such a line; "" where
+	// nothing counts them.
+	Count string
 	Do    func(ctx context.Context) error
 }
 
@@ -39,6 +40,8 @@ type Harmed interface {
 // kept is how many messages a trim leaves.
 const kept = 3
 
+const counted = `\b(?:messages|entries)=(\d+)`
+
 const again = `created again|lost the position|before the position|group is gone`
 
 func cured(keys map[string]any) map[string]any {
@@ -51,7 +54,7 @@ func (e natsEnd) Cure() map[string]any { return cured(e.Source()) }
 
 func (e natsEnd) Harms() []Harm {
 	return []Harm{
-		{"stream deleted and created", true, false, again, func(ctx context.Context) error {
+		{"stream deleted and created", true, again, "", func(ctx context.Context) error {
 			return e.with(func(js jetstream.JetStream) error {
 				if err := js.DeleteStream(ctx, e.name); err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
 					return err
@@ -60,7 +63,7 @@ func (e natsEnd) Harms() []Harm {
 				return err
 			})
 		}},
-		{"stream trimmed", false, false, `lost`, func(ctx context.Context) error {
+		{"stream trimmed", false, `lost`, counted, func(ctx context.Context) error {
 			return e.with(func(js jetstream.JetStream) error {
 				cfg := jetstream.StreamConfig{Name: e.name, Subjects: []string{e.name + ".>"}, MaxMsgs: kept}
 				if _, err := js.UpdateStream(ctx, cfg); err != nil {
@@ -71,7 +74,7 @@ func (e natsEnd) Harms() []Harm {
 				return err
 			})
 		}},
-		{"stream purged", false, true, `lost`, func(ctx context.Context) error {
+		{"stream purged", false, `lost`, counted, func(ctx context.Context) error {
 			return e.with(func(js jetstream.JetStream) error {
 				stream, err := js.Stream(ctx, e.name)
 				if err != nil {
@@ -89,7 +92,7 @@ func (e kafkaEnd) Cure() map[string]any { return cured(e.Source()) }
 func (e kafkaEnd) Harms() []Harm {
 	client := &kafka.Client{Addr: kafka.TCP(e.broker), Transport: &kafka.Transport{}}
 	return []Harm{
-		{"topic deleted and created", true, false, again, func(ctx context.Context) error {
+		{"topic deleted and created", true, again, "", func(ctx context.Context) error {
 			res, err := client.DeleteTopics(ctx, &kafka.DeleteTopicsRequest{Topics: []string{e.topic}})
 			if err == nil {
 				err = res.Errors[e.topic]
@@ -99,7 +102,7 @@ func (e kafkaEnd) Harms() []Harm {
 			}
 			return retry(ctx, e.create) // the broker deletes in the background
 		}},
-		{"records deleted", false, false, `lost`, func(ctx context.Context) error {
+		{"records deleted", false, `lost`, counted, func(ctx context.Context) error {
 			registerDeleteRecords()
 			req := &deleteRecordsRequest{TimeoutMs: 10_000, Topics: []deleteRecordsTopic{{Name: e.topic}}}
 			for partition := range kafkaPartitions {
@@ -171,17 +174,17 @@ func (e redisEnd) Cure() map[string]any { return cured(e.Source()) }
 
 func (e redisEnd) Harms() []Harm {
 	return []Harm{
-		{"stream deleted", true, false, again + `|entries are lost`, func(ctx context.Context) error {
+		{"stream deleted", true, again + `|entries are lost`, "", func(ctx context.Context) error {
 			return e.client.Del(ctx, e.stream).Err()
 		}},
-		{"group destroyed", false, false, again + `|entries are lost`, func(ctx context.Context) error {
+		{"group destroyed", false, again + `|entries are lost`, "", func(ctx context.Context) error {
 			groups, err := e.client.XInfoGroups(ctx, e.stream).Result()
 			for _, g := range groups {
 				err = errors.Join(err, e.client.XGroupDestroy(ctx, e.stream, g.Name).Err())
 			}
 			return err
 		}},
-		{"stream trimmed", false, false, `entries are lost`, func(ctx context.Context) error {
+		{"stream trimmed", false, `entries are lost`, counted, func(ctx context.Context) error {
 			return e.client.XTrimMaxLen(ctx, e.stream, kept).Err()
 		}},
 	}
@@ -201,7 +204,7 @@ func (e *rabbitEnd) Harms() []Harm {
 	if e.queueType == amqp.QueueTypeStream {
 		alarm = again
 	}
-	return []Harm{{e.queueType + " deleted and declared", true, false, alarm, func(ctx context.Context) error {
+	return []Harm{{e.queueType + " deleted and declared", true, alarm, "", func(ctx context.Context) error {
 		return retry(ctx, func(context.Context) error {
 			err := e.with(func(ch *amqp.Channel) error {
 				_, err := ch.QueueDelete(e.name, false, false, false)
@@ -227,9 +230,9 @@ func (e *fileEnd) Cure() map[string]any {
 func (e *fileEnd) Harms() []Harm {
 	const changed = `was (renamed|replaced)|is gone`
 	return []Harm{
-		{"file replaced", true, false, changed, func(context.Context) error {
+		{"file replaced", true, changed, "", func(context.Context) error {
 			return errors.Join(os.Rename(e.path, fmt.Sprintf("%s.old%d", e.first, e.lives)), os.WriteFile(e.path, nil, 0o666))
 		}},
-		{"file cut", true, false, changed, func(context.Context) error { return os.Truncate(e.path, 0) }},
+		{"file cut", true, changed, "", func(context.Context) error { return os.Truncate(e.path, 0) }},
 	}
 }

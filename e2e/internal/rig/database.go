@@ -167,6 +167,54 @@ func Until(t testing.TB, patience time.Duration, what string, done func(ctx cont
 	}
 }
 
+// Progress is a text that changes whenever one of the database's pipelines gets a new owner
+// or stores that it has settled messages.
+func (d *Database) Progress(ctx context.Context) (text string, err error) {
+	err = d.Pool.QueryRow(ctx, `SELECT coalesce(string_agg(format('%s %s %s %s', epoch, last_id, delivered + skipped, dead_lettered), ', '
+		ORDER BY direction, pipeline), '') FROM pgtrickle.relay_cursors`).Scan(&text)
+	return text, err
+}
+
+// ErrStalled is what Await returns once nothing moves.
+var ErrStalled = errors.New("no progress")
+
+// stalled is how many looks in a row, 100 ms and a query apart, may see no progress. They
+// last 2 minutes on an idle machine, and longer where the relays take longer, too.
+const stalled = 1200
+
+// Await is Poll for a pipeline of d: it goes on as long as there is progress, however slow.
+func (d *Database) Await(ctx context.Context, done func(ctx context.Context) (bool, error)) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	last, looks := "", 0
+	err := Poll(ctx, func(ctx context.Context) (bool, error) {
+		ok, err := done(ctx)
+		if ok {
+			return true, err
+		}
+		now, perr := d.Progress(ctx)
+		if looks++; perr == nil && now != last {
+			last, looks = now, 0
+		}
+		if looks == stalled {
+			cancel(ErrStalled)
+		}
+		return false, errors.Join(err, perr)
+	})
+	if err != nil {
+		return errors.Join(context.Cause(ctx), err)
+	}
+	return nil
+}
+
+// Until awaits done, and fails the test once nothing moves.
+func (d *Database) Until(t testing.TB, what string, done func(ctx context.Context) (bool, error)) {
+	t.Helper()
+	if err := d.Await(t.Context(), done); err != nil {
+		t.Fatalf("%s: %v", what, err)
+	}
+}
+
 // Poll returns nil once done is true, or an error when ctx ends.
 func Poll(ctx context.Context, done func(ctx context.Context) (bool, error)) error {
 	tick := time.NewTicker(100 * time.Millisecond)
