@@ -132,62 +132,9 @@ func Install(ctx context.Context, conn Conn, o Options) (report Report, err erro
 	if err != nil {
 		return report, err
 	}
-	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, lock); err != nil {
-			return err
-		}
-		handedOver, refused, err := become(ctx, tx, o.Owner)
-		if err != nil {
-			return err
-		}
-		report.HandedOver = handedOver
-		ext, err := inspect(ctx, tx)
-		if err != nil {
-			return err
-		}
-		if !ext.usage {
-			if err := ext.permits(ctx, tx); err != nil {
-				return err
-			}
-		}
-		done, err := applied(ctx, tx)
-		if err != nil {
-			return err
-		}
-		if len(done) > 0 {
-			gone, err := s.gone(ctx, tx, ext)
-			if err != nil {
-				return err
-			}
-			if gone && !newer(done, s) {
-				done = map[int]string{}
-			}
-		}
-		current := s.upToDate(done) && done[0] == checksum(keys)
-		switch {
-		case refused != nil && !current:
-			return refused
-		case newer(done, s):
-			unknown, err := keysSQL(o.Backends, true)
-			if err != nil {
-				return err
-			}
-			report.Done = "the catalog is newer than this binary and stays, apart from keys of backends"
-			_, err = execute(ctx, tx, ext, migration{name: "backend keys", sql: settings + unknown})
-			return err
-		case !current:
-			if err := ext.permits(ctx, tx); err != nil {
-				return err
-			}
-			report.Done = "installed the catalog"
-			if len(done) > 0 {
-				report.Done = "updated the catalog"
-			}
-			report.ToRun, err = execute(ctx, tx, ext, s.steps(done, keys)...)
-			return err
-		}
-		report.Done = "the catalog is up to date"
-		return nil
+	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) (err error) {
+		report, err = s.install(ctx, tx, o, keys)
+		return err
 	})
 	if err != nil && pg.IsDenied(err) && strings.Contains(err.Error(), "permission denied for database") {
 		err = fmt.Errorf("%w; run it as the database's owner, or let that role GRANT CREATE ON DATABASE", err)
@@ -196,6 +143,67 @@ func Install(ctx context.Context, conn Conn, o Options) (report Report, err erro
 		return Report{}, fmt.Errorf("migrate: %w", err)
 	}
 	return report, nil
+}
+
+// install is Install within tx. keys is the SQL for the keys of o's backends.
+func (s script) install(ctx context.Context, tx pgx.Tx, o Options, keys string) (report Report, err error) {
+	if _, err := tx.Exec(ctx, lock); err != nil {
+		return report, err
+	}
+	var refused error
+	if report.HandedOver, refused, err = become(ctx, tx, o.Owner); err != nil {
+		return report, err
+	}
+	ext, err := inspect(ctx, tx)
+	if err == nil && !ext.usage {
+		err = ext.permits(ctx, tx)
+	}
+	if err != nil {
+		return report, err
+	}
+	done, err := s.applied(ctx, tx, ext)
+	if err != nil {
+		return report, err
+	}
+	current := s.upToDate(done) && done[0] == checksum(keys)
+	switch {
+	case refused != nil && !current:
+		return report, refused
+	case newer(done, s):
+		unknown, err := keysSQL(o.Backends, true)
+		if err != nil {
+			return report, err
+		}
+		report.Done = "the catalog is newer than this binary and stays, apart from keys of backends"
+		_, err = execute(ctx, tx, ext, migration{name: "backend keys", sql: settings + unknown})
+		return report, err
+	case !current:
+		if err := ext.permits(ctx, tx); err != nil {
+			return report, err
+		}
+		report.Done = "installed the catalog"
+		if len(done) > 0 {
+			report.Done = "updated the catalog"
+		}
+		report.ToRun, err = execute(ctx, tx, ext, s.steps(done, keys)...)
+		return report, err
+	}
+	report.Done = "the catalog is up to date"
+	return report, nil
+}
+
+// applied returns the checksums of the migrations that the database has, by version. It
+// is empty if an object of the catalog is gone, unless the database is newer than s.
+func (s script) applied(ctx context.Context, tx pgx.Tx, ext extension) (map[int]string, error) {
+	done, err := recorded(ctx, tx)
+	if err != nil || len(done) == 0 || newer(done, s) {
+		return done, err
+	}
+	gone, err := s.gone(ctx, tx, ext)
+	if gone {
+		return map[int]string{}, err
+	}
+	return done, err
 }
 
 // steps returns the migrations from the state done to the version of s.
@@ -244,8 +252,8 @@ func checksum(sql string) string {
 	return hex.EncodeToString(sum[:8])
 }
 
-// applied returns the checksum of each version that the database has.
-func applied(ctx context.Context, tx pgx.Tx) (map[int]string, error) {
+// recorded returns the checksum of each version that the database has.
+func recorded(ctx context.Context, tx pgx.Tx) (map[int]string, error) {
 	done := make(map[int]string)
 	var exists bool
 	if err := tx.QueryRow(ctx, `SELECT to_regclass('pgtrickle.relay_migrations') IS NOT NULL`).Scan(&exists); err != nil || !exists {
