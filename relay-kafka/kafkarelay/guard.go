@@ -38,7 +38,7 @@ import (
 const (
 	maxResponse = 16 << 20  // of all but a fetch
 	maxFetch    = 128 << 20 // of a fetch; a source asks for less
-	maxPrelude  = 64 << 10  // what is checked of a fetch before its records
+	fillStep    = 256 << 10 // memory is taken for what has arrived, and so much more
 )
 
 // guard is a connection to a broker. kafka-go allocates by a length in a response, and
@@ -58,10 +58,9 @@ type guard struct {
 	skip int    // bytes of its rest
 
 	// The reader's own.
-	in   []byte // of the response that is being received
-	out  []byte // checked, and not yet read
-	pass int    // bytes of a fetch response that may be read unchecked
-	err  error  // of a response that was refused
+	in  []byte // of the response that is being received
+	out []byte // checked, and not yet read
+	err error  // of a response that was refused
 }
 
 // request is what the guard keeps of a request. Of a SASL frame without a header it
@@ -123,7 +122,7 @@ func (g *guard) Read(p []byte) (int, error) {
 	if g.err != nil {
 		return 0, g.err
 	}
-	if len(g.out) == 0 && g.pass == 0 {
+	if len(g.out) == 0 {
 		if err := g.receive(); err != nil {
 			if _, wrong := errors.AsType[*relaynet.WrongPeerError](err); wrong {
 				g.err = err
@@ -132,14 +131,9 @@ func (g *guard) Read(p []byte) (int, error) {
 			return 0, err
 		}
 	}
-	if len(g.out) > 0 {
-		n := copy(p, g.out)
-		g.out = g.out[n:]
-		return n, nil
-	}
-	n, err := g.Conn.Read(p[:min(len(p), g.pass)])
-	g.pass -= n
-	return n, err
+	n := copy(p, g.out)
+	g.out = g.out[n:]
+	return n, nil
 }
 
 // receive reads and checks the next response. If the connection's deadline passes, the
@@ -174,19 +168,15 @@ func (g *guard) receive() error {
 		return peer.Wrong(g.in)
 	}
 
-	hold := size
-	if r.key == protocol.Fetch && !r.raw {
-		hold = min(size, maxPrelude)
-	}
-	if err := g.fill(4 + hold); err != nil {
+	if err := g.fill(4 + size); err != nil {
 		return err
 	}
 	if !r.raw {
-		if err := checkResponse(r, g.in[8:], size-4); err != nil {
+		if err := checkResponse(r, g.in[8:]); err != nil {
 			return peer.Errorf("its answer to a %s request cannot be decoded: %s", r.key, err)
 		}
 	}
-	g.out, g.pass, g.in = g.in, size-hold, nil
+	g.out, g.in = g.in, nil
 	g.mu.Lock()
 	g.sent = slices.Delete(g.sent, 0, 1)
 	g.mu.Unlock()
@@ -195,17 +185,20 @@ func (g *guard) receive() error {
 
 // fill reads until g.in has n bytes.
 func (g *guard) fill(n int) error {
-	have := len(g.in)
-	if have >= n {
-		return nil
+	for len(g.in) < n {
+		have := len(g.in)
+		step := min(n-have, max(fillStep, have))
+		g.in = slices.Grow(g.in, step)[:have+step]
+		read, err := io.ReadFull(g.Conn, g.in[have:])
+		g.in = g.in[:have+read]
+		if errors.Is(err, io.ErrUnexpectedEOF) && have == 0 {
+			return io.EOF
+		}
+		if err != nil {
+			return err
+		}
 	}
-	g.in = slices.Grow(g.in, n-have)[:n]
-	read, err := io.ReadFull(g.Conn, g.in[have:])
-	g.in = g.in[:have+read]
-	if errors.Is(err, io.ErrUnexpectedEOF) && have == 0 {
-		return io.EOF
-	}
-	return err
+	return nil
 }
 
 var peer = relaynet.Peer{Key: "kafka_brokers", Name: "Kafka broker", TLS: "kafka_tls"}
@@ -225,49 +218,39 @@ var responses = map[protocol.ApiKey]reflect.Type{
 	protocol.DescribeConfigs:  reflect.TypeFor[describeconfigs.Response](),
 }
 
-// checkResponse walks through a response as kafka-go would decode it. body is all of
-// it, or the beginning of a fetch, of which remain bytes follow the header.
-func checkResponse(r request, body []byte, remain int) error {
+// checkResponse walks through a response as kafka-go would decode it. body is what follows
+// the correlation id.
+func checkResponse(r request, body []byte) error {
 	typ, ok := responses[r.key]
 	if !ok {
 		return fmt.Errorf("no such request is sent")
 	}
-	w := walker{body: body, remain: remain, version: r.version}
+	w := walker{body: body, version: r.version}
 	w.flexible = flexible(typ, r.version)
 	if w.flexible {
 		w.tags()
 	}
 	w.value(typ, "")
-	if errors.Is(w.err, errRecords) || r.key == protocol.Fetch && errors.Is(w.err, errPrelude) {
-		return nil
-	}
 	return w.err
 }
 
-var (
-	errRecords = errors.New("records begin")
-	errPrelude = errors.New("it ends too soon")
-)
-
 // walker goes through a response. After an error it does nothing.
 type walker struct {
-	body     []byte
-	remain   int // bytes that the response still has, of which body may be the beginning
+	body     []byte // what the response still has
 	version  int16
 	flexible bool
+	records  int // that the compressed batches state
 	err      error
 }
 
 func (w *walker) take(n int) []byte {
 	switch {
 	case w.err != nil:
-	case n < 0 || n > w.remain:
-		w.err = fmt.Errorf("a length of %d where %d bytes are left", n, w.remain)
-	case n > len(w.body):
-		w.err = errPrelude
+	case n < 0 || n > len(w.body):
+		w.err = fmt.Errorf("a length of %d where %d bytes are left", n, len(w.body))
 	default:
 		b := w.body[:n]
-		w.body, w.remain = w.body[n:], w.remain-n
+		w.body = w.body[n:]
 		return b
 	}
 	return nil
@@ -307,8 +290,8 @@ func (w *walker) tags() {
 
 // count returns n if so many elements of at least size bytes can follow.
 func (w *walker) count(n, size int) int {
-	if w.err == nil && (n < 0 || n > w.remain/max(size, 1)) {
-		w.err = fmt.Errorf("a count of %d where %d bytes are left", n, w.remain)
+	if w.err == nil && (n < 0 || n > len(w.body)/max(size, 1)) {
+		w.err = fmt.Errorf("a count of %d where %d bytes are left", n, len(w.body))
 	}
 	return n
 }
@@ -353,9 +336,7 @@ func (w *walker) value(typ reflect.Type, tag string) {
 
 func (w *walker) fields(typ reflect.Type) {
 	if typ == reflect.TypeFor[protocol.RecordSet]() {
-		if w.err == nil {
-			w.err = errRecords
-		}
+		w.recordSet()
 		return
 	}
 	for f := range typ.Fields() {

@@ -106,7 +106,7 @@ func metadataRequest(version int16, clientID string, topics []string) []byte {
 
 // readTopicIDs decodes a response as far as it is needed.
 func readTopicIDs(version int16, response []byte) (map[string]relay.Incarnation, error) {
-	w := walker{body: response, remain: len(response), version: version, flexible: true}
+	w := walker{body: response, version: version, flexible: true}
 	text := func() string { return string(w.take(max(w.length(2, true), 0))) }
 	w.take(4) // the correlation id
 	w.tags()
