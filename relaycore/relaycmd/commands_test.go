@@ -113,7 +113,6 @@ func TestCommandsThatLook(t *testing.T) {
 		t.Errorf("retry prints %q", out)
 	}
 	w.refused(t, `pipeline "missing" not found`, "retry", "missing")
-	w.refused(t, `pipeline "r" is a reverse pipeline`, "verify", "r")
 	w.refused(t, `-n is 0; must be at least 1`, "preview", "p", "-n", "0")
 	w.refused(t, `pipeline "q" not found`, "check", "q")
 	w.refused(t, `unknown backend "spol"`, "keys", "spol")

@@ -284,6 +284,9 @@ func (p *publisher) countPublished(batch []relay.Message, bytes int, took time.D
 	if c, ok := p.Sink.(relay.Conflicts); ok {
 		if n := c.TakeConflicts(); n > 0 {
 			p.Meter.Conflicts(n)
+			if _, outbox := p.Source.(relay.Checkpointer); !outbox { // else duplicates has counted them
+				p.unexpected += int64(n)
+			}
 		}
 	}
 	for i := 0; i < len(batch); i += 1 + len(batch)/64 {

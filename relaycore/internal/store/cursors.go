@@ -48,6 +48,8 @@ type Cursor struct {
 	Filtered     int64
 	DeadLettered int64
 	Expired      int64 // of these, deleted for their age
+	Missed       int64 // messages that a source's far ends had lost before it read them
+	Remade       int64 // how often they were made again with an unknown number of such
 	Status       string
 	Error        string
 	Updated      *time.Time
@@ -66,7 +68,7 @@ func (s Store) List(ctx context.Context) (map[Key]Cursor, error) {
 	var c Cursor
 	_, err = pgx.ForEachRow(rows, []any{
 		&key.Direction, &key.Name, &c.Epoch, &c.Owner, &c.LastID,
-		&c.Delivered, &c.Skipped, &c.Unexpected, &c.Filtered, &c.DeadLettered, &c.Expired,
+		&c.Delivered, &c.Skipped, &c.Unexpected, &c.Filtered, &c.DeadLettered, &c.Expired, &c.Missed, &c.Remade,
 		&c.Status, &c.Error, &c.Updated, &c.Backfill, &c.Held,
 	}, func() error {
 		found[key] = c
@@ -76,6 +78,33 @@ func (s Store) List(ctx context.Context) (map[Key]Cursor, error) {
 		return nil, fmt.Errorf("read cursors: %w", err)
 	}
 	return found, nil
+}
+
+// SourceAccount is what became of the messages that a reverse pipeline took from its source,
+// since it was created. What the source still has is not known.
+type SourceAccount struct {
+	Delivered int64 `json:"delivered"`
+	Dead      int64 `json:"dead"`
+	Parked    int64 `json:"parked"`
+	Skipped   int64 `json:"skipped"` // whose ids other events in the inbox had already
+	Missed    int64 `json:"missed"`  // see [Cursor.Missed]
+	Remade    int64 `json:"remade"`  // see [Cursor.Remade]
+	Filtered  int64 `json:"filtered"`
+	Expired   int64 `json:"expired"`
+}
+
+// SourceAccount returns the account of a reverse pipeline.
+func (s Store) SourceAccount(ctx context.Context, key Key) (*SourceAccount, error) {
+	cursors, err := s.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	deadLetters, err := s.CountDeadLetters(ctx)
+	if err != nil {
+		return nil, err
+	}
+	c, n := cursors[key], deadLetters[key]
+	return &SourceAccount{c.Delivered, n.Dead, n.Parked, c.Unexpected, c.Missed, c.Remade, c.Filtered, c.Expired}, nil
 }
 
 // Owners returns the last owner of each pipeline of the group.

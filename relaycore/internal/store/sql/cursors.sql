@@ -1,5 +1,7 @@
 -- The cursors of a group, each with whether a session holds the pipeline's lock.
 SELECT direction, pipeline, epoch, coalesce(owner, ''), last_id, delivered, skipped, unexpected, filtered, dead_lettered, expired,
+    coalesce((SELECT sum((f.value ->> 'missed')::bigint)::bigint FROM jsonb_each(far_ends) f), 0),
+    coalesce((SELECT sum((f.value ->> 'remade')::bigint)::bigint FROM jsonb_each(far_ends) f), 0),
     status, coalesce(error, ''), updated_at, coalesce(checkpoint ->> 'backfill', ''),
     EXISTS (
         SELECT FROM pg_catalog.pg_locks l
