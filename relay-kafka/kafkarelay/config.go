@@ -45,11 +45,11 @@ func (c *connection) validate() error {
 }
 
 // tlsConfig returns nil when no TLS is asked for.
-func (c *connection) tlsConfig() (*tls.Config, error) {
+func (c *connection) tlsConfig(read relaynet.Reader) (*tls.Config, error) {
 	if !c.UseTLS && !c.Configured() {
 		return nil, nil
 	}
-	return c.Client()
+	return c.Client(read)
 }
 
 func (c *connection) mechanism() (sasl.Mechanism, error) {

@@ -18,9 +18,29 @@ import (
 	"github.com/nats-io/nkeys"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest/tlstest"
 )
+
+// TestFilesOutside: credentials outside of the permitted directories are not read.
+func TestFilesOutside(t *testing.T) {
+	t.Parallel()
+	seed, _ := userKey(t)
+	creds, _ := credentials(t)
+	access, err := relaycfg.NewAccess("", t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, cfg := range []connConfig{{NKey: seed}, {Credentials: creds}} {
+		if _, err := cfg.options(os.ReadFile); err != nil {
+			t.Errorf("options = %v", err)
+		}
+		if _, err := cfg.options(access.ReadFile); !relay.IsFatal(err) {
+			t.Errorf("options outside of the permitted directory = %v, want a fatal error", err)
+		}
+	}
+}
 
 // With each kind of credentials: the right ones create a stream and publish to it, and
 // with wrong ones the error is fatal.

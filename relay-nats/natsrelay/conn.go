@@ -5,16 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
-	"os"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nkeys"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
+	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
 )
 
 // dialTimeout bounds connecting to one server, and a question to JetStream.
@@ -41,13 +42,13 @@ func dial(ctx context.Context, env relay.Env, cfg *connConfig, purpose string) (
 	}
 	c := &conn{closed: make(chan struct{})}
 	c.dialer.Control = env.Control
-	opts, err := cfg.options()
+	opts, err := cfg.options(env.Read)
 	if err != nil {
 		return nil, err
 	}
 	if cfg.TLS.Configured() {
 		c.dialer.wanted = true
-		if c.dialer.tls, err = cfg.Client(); err != nil {
+		if c.dialer.tls, err = cfg.Client(env.Read); err != nil {
 			return nil, relay.Fatal(err)
 		}
 	}
@@ -79,16 +80,17 @@ func dial(ctx context.Context, env relay.Env, cfg *connConfig, purpose string) (
 	return c, nil
 }
 
-// options returns the client's options for credentials.
-func (c *connConfig) options() (opts []nats.Option, err error) {
+// options returns the client's options for credentials. Files are read for each connection.
+func (c *connConfig) options(read relaynet.Reader) (opts []nats.Option, err error) {
 	if c.Credentials != "" {
-		if _, err := os.ReadFile(c.Credentials); err != nil {
+		text, err := read(c.Credentials)
+		if err != nil {
 			return nil, relay.Fatal(relaycfg.Errorf("credentials_file", "%s", err))
 		}
-		opts = append(opts, nats.UserCredentials(c.Credentials))
+		opts = append(opts, nats.UserCredentialBytes(text))
 	}
 	if c.NKey != "" {
-		nkey, err := nats.NkeyOptionFromSeed(c.NKey)
+		nkey, err := seedOption(read, c.NKey)
 		if err != nil {
 			return nil, relay.Fatal(relaycfg.Errorf("nkey_file", "%s", err))
 		}
@@ -101,6 +103,23 @@ func (c *connConfig) options() (opts []nats.Option, err error) {
 		opts = append(opts, nats.Token(c.Token.Reveal()))
 	}
 	return opts, nil
+}
+
+// seedOption is [nats.NkeyOptionFromSeed] with another way to read the file.
+func seedOption(read relaynet.Reader, file string) (nats.Option, error) {
+	text, err := read(file)
+	if err != nil {
+		return nil, err
+	}
+	pair, err := nkeys.ParseDecoratedNKey(text)
+	if err != nil {
+		return nil, err
+	}
+	public, err := pair.PublicKey()
+	if err == nil && !nkeys.IsValidPublicUserKey(public) {
+		err = errors.New("is no seed of a user")
+	}
+	return nats.Nkey(public, pair.Sign), err
 }
 
 // hosts returns the servers' addresses without the credentials a URL may hold.

@@ -104,6 +104,30 @@ func TestPasswordOfTheProcess(t *testing.T) {
 	}
 }
 
+// TestFilesOutside: files that the operator does not permit are not read for an inbox. The
+// passwords of one would go to the host that the pipeline names.
+func TestFilesOutside(t *testing.T) {
+	t.Parallel()
+	passfile, dir := filepath.Join(t.TempDir(), "passfile"), t.TempDir()
+	if err := os.WriteFile(passfile, []byte("*:*:*:*:hunter3\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	access, err := relaycfg.NewAccess("", dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, url := range []string{
+		"postgres://u@elsewhere/d?passfile=" + passfile, "host=elsewhere user=u passfile='" + passfile + "'",
+		"postgres://u@elsewhere/d?sslmode=require&sslrootcert=" + passfile,
+	} {
+		c := sinkDefaults()
+		c.URL = relaycfg.Secret(url)
+		if _, err := c.pool(relay.Env{Pipeline: "p", ReadFile: access.ReadFile}); err == nil || !strings.Contains(err.Error(), "--allow-files") {
+			t.Errorf("pool for %s = %v, want an error that names the flag", url, err)
+		}
+	}
+}
+
 // TestVerification: the server of an inbox on another machine proves its name.
 func TestVerification(t *testing.T) {
 	t.Setenv("PGSSLMODE", "")

@@ -49,6 +49,11 @@ func ownPassword(text string, keys []string) string {
 // pool returns the configuration of the connection pool.
 func (c *sinkConfig) pool(env relay.Env) (*pgxpool.Config, error) {
 	text := c.URL.Reveal()
+	for _, file := range relaynet.PostgresFiles(text) {
+		if _, err := env.Read(file); err != nil { // pgx reads it by its name
+			return nil, relaycfg.Errorf("url", "names a file that cannot be used: %s", err)
+		}
+	}
 	keys := relaynet.PostgresKeys(text)
 	pc, err := pgxpool.ParseConfig(ownPassword(text, keys))
 	if err != nil {

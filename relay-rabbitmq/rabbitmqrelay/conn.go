@@ -52,7 +52,7 @@ func (c *connConfig) dialOne(ctx context.Context, env relay.Env, url string) (*c
 	if err != nil {
 		return nil, relay.Fatal(relaycfg.Errorf("url", "is malformed"))
 	}
-	tlsConfig, err := c.tlsConfig(uri)
+	tlsConfig, err := c.tlsConfig(uri, env.Read)
 	if err != nil {
 		return nil, relay.Fatal(err)
 	}
@@ -97,17 +97,17 @@ func (c *connConfig) dialOne(ctx context.Context, env relay.Env, url string) (*c
 }
 
 // tlsConfig returns nil for a node without TLS. The URL can name files, too, as for any
-// other client of the broker.
-func (c *connConfig) tlsConfig(uri amqp.URI) (*tls.Config, error) {
+// other client of the broker; read permits them.
+func (c *connConfig) tlsConfig(uri amqp.URI, read relaynet.Reader) (*tls.Config, error) {
 	if uri.Scheme != "amqps" {
 		return nil, nil
 	}
 	if c.TLS.Configured() {
-		return c.TLS.Client()
+		return c.TLS.Client(read)
 	}
 	return relaynet.TLS{
 		CA: uri.CACertFile, Cert: uri.CertFile, Key: relaycfg.Secret(uri.KeyFile), ServerName: uri.ServerName,
-	}.Client()
+	}.Client(read)
 }
 
 // watch records whether the broker blocks publishers, until the connection ends.

@@ -4,10 +4,14 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"os"
 	"runtime"
 	"testing"
 
+	amqp "github.com/rabbitmq/amqp091-go"
+
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest/tlstest"
 )
@@ -64,4 +68,24 @@ func TestTLSSecondNode(t *testing.T) {
 	first, second := *u, *u
 	first.Host, second.Host = dropping.Addr().String(), ca.Terminate(t, u.Host)
 	mustSink(t, fmt.Sprintf(`{"url":[%q,%q],"tls_ca":%q,"tls_cert":%q,"tls_key":%q}`, &first, &second, ca.File, cert, key))
+}
+
+// TestFilesOfURL: the files that a URL names are read as those of keys are, so that one
+// which the operator does not permit is refused.
+func TestFilesOfURL(t *testing.T) {
+	ca := tlstest.New(t)
+	uri, err := amqp.ParseURI("amqps://localhost?cacertfile=" + ca.File)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := new(connConfig).tlsConfig(uri, os.ReadFile); err != nil {
+		t.Errorf("tlsConfig = %v", err)
+	}
+	access, err := relaycfg.NewAccess("", t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := new(connConfig).tlsConfig(uri, access.ReadFile); err == nil {
+		t.Error("tlsConfig has read a file outside of the permitted directory")
+	}
 }

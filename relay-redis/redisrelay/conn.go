@@ -144,7 +144,7 @@ func newClients(env relay.Env, cfg *connConfig, d *relaynet.Dialer, pool int) (o
 		open = func() redis.UniversalClient { return redis.NewClient(o) }
 	}
 
-	if d.TLS, err = cfg.tlsConfig(*set.tls); err != nil {
+	if d.TLS, err = cfg.tlsConfig(*set.tls, env.Read); err != nil {
 		return nil, relay.Fatal(err)
 	}
 	d.Timeout, d.Control, d.Wrap = cfg.ConfirmTimeout.D(), env.Control, newGuard
@@ -156,12 +156,12 @@ func newClients(env relay.Env, cfg *connConfig, d *relaynet.Dialer, pool int) (o
 }
 
 // tlsConfig returns nil where neither the URL nor a key asks for TLS.
-func (c *connConfig) tlsConfig(fromURL *tls.Config) (*tls.Config, error) {
+func (c *connConfig) tlsConfig(fromURL *tls.Config, read relaynet.Reader) (*tls.Config, error) {
 	if fromURL == nil && !c.UseTLS && !c.Configured() {
 		return nil, nil
 	}
 	if fromURL != nil && fromURL.InsecureSkipVerify {
 		return nil, relaycfg.Errorf("url", "skip_verify lets any server read the password; set redis_tls_ca instead")
 	}
-	return c.Client()
+	return c.Client(read)
 }

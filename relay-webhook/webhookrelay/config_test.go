@@ -46,7 +46,7 @@ func TestSinkConfig(t *testing.T) {
 			cfg := sinkDefaults()
 			err := relaycfg.Decode([]byte(tc.raw), &cfg)
 			if err == nil {
-				_, err = cfg.TLS.Client()
+				_, err = cfg.TLS.Client(relay.Env{}.Read)
 			}
 			checkConfig(t, tc.raw, err, tc.wantErr)
 			if err == nil && !tc.check(&cfg) {

@@ -50,14 +50,14 @@ type route struct {
 }
 
 // add makes src reachable, and listens unless another source does already.
-func (ls *listeners) add(ctx context.Context, src *source, logger *slog.Logger) error {
+func (ls *listeners) add(ctx context.Context, src *source, env relay.Env) error {
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
 	cfg := &src.cfg
 	l := ls.byAddr[cfg.Bind]
 	if l == nil {
 		var err error
-		if l, err = listen(ctx, cfg, logger); err != nil {
+		if l, err = listen(ctx, cfg, env); err != nil {
 			return err
 		}
 		ls.byAddr[cfg.Bind] = l
@@ -99,8 +99,8 @@ func (ls *listeners) remove(src *source) error {
 	return err
 }
 
-func listen(ctx context.Context, cfg *sourceConfig, logger *slog.Logger) (*listener, error) {
-	tlsConfig, err := cfg.Server()
+func listen(ctx context.Context, cfg *sourceConfig, env relay.Env) (*listener, error) {
+	tlsConfig, err := cfg.Server(env.Read)
 	if err != nil {
 		return nil, err
 	}
@@ -119,7 +119,7 @@ func listen(ctx context.Context, cfg *sourceConfig, logger *slog.Logger) (*liste
 		ReadTimeout:       requestTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    64 << 10,
-		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelDebug),
+		ErrorLog:          slog.NewLogLogger(env.Logger.Handler(), slog.LevelDebug),
 	}
 	if tlsConfig != nil {
 		tlsConfig.NextProtos = []string{"h2", "http/1.1"}
@@ -128,7 +128,7 @@ func listen(ctx context.Context, cfg *sourceConfig, logger *slog.Logger) (*liste
 	go func() {
 		defer close(l.served)
 		if err := l.server.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
-			logger.Error("webhook listener stopped", "bind", cfg.Bind, "err", err)
+			env.Logger.Error("webhook listener stopped", "bind", cfg.Bind, "err", err)
 		}
 	}()
 	return l, nil

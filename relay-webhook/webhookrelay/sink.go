@@ -47,7 +47,7 @@ type sink struct {
 }
 
 func newSink(ctx context.Context, env relay.Env, cfg sinkConfig) (*sink, error) {
-	tlsConfig, err := cfg.TLS.Client()
+	tlsConfig, err := cfg.TLS.Client(env.Read)
 	if err != nil {
 		return nil, err
 	}

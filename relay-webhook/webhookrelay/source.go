@@ -60,7 +60,7 @@ func newSource(ctx context.Context, env relay.Env, cfg sourceConfig, shared *lis
 		stop: make(chan struct{}), arrived: make(chan struct{}, 1), inFlight: make(map[string]*item),
 		unverified: unverified{max: int64(cfg.MaxPending), byRemote: make(map[string]int64)},
 	}
-	if err := shared.add(ctx, s, env.Logger); err != nil {
+	if err := shared.add(ctx, s, env); err != nil {
 		return nil, err
 	}
 	if cfg.Bind == defaultBind {

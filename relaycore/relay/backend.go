@@ -48,6 +48,9 @@ type Env struct {
 	// OpenFile opens a file of the configuration for reading, with further flags, and refuses
 	// one that the operator does not permit. nil permits all; see [Env.Open].
 	OpenFile func(path string, flags int) (*os.File, error)
+	// ReadFile returns what a regular file of the configuration holds, and refuses one that
+	// the operator does not permit. nil permits all; see [Env.Read].
+	ReadFile func(path string) ([]byte, error)
 	// FarEnds is what KeepFarEnds stored last, for [RecallFarEnds]; "" at a pipeline's
 	// first start, and for a sink.
 	FarEnds string
@@ -65,6 +68,14 @@ func (e Env) Open(path string, flags int) (*os.File, error) {
 		return os.OpenFile(path, os.O_RDONLY|flags, 0)
 	}
 	return e.OpenFile(path, flags)
+}
+
+// Read returns what a regular file of the configuration holds.
+func (e Env) Read(path string) ([]byte, error) {
+	if e.ReadFile == nil {
+		return os.ReadFile(path)
+	}
+	return e.ReadFile(path)
 }
 
 // Loss counts a report of messages that the far end lost before the pipeline had them.

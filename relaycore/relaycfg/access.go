@@ -158,10 +158,10 @@ func (a *Access) Open(path string, flags int) (*os.File, error) {
 // IsPEM reports whether the value of a key that takes a file or PEM text is the text.
 func IsPEM(value string) bool { return strings.Contains(value, "-----BEGIN ") }
 
-// readFile reads a permitted, regular file of at most [MaxFile] bytes. It never blocks on
+// ReadFile reads a permitted, regular file of at most [MaxFile] bytes. It never blocks on
 // a FIFO or a device. The type is checked before the open, which could have side effects,
 // and again after it, because the file may have changed in between.
-func (a *Access) readFile(path string) ([]byte, error) {
+func (a *Access) ReadFile(path string) ([]byte, error) {
 	dir, rest, err := a.locate(path)
 	if err != nil {
 		return nil, err

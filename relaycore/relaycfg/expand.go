@@ -83,7 +83,7 @@ func (a *Access) expandString(s string) (string, error) {
 		var err error
 		if m[1] == "file" {
 			var b []byte
-			b, err = a.readFile(m[2])
+			b, err = a.ReadFile(m[2])
 			value = strings.TrimRight(string(b), "\r\n")
 		} else {
 			value, err = a.lookup(m[2])

@@ -100,3 +100,28 @@ func (w *world) hostile(t *testing.T, sql string) {
 		t.Errorf("%s: %v", sql[:min(len(sql), 300)], err)
 	}
 }
+
+// TestInboxCodeFindsItsNames: a trigger and a domain's check of a user's inbox name tables
+// and functions without their schema. The relay's own sessions would not find these.
+func TestInboxCodeFindsItsNames(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.exec(t, `CREATE TABLE public.seen (id text);
+		CREATE FUNCTION public.has_text(text) RETURNS boolean LANGUAGE sql IMMUTABLE AS 'SELECT length($1) > 0';
+		CREATE FUNCTION public.is_good(text) RETURNS boolean LANGUAGE plpgsql IMMUTABLE AS 'BEGIN RETURN has_text($1); END';
+		CREATE DOMAIN public.good AS text CHECK (is_good(VALUE));
+		CREATE TABLE public.mine (event_id good PRIMARY KEY, payload jsonb);
+		CREATE FUNCTION public.note() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN INSERT INTO seen VALUES (NEW.event_id); RETURN NULL; END';
+		CREATE TRIGGER note AFTER INSERT ON public.mine FOR EACH ROW EXECUTE FUNCTION note()`)
+	w.exec(t, `SELECT pgtrickle.set_relay_inbox('r', config => $1::jsonb), pgtrickle.enable_relay('r')`,
+		fmt.Sprintf(`{"source_type":"spool","spool_path":%q,"inbox_table":"mine","inbox_schema":"public"}`, w.spool("in")))
+	if err := os.WriteFile(w.spool("in"), []byte(`{"a":1}`+"\n"+`{"a":2}`+"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	startRelay(t, w.url)
+	eventually(t, "the trigger has seen both", patience, func() bool {
+		var n int
+		err := w.pool.QueryRow(t.Context(), `SELECT count(*) FROM public.seen JOIN public.mine ON id = event_id`).Scan(&n)
+		return err == nil && n == 2
+	})
+}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"sync"
 	"syscall"
@@ -62,7 +63,7 @@ func dial(t *testing.T, d *relaynet.Dialer, address string) net.Conn {
 
 func clientOf(t *testing.T, ca *tlstest.Authority) *tls.Config {
 	t.Helper()
-	config, err := relaynet.TLS{CA: ca.File}.Client()
+	config, err := relaynet.TLS{CA: ca.File}.Client(os.ReadFile)
 	if err != nil {
 		t.Fatal(err)
 	}

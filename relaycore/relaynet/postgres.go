@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -165,6 +166,33 @@ func PostgresKeys(text string) []string {
 		keys = append(keys, match[1])
 	}
 	return keys
+}
+
+// postgresFile finds the files that a keyword/value string names. It may find one in the
+// value of another key, and misses none.
+var postgresFile = regexp.MustCompile(`(passfile|servicefile|sslcert|sslkey|sslrootcert)\s*=\s*('(?:[^'\\]|\\.)*'|\S*)`)
+
+// PostgresFiles returns the files that a connection string names, in no order.
+func PostgresFiles(text string) (files []string) {
+	add := func(key, file string) {
+		if file != "" && (key != "sslrootcert" || file != "system") {
+			files = append(files, file)
+		}
+	}
+	if u, err := url.Parse(text); err == nil && strings.HasPrefix(text, "postgres") {
+		for key, values := range u.Query() {
+			for _, file := range values {
+				if postgresFile.MatchString(key + "=") {
+					add(key, file)
+				}
+			}
+		}
+		return files
+	}
+	for _, match := range postgresFile.FindAllStringSubmatch(text, -1) {
+		add(match[1], strings.Trim(match[2], "'"))
+	}
+	return files
 }
 
 // RecognisePostgres returns a hook of pgx that refuses a server that is no PostgreSQL.

@@ -145,3 +145,23 @@ func TestPostgresKeys(t *testing.T) {
 		}
 	}
 }
+
+func TestPostgresFiles(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"postgres://u:p@h/d": "",
+		"postgres://h/d?sslrootcert=/a&sslcert=/b&sslkey=/c&sslmode=x":   "/a /b /c",
+		"postgresql://h/d?pass%66ile=/a&sslrootcert=system":              "/a",
+		"postgres://h/d?servicefile=/a&servicefile=/b":                   "/a /b",
+		"host=h sslrootcert = '/a' sslkey=/b password=x":                 "/a /b",
+		"host='h'passfile=/a":                                            "/a",
+		"host=h application_name='x sslkey=/a' sslrootcert=system":       "/a",
+		"passfile=/a host=h sslmode=verify-full sslcert='' servicefile=": "/a",
+	} {
+		got := relaynet.PostgresFiles(text)
+		slices.Sort(got)
+		if strings.Join(got, " ") != want {
+			t.Errorf("PostgresFiles(%q) = %q, want %s", text, got, want)
+		}
+	}
+}

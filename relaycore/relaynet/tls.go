@@ -5,7 +5,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"io/fs"
-	"os"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
 )
@@ -31,18 +30,22 @@ func (t TLS) Validate() error { return validatePair(t.Cert, t.Key) }
 // Configured reports whether any key is set.
 func (t TLS) Configured() bool { return t != TLS{} }
 
+// Reader returns what a file of the configuration holds. It is [relay.Env.Read], which
+// refuses files that the operator does not permit.
+type Reader func(path string) ([]byte, error)
+
 // Client returns the TLS configuration of a client. Without any key it trusts the
 // system's authorities and shows no certificate.
-func (t TLS) Client() (*tls.Config, error) {
+func (t TLS) Client(read Reader) (*tls.Config, error) {
 	cfg := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: t.ServerName}
 	var err error
 	if t.CA != "" {
-		if cfg.RootCAs, err = authorities("tls_ca", t.CA); err != nil {
+		if cfg.RootCAs, err = authorities(read, "tls_ca", t.CA); err != nil {
 			return nil, err
 		}
 	}
 	if t.Cert != "" {
-		if cfg.Certificates, err = keyPair(t.Cert, t.Key); err != nil {
+		if cfg.Certificates, err = keyPair(read, t.Cert, t.Key); err != nil {
 			return nil, err
 		}
 	}
@@ -70,17 +73,17 @@ func (t ServerTLS) Validate() error {
 
 // Server returns the TLS configuration of a server, or nil if it has no
 // certificate and so speaks no TLS.
-func (t ServerTLS) Server() (*tls.Config, error) {
+func (t ServerTLS) Server(read Reader) (*tls.Config, error) {
 	if t.Cert == "" {
 		return nil, nil
 	}
 	cfg := &tls.Config{MinVersion: tls.VersionTLS12}
 	var err error
-	if cfg.Certificates, err = keyPair(t.Cert, t.Key); err != nil {
+	if cfg.Certificates, err = keyPair(read, t.Cert, t.Key); err != nil {
 		return nil, err
 	}
 	if t.ClientCA != "" {
-		if cfg.ClientCAs, err = authorities("client_ca", t.ClientCA); err != nil {
+		if cfg.ClientCAs, err = authorities(read, "client_ca", t.ClientCA); err != nil {
 			return nil, err
 		}
 		cfg.ClientAuth = tls.RequireAndVerifyClientCert
@@ -96,8 +99,8 @@ func validatePair(cert string, key relaycfg.Secret) error {
 }
 
 // authorities reads the certificates to trust; name is the configuration key.
-func authorities(name, value string) (*x509.CertPool, error) {
-	text, err := read(name, value)
+func authorities(read Reader, name, value string) (*x509.CertPool, error) {
+	text, err := pemText(read, name, value)
 	if err != nil {
 		return nil, err
 	}
@@ -109,12 +112,12 @@ func authorities(name, value string) (*x509.CertPool, error) {
 }
 
 // keyPair reads the certificate tls_cert and its key tls_key.
-func keyPair(cert string, key relaycfg.Secret) ([]tls.Certificate, error) {
-	certText, err := read("tls_cert", cert)
+func keyPair(read Reader, cert string, key relaycfg.Secret) ([]tls.Certificate, error) {
+	certText, err := pemText(read, "tls_cert", cert)
 	if err != nil {
 		return nil, err
 	}
-	keyText, err := read("tls_key", key.Reveal())
+	keyText, err := pemText(read, "tls_key", key.Reveal())
 	if err != nil {
 		return nil, err
 	}
@@ -125,14 +128,17 @@ func keyPair(cert string, key relaycfg.Secret) ([]tls.Certificate, error) {
 	return []tls.Certificate{pair}, nil
 }
 
-// read returns the PEM text that value holds or names.
-func read(name, value string) ([]byte, error) {
+// pemText returns the PEM text that value holds or names.
+func pemText(read Reader, name, value string) ([]byte, error) {
 	if relaycfg.IsPEM(value) {
 		return []byte(value), nil
 	}
-	text, err := os.ReadFile(value)
+	text, err := read(value)
 	if path, ok := errors.AsType[*fs.PathError](err); ok {
-		return nil, relaycfg.Errorf(name, "%s the file: %s", path.Op, path.Err)
+		return nil, relaycfg.Errorf(name, "open the file: %s", path.Err)
 	}
-	return text, err
+	if err != nil {
+		return nil, relaycfg.Errorf(name, "%s", err)
+	}
+	return text, nil
 }

@@ -2,10 +2,12 @@ package relaynet_test
 
 import (
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
@@ -39,12 +41,12 @@ func TestTLS(t *testing.T) {
 		"another key":            {cert: cert, key: otherKey, wantErr: `key "tls_cert": cannot be used with tls_key`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			client, clientErr := relaynet.TLS{CA: tc.ca, Cert: tc.cert, Key: relaycfg.Secret(tc.key)}.Client()
+			client, clientErr := relaynet.TLS{CA: tc.ca, Cert: tc.cert, Key: relaycfg.Secret(tc.key)}.Client(os.ReadFile)
 			own := relaynet.ServerTLS{Cert: tc.cert, Key: relaycfg.Secret(tc.key), ClientCA: tc.ca}
 			if own.Cert == "" {
 				own.Cert, own.Key = cert, relaycfg.Secret(key)
 			}
-			server, serverErr := own.Server()
+			server, serverErr := own.Server(os.ReadFile)
 			for _, err := range []error{clientErr, serverErr} {
 				if tc.wantErr != "" && (err == nil || !strings.Contains(err.Error(), tc.wantErr) || strings.Contains(err.Error(), "hidden")) {
 					t.Errorf("error = %v, want one with %s and without the path", err, tc.wantErr)
@@ -89,7 +91,7 @@ func TestTLSValidate(t *testing.T) {
 	if (relaynet.TLS{}).Configured() || !(relaynet.TLS{ServerName: "x"}).Configured() {
 		t.Error("Configured is wrong")
 	}
-	if cfg, err := (relaynet.ServerTLS{}).Server(); cfg != nil || err != nil {
+	if cfg, err := (relaynet.ServerTLS{}).Server(os.ReadFile); cfg != nil || err != nil {
 		t.Errorf("Server() = %v, %v without a certificate, want nil, nil", cfg, err)
 	}
 }
@@ -102,4 +104,32 @@ func ExampleTLS() {
 	err := relaycfg.Decode([]byte(`{"url":"tls://broker:4222","tls_cert":"client.pem"}`), &config)
 	fmt.Println(err)
 	// Output: key "tls_cert": goes together with tls_key: set both or none
+}
+
+// TestFilesOutside: a file that the operator does not permit is not read, and no link leads to
+// it. A FIFO does not block.
+func TestFilesOutside(t *testing.T) {
+	ca := tlstest.New(t)
+	dir := t.TempDir()
+	access, err := relaycfg.NewAccess("", dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	inside := filepath.Join(dir, "ca.pem")
+	text, err := os.ReadFile(ca.File)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = errors.Join(os.WriteFile(inside, text, 0o600), os.Symlink(ca.File, filepath.Join(dir, "out")),
+		os.Symlink("ca.pem", filepath.Join(dir, "in")), syscall.Mkfifo(filepath.Join(dir, "fifo"), 0o600))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, permitted := range map[string]bool{
+		inside: true, filepath.Join(dir, "in"): true, ca.File: false, filepath.Join(dir, "out"): false, filepath.Join(dir, "fifo"): false,
+	} {
+		if _, err := (relaynet.TLS{CA: path}).Client(access.ReadFile); (err == nil) != permitted {
+			t.Errorf("Client with %s = %v", path, err)
+		}
+	}
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"testing"
 
@@ -33,7 +34,7 @@ func TestUntrusted(t *testing.T) {
 		"foreign certificate":   {relaynet.TLS{CA: ca.File, Cert: foreignCert, Key: relaycfg.Secret(foreignKey)}, "check kafka_tls_cert and kafka_tls_key"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			config, err := tc.cfg.Client()
+			config, err := tc.cfg.Client(os.ReadFile)
 			if err != nil {
 				t.Fatal(err)
 			}

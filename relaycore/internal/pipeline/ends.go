@@ -54,7 +54,8 @@ func (e *ends) open(ctx context.Context, from engine.State, o outboxOptions) err
 func (e *ends) env() relay.Env {
 	return relay.Env{
 		Pipeline: e.pipeline.Name, Group: e.Group, Identity: e.identity,
-		Logger: e.log, Subject: e.resolved.Settings.SubjectTemplate, Control: e.resolved.Access.Control, OpenFile: e.resolved.Access.Open,
+		Logger: e.log, Subject: e.resolved.Settings.SubjectTemplate, Control: e.resolved.Access.Control,
+		OpenFile: e.resolved.Access.Open, ReadFile: e.resolved.Access.ReadFile,
 	}
 }
 
