@@ -80,6 +80,7 @@ func TestSource(t *testing.T) {
 		suffix := tc.suffix
 		t.Run(name, func(t *testing.T) {
 			relaytest.TestSource(t, relaytest.SourceHarness{
+				NoEmpty: true,
 				New: func(t testing.TB) relaytest.SourceCase {
 					url := newQueue(t, endpoint, suffix)
 					return relaytest.SourceCase{

@@ -209,7 +209,7 @@ func readFiles(t testing.TB, path, format string, n int) (got []relay.Message) {
 
 func TestFileSource(t *testing.T) {
 	relaytest.TestSource(t, relaytest.SourceHarness{
-		UTF8Only: true, NoHeaders: true,
+		UTF8Only: true, NoHeaders: true, NoEmpty: true,
 		New: func(t testing.TB) relaytest.SourceCase {
 			path := filepath.Join(t.TempDir(), "in")
 			return relaytest.SourceCase{
@@ -231,7 +231,7 @@ func TestFileSource(t *testing.T) {
 
 func TestStdinSource(t *testing.T) {
 	relaytest.TestSource(t, relaytest.SourceHarness{
-		UTF8Only: true, NoHeaders: true, NoRedelivery: true,
+		UTF8Only: true, NoHeaders: true, NoRedelivery: true, NoEmpty: true,
 		New: func(t testing.TB) relaytest.SourceCase {
 			r, w, err := os.Pipe()
 			if err != nil {

@@ -189,6 +189,7 @@ func env() relay.Env {
 
 func TestSource(t *testing.T) {
 	relaytest.TestSource(t, relaytest.SourceHarness{
+		NoEmpty: true, // a request without a body is refused
 		New: func(t testing.TB) relaytest.SourceCase {
 			b := Backend()
 			bind := freeAddr(t)

@@ -110,6 +110,7 @@ func TestAnswers(t *testing.T) {
 		"no id in a batch":  {body: `[{"dedup_key":"a"},{}]`, want: 400, says: "event 1 of the batch"},
 		"same id in batch":  {body: `[{"dedup_key":"a"},{"dedup_key":"a"}]`, want: 400, says: "same id"},
 		"empty batch":       {header: id(nil), body: `[]`, want: 400, says: "empty"},
+		"no body":           {header: id(nil), body: ``, want: 400, says: "JSON"},
 		"just fits":         {config: map[string]any{"max_body": 10}, header: id(nil), body: `"89012345"`, want: 200},
 		"too large":         {config: map[string]any{"max_body": 10}, header: id(nil), body: `"890123456"`, want: 413, says: "larger than 10 bytes"},
 		"no token":          {config: bearer, header: id(nil), body: `{}`, want: 401},

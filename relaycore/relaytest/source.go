@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -21,6 +22,8 @@ type SourceHarness struct {
 	UTF8Only bool
 	// NoHeaders is set if messages carry no key, op or headers.
 	NoHeaders bool
+	// NoEmpty is set if the origin has no messages without a body.
+	NoEmpty bool
 	// MaxBody is the largest body in bytes; 0 means at least 1 MiB.
 	MaxBody int
 	// NoRedelivery is set if the origin cannot be read twice (standard input).
@@ -59,6 +62,7 @@ func TestSource(t *testing.T, h SourceHarness) {
 		{"AcksOutOfOrder", testSourceAcksOutOfOrder},
 		{"ForeignMessage", testSourceForeign},
 		{"AnyBytes", testSourceAnyBytes},
+		{"EmptyBody", testSourceEmptyBody},
 		{"LargeBody", testSourceLargeBody},
 		{"CloseDuringReceive", testSourceCloseDuringReceive},
 		{"ServerRestart", testSourceRestart},
@@ -338,6 +342,25 @@ func testSourceAnyBytes(t *testing.T, h SourceHarness) {
 	got := src.receive(t, 1)
 	if !bytes.Equal(got[0].Body, fed[0].Body) {
 		t.Errorf("256 different bytes received as %q", got[0].Body)
+	}
+	src.ack(t, got)
+}
+
+// testSourceEmptyBody: an empty body is handed over, and stops no other. The decoder makes a
+// dead letter of it.
+func testSourceEmptyBody(t *testing.T, h SourceHarness) {
+	if h.NoEmpty {
+		t.Skip("the origin has no message without a body")
+	}
+	c := h.New(t)
+	src := openSource(t, c, relay.Checkpoint{})
+	fed := c.messages(1, 2, 1)
+	fed[0].Body = []byte{}
+	c.Feed(t, fed)
+	got := src.receive(t, 2)
+	slices.SortFunc(got, func(a, b relay.Message) int { return len(a.Body) - len(b.Body) })
+	if len(got[0].Body) != 0 || got[0].ID == "" || !bytes.Equal(got[1].Body, fed[1].Body) {
+		t.Errorf("received bodies %q of %q and %q of %q, want an empty one and %q", got[0].Body, got[0].ID, got[1].Body, got[1].ID, fed[1].Body)
 	}
 	src.ack(t, got)
 }
