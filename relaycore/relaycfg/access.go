@@ -143,16 +143,22 @@ func (a *Access) Open(path string, flags int) (*os.File, error) {
 	if slices.Contains(devices, path) {
 		return os.OpenFile(path, os.O_RDONLY|flags, 0)
 	}
-	dir, rest, err := a.locate(path)
-	if err != nil {
-		return nil, err
-	}
-	root, err := os.OpenRoot(dir)
+	root, rest, err := a.openRoot(path)
 	if err != nil {
 		return nil, err
 	}
 	defer root.Close() //nolint:errcheck // it was only read
 	return root.OpenFile(rest, os.O_RDONLY|flags, 0)
+}
+
+// openRoot opens the permitted directory that contains path, and returns the rest of the
+// path in it.
+func (a *Access) openRoot(path string) (root *os.Root, rest string, err error) {
+	dir, rest, err := a.locate(path)
+	if err == nil {
+		root, err = os.OpenRoot(dir)
+	}
+	return root, rest, err
 }
 
 // IsPEM reports whether the value of a key that takes a file or PEM text is the text.
@@ -162,11 +168,7 @@ func IsPEM(value string) bool { return strings.Contains(value, "-----BEGIN ") }
 // a FIFO or a device. The type is checked before the open, which could have side effects,
 // and again after it, because the file may have changed in between.
 func (a *Access) ReadFile(path string) ([]byte, error) {
-	dir, rest, err := a.locate(path)
-	if err != nil {
-		return nil, err
-	}
-	root, err := os.OpenRoot(dir)
+	root, rest, err := a.openRoot(path)
 	if err != nil {
 		return nil, err
 	}

@@ -2,11 +2,14 @@ package relaycmd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/peterbourgon/ff/v3/ffcli"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
@@ -14,6 +17,7 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/pipeline"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
 )
 
 const checkTimeout = 5 * time.Minute // of all pipelines; each has commandTimeout
@@ -73,14 +77,41 @@ func (p *program) checkPipelines(ctx context.Context, db *database, names []stri
 	if err != nil {
 		return nil, err
 	}
+	notes, err := extensionOwns(ctx, db.runner.Pool)
+	if err != nil {
+		return nil, err
+	}
+	notes = append(unverified(db.runner.Pool, db.runner.Inboxes), notes...)
 
 	results := make([]checkResult, 0, len(pipelines))
 	for _, pl := range pipelines {
 		r := p.checkPipeline(ctx, db.runner, pl, cursors[pl.Key].Held)
-		r.Notes = append(r.Notes, db.notes...)
+		r.Notes = append(r.Notes, notes...)
 		results = append(results, r)
 	}
 	return results, nil
+}
+
+// extensionOwns notes that pipelines have no owners, if so.
+func extensionOwns(ctx context.Context, pool *pgxpool.Pool) (notes []string, err error) {
+	const query = `SELECT extname::text FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid
+		WHERE d.deptype = 'e' AND d.classid = 'pg_proc'::regclass AND d.objid = to_regprocedure('pgtrickle.enable_relay(text)')`
+	var name string
+	err = pool.QueryRow(ctx, query).Scan(&name)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, nil
+	}
+	return []string{"pipelines have no owners here: the grants of extension " + name + " decide which roles may change them"}, err
+}
+
+// unverified warns about the servers of pools that need not prove their names.
+func unverified(pools ...*pgxpool.Pool) (notes []string) {
+	for _, pool := range pools {
+		if weak := relaynet.UnverifiedPostgres(&pool.Config().ConnConfig.Config); weak != "" {
+			notes = append(notes, "WARNING: "+weak+"; set sslmode=verify-full in the URL")
+		}
+	}
+	return slices.Compact(notes)
 }
 
 func (p *program) checkPipeline(ctx context.Context, runner *pipeline.Runner, pl catalog.Pipeline, busy bool) checkResult {

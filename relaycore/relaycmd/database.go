@@ -5,11 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -20,7 +18,6 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/internal/pipeline"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
-	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
 )
 
 // connect opens a pool for a command and checks that the database answers.
@@ -51,7 +48,6 @@ type database struct {
 	pipelines catalog.Snapshot
 	store     store.Store // of the group
 	runner    *pipeline.Runner
-	notes     []string // about all pipelines
 }
 
 // withDatabase connects, checks that the catalog is installed, reads the pipelines,
@@ -81,11 +77,6 @@ func (p *program) withDatabase(ctx context.Context, timeout time.Duration, use f
 		return err
 	}
 
-	owners, err := extensionOwns(ctx, pool)
-	if err != nil {
-		return err
-	}
-
 	config, err := pg.DataConfig(p.common.dataURL, p.common.postgresURL, p.name, 2)
 	if err != nil {
 		return err
@@ -100,33 +91,10 @@ func (p *program) withDatabase(ctx context.Context, timeout time.Duration, use f
 	return use(ctx, &database{
 		pipelines: pipelines,
 		store:     store.New(pool, group),
-		notes:     append(unverified(pool, inboxes), owners...),
 		runner: &pipeline.Runner{
 			Pool: pool, Readers: pool, Inboxes: inboxes, Group: group, Owner: p.name, Version: buildVersion(), Budget: daemon.Budget(),
 		},
 	})
-}
-
-// extensionOwns notes that pipelines have no owners, if so.
-func extensionOwns(ctx context.Context, pool *pgxpool.Pool) (notes []string, err error) {
-	const query = `SELECT extname::text FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid
-		WHERE d.deptype = 'e' AND d.classid = 'pg_proc'::regclass AND d.objid = to_regprocedure('pgtrickle.enable_relay(text)')`
-	var name string
-	err = pool.QueryRow(ctx, query).Scan(&name)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return nil, nil
-	}
-	return []string{"pipelines have no owners here: the grants of extension " + name + " decide which roles may change them"}, err
-}
-
-// unverified warns about the servers of pools that need not prove their names.
-func unverified(pools ...*pgxpool.Pool) (notes []string) {
-	for _, pool := range pools {
-		if weak := relaynet.UnverifiedPostgres(&pool.Config().ConnConfig.Config); weak != "" {
-			notes = append(notes, "WARNING: "+weak+"; set sslmode=verify-full in the URL")
-		}
-	}
-	return slices.Compact(notes)
 }
 
 // forward returns the forward pipeline of that name.
