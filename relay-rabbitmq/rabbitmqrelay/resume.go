@@ -14,6 +14,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
 )
 
 const (
@@ -243,8 +244,12 @@ func (o *offsetStore) read(ctx context.Context) (m position, found bool, err err
 	return m, true, d.Ack(false)
 }
 
-// begin stores where the stream begins, and that its position is now known.
+// begin stores where the stream begins, and that its position is now known. It goes on for
+// cancelGrace after ctx. A queue that is declared and left empty looks like one whose offset
+// is held, and the next owner would wait.
 func (o *offsetStore) begin(ctx context.Context, queue string, start position) error {
+	ctx, cancel := relaynet.Outlive(ctx, cancelGrace)
+	defer cancel()
 	if err := o.declare(); err != nil {
 		return err
 	}

@@ -173,6 +173,29 @@ func TestStreamOffsetHeld(t *testing.T) {
 	}
 }
 
+// An owner that ends while it stores its first position leaves it to the next.
+func TestStreamStartOfAnOwnerThatEnds(t *testing.T) {
+	broker := endpoint(t)
+	s := newStream(t, broker)
+	s.feed(t, 2)
+	stored := 0
+	for after := time.Millisecond; after < 60*time.Millisecond; after += 3 * time.Millisecond {
+		s.offsets = fmt.Sprintf("%s.after.%s", s.queue, after)
+		t.Cleanup(func() { _, _ = s.channel.QueueDelete(s.offsets, false, false, false) })
+		src := s.open(t, broker, "")
+		ctx, cancel := context.WithTimeout(t.Context(), after)
+		if _, err := src.Receive(ctx, 1); err == nil {
+			stored++
+		}
+		cancel()
+		_ = src.Close()
+		if got, errs := persevere(t, s.open(t, broker, `,"heartbeat":"1s"`), s.id(1)); errs != nil || got[0].ID != s.id(0) {
+			t.Errorf("an owner that ended after %s: the next received %s after %v", after, got[0].ID, errs)
+		}
+	}
+	t.Logf("%d of the owners had stored it", stored)
+}
+
 // A queue whose offset is gone for good holds nothing up for ever.
 func TestStreamOffsetLost(t *testing.T) {
 	broker := endpoint(t)

@@ -26,7 +26,7 @@ const (
 	limitHolds = 10 * time.Second
 	// maxKnownKeys bounds the memory of routing keys that have worked.
 	maxKnownKeys = 10_000
-	// cancelGrace is how long the broker may take to confirm a cancelled Publish.
+	// cancelGrace is how long the broker may take to confirm what a cancelled call sent.
 	cancelGrace = time.Second
 )
 
