@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/catalog"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
@@ -19,6 +20,16 @@ type series struct {
 	name    string
 	help    string
 	buckets []float64 // of histograms
+	found   string    // value of the label of that name, of forward pipelines; "" if there is no such label
+}
+
+// desc returns the description for Prometheus.
+func (s *series) desc() *prometheus.Desc {
+	labels := []string{"pipeline", "direction"}
+	if s.found != "" {
+		labels = append(labels, "found")
+	}
+	return prometheus.NewDesc(prometheus.BuildFQName(namespace, "", s.name), s.help, labels, nil)
 }
 
 // Counters of a pipeline.
@@ -38,6 +49,8 @@ const (
 	publishErrors
 	sourceErrors
 	restarts
+	polledRows
+	polledNothing
 	numCounters
 )
 
@@ -57,6 +70,8 @@ var counterSeries = [numCounters]series{
 	publishErrors:  {name: "publish_errors_total", help: "Failed publishes. Each was retried or ended in dead letters."},
 	sourceErrors:   {name: "source_errors_total", help: "Receives and acknowledgements that failed."},
 	restarts:       {name: "pipeline_restarts_total", help: "Runs of the pipeline that ended in an error."},
+	polledRows:     {name: "polls_total", help: "Reads of the outbox table that found rows, or nothing.", found: "rows"},
+	polledNothing:  {name: "polls_total", help: "Reads of the outbox table that found rows, or nothing.", found: "nothing"},
 }
 
 // Histograms of a pipeline.
@@ -69,10 +84,11 @@ const (
 )
 
 var histogramSeries = [numHistograms]series{
-	latency:     {"delivery_latency_seconds", "Time from the creation of a row to its confirmation by the receiver.", latencyBuckets},
-	publishTime: {"publish_duration_seconds", "Duration of a publish.", durationBuckets},
-	commitTime:  {"commit_duration_seconds", "Duration of a checkpoint or an acknowledgement.", durationBuckets},
-	batchSize:   {"publish_batch_messages", "Messages of a publish.", batchBuckets},
+	latency: {name: "delivery_latency_seconds", buckets: latencyBuckets,
+		help: "Time from the creation of a row to its confirmation by the receiver."},
+	publishTime: {name: "publish_duration_seconds", help: "Duration of a publish.", buckets: durationBuckets},
+	commitTime:  {name: "commit_duration_seconds", help: "Duration of a checkpoint or an acknowledgement.", buckets: durationBuckets},
+	batchSize:   {name: "publish_batch_messages", help: "Messages of a publish.", buckets: batchBuckets},
 }
 
 var (
@@ -116,8 +132,8 @@ var gaugeSeries = [numGauges]series{
 }
 
 // Metrics holds the metrics of a process and its pipelines. It is a
-// [prometheus.Collector]: counters and histograms change when something happens,
-// and gauges are set when they are collected.
+// [prometheus.Collector]. A pipeline keeps plain numbers, which become series when they
+// are collected. With the client's own counters a thousand pipelines took 20 MB.
 type Metrics struct {
 	Instances     atomic.Int64 // live, in the group
 	SessionUp     atomic.Bool  // of the leases
@@ -128,15 +144,14 @@ type Metrics struct {
 	SessionsLost  atomic.Int64
 	Notifications atomic.Int64
 
-	all           []prometheus.Collector // every metric
-	counters      [numCounters]*prometheus.CounterVec
-	histograms    [numHistograms]*prometheus.HistogramVec
-	gauges        [numGauges]*prometheus.GaugeVec
-	polls         *prometheus.CounterVec
+	others        []prometheus.Collector // every metric but those of pipelines
+	counters      [numCounters]*prometheus.Desc
+	histograms    [numHistograms]*prometheus.Desc
+	gauges        [numGauges]*prometheus.Desc
 	unservedGauge *prometheus.GaugeVec
 	captureGauge  *prometheus.GaugeVec
 
-	mu        sync.Mutex // guards pipelines and unserved, and is held while gauges are set and collected
+	mu        sync.Mutex // guards pipelines and unserved, and is held while metrics are collected
 	pipelines map[catalog.Key]*Pipeline
 	unserved  map[catalog.Key]string // backend
 }
@@ -147,31 +162,22 @@ func NewMetrics(reg prometheus.Registerer, binary, version, goVersion string) (*
 	m := &Metrics{pipelines: make(map[catalog.Key]*Pipeline)}
 	m.addProcess(prometheus.Labels{"binary": binary, "version": version, "goversion": goVersion})
 
-	labels := []string{"pipeline", "direction"}
-	for i, d := range counterSeries {
-		m.counters[i] = prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: namespace, Name: d.name, Help: d.help}, labels)
-		m.all = append(m.all, m.counters[i])
+	for i := range counterSeries {
+		m.counters[i] = counterSeries[i].desc()
 	}
-	for i, d := range histogramSeries {
-		m.histograms[i] = prometheus.NewHistogramVec(
-			prometheus.HistogramOpts{Namespace: namespace, Name: d.name, Help: d.help, Buckets: d.buckets}, labels)
-		m.all = append(m.all, m.histograms[i])
+	for i := range histogramSeries {
+		m.histograms[i] = histogramSeries[i].desc()
 	}
-	for i, d := range gaugeSeries {
-		m.gauges[i] = prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: namespace, Name: d.name, Help: d.help}, labels)
-		m.all = append(m.all, m.gauges[i])
+	for i := range gaugeSeries {
+		m.gauges[i] = gaugeSeries[i].desc()
 	}
-
-	m.polls = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Namespace: namespace, Name: "polls_total", Help: "Reads of the outbox table that found rows, or nothing.",
-	}, append(labels, "found"))
 	m.unservedGauge = prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Namespace: namespace, Name: "pipeline_unserved", Help: "An enabled pipeline whose backend no live instance has.",
-	}, append(labels, "backend"))
+	}, []string{"pipeline", "direction", "backend"})
 	m.captureGauge = prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Namespace: namespace, Name: "capture_problems", Help: "Reasons why changes of an outbox's table are not recorded as they should be.",
 	}, []string{"outbox"})
-	m.all = append(m.all, m.polls, m.unservedGauge, m.captureGauge)
+	m.others = append(m.others, m.unservedGauge, m.captureGauge)
 
 	return m, reg.Register(m)
 }
@@ -190,11 +196,11 @@ func (m *Metrics) SetCaptureProblems(n map[string]int) {
 // addProcess adds the metrics that have no pipeline.
 func (m *Metrics) addProcess(build prometheus.Labels) {
 	gauge := func(name, help string, labels prometheus.Labels, value func() float64) {
-		m.all = append(m.all, prometheus.NewGaugeFunc(
+		m.others = append(m.others, prometheus.NewGaugeFunc(
 			prometheus.GaugeOpts{Namespace: namespace, Name: name, Help: help, ConstLabels: labels}, value))
 	}
 	counter := func(name, help string, value *atomic.Int64) {
-		m.all = append(m.all, prometheus.NewCounterFunc(
+		m.others = append(m.others, prometheus.NewCounterFunc(
 			prometheus.CounterOpts{Namespace: namespace, Name: name, Help: help}, func() float64 { return float64(value.Load()) }))
 	}
 
@@ -227,26 +233,10 @@ func (m *Metrics) Pipeline(key catalog.Key) *Pipeline {
 
 	p := m.pipelines[key]
 	if p == nil {
-		p = m.newPipeline(key)
+		p = new(Pipeline)
+		p.unaccounted.Store(unknown)
 		m.pipelines[key] = p
 	}
-	return p
-}
-
-// newPipeline resolves the labels of a pipeline, so that counting does not.
-func (m *Metrics) newPipeline(key catalog.Key) *Pipeline {
-	p := new(Pipeline)
-	for i, vec := range m.counters {
-		p.counters[i] = vec.WithLabelValues(key.Name, string(key.Direction))
-	}
-	for i, vec := range m.histograms {
-		p.histograms[i] = vec.WithLabelValues(key.Name, string(key.Direction))
-	}
-	if key.Direction == relay.Forward {
-		p.polls = m.polls.WithLabelValues(key.Name, string(key.Direction), "rows")
-		p.emptyPolls = m.polls.WithLabelValues(key.Name, string(key.Direction), "nothing")
-	}
-	p.unaccounted.Store(unknown)
 	return p
 }
 
@@ -266,18 +256,7 @@ func (m *Metrics) Keep(exists func(catalog.Key) bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 
-	for key := range m.pipelines {
-		if exists(key) {
-			continue
-		}
-		delete(m.pipelines, key)
-		labels := prometheus.Labels{"pipeline": key.Name, "direction": string(key.Direction)}
-		for _, c := range m.all {
-			if vec, ok := c.(interface{ DeletePartialMatch(prometheus.Labels) int }); ok {
-				vec.DeletePartialMatch(labels)
-			}
-		}
-	}
+	maps.DeleteFunc(m.pipelines, func(key catalog.Key, _ *Pipeline) bool { return !exists(key) })
 }
 
 // Unserved sets the enabled pipelines whose backend no live instance has, each
@@ -297,36 +276,73 @@ func (m *Metrics) owned() (n float64) {
 
 // Describe implements [prometheus.Collector].
 func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, c := range m.all {
+	for _, descs := range [][]*prometheus.Desc{m.counters[:], m.histograms[:], m.gauges[:]} {
+		for _, d := range descs {
+			ch <- d
+		}
+	}
+	for _, c := range m.others {
 		c.Describe(ch)
 	}
 }
 
-// Collect implements [prometheus.Collector].
+// Collect implements [prometheus.Collector]. A pipeline that runs elsewhere has no
+// gauges. A value that is not known and a histogram of nothing have no series.
 func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 
-	m.setGauges()
-	for _, c := range m.all {
-		c.Collect(ch)
-	}
-}
-
-// setGauges replaces all gauges of pipelines. A pipeline that runs elsewhere, or a
-// value that is not known, has no series.
-func (m *Metrics) setGauges() {
-	for _, vec := range m.gauges {
-		vec.Reset()
-	}
 	for key, p := range m.pipelines {
-		p.readGauges(func(gauge int, v float64) {
-			m.gauges[gauge].WithLabelValues(key.Name, string(key.Direction)).Set(v)
-		})
+		m.collectPipeline(key, p, ch)
 	}
-
 	m.unservedGauge.Reset()
 	for key, backend := range m.unserved {
 		m.unservedGauge.WithLabelValues(key.Name, string(key.Direction), backend).Set(1)
 	}
+	for _, c := range m.others {
+		c.Collect(ch)
+	}
+}
+
+func (m *Metrics) collectPipeline(key catalog.Key, p *Pipeline, ch chan<- prometheus.Metric) {
+	direction, name := labelled("direction", string(key.Direction)), labelled("pipeline", key.Name)
+	labels := []*dto.LabelPair{direction, name} // sorted, as Prometheus wants them
+	for i := range p.counters {
+		of := labels
+		if found := counterSeries[i].found; found != "" {
+			if key.Direction != relay.Forward {
+				continue
+			}
+			of = []*dto.LabelPair{direction, labelled("found", found), name}
+		}
+		ch <- &sample{m.counters[i], of, dto.Metric{Counter: &dto.Counter{Value: new(float64(p.counters[i].Load()))}}}
+	}
+	for i := range p.histograms {
+		if h := p.histograms[i].Load(); h != nil {
+			s := &sample{desc: m.histograms[i], labels: labels}
+			_ = (*h).Write(&s.value) // it never fails
+			ch <- s
+		}
+	}
+	p.readGauges(func(gauge int, v float64) {
+		ch <- &sample{m.gauges[gauge], labels, dto.Metric{Gauge: &dto.Gauge{Value: &v}}}
+	})
+}
+
+// sample is one series at one moment.
+type sample struct {
+	desc   *prometheus.Desc
+	labels []*dto.LabelPair // shared with other series
+	value  dto.Metric
+}
+
+func labelled(name, value string) *dto.LabelPair { return &dto.LabelPair{Name: &name, Value: &value} }
+
+// Desc implements [prometheus.Metric].
+func (s *sample) Desc() *prometheus.Desc { return s.desc }
+
+// Write implements [prometheus.Metric].
+func (s *sample) Write(out *dto.Metric) error {
+	out.Label, out.Counter, out.Gauge, out.Histogram = s.labels, s.value.Counter, s.value.Gauge, s.value.Histogram
+	return nil
 }

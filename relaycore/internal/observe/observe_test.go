@@ -3,10 +3,12 @@ package observe
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -102,6 +104,45 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
+// A thousand idle pipelines took 21 MB for their metrics.
+func TestIdlePipelineIsSmall(t *testing.T) {
+	const pipelines, most = 1000, 1024 // bytes
+	m, err := NewMetrics(prometheus.NewRegistry(), "b", "v", "g")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	for i := range pipelines {
+		m.Pipeline(catalog.Key{Direction: relay.Forward, Name: fmt.Sprint(i)})
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	if each := (int64(after.HeapAlloc) - int64(before.HeapAlloc)) / pipelines; each > most {
+		t.Errorf("an idle pipeline takes %d bytes, want at most %d", each, most)
+	}
+	runtime.KeepAlive(m)
+}
+
+func TestHistogramsOfNothingAreAbsent(t *testing.T) {
+	t.Parallel()
+	reg := prometheus.NewPedanticRegistry()
+	m, err := NewMetrics(reg, "b", "v", "g")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := m.Pipeline(catalog.Key{Direction: relay.Forward, Name: "p"})
+	h := handler(Probes{}, reg, new(guard), false)
+	if _, text := scrape(t, h, "/metrics"); strings.Contains(text, "_bucket") || !strings.Contains(text, "messages_consumed_total") {
+		t.Errorf("an idle pipeline has histograms, or no counters:\n%s", text)
+	}
+	p.Committed(time.Millisecond)
+	if _, text := scrape(t, h, "/metrics"); !strings.Contains(text, `commit_duration_seconds_count{direction="forward",pipeline="p"} 1`) {
+		t.Errorf("the histogram of a commit is missing:\n%s", text)
+	}
+}
+
 func TestCountingAllocatesNothing(t *testing.T) {
 	m, err := NewMetrics(prometheus.NewRegistry(), "b", "v", "g")
 	if err != nil {
@@ -182,6 +223,8 @@ func full(t *testing.T) *prometheus.Registry {
 	p.SetLag(0, 0)
 	p.SetUnaccounted(0)
 	p.Committed(time.Second)
+	p.Published(1, 1, time.Second)
+	p.Latency(time.Now())
 	m.Unserved(map[catalog.Key]string{{Direction: relay.Forward, Name: "lonely"}: "kafka"})
 	m.SetCaptureProblems(map[string]int{"outbox_orders": 1})
 	return reg

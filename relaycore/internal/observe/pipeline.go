@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	dto "github.com/prometheus/client_model/go"
 )
 
 // Health of a pipeline as its gauge shows it.
@@ -21,10 +20,8 @@ const unknown = -1
 // Pipeline holds the metrics of one pipeline. Its methods are called once a batch
 // from several goroutines, and allocate nothing on the way of a message.
 type Pipeline struct {
-	counters   [numCounters]prometheus.Counter
-	histograms [numHistograms]prometheus.Observer
-	polls      prometheus.Counter // of forward pipelines
-	emptyPolls prometheus.Counter
+	counters   [numCounters]atomic.Int64
+	histograms [numHistograms]atomic.Pointer[prometheus.Histogram] // nil: observed nothing
 
 	inFlight    atomic.Int64
 	delivering  atomic.Int64 // creation of the oldest message that the sink has, in Unix nanoseconds; 0: none
@@ -59,16 +56,16 @@ type Snapshot struct {
 
 // Received counts messages that a source returned.
 func (p *Pipeline) Received(messages, bytes int) {
-	p.counters[received].Add(float64(messages))
-	p.counters[receivedBytes].Add(float64(bytes))
+	p.counters[received].Add(int64(messages))
+	p.counters[receivedBytes].Add(int64(bytes))
 }
 
 // Polled counts a read of an outbox table. Only forward pipelines have one.
 func (p *Pipeline) Polled(found bool) {
 	if found {
-		p.polls.Inc()
+		p.counters[polledRows].Add(1)
 	} else {
-		p.emptyPolls.Inc()
+		p.counters[polledNothing].Add(1)
 	}
 }
 
@@ -76,35 +73,35 @@ func (p *Pipeline) Polled(found bool) {
 func (p *Pipeline) Published(messages, bytes int, took time.Duration) {
 	p.refused.Store(0)
 	p.deliveredAt.Store(time.Now().UnixNano())
-	p.counters[published].Add(float64(messages))
-	p.counters[publishedBytes].Add(float64(bytes))
-	p.histograms[publishTime].Observe(took.Seconds())
-	p.histograms[batchSize].Observe(float64(messages))
+	p.counters[published].Add(int64(messages))
+	p.counters[publishedBytes].Add(int64(bytes))
+	p.observe(publishTime, took.Seconds())
+	p.observe(batchSize, float64(messages))
 }
 
 // Latency counts the time from the creation of a row to now.
 func (p *Pipeline) Latency(created time.Time) {
-	p.histograms[latency].Observe(max(0, time.Since(created).Seconds()))
+	p.observe(latency, max(0, time.Since(created).Seconds()))
 }
 
 // Skipped counts messages that the receiver had before.
-func (p *Pipeline) Skipped(messages int) { p.counters[skipped].Add(float64(messages)) }
+func (p *Pipeline) Skipped(messages int) { p.counters[skipped].Add(int64(messages)) }
 
 // Unexpected counts messages that the receiver had before, and should not have had.
-func (p *Pipeline) Unexpected(messages int) { p.counters[unexpected].Add(float64(messages)) }
+func (p *Pipeline) Unexpected(messages int) { p.counters[unexpected].Add(int64(messages)) }
 
 // Conflicts counts messages that were taken for copies of another event.
-func (p *Pipeline) Conflicts(messages int) { p.counters[conflicts].Add(float64(messages)) }
+func (p *Pipeline) Conflicts(messages int) { p.counters[conflicts].Add(int64(messages)) }
 
 // Lost counts a report of messages that the far end lost.
-func (p *Pipeline) Lost() { p.counters[losses].Inc() }
+func (p *Pipeline) Lost() { p.counters[losses].Add(1) }
 
 // Filtered counts messages that the pipeline's filter drops.
-func (p *Pipeline) Filtered(messages int) { p.counters[filtered].Add(float64(messages)) }
+func (p *Pipeline) Filtered(messages int) { p.counters[filtered].Add(int64(messages)) }
 
 // DeadLettered counts messages stored as dead letters.
 func (p *Pipeline) DeadLettered(messages int) {
-	p.counters[deadLettered].Add(float64(messages))
+	p.counters[deadLettered].Add(int64(messages))
 	p.refused.Add(int64(messages))
 	p.refusedAt.Store(time.Now().UnixNano())
 }
@@ -124,24 +121,24 @@ func (p *Pipeline) Refused() int64 {
 const maxRefused = 100
 
 // Expired counts dead letters deleted for their age.
-func (p *Pipeline) Expired(messages int) { p.counters[expired].Add(float64(messages)) }
+func (p *Pipeline) Expired(messages int) { p.counters[expired].Add(int64(messages)) }
 
 // Parked counts messages parked behind a dead letter.
-func (p *Pipeline) Parked(messages int) { p.counters[parked].Add(float64(messages)) }
+func (p *Pipeline) Parked(messages int) { p.counters[parked].Add(int64(messages)) }
 
 // PublishFailed counts a failed publish.
-func (p *Pipeline) PublishFailed() { p.counters[publishErrors].Inc() }
+func (p *Pipeline) PublishFailed() { p.counters[publishErrors].Add(1) }
 
 // SourceFailed counts a failed receive or acknowledgement.
-func (p *Pipeline) SourceFailed() { p.counters[sourceErrors].Inc() }
+func (p *Pipeline) SourceFailed() { p.counters[sourceErrors].Add(1) }
 
 // Restarted counts a run that ended in an error.
-func (p *Pipeline) Restarted() { p.counters[restarts].Inc() }
+func (p *Pipeline) Restarted() { p.counters[restarts].Add(1) }
 
 // Committed counts a checkpoint, or an acknowledgement to a broker.
 func (p *Pipeline) Committed(took time.Duration) {
 	p.lastCommit.Store(time.Now().UnixNano())
-	p.histograms[commitTime].Observe(took.Seconds())
+	p.observe(commitTime, took.Seconds())
 }
 
 // InFlight adds to the bytes between source and sink.
@@ -297,8 +294,17 @@ func (p *Pipeline) Numbers() Numbers {
 	return n
 }
 
-func (p *Pipeline) count(counter int) int64 {
-	var m dto.Metric
-	_ = p.counters[counter].Write(&m) // it never fails
-	return int64(m.GetCounter().GetValue())
+func (p *Pipeline) count(counter int) int64 { return p.counters[counter].Load() }
+
+// observe adds a value to a histogram. The first makes the histogram, which takes a
+// kilobyte or two.
+func (p *Pipeline) observe(histogram int, v float64) {
+	h := p.histograms[histogram].Load()
+	if h == nil {
+		d := &histogramSeries[histogram]
+		made := prometheus.NewHistogram(prometheus.HistogramOpts{Name: d.name, Help: d.help, Buckets: d.buckets})
+		p.histograms[histogram].CompareAndSwap(nil, &made) // unless another goroutine was first
+		h = p.histograms[histogram].Load()
+	}
+	(*h).Observe(v)
 }

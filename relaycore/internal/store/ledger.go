@@ -47,20 +47,37 @@ type Ledger struct {
 	// that dead letters leave out.
 	conceal  func(text string) string
 	rendered []string
-	// The statements of a commit, without and with dead letters.
-	plainSQL, deadLettersSQL string
-	farEndsSQL               string
+	sql      *ledgerSQL
 }
+
+// ledgerSQL are the statements of all ledgers. They are made once: a thousand pipelines
+// with statements of their own took 8 MB.
+type ledgerSQL struct {
+	commit, commitDeadLetters string // a commit without and with dead letters
+	keepFarEnds               string
+}
+
+func newLedgerSQL(timeline string) *ledgerSQL {
+	commit := func(deadLetters, newlyDead string) string {
+		return strings.NewReplacer(":timeline", timeline, ":dead_letters", deadLetters, ":newly_dead", newlyDead).Replace(commitSQL)
+	}
+	return &ledgerSQL{
+		commit: commit("", "0"), commitDeadLetters: commit(commitDeadLettersSQL, newlyDeadSQL),
+		keepFarEnds: strings.ReplaceAll(keepFarEndsSQL, ":timeline", timeline),
+	}
+}
+
+var sqlWithTimeline, sqlWithoutTimeline = newLedgerSQL(timelineSQL), newLedgerSQL(`''`)
 
 // Open loads the state of a pipeline whose cursor the lease has raised to epoch.
 // owner is shown to operators. It returns [engine.ErrFenced] if the epoch is not
 // current.
 func (s Store) Open(ctx context.Context, key Key, epoch int64, owner string) (*Ledger, engine.State, error) {
-	timelineExpr := timelineSQL
-	state, timeline, err := s.load(ctx, key, &epoch, timelineExpr)
+	statements := sqlWithTimeline
+	state, timeline, err := s.load(ctx, key, &epoch, timelineSQL)
 	if pg.IsUnavailable(err) {
-		timelineExpr = `''`
-		state, timeline, err = s.load(ctx, key, &epoch, timelineExpr)
+		statements = sqlWithoutTimeline
+		state, timeline, err = s.load(ctx, key, &epoch, `''`)
 	}
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, engine.State{}, engine.ErrFenced
@@ -69,14 +86,9 @@ func (s Store) Open(ctx context.Context, key Key, epoch int64, owner string) (*L
 		return nil, engine.State{}, fmt.Errorf("load cursor: %w", err)
 	}
 
-	commit := func(deadLetters, newlyDead string) string {
-		return strings.NewReplacer(":timeline", timelineExpr, ":dead_letters", deadLetters, ":newly_dead", newlyDead).Replace(commitSQL)
-	}
 	return &Ledger{
 		store: s, key: key, epoch: epoch, owner: owner, timeline: timeline,
-		conceal:  func(text string) string { return text },
-		plainSQL: commit("", "0"), deadLettersSQL: commit(commitDeadLettersSQL, newlyDeadSQL),
-		farEndsSQL: strings.ReplaceAll(keepFarEndsSQL, ":timeline", timelineExpr),
+		conceal: func(text string) string { return text }, sql: statements,
 	}, state, nil
 }
 
@@ -124,13 +136,13 @@ func (l *Ledger) SetSource(table func() string) { l.source = table }
 
 // Commit makes c durable, all of it or nothing.
 func (l *Ledger) Commit(ctx context.Context, c engine.Commit) error {
-	sql, args, what := l.plainSQL, l.progress(c), "commit checkpoint"
+	sql, args, what := l.sql.commit, l.progress(c), "commit checkpoint"
 	if len(c.DeadLetters) > 0 || len(c.Redriven) > 0 {
 		rows, err := l.deadLetters(c.DeadLetters)
 		if err != nil {
 			return err
 		}
-		sql, what = l.deadLettersSQL, "store dead letters"
+		sql, what = l.sql.commitDeadLetters, "store dead letters"
 		maps.Copy(args, pgx.StrictNamedArgs{"dead_letters": rows, "redriven": c.Redriven})
 	}
 	var moved int
@@ -176,7 +188,7 @@ func (l *Ledger) SetStatus(ctx context.Context, status, reason string) error {
 
 // KeepFarEnds stores what the source knows of its far ends, as a JSON object.
 func (l *Ledger) KeepFarEnds(ctx context.Context, state string) error {
-	tag, err := l.store.db.Exec(ctx, l.farEndsSQL,
+	tag, err := l.store.db.Exec(ctx, l.sql.keepFarEnds,
 		l.store.args(l.key, pgx.StrictNamedArgs{"epoch": l.epoch, "timeline": l.timeline, "far_ends": state}))
 	if err != nil {
 		return fmt.Errorf("store far ends: %w", err)
