@@ -60,10 +60,11 @@
 // the file.
 //
 // A file must only grow. The source compares the bytes before its position with
-// those that it read there, with every read and after a restart. A file that was
-// replaced, renamed, deleted, cut (logrotate's copytruncate) or overwritten stops
-// the pipeline with an error. A change that leaves the inode and the last 4 KiB
-// before the position as they were cannot be noticed.
+// those that it read there, with every read and after a restart. Before the first
+// lines are received the cursor has a checksum of them, which is compared too. A
+// file that was replaced, renamed, deleted, cut (logrotate's copytruncate) or
+// overwritten stops the pipeline with an error. A change that leaves the inode, the
+// first lines and the last 4 KiB before the position as they were cannot be noticed.
 //
 // To continue after a rename, set path to the name that the old file has now. The
 // source knows it by its inode and reads the rest. Then set path back: the new

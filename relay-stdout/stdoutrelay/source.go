@@ -37,17 +37,19 @@ func newSource(cfg sourceConfig, env relay.Env, input *stdin) (relay.Source, err
 // must only grow. A file that is replaced, renamed, cut or overwritten is a fatal
 // error, because lines that were not read may be lost.
 type fileSource struct {
-	cfg      sourceConfig
-	openFile func(path string, flags int) (*os.File, error)
-	log      *slog.Logger
-	name     string // in ids
-	done     chan struct{}
+	cfg  sourceConfig
+	env  relay.Env
+	log  *slog.Logger
+	name string // in ids
+	done chan struct{}
 
-	reading sync.Mutex // guards the fields below; not held while the source waits
-	f       *os.File
-	lines   lines
-	at      checkpoint // of the next line
-	atEnd   bool       // without follow: everything is read
+	reading   sync.Mutex // guards the fields below; not held while the source waits
+	f         *os.File
+	lines     lines
+	at        checkpoint      // of the next line
+	atEnd     bool            // without follow: everything is read
+	held      []relay.Message // read, and not yet received
+	beginning beginning
 
 	mu      sync.Mutex // guards the fields below: Receive and Checkpoint overlap
 	acks    relay.Acks[checkpoint]
@@ -74,12 +76,15 @@ var (
 
 func newFileSource(cfg sourceConfig, env relay.Env) (*fileSource, error) {
 	s := &fileSource{
-		cfg: cfg, openFile: env.Open, log: env.Logger, name: filepath.Base(cfg.Path), done: make(chan struct{}), count: env.Checkpoint.LastID,
+		cfg: cfg, env: env, log: env.Logger, name: filepath.Base(cfg.Path), done: make(chan struct{}), count: env.Checkpoint.LastID,
 	}
 	if len(env.Checkpoint.State) > 0 {
 		if err := json.Unmarshal(env.Checkpoint.State, &s.at); err != nil {
 			return nil, fmt.Errorf("checkpoint %s is not one of a file: %w", env.Checkpoint.State, err)
 		}
+	}
+	if err := s.recall(); err != nil {
+		return nil, err
 	}
 	s.settled = s.at
 	if err := s.open(); err != nil && !s.awaits(err) {
@@ -96,7 +101,7 @@ func (s *fileSource) awaits(err error) bool {
 // open opens the file at path and moves to the next byte. A file other than that
 // of the checkpoint is begun only if the checkpoint does not name this path.
 func (s *fileSource) open() error {
-	f, err := s.openFile(s.cfg.Path, syscall.O_NONBLOCK) // a pipe would wait for a writer
+	f, err := s.env.Open(s.cfg.Path, syscall.O_NONBLOCK) // a pipe would wait for a writer
 	switch {
 	case errors.Is(err, os.ErrNotExist) && s.at.Inode != 0 && s.at.Path == s.cfg.Path:
 		return s.changed("is gone")
@@ -120,19 +125,19 @@ func (s *fileSource) begin(f *os.File) error {
 	if !info.Mode().IsRegular() {
 		return relay.Fatal(fmt.Errorf("%s is not a regular file; feed a pipe through standard input", s.cfg.Path))
 	}
-	if s.at.Inode != 0 && !s.at.isIn(f, info) {
+	// The tail is read first, so that it was in the file together with what is compared.
+	tail := make([]byte, min(tailSize, s.at.Offset))
+	if _, err := f.ReadAt(tail, s.at.Offset-int64(len(tail))); err != nil && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("open %s: %w", s.cfg.Path, err)
+	}
+	if s.at.Inode != 0 && !s.isIn(f, info) {
 		if s.at.Path == s.cfg.Path {
 			return s.changed("was replaced, cut or overwritten")
 		}
 		s.log.Warn("the checkpoint is of another file", "path", s.cfg.Path, "inode", s.at.Inode, "offset", s.at.Offset)
-		s.at = checkpoint{Generation: s.at.Generation + 1}
+		s.at, tail = checkpoint{Generation: s.at.Generation + 1}, nil
 	}
 	s.at.Inode, s.at.Path = inode(info), s.cfg.Path
-
-	tail := make([]byte, min(tailSize, s.at.Offset))
-	if _, err := f.ReadAt(tail, s.at.Offset-int64(len(tail))); err != nil {
-		return fmt.Errorf("open %s: %w", s.cfg.Path, err)
-	}
 	s.f = f
 	s.lines = lines{
 		in:  bufio.NewReaderSize(&grown{source: s, offset: s.at.Offset, tail: tail}, 256<<10),
@@ -182,7 +187,7 @@ func (g *grown) Read(b []byte) (int, error) {
 // Receive implements [relay.Source].
 func (s *fileSource) Receive(ctx context.Context, limit int) ([]relay.Message, error) {
 	for {
-		batch, err := s.read(limit)
+		batch, err := s.read(ctx, limit)
 		if len(batch) > 0 || err != nil {
 			return batch, err
 		}
@@ -204,7 +209,7 @@ func (s *fileSource) Receive(ctx context.Context, limit int) ([]relay.Message, e
 }
 
 // read returns the lines that are there, up to limit.
-func (s *fileSource) read(limit int) ([]relay.Message, error) {
+func (s *fileSource) read(ctx context.Context, limit int) (batch []relay.Message, err error) {
 	s.reading.Lock()
 	defer s.reading.Unlock()
 	select {
@@ -219,8 +224,21 @@ func (s *fileSource) read(limit int) ([]relay.Message, error) {
 			return nil, err
 		}
 	}
+	if len(s.held) == 0 {
+		if s.held, err = s.cut(limit); err != nil || len(s.held) == 0 {
+			return nil, err
+		}
+	}
+	if err := s.meet(ctx); err != nil {
+		return nil, err
+	}
+	n := min(limit, len(s.held))
+	batch, s.held = s.held[:n:n], s.held[n:]
+	return batch, nil
+}
 
-	var batch []relay.Message
+// cut makes messages of the lines that are there, up to limit.
+func (s *fileSource) cut(limit int) (batch []relay.Message, err error) {
 	for len(batch) < limit {
 		text, length, err := s.lines.next()
 		if errors.Is(err, io.EOF) && len(batch) == 0 && !s.cfg.Follow && s.lines.held() > 0 {

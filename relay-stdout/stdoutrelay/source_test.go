@@ -2,6 +2,7 @@ package stdoutrelay
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
+	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
 )
 
 func ids(batch []relay.Message) (out []string) {
@@ -148,6 +150,119 @@ func TestChangedFile(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestChangedBeforeTheFirstCheckpoint: a relay delivers a file's first lines, and is killed
+// before a position in that file is stored. If the file changed, that is an error, and stays
+// one. The other lines are lost, and the new ones have ids that the inbox knows.
+func TestChangedBeforeTheFirstCheckpoint(t *testing.T) {
+	t.Parallel()
+	for name, change := range map[string][]byte{ // the inode stays
+		"cut": nil, "cut, and a line": numbered(40, 41), "cut, and as much": numbered(40, 60), "cut, and more": numbered(40, 99),
+	} {
+		for _, first := range []bool{true, false} {
+			for _, down := range []bool{true, false} {
+				t.Run(fmt.Sprintf("%s, first file %v, down %v", name, first, down), func(t *testing.T) {
+					t.Parallel()
+					var cursor relaytest.Cursor
+					var at relay.Checkpoint
+					cfg := sourceConfig{Path: filepath.Join(t.TempDir(), "in"), Follow: true, MaxLine: 1000}
+					open := func() (*fileSource, error) {
+						s, err := newFileSource(cfg, cursor.Env(env(at)))
+						if err == nil {
+							t.Cleanup(func() { _ = s.Close() })
+						}
+						return s, err
+					}
+					mustOpen := func() *fileSource {
+						s, err := open()
+						if err != nil {
+							t.Fatal(err)
+						}
+						return s
+					}
+					if !first {
+						appendTo(t, cfg.Path, numbered(0, 30))
+						s := mustOpen()
+						var err error
+						if at, err = s.Checkpoint(receive(t, s, 30)); err != nil {
+							t.Fatal(err)
+						}
+						cfg.Path += ".1"
+					}
+					appendTo(t, cfg.Path, numbered(0, 20))
+					s := mustOpen()
+					old := ids(receive(t, s, 20))
+					again := mustOpen() // and without a change all of it comes again
+					if diff := cmp.Diff(old, ids(receive(t, again, 20))); diff != "" {
+						t.Errorf("ids of the same file (-want +got):\n%s", diff)
+					}
+					if down {
+						_ = s.Close()
+					}
+					if err := os.WriteFile(cfg.Path, change, 0o600); err != nil {
+						t.Fatal(err)
+					}
+					if !down {
+						if batch, err := s.Receive(withTimeout(t), 100); !relay.IsFatal(err) {
+							t.Errorf("at work: received %d messages and %v, want a fatal error", len(batch), err)
+						}
+					}
+					for range 2 {
+						if _, err := open(); !relay.IsFatal(err) || !strings.Contains(fmt.Sprint(err), cfg.Path) {
+							t.Fatalf("newFileSource = %v, want a fatal error that names the file", err)
+						}
+					}
+					if batch, err := again.Receive(withTimeout(t), 100); !relay.IsFatal(err) {
+						t.Errorf("received %d messages and %v, want a fatal error", len(batch), err)
+					}
+
+					// The way on: another path. Its ids are new ones.
+					if err := os.Rename(cfg.Path, cfg.Path+".new"); err != nil {
+						t.Fatal(err)
+					}
+					cfg.Path += ".new"
+					appendTo(t, cfg.Path, numbered(60, 61))
+					got := receive(t, mustOpen(), 1)[0].ID
+					if want := map[bool]string{true: "file:in.new:1:0", false: "file:in.1.new:2:0"}[first]; got != want {
+						t.Errorf("id under another name = %s, want %s", got, want)
+					}
+				})
+			}
+		}
+	}
+}
+
+// TestBeginningIsStoredFirst: no line is received before the cursor has the file's beginning,
+// and none is lost when that fails at first.
+func TestBeginningIsStoredFirst(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "in")
+	appendTo(t, path, []byte("1\n2\n3\n"))
+	away, stored := errors.New("the database is away"), ""
+	e := env(relay.Checkpoint{})
+	e.FarEnds = `{"S": {"id": "a", "missed": 3}}`
+	e.KeepFarEnds = func(context.Context, string) error { return away }
+	s, err := newFileSource(sourceConfig{Path: path, Follow: true, MaxLine: 100}, e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	for range 2 {
+		if batch, err := s.Receive(withTimeout(t), 3); len(batch) > 0 || !errors.Is(err, away) || relay.IsFatal(err) {
+			t.Fatalf("received %d messages and %v, want %v alone", len(batch), err, away)
+		}
+	}
+	s.env.KeepFarEnds = func(_ context.Context, state string) error { stored = state; return nil }
+	if got := bodies(receive(t, s, 2)); !slices.Equal(got, []string{"1", "2"}) { // of three
+		t.Errorf("received %v, want 1 and 2", got)
+	}
+	if got := bodies(receive(t, s, 1)); !slices.Equal(got, []string{"3"}) {
+		t.Errorf("received %v, want 3", got)
+	}
+	if !strings.Contains(stored, `"missed":3`) || !strings.Contains(stored, path) {
+		t.Errorf("far ends = %s, want the other ones too", stored)
 	}
 }
 
