@@ -37,6 +37,7 @@ type position struct {
 	since  time.Time // used instead if it is not zero
 
 	witness string // of the message at offset; "" if an older relay stored the position
+	next    string // of the message behind offset, while none is settled; see keepFirst
 }
 
 // startPosition returns the position that stream_offset means now. It may lie
@@ -235,6 +236,7 @@ func (o *offsetStore) read(ctx context.Context) (m position, found bool, err err
 			o.queue, d.Body))
 	}
 	m.witness, _ = d.Headers[headerWitness].(string)
+	m.next, _ = d.Headers[headerNext].(string)
 	o.known.stored.Store(&m)
 	// Stored again and not requeued: a quorum queue drops what it has delivered too
 	// often.
@@ -264,7 +266,7 @@ func (o *offsetStore) begin(ctx context.Context, queue string, start position) e
 func (o *offsetStore) store(ctx context.Context, m position) error {
 	confirm, err := o.channel.PublishWithDeferredConfirmWithContext(ctx, "", o.queue, false, false, amqp.Publishing{
 		DeliveryMode: amqp.Persistent, ContentType: "text/plain", Body: []byte(m.String()),
-		Headers: amqp.Table{headerWitness: m.witness},
+		Headers: amqp.Table{headerWitness: m.witness, headerNext: m.next},
 	})
 	if err != nil {
 		return fmt.Errorf("store offset in queue %q: %w", o.queue, err)

@@ -201,6 +201,23 @@ func (n *session) keepStart(ctx context.Context, queue string) error {
 	return n.offsets.begin(ctx, queue, start)
 }
 
+// keepFirst stores the witness of first, which is handed out next, if the position has none.
+// Without it a stream that is created again could be taken for the old one:
+//
+//  1. A relay delivers the first messages, and is killed before one is settled.
+//  2. The stream is deleted and created again, and messages are published.
+//  3. The next relay finds a position with nothing to compare, and reads on from it. New
+//     messages have the ids of those delivered.
+func (n *session) keepFirst(ctx context.Context, first *amqp.Delivery) error {
+	if n.offsets == nil {
+		return nil
+	}
+	if at := n.offsets.known.stored.Load(); at.witness != "" || at.next != "" {
+		return nil
+	}
+	return n.offsets.store(ctx, position{offset: streamOffset(first) - 1, next: witness(first)})
+}
+
 // ended reports whether the consumer is gone. The broker delivers again what is
 // left in the queue.
 func (n *session) ended() bool {

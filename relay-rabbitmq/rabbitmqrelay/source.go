@@ -124,6 +124,10 @@ func (s *source) receive(ctx context.Context, limit int) ([]relay.Message, error
 	if err != nil {
 		return nil, err
 	}
+	if err := n.keepFirst(ctx, &deliveries[0]); err != nil {
+		n.conn.dialer.Cut()
+		return nil, classify(err)
+	}
 	return s.translate(n, deliveries), nil
 }
 

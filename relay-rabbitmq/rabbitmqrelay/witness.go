@@ -15,10 +15,14 @@ import (
 
 // A stream has no identity that AMQP 0.9.1 shows. So a hash of the message that was
 // settled last is stored as the position's witness. Each session reads the message at
-// that offset again. Another message there belongs to another stream.
+// that offset again. Another message there belongs to another stream. Before anything is
+// settled, the witness is the first message that is handed out.
 
-// headerWitness is a header of the stored offset.
-const headerWitness = "pgtrickle-witness"
+// Headers of the stored offset.
+const (
+	headerWitness = "pgtrickle-witness"
+	headerNext    = "pgtrickle-next"
+)
 
 // witness returns a hash of what the publisher wrote into d.
 func witness(d *amqp.Delivery) string {
@@ -36,7 +40,7 @@ func (o *offsetStore) meet(ctx context.Context, conn *conn, cfg *sourceConfig, a
 		return nil, err
 	}
 	problem := ""
-	if at.since.IsZero() && at.offset >= 0 {
+	if at.since.IsZero() && (at.offset >= 0 || at.next != "") {
 		if problem, err = o.compare(ctx, conn, cfg, at); err != nil {
 			return nil, err
 		}
@@ -52,20 +56,24 @@ func (o *offsetStore) meet(ctx context.Context, conn *conn, cfg *sourceConfig, a
 
 // compare returns why at is no position in the stream, or "".
 func (o *offsetStore) compare(ctx context.Context, conn *conn, cfg *sourceConfig, at position) (problem string, err error) {
-	there, _, err := probe(ctx, conn, cfg.Queue, at.offset, at.offset)
+	wanted, known := at.offset, at.witness
+	if at.next != "" {
+		wanted, known = at.offset+1, at.next
+	}
+	there, _, err := probe(ctx, conn, cfg.Queue, wanted, wanted)
 	if err != nil {
 		return "", err
 	}
 	if there == nil { // perhaps the stream ends before
-		return beyond(ctx, conn, cfg.Queue, at.offset)
+		return beyond(ctx, conn, cfg.Queue, wanted)
 	}
 	switch offset := streamOffset(there); {
-	case offset > at.offset:
-		o.known.log.Warn("stream position cannot be checked", "queue", cfg.Queue, "offset", at.offset, "first", offset,
+	case offset > wanted:
+		o.known.log.Warn("stream position cannot be checked", "queue", cfg.Queue, "offset", wanted, "first", offset,
 			"because", "retention removed the message")
-	case at.witness != "" && at.witness != witness(there):
-		return fmt.Sprintf("another message is at offset %d: it was deleted and created again", at.offset), nil
-	case at.witness == "": // an older relay stored none
+	case known != "" && known != witness(there):
+		return fmt.Sprintf("another message is at offset %d: it was deleted and created again", wanted), nil
+	case known == "": // an older relay stored none
 		at.witness = witness(there)
 		return "", o.store(ctx, at)
 	}
