@@ -19,6 +19,7 @@ func (r *run) commitAll(ctx context.Context) error {
 	if m, ok := r.Source.(Mover); ok {
 		moved = m.Moved()
 	}
+	redrive := r.redrive // until the publisher is there to receive from it
 	var last time.Time
 	quiet := time.NewTimer(0)
 	defer quiet.Stop()
@@ -34,9 +35,13 @@ func (r *run) commitAll(ctx context.Context) error {
 			if !ok {
 				return c.commit(ctx, false)
 			}
-			c.add(s)
+			c.add(&s)
 		case <-moved:
 			c.checkpoint(nil)
+		case <-redrive:
+			r.start()
+			redrive = nil
+			notify(r.redrive) // it was for the publisher
 		}
 		open := c.addReady()
 		for open && !c.due(last) {
@@ -65,7 +70,7 @@ type committer struct {
 
 // add adds s to the sum. A checkpoint is computed at once. After that only dead
 // letters need the memory of the messages.
-func (c *committer) add(s settlement) {
+func (c *committer) add(s *settlement) {
 	c.sum.Delivered += s.Delivered
 	c.sum.Skipped += s.Skipped
 	c.sum.Unexpected += s.Unexpected
@@ -100,7 +105,7 @@ func (c *committer) add(s settlement) {
 }
 
 // free releases the memory of s, and its buffers.
-func (c *committer) free(s settlement) {
+func (c *committer) free(s *settlement) {
 	c.release(s.held)
 	if s.held.Large > 0 {
 		return // a buffer that holds a large message is not kept
@@ -127,7 +132,7 @@ func (c *committer) addReady() bool {
 			if !ok {
 				return false
 			}
-			c.add(s)
+			c.add(&s)
 		default:
 			return true
 		}
@@ -140,7 +145,7 @@ func (c *committer) addUntil(deadline time.Time) bool {
 	select {
 	case s, ok := <-c.settled:
 		if ok {
-			c.add(s)
+			c.add(&s)
 		}
 		return ok
 	case <-timer.C:
@@ -159,7 +164,7 @@ func (c *committer) due(last time.Time) bool {
 func (c *committer) commit(ctx context.Context, open bool) error {
 	keep := Commit{}
 	defer func() {
-		c.free(c.sum)
+		c.free(&c.sum)
 		clear(c.sum.messages)
 		c.sum = settlement{messages: c.sum.messages[:0], Commit: keep}
 		c.waiting = c.waiting[:0]

@@ -23,7 +23,7 @@ const (
 	OnErrorHalt = "halt" // stop the pipeline before it
 )
 
-// Config is what a pipeline is made of. Source, Sink, Transform and Ledger are
+// Config is what a pipeline is made of. Source, Sink, Transform, Ledger and Meter are
 // required; for all else the zero value is a good choice.
 type Config struct {
 	Pipeline string
@@ -49,7 +49,7 @@ type Config struct {
 	// asked before every publish.
 	Trusted func() bool
 
-	Meter  Meter // nil counts nothing
+	Meter  Meter
 	Logger *slog.Logger
 	// Changed is called with the reason when the pipeline starts to retry, and with
 	// nil when it works again.
@@ -93,9 +93,6 @@ func New(cfg Config) *Engine {
 	if cfg.Trusted == nil {
 		cfg.Trusted = func() bool { return true }
 	}
-	if cfg.Meter == nil {
-		cfg.Meter = noMeter{}
-	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -106,9 +103,11 @@ func New(cfg Config) *Engine {
 }
 
 // Redrive makes the engine look for dead letters that may be delivered now.
-func (e *Engine) Redrive() {
+func (e *Engine) Redrive() { notify(e.redrive) }
+
+func notify(ch chan<- struct{}) {
 	select {
-	case e.redrive <- struct{}{}:
+	case ch <- struct{}{}:
 	default: // it will look already
 	}
 }
@@ -129,34 +128,42 @@ func (e *Engine) Run(ctx, stop context.Context) error {
 	defer stopReceiving()
 	defer context.AfterFunc(stop, stopReceiving)()
 
+	// A run that has had nothing to do has two goroutines, this one and that of the source:
+	// of a thousand pipelines most are idle. The other stages start with the first message,
+	// and at the latest when the source ends, so that each closes the channel of the next.
 	var wg sync.WaitGroup
-	var errs [3]error
-	wg.Go(func() {
-		defer close(r.received)
-		errs[0] = r.receiveAll(receiving)
+	var received, published error
+	r.start = sync.OnceFunc(func() {
+		wg.Go(func() {
+			defer close(r.ready)
+			r.transformAll(ctx)
+		})
+		wg.Go(func() {
+			defer close(r.settled)
+			published = p.publishAll(ctx)
+			stopReceiving()
+			for c := range r.ready { // what was read ahead is no longer wanted
+				r.release(c.held)
+			}
+		})
 	})
+	if !r.State.NoDeadLetters {
+		r.start()
+	}
 	wg.Go(func() {
-		defer close(r.ready)
-		r.transformAll(ctx)
+		received = r.receiveAll(receiving)
+		close(r.received)
+		r.start()
 	})
-	wg.Go(func() {
-		defer close(r.settled)
-		errs[1] = p.publishAll(ctx)
-		stopReceiving()
-		for c := range r.ready { // what was read ahead is no longer wanted
-			r.release(c.held)
-		}
-	})
-	wg.Go(func() {
-		if errs[2] = r.commitAll(ctx); errs[2] != nil {
-			cancel(errs[2]) // nothing may be published that cannot be committed
-		}
-		for s := range r.settled { // let the publisher finish
-			r.release(s.held)
-		}
-	})
+	committed := r.commitAll(ctx)
+	if committed != nil {
+		cancel(committed) // nothing may be published that cannot be committed
+	}
+	for s := range r.settled { // let the publisher finish
+		r.release(s.held)
+	}
 	wg.Wait()
-	for _, err := range []error{errs[2], errs[1], errs[0]} {
+	for _, err := range []error{committed, published, received} {
 		if err != nil && !errors.Is(err, context.Canceled) {
 			return err
 		}
@@ -168,13 +175,15 @@ func (e *Engine) Run(ctx, stop context.Context) error {
 type run struct {
 	Config
 	*memory
-	redrive  <-chan struct{}
+	redrive  chan struct{}
 	stopping context.Context //nolint:containedctx // one of the two lifetimes that a run has
 	failures *steps.Failures
 
 	received chan chunk      // from receive to transform
 	ready    chan chunk      // from transform to publish
 	settled  chan settlement // from publish to commit
+
+	start func() // starts transformer and publisher, unless they run
 
 	transforming atomic.Int32 // chunks between receive and ready
 

@@ -19,6 +19,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/engine"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/observe"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
 )
@@ -240,7 +241,7 @@ type bench struct {
 func newBench(n, keys int) *bench {
 	b := &bench{source: newTable(n, keys), queue: new(relaytest.Queue), ledger: newMemory()}
 	b.sink = &script{Sink: b.queue.Sink()}
-	b.cfg = engine.Config{Pipeline: "test", Source: b.source, Sink: b.sink, Transform: noTransform, Ledger: b.ledger}
+	b.cfg = engine.Config{Pipeline: "test", Source: b.source, Sink: b.sink, Transform: noTransform, Ledger: b.ledger, Meter: new(observe.Pipeline)}
 	return b
 }
 
@@ -248,6 +249,7 @@ func (b *bench) start() {
 	ctx, kill := context.WithCancel(context.Background())
 	stop, end := context.WithCancel(context.Background())
 	b.kill, b.stop, b.result = kill, end, make(chan error, 1)
+	b.cfg.State.NoDeadLetters = len(b.ledger.held()) == 0
 	b.engine = engine.New(b.cfg)
 	go func() { b.result <- b.engine.Run(ctx, stop) }()
 }
@@ -786,7 +788,7 @@ func TestBrokerSourceIsAcked(t *testing.T) {
 		}
 		b := &bench{queue: queue, ledger: ledger, sink: &script{Sink: queue.Sink()}}
 		b.sink.answer = poison(true, 50)
-		b.cfg = engine.Config{Source: origin.Source(), Sink: b.sink, Transform: noTransform, Ledger: ledger}
+		b.cfg = engine.Config{Source: origin.Source(), Sink: b.sink, Transform: noTransform, Ledger: ledger, Meter: new(observe.Pipeline)}
 		b.start()
 		time.Sleep(time.Second)
 		b.finish(t)
@@ -805,7 +807,7 @@ func TestCountsOfAQuietBroker(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		origin, queue, ledger := new(relaytest.Queue), new(relaytest.Queue), newMemory()
 		b := &bench{queue: queue, ledger: ledger, sink: &script{Sink: queue.Sink()}}
-		b.cfg = engine.Config{Source: origin.Source(), Sink: b.sink, Transform: noTransform, Ledger: ledger}
+		b.cfg = engine.Config{Source: origin.Source(), Sink: b.sink, Transform: noTransform, Ledger: ledger, Meter: new(observe.Pipeline)}
 		b.start()
 		for i := range 100 {
 			if err := origin.Sink().Publish(t.Context(), []relay.Message{relaytest.Message(i+1, "k")}); err != nil {

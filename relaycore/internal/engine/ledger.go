@@ -50,6 +50,8 @@ type State struct {
 	Started    bool             // an owner has run the pipeline
 	Clean      bool             // the last owner stopped in good order
 	Identity   string           // of the pipeline: see [relay.Env]; "" before it has run
+
+	NoDeadLetters bool // none is stored, so none has to be looked for
 }
 
 // Classes of dead letters.

@@ -109,6 +109,9 @@ func (p *publisher) prepare(ctx context.Context) error {
 }
 
 func (p *publisher) loadParked(ctx context.Context) error {
+	if p.State.NoDeadLetters && len(p.parked) == 0 {
+		return nil
+	}
 	return p.retry(ctx, "load parked keys", func() error {
 		keys, err := p.Ledger.ParkedKeys(ctx)
 		if err != nil {
@@ -164,8 +167,10 @@ func (p *publisher) readBack(ctx context.Context, closed bool) (map[string]bool,
 
 // publishAll delivers chunks until the last.
 func (p *publisher) publishAll(ctx context.Context) error {
-	if err := p.redriveAll(ctx); err != nil {
-		return err
+	if !p.State.NoDeadLetters {
+		if err := p.redriveAll(ctx); err != nil {
+			return err
+		}
 	}
 	for {
 		select {

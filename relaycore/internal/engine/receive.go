@@ -61,6 +61,7 @@ const smallChunk = 16 << 10
 // forward passes c on to the transformer. A small chunk is transformed here, if none is
 // before it.
 func (r *run) forward(ctx context.Context, c chunk) bool {
+	r.start()
 	if c.size <= smallChunk && !r.Grows && r.transforming.Load() == 0 {
 		return r.hand(ctx, r.ready, r.transformed(c))
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/internal/engine"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/exttest"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/migrate"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/observe"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
@@ -165,7 +166,7 @@ func run(t *testing.T, pool *pgxpool.Pool, name string, sink relay.Sink) (stop f
 	led, state, src := take(t, pool, name)
 	eng := engine.New(engine.Config{
 		Pipeline: name, Source: src, Sink: sink, Ledger: led, State: state,
-		Transform: func(_ []relay.Message, buf []byte) []byte { return buf },
+		Transform: func(_ []relay.Message, buf []byte) []byte { return buf }, Meter: new(observe.Pipeline),
 	})
 	ending, end := context.WithCancel(context.Background())
 	ended := make(chan error, 1)

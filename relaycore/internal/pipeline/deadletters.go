@@ -22,8 +22,11 @@ type limitedLedger struct {
 }
 
 // limitLedger returns an error if the pipeline is at its limit, unless some of what it
-// has is to be delivered again.
-func limitLedger(ctx context.Context, l *store.Ledger, limit int64) (*limitedLedger, error) {
+// has is to be delivered again. With none it has none, and nothing is counted.
+func limitLedger(ctx context.Context, l *store.Ledger, limit int64, none bool) (*limitedLedger, error) {
+	if none {
+		return &limitedLedger{Ledger: l, limit: limit}, nil
+	}
 	n, retried, err := l.Held(ctx, limit)
 	if err != nil {
 		return nil, err
@@ -75,9 +78,6 @@ type expiry struct {
 
 // run looks again and again until ctx ends.
 func (e *expiry) run(ctx context.Context) {
-	if e.age == 0 {
-		return
-	}
 	for {
 		e.expire(ctx)
 		if backoff.Sleep(ctx, min(e.age, maxExpiry)) != nil {

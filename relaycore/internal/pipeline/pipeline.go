@@ -22,6 +22,7 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/internal/store"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/supervisor"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaycfg"
 )
 
 // Runner runs pipelines on one database.
@@ -43,13 +44,58 @@ func (r *Runner) store() store.Store { return store.New(r.Pool, r.Group) }
 
 // Run opens the job's pipeline and runs it until it is to stop or fails. It returns
 // an error that [lease.ErrLost] matches if another owner has taken over.
-func (r *Runner) Run(ctx context.Context, job *supervisor.Job) (err error) {
+func (r *Runner) Run(ctx context.Context, job *supervisor.Job) error {
+	p := &run{Runner: r, job: job, conceal: job.Pipeline.Concealer()}
+	err := p.open(ctx)
+	if err == nil {
+		err = lost(p.work(ctx))
+	}
+	return p.close(ctx, err)
+}
+
+// run is one run of a pipeline.
+type run struct {
+	*Runner
+	job     *supervisor.Job
+	conceal *relaycfg.Concealer
+	ends    *ends   // nil before the ledger is open
+	status  *status // nil as ends
+	engine  *engine.Engine
+	expiry  expiry
+}
+
+// work moves messages. It has few variables: its stack stays in memory while the pipeline
+// is idle.
+func (r *run) work(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	if r.expiry.age > 0 {
+		expiring, end := context.WithCancel(ctx)
+		defer end()
+		wg.Go(func() { r.expiry.run(expiring) })
+	}
+	return r.engine.Run(ctx, r.job.Stop)
+}
+
+// close closes what open has opened, and records how the run ended.
+func (r *run) close(ctx context.Context, err error) error {
+	if r.ends != nil {
+		r.ends.close()
+	}
+	err = r.conceal.Error(err)
+	if r.status != nil {
+		r.status.end(ctx, err)
+	}
+	return err
+}
+
+func (r *run) open(ctx context.Context) error {
+	job := r.job
 	resolved, err := job.Pipeline.Resolve()
 	if err != nil {
 		return relay.Fatal(err)
 	}
-	conceal := job.Pipeline.Concealer()
-	log := conceal.Logger(job.Logger)
+	log := r.conceal.Logger(job.Logger)
 	opening, opened := openContext(ctx, job.Stop)
 	defer opened()
 	ledger, state, err := r.store().Open(opening, job.Pipeline.Key, job.Epoch, r.Owner)
@@ -59,25 +105,21 @@ func (r *Runner) Run(ctx context.Context, job *supervisor.Job) (err error) {
 	if resolved.Settings.DedupKeyFormat == "legacy" {
 		state.Identity = "" // delivery ids are the events' ids
 	}
-	status := newStatus(ctx, ledger.SetStatus, job, conceal)
-	defer func() {
-		err = conceal.Error(err)
-		status.end(ctx, err)
-	}()
-	limited, err := limitLedger(opening, ledger, resolved.Settings.MaxDeadLetters)
+	r.status = newStatus(ledger.SetStatus, job, r.conceal)
+	limited, err := limitLedger(opening, ledger, resolved.Settings.MaxDeadLetters, state.NoDeadLetters)
 	if err != nil {
 		return err
 	}
 	if job.Pipeline.Direction == relay.Forward {
-		ledger.Conceal(conceal.Text, slices.Collect(maps.Keys(resolved.Settings.Headers)))
+		ledger.Conceal(r.conceal.Text, slices.Collect(maps.Keys(resolved.Settings.Headers)))
 	}
 
-	e := &ends{Runner: r, pipeline: job.Pipeline, resolved: resolved, log: log, keepFarEnds: ledger.KeepFarEnds, countLoss: job.Meter.Lost}
-	defer e.close()
+	e := &ends{Runner: r.Runner, pipeline: job.Pipeline, resolved: resolved, log: log}
+	e.keepFarEnds, e.countLoss = ledger.KeepFarEnds, job.Meter.Lost
+	r.ends = e
 	if err := e.open(opening, state, outboxOptions{wake: job.Wake, polled: job.Meter.Polled, epoch: job.Epoch}); err != nil {
 		return job.Pipeline.Explain(err)
 	}
-	opened()
 	if src, ok := e.source.(*outbox.Source); ok {
 		ledger.SetSource(src.Table)
 		if src.Reused() {
@@ -86,27 +128,22 @@ func (r *Runner) Run(ctx context.Context, job *supervisor.Job) (err error) {
 	}
 
 	s := resolved.Settings
-	eng := engine.New(engine.Config{
+	r.engine = engine.New(engine.Config{
 		Pipeline: job.Pipeline.Name, Source: e.source, Sink: e.sink, Ledger: limited, State: state,
 		Transform: e.transform, Grows: s.Transform != "",
 		Batch: s.BatchSize, InFlightBytes: int64(s.MaxInFlightBytes), Budget: r.Budget, Copies: copies(&resolved),
 		OnError: s.OnError, RateMessages: float64(s.RateLimitMessages), RateBytes: float64(s.RateLimitBytes),
-		Trusted: job.Trusted, Meter: job.Meter, Logger: log, Changed: status.changed,
+		Trusted: job.Trusted, Meter: job.Meter, Logger: log, Changed: r.status.changed,
 	})
+	r.expiry = expiry{ledger: ledger, age: s.DeadLetterAge.D(), log: log, count: job.Meter.Expired, redrive: r.engine.Redrive}
 	lag, _ := e.source.(relay.Lagger)
 	job.Events.Opened(supervisor.Opened{
-		Outbox: e.outboxName(), Lag: lag, PollInterval: s.PollInterval.D(), Guarantee: e.guarantee().Delivery, Redrive: eng.Redrive,
+		Outbox: e.outboxName(), Lag: lag, PollInterval: s.PollInterval.D(), Guarantee: e.guarantee().Delivery, Redrive: r.engine.Redrive,
 	})
-	status.changed(nil)
+	r.status.changed(nil)
 	job.Logger.Info("pipeline runs", "backend", resolved.Backend.Name, "epoch", job.Epoch,
 		"largest_row_bytes", r.Budget.Largest(copies(&resolved)))
-	expiring, end := context.WithCancel(ctx)
-	var wg sync.WaitGroup
-	expire := expiry{ledger: ledger, age: s.DeadLetterAge.D(), log: log, count: job.Meter.Expired, redrive: eng.Redrive}
-	wg.Go(func() { expire.run(expiring) })
-	defer wg.Wait()
-	defer end()
-	return lost(eng.Run(ctx, job.Stop))
+	return nil
 }
 
 // lost marks the error of an owner whose epoch is not current.

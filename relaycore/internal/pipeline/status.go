@@ -18,39 +18,24 @@ const statusTimeout = 5 * time.Second
 
 // status keeps the status of the cursor current, for operators and for the next
 // owner, which trusts only an orderly end. It writes in the background, because the
-// database may be what fails.
+// database may be what fails. The goroutine ends when there is nothing to write.
 type status struct {
-	set   func(ctx context.Context, status, reason string) error
-	job   *supervisor.Job
-	hide  *relaycfg.Concealer
-	dirty chan struct{}
-	done  chan struct{}
+	set    func(ctx context.Context, status, reason string) error
+	job    *supervisor.Job
+	hide   *relaycfg.Concealer
+	writer sync.WaitGroup
 
 	mu      sync.Mutex
 	failing bool
+	writing bool // the goroutine runs
 	latest  cursorStatus
+	written cursorStatus
 }
 
 type cursorStatus struct{ status, reason string }
 
-func newStatus(
-	ctx context.Context, set func(ctx context.Context, status, reason string) error, job *supervisor.Job, hide *relaycfg.Concealer,
-) *status {
-	s := &status{set: set, job: job, hide: hide, dirty: make(chan struct{}, 1), done: make(chan struct{})}
-	go func() {
-		defer close(s.done)
-		var written cursorStatus
-		for range s.dirty {
-			s.mu.Lock()
-			latest := s.latest
-			s.mu.Unlock()
-			if latest != written {
-				s.write(ctx, latest)
-				written = latest
-			}
-		}
-	}()
-	return s
+func newStatus(set func(ctx context.Context, status, reason string) error, job *supervisor.Job, hide *relaycfg.Concealer) *status {
+	return &status{set: set, job: job, hide: hide}
 }
 
 // changed reports that the pipeline fails for now, or with nil that it recovered.
@@ -64,17 +49,28 @@ func (s *status) changed(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.failing, s.latest = err != nil, latest
-	select {
-	case s.dirty <- struct{}{}:
-	default: // the writer has not read the one before, and will read this one
+	if !s.writing {
+		s.writing = true
+		s.writer.Go(s.writeLatest)
 	}
+}
+
+func (s *status) writeLatest() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.written != s.latest {
+		s.written = s.latest
+		s.mu.Unlock()
+		s.write(context.Background(), s.written) // nothing else changes it
+		s.mu.Lock()
+	}
+	s.writing = false
 }
 
 // end records how the run ended. After an abandoned run nothing is recorded: the
 // next owner has to read back what arrived.
 func (s *status) end(ctx context.Context, err error) {
-	close(s.dirty)
-	<-s.done
+	s.writer.Wait()
 	switch {
 	case ctx.Err() != nil:
 	case err == nil && !s.failing:

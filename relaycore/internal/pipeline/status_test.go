@@ -53,7 +53,7 @@ func TestStatusOfACursor(t *testing.T) {
 				ctx, abandon := context.WithCancel(t.Context())
 				defer abandon()
 				reported := new(events)
-				s := newStatus(ctx, set, &supervisor.Job{Events: reported, Logger: slog.New(slog.DiscardHandler)}, relaycfg.NewConcealer())
+				s := newStatus(set, &supervisor.Job{Events: reported, Logger: slog.New(slog.DiscardHandler)}, relaycfg.NewConcealer())
 				for _, err := range tc.changes {
 					s.changed(err)
 					synctest.Wait()

@@ -125,7 +125,8 @@ func (s Store) load(ctx context.Context, key Key, epoch *int64, timelineExpr str
 	var checkpoint []byte
 	var status string
 	err = s.db.QueryRow(ctx, strings.ReplaceAll(loadSQL, ":timeline", timelineExpr), s.args(key, pgx.StrictNamedArgs{"epoch": epoch})).
-		Scan(&checkpoint, &state.Checkpoint.LastID, &state.Source, &state.Position, &state.FarEnds, &status, &state.Identity, &timeline)
+		Scan(&checkpoint, &state.Checkpoint.LastID, &state.Source, &state.Position, &state.FarEnds, &status, &state.Identity,
+			&state.NoDeadLetters, &timeline)
 	state.Checkpoint.State = json.RawMessage(checkpoint)
 	state.Started, state.Clean = status != StatusNew, status == StatusStopped
 	return state, timeline, err

@@ -84,7 +84,7 @@ func TestCommitIsWhatTheNextOwnerFinds(t *testing.T) {
 	_, state = open(t, pool, 2)
 	want := engine.State{
 		Checkpoint: relay.Checkpoint{State: json.RawMessage(`{"at": 9}`), LastID: 7}, // the id never falls
-		Source:     "pgtrickle.outbox_orders", Position: "p1", Started: true, Clean: true,
+		Source:     "pgtrickle.outbox_orders", Position: "p1", Started: true, Clean: true, NoDeadLetters: true,
 	}
 	if diff := cmp.Diff(want, state); diff != "" {
 		t.Errorf("state, -want +got\n%s", diff)
@@ -223,6 +223,9 @@ func TestDeadLettersOfAKeyKeepTheirOrder(t *testing.T) {
 	l, _ := open(t, pool, 1)
 	commit(t, l, engine.Commit{DeadLetters: []engine.DeadLetter{refused(1, "a"), refused(2, "b"), parked(3, "a"), parked(4, "b"), refused(5, "")}})
 	commit(t, l, engine.Commit{DeadLetters: []engine.DeadLetter{parked(6, "a"), refused(7, "")}})
+	if _, state := open(t, pool, 1); state.NoDeadLetters {
+		t.Error("the state of a pipeline with dead letters says that it has none")
+	}
 	if ids, _ := deliverable(t, l); len(ids) > 0 {
 		t.Errorf("deliverable before any retry: %v", ids)
 	}
