@@ -15,36 +15,20 @@ import (
 // reach a server and log in.
 type connConfig struct {
 	URL         relaycfg.List   `json:"url" relay:"required,secret" doc:"Servers to connect to, for example nats://host:4222 or tls://host:4222; the first that answers is used."`
-	Credentials string          `json:"credentials_file" relay:"file" doc:"Path of a credentials file: a user JWT with its nkey seed."`
-	NKey        string          `json:"nkey_file" relay:"file" doc:"Path of a file that holds an nkey seed."`
-	User        string          `json:"user" doc:"User name."`
-	Password    relaycfg.Secret `json:"password" doc:"Password of user."`
+	Credentials string          `json:"credentials_file" relay:"file,excludes=nkey_file|user|token" doc:"Path of a credentials file: a user JWT with its nkey seed."`
+	NKey        string          `json:"nkey_file" relay:"file,excludes=user|token" doc:"Path of a file that holds an nkey seed."`
+	User        string          `json:"user" relay:"excludes=token" doc:"User name."`
+	Password    relaycfg.Secret `json:"password" relay:"needs=user" doc:"Password of user."`
 	Token       relaycfg.Secret `json:"token" doc:"Token, where the server asks for one instead of a user."`
 	relaynet.TLS
 	Domain string `json:"domain" doc:"JetStream domain, where the stream lives behind a leaf node."`
-}
-
-func (c *connConfig) validate() error {
-	if c.Password != "" && c.User == "" {
-		return relaycfg.Errorf("password", "has no user: set user as well")
-	}
-	ways := 0
-	for _, set := range []bool{c.Credentials != "", c.NKey != "", c.User != "", c.Token != ""} {
-		if set {
-			ways++
-		}
-	}
-	if ways > 1 {
-		return relaycfg.Errorf("credentials_file", "give one of credentials_file, nkey_file, user and token; there are %d", ways)
-	}
-	return c.TLS.Validate()
 }
 
 type sinkConfig struct {
 	connConfig
 	Stream         string            `json:"stream" doc:"Stream that must store the messages; without it, the one that takes the first message's subject."`
 	Subject        relay.Template    `json:"subject" doc:"Subject of each message, in place of subject_template."`
-	CreateStream   bool              `json:"create_if_missing" relay:"alias=create_stream" doc:"Create the stream when there is none."`
+	CreateStream   bool              `json:"create_if_missing" relay:"alias=create_stream,needs=stream" doc:"Create the stream when there is none."`
 	StreamSubjects relaycfg.List     `json:"stream_subjects" doc:"Subjects of a stream that create_if_missing creates; by default subject with a wildcard for each variable, or pgtrickle.> without a subject."`
 	Replicas       int               `json:"stream_replicas" relay:"min=1" doc:"Replicas of a stream that create_if_missing creates."`
 	DedupWindow    relaycfg.Duration `json:"duplicate_window" doc:"Duplicate window of a stream that create_if_missing creates."`
@@ -67,14 +51,11 @@ func sinkDefaults() sinkConfig {
 // Validate checks keys that depend on each other. Strict order and pipelining
 // per_key are one setting.
 func (c *sinkConfig) Validate() error {
-	if c.CreateStream && c.Stream == "" {
-		return relaycfg.Errorf("create_if_missing", "needs a name for the stream: set stream")
-	}
 	if c.StrictOrder && c.Pipelining == "full" {
 		return relaycfg.Errorf("strict_order", "contradicts pipelining full; keep one")
 	}
 	c.StrictOrder = c.StrictOrder || c.Pipelining == "per_key"
-	return c.validate()
+	return nil
 }
 
 // subjects returns the subjects of a stream to create.
@@ -100,7 +81,7 @@ type sourceConfig struct {
 	MaxDeliver    int               `json:"max_deliver" relay:"min=-1" doc:"Deliveries after which the server gives a message up; -1, the default, means never."`
 	AckPolicy     string            `json:"ack_policy" relay:"enum=all|explicit" doc:"How a consumer that is created here is acknowledged: all lets one acknowledgement stand for everything before it, explicit takes one a message. An existing consumer keeps its own."`
 	MaxAckPending int               `json:"max_ack_pending" relay:"min=1" doc:"Messages the server delivers ahead of their acknowledgements."`
-	CreateStream  bool              `json:"create_if_missing" relay:"alias=create_stream" doc:"Create the stream, with subject as its subjects, when there is none."`
+	CreateStream  bool              `json:"create_if_missing" relay:"alias=create_stream,needs=stream|subject" doc:"Create the stream, with subject as its subjects, when there is none."`
 	OnRecreated   string            `json:"on_recreated" relay:"enum=stop|restart" doc:"When the stream was deleted and created again, or ends before the position: stop with an error, or read it from its beginning, with ids of its own."`
 	Replicas      int               `json:"stream_replicas" relay:"min=1" doc:"Replicas of a stream that create_if_missing creates."`
 }
@@ -122,10 +103,6 @@ func (c *sourceConfig) Validate() error {
 	switch {
 	case c.Stream == "" && len(c.Subject) == 0:
 		return relaycfg.Errorf("stream", "is required, or subject, by which the stream is found")
-	case c.CreateStream && c.Stream == "":
-		return relaycfg.Errorf("create_if_missing", "needs a name for the stream: set stream")
-	case c.CreateStream && len(c.Subject) == 0:
-		return relaycfg.Errorf("create_if_missing", "needs the subjects of the stream: set subject")
 	case c.MaxDeliver == 0:
 		return relaycfg.Errorf("max_deliver", "is 0; must be positive, or -1 for no limit")
 	case (c.DeliverPolicy == "by_start_time") != !c.StartTime.IsZero():
@@ -133,7 +110,7 @@ func (c *sourceConfig) Validate() error {
 	case strings.ContainsAny(c.Consumer, " .*>/\\\t\r\n"):
 		return relaycfg.Errorf("consumer", "is %q; a consumer's name has no space, dot, slash, * or >", c.Consumer)
 	}
-	return c.validate()
+	return nil
 }
 
 // consumer returns the configuration of a consumer to create.

@@ -27,7 +27,7 @@ type sinkConfig struct {
 	Exchange        string            `json:"exchange" doc:"Exchange to publish to; empty is the default exchange, where the routing key is a queue's name."`
 	RoutingKey      relay.Template    `json:"routing_key" relay:"alias=routing_key_template" doc:"Routing key; a template."`
 	ExchangeType    string            `json:"exchange_type" doc:"Type of an exchange that is declared: topic, direct, fanout, headers, or a plugin's."`
-	CreateIfMissing bool              `json:"create_if_missing" relay:"alias=declare_exchange" doc:"Declare the exchange, durable, instead of checking that it exists."`
+	CreateIfMissing bool              `json:"create_if_missing" relay:"alias=declare_exchange,needs=exchange" doc:"Declare the exchange, durable, instead of checking that it exists."`
 	Mandatory       bool              `json:"mandatory" doc:"Refuse a message that no queue would get; without it such a message is lost."`
 	Persistent      bool              `json:"persistent" doc:"Have messages survive a restart of the broker."`
 	StrictOrder     bool              `json:"strict_order" doc:"Publish a key's next message only when the one before is confirmed: needed if a queue's overflow is reject-publish, slow if keys are few."`
@@ -40,9 +40,9 @@ type sourceConfig struct {
 	Queue           string        `json:"queue" relay:"required" doc:"Queue to consume."`
 	CreateIfMissing bool          `json:"create_if_missing" relay:"alias=declare_queue" doc:"Declare the queue, durable and of queue_type, instead of checking that it exists."`
 	QueueType       string        `json:"queue_type" relay:"enum=quorum|classic|stream" doc:"Type of the queue."`
-	BindExchange    string        `json:"bind_exchange" doc:"Exchange to which a declared queue is bound."`
+	BindExchange    string        `json:"bind_exchange" relay:"needs=create_if_missing" doc:"Exchange to which a declared queue is bound."`
 	BindKeys        relaycfg.List `json:"bind_keys" doc:"Routing keys with which it is bound."`
-	Prefetch        int           `json:"prefetch" relay:"alias=prefetch_count,min=1" doc:"Messages the broker sends ahead of their acknowledgement, at most 65535."`
+	Prefetch        int           `json:"prefetch" relay:"alias=prefetch_count,min=1,max=65535" doc:"Messages the broker sends ahead of their acknowledgement, at most 65535."`
 	OnReject        string        `json:"on_reject" relay:"enum=requeue|dead-letter|drop" doc:"What happens in the queue to a message that is refused: requeue gives it one more chance, dead-letter hands it to the queue's dead-letter exchange, drop removes it. In all cases relay_dead_letters has it first."`
 	ID              string        `json:"id" relay:"enum=refuse|hash" doc:"A message without message-id: refuse makes it a dead letter, hash uses the SHA-256 of its body as its id. In a stream the offset is the id."`
 	MaxDeliveries   int           `json:"max_deliveries" relay:"min=0" doc:"Refuse a message that a quorum queue has delivered more often than this; 0 never does."`
@@ -103,10 +103,8 @@ func (c *connConfig) urls() []string {
 	return urls
 }
 
-func (c *connConfig) validate() error {
-	if err := c.TLS.Validate(); err != nil {
-		return err
-	}
+// Validate is called by relaycfg.Decode.
+func (c *connConfig) Validate() error {
 	urls := c.urls()
 	if len(urls) == 0 {
 		return relaycfg.Errorf("url", "is empty")
@@ -124,27 +122,13 @@ func (c *connConfig) validate() error {
 	return nil
 }
 
-// Validate checks the keys against each other.
-func (c *sinkConfig) Validate() error {
-	if c.Exchange == "" && c.CreateIfMissing {
-		return relaycfg.Errorf("create_if_missing", "needs an exchange; the default exchange always exists")
-	}
-	return c.validate()
-}
-
 var validOffset = regexp.MustCompile(`^(first|last|next|\d+|\d+[YMDhms])$`)
 
-// Validate checks the keys against each other.
+// Validate is called by relaycfg.Decode.
 func (c *sourceConfig) Validate() error {
-	if c.Prefetch > 65535 {
-		return relaycfg.Errorf("prefetch", "is %d; must be at most 65535", c.Prefetch)
-	}
-	if c.BindExchange != "" && !c.CreateIfMissing {
-		return relaycfg.Errorf("bind_exchange", "is for a queue that is declared; set create_if_missing")
-	}
 	if !validOffset.MatchString(c.StreamOffset) {
 		return relaycfg.Errorf("stream_offset", "is %q; must be first, last, next, an offset such as 4711, or an age such as 1h",
 			c.StreamOffset)
 	}
-	return c.validate()
+	return c.connConfig.Validate()
 }

@@ -43,7 +43,7 @@ func TestSinkConfig(t *testing.T) {
 		"no url":           {raw: `{}`, wantErr: `key "url": is required`},
 		"not amqp":         {raw: `{"url":"http://u:hunter2@h"}`, wantErr: `key "url": number 1 is malformed`},
 		"malformed":        {raw: `{"url":"amqp://u:hunter2@h:x"}`, wantErr: `key "url": number 1 is malformed`},
-		"declare default":  {raw: `{"url":"amqp://h","declare_exchange":true}`, wantErr: `key "create_if_missing": needs an exchange`},
+		"declare default":  {raw: `{"url":"amqp://h","declare_exchange":true}`, wantErr: `key "create_if_missing": needs exchange`},
 		"half a cert":      {raw: `{"url":"amqp://h","tls_cert":"c"}`, wantErr: `key "tls_cert"`},
 		"unknown variable": {raw: `{"url":"amqp://h","routing_key":"{table}"}`, wantErr: `unknown variable {table}`},
 		"unknown key":      {raw: `{"url":"amqp://h","exchnge":"x"}`, wantErr: `did you mean "exchange"?`},
@@ -81,7 +81,7 @@ func TestSourceConfig(t *testing.T) {
 		"on_reject":  {raw: `{"url":"amqp://h","queue":"q","on_reject":"deadletter"}`, wantErr: `did you mean "dead-letter"?`},
 		"prefetch":   {raw: `{"url":"amqp://h","queue":"q","prefetch":70000}`, wantErr: `must be at most 65535`},
 		"unlimited":  {raw: `{"url":"amqp://h","queue":"q","prefetch":0}`, wantErr: `must be at least 1`},
-		"bind":       {raw: `{"url":"amqp://h","queue":"q","bind_exchange":"e"}`, wantErr: `set create_if_missing`},
+		"bind":       {raw: `{"url":"amqp://h","queue":"q","bind_exchange":"e"}`, wantErr: `needs create_if_missing`},
 		"offset":     {raw: `{"url":"amqp://h","queue":"q","stream_offset":"oldest"}`, wantErr: `must be first, last, next`},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -24,8 +24,8 @@ type connConfig struct {
 
 type sinkConfig struct {
 	connConfig
-	Stream       relay.Template    `json:"stream" relay:"alias=stream_key" doc:"Stream to which a message is added; a template."`
-	MaxLen       int64             `json:"maxlen" relay:"min=0" doc:"Trim the stream to about this many entries (MAXLEN ~); 0 leaves it alone."`
+	Stream       relay.Template    `json:"stream" relay:"required,alias=stream_key" doc:"Stream to which a message is added; a template."`
+	MaxLen       int64             `json:"maxlen" relay:"min=0,excludes=minid" doc:"Trim the stream to about this many entries (MAXLEN ~); 0 leaves it alone."`
 	MinID        minID             `json:"minid" doc:"Trim entries below this id, or older than this duration such as 72h (MINID ~)."`
 	Resume       bool              `json:"resume" doc:"Read the streams' tails back after a crash or a lost reply, so that nothing is added twice; needs permission for XRANGE and XREVRANGE."`
 	WaitReplicas int64             `json:"wait_replicas" relay:"min=0" doc:"Replicas that must have a batch before it counts as confirmed (WAIT)."`
@@ -36,7 +36,7 @@ type sourceConfig struct {
 	connConfig
 	Stream      string            `json:"stream" relay:"required,alias=stream_key" doc:"Stream to read."`
 	Group       string            `json:"group" relay:"alias=group_name" doc:"Consumer group, created if it does not exist; default pgtrickle:GROUP:PIPELINE."`
-	Consumer    string            `json:"consumer" relay:"alias=consumer_name" doc:"Consumer's name within the group; default pgtrickle-relay, so that the next owner of the pipeline inherits what the last one left."`
+	Consumer    string            `json:"consumer" relay:"required,alias=consumer_name" doc:"Consumer's name within the group; default pgtrickle-relay, so that the next owner of the pipeline inherits what the last one left."`
 	StartID     string            `json:"start_id" doc:"Where a group that is created begins: 0 the oldest entry, $ the next one, or an entry id."`
 	Block       relaycfg.Duration `json:"block" relay:"min=1000000" doc:"How long one read waits at the server for entries."`
 	OnRecreated string            `json:"on_recreated" relay:"enum=stop|restart" doc:"When the group is gone, as after its stream was deleted, or the stream ends before the group's position: stop with an error, or read the stream from its beginning, with ids of its own."`
@@ -63,36 +63,20 @@ func sourceDefaults() sourceConfig {
 	}
 }
 
-func (c *connConfig) validate() error {
-	if err := c.TLS.Validate(); err != nil {
-		return err
-	}
+// Validate is called by relaycfg.Decode.
+func (c *connConfig) Validate() error {
 	_, err := parseURL(c.URL.Reveal())
 	return err
 }
 
-// Validate checks keys that depend on each other.
-func (c *sinkConfig) Validate() error {
-	if c.Stream.IsZero() {
-		return relaycfg.Errorf("stream", "is empty")
-	}
-	if c.MaxLen > 0 && !c.MinID.isZero() {
-		return relaycfg.Errorf("maxlen", "and minid exclude each other; set one")
-	}
-	return c.validate()
-}
-
 var entryID = regexp.MustCompile(`^\d+(-\d+)?$`)
 
-// Validate checks keys that depend on each other.
+// Validate is called by relaycfg.Decode.
 func (c *sourceConfig) Validate() error {
 	if c.StartID != "$" && !entryID.MatchString(c.StartID) {
 		return relaycfg.Errorf("start_id", "is %q; must be 0, $ or an entry id such as 1526569495631-0", c.StartID)
 	}
-	if c.Consumer == "" {
-		return relaycfg.Errorf("consumer", "is empty")
-	}
-	return c.validate()
+	return c.connConfig.Validate()
 }
 
 // minID is an entry id, or an age.
@@ -100,8 +84,6 @@ type minID struct {
 	id  string
 	age time.Duration
 }
-
-func (m minID) isZero() bool { return m == minID{} }
 
 // UnmarshalText reads either form; a number is an id.
 func (m *minID) UnmarshalText(b []byte) error {

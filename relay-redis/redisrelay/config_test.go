@@ -36,16 +36,16 @@ func TestSinkConfig(t *testing.T) {
 			c.ConfirmTimeout, c.MaxLen, c.Resume, c.WaitReplicas, c.WaitTimeout = relaycfg.Duration(time.Second), 5, false, 1, relaycfg.Duration(2*time.Second)
 		})},
 		"no url":      {raw: `{}`, wantErr: `key "url": is required`},
-		"no stream":   {raw: `{"url":"redis://h","stream":""}`, wantErr: `key "stream": is empty`},
+		"no stream":   {raw: `{"url":"redis://h","stream":""}`, wantErr: `key "stream": is required`},
 		"no scheme":   {raw: `{"url":"h:6379"}`, wantErr: `key "url": has no scheme`},
 		"scheme":      {raw: `{"url":"http://u:hunter2@h"}`, wantErr: `unknown scheme "http"`},
 		"kind":        {raw: `{"url":"redis+ring://u:hunter2@h"}`, wantErr: `unknown scheme "redis+ring"`},
 		"malformed":   {raw: `{"url":"redis://u:hunter2@h:x"}`, wantErr: `key "url": is malformed`},
 		"parameter":   {raw: `{"url":"redis://u:hunter2@h?read_timout=1s"}`, wantErr: `key "url": is malformed`},
 		"no master":   {raw: `{"url":"redis+sentinel://u:hunter2@h"}`, wantErr: `names no master`},
-		"both trims":  {raw: `{"url":"redis://h","maxlen":1,"minid":"1h"}`, wantErr: `exclude each other`},
+		"both trims":  {raw: `{"url":"redis://h","maxlen":1,"minid":"1h"}`, wantErr: `key "maxlen": excludes minid`},
 		"bad minid":   {raw: `{"url":"redis://h","minid":"yesterday"}`, wantErr: `wants an entry id`},
-		"half a cert": {raw: `{"url":"redis://h","tls_key":"k"}`, wantErr: `goes together`},
+		"half a cert": {raw: `{"url":"redis://h","tls_key":"k"}`, wantErr: `needs tls_cert`},
 		"unknown key": {raw: `{"url":"redis://h","max_len":1}`, wantErr: `did you mean "maxlen"?`},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -76,7 +76,7 @@ func TestSourceConfig(t *testing.T) {
 		})},
 		"no stream":   {raw: `{"url":"redis://h"}`, wantErr: `key "stream": is required`},
 		"start_id":    {raw: `{"url":"redis://h","stream":"s","start_id":"first"}`, wantErr: `must be 0, $ or an entry id`},
-		"no consumer": {raw: `{"url":"redis://h","stream":"s","consumer":""}`, wantErr: `key "consumer": is empty`},
+		"no consumer": {raw: `{"url":"redis://h","stream":"s","consumer":""}`, wantErr: `key "consumer": is required`},
 		"no block":    {raw: `{"url":"redis://h","stream":"s","block":"0s"}`, wantErr: `key "block"`},
 	} {
 		t.Run(name, func(t *testing.T) {

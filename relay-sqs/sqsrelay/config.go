@@ -15,26 +15,18 @@ type connConfig struct {
 	QueueURL        string            `json:"queue_url" relay:"required,secret" doc:"The queue's URL; a name that ends in .fifo makes it a FIFO queue."`
 	Region          string            `json:"region" doc:"AWS region; that of queue_url when empty."`
 	Endpoint        string            `json:"endpoint" relay:"secret" doc:"Server to talk to instead of AWS; that of queue_url when its host is not at amazonaws.com."`
-	AccessKeyID     string            `json:"access_key_id" doc:"Static credentials; the SDK's chain (environment, files, container, instance) when empty."`
-	SecretAccessKey relaycfg.Secret   `json:"secret_access_key" doc:"The secret of access_key_id."`
-	SessionToken    relaycfg.Secret   `json:"session_token" doc:"The session token, when access_key_id is a temporary one."`
+	AccessKeyID     string            `json:"access_key_id" relay:"needs=secret_access_key" doc:"Static credentials; the SDK's chain (environment, files, container, instance) when empty."`
+	SecretAccessKey relaycfg.Secret   `json:"secret_access_key" relay:"needs=access_key_id" doc:"The secret of access_key_id."`
+	SessionToken    relaycfg.Secret   `json:"session_token" relay:"needs=access_key_id" doc:"The session token, when access_key_id is a temporary one."`
 	RoleARN         string            `json:"role_arn" doc:"Role to assume with the credentials."`
 	ConfirmTimeout  relaycfg.Duration `json:"confirm_timeout" relay:"alias=request_timeout,min=1000000" doc:"How long a request may take, the wait of a long poll not counted."`
-	Concurrency     int               `json:"concurrency" relay:"min=1" doc:"Requests at a time."`
+	Concurrency     int               `json:"concurrency" relay:"min=1,max=100" doc:"Requests at a time."`
 }
 
 func (c *connConfig) validate() error {
 	u, err := url.Parse(c.QueueURL)
 	if err != nil || u.Host == "" || path.Base(u.Path) == "/" || path.Base(u.Path) == "." {
 		return relaycfg.Errorf("queue_url", "is not the URL of a queue, such as https://sqs.eu-west-1.amazonaws.com/123456789012/orders")
-	}
-	switch {
-	case (c.AccessKeyID == "") != (c.SecretAccessKey == ""):
-		return relaycfg.Errorf("access_key_id", "access_key_id and secret_access_key belong together")
-	case c.SessionToken != "" && c.AccessKeyID == "":
-		return relaycfg.Errorf("session_token", "is of no use without access_key_id")
-	case c.Concurrency > 100:
-		return relaycfg.Errorf("concurrency", "is %d; must be at most 100", c.Concurrency)
 	}
 	host := u.Hostname()
 	aws := strings.HasSuffix(host, ".amazonaws.com") || strings.HasSuffix(host, ".amazonaws.com.cn")
@@ -79,9 +71,9 @@ func (c *sinkConfig) Validate() error {
 
 type sourceConfig struct {
 	connConfig
-	MaxMessages       int               `json:"max_messages" relay:"min=1" doc:"Messages to ask for in one request, at most 10."`
-	WaitTime          relaycfg.Duration `json:"wait_time_seconds" doc:"How long a request waits for a message while there is none, at most 20s, and a stop for such a request."`
-	VisibilityTimeout relaycfg.Duration `json:"visibility_timeout" relay:"unit=s,min=1000000000" doc:"How long a received message stays hidden from others; extended for as long as the relay has it."`
+	MaxMessages       int               `json:"max_messages" relay:"min=1,max=10" doc:"Messages to ask for in one request, at most 10."`
+	WaitTime          relaycfg.Duration `json:"wait_time_seconds" relay:"max=20000000000" doc:"How long a request waits for a message while there is none, at most 20s, and a stop for such a request."`
+	VisibilityTimeout relaycfg.Duration `json:"visibility_timeout" relay:"unit=s,min=1000000000,max=43200000000000" doc:"How long a received message stays hidden from others; extended for as long as the relay has it."`
 }
 
 func sourceDefaults() sourceConfig {
@@ -96,12 +88,10 @@ func sourceDefaults() sourceConfig {
 // Validate checks the keys against each other.
 func (c *sourceConfig) Validate() error {
 	switch {
-	case c.MaxMessages > 10:
-		return relaycfg.Errorf("max_messages", "is %d; SQS gives at most 10", c.MaxMessages)
-	case c.WaitTime.D() > 20*time.Second || c.WaitTime.D()%time.Second != 0:
-		return relaycfg.Errorf("wait_time_seconds", "is %s; must be whole seconds, at most 20", c.WaitTime)
-	case c.VisibilityTimeout.D() > 12*time.Hour || c.VisibilityTimeout.D()%time.Second != 0:
-		return relaycfg.Errorf("visibility_timeout", "is %s; must be whole seconds, at most 12h", c.VisibilityTimeout)
+	case c.WaitTime.D()%time.Second != 0:
+		return relaycfg.Errorf("wait_time_seconds", "is %s; must be whole seconds", c.WaitTime)
+	case c.VisibilityTimeout.D()%time.Second != 0:
+		return relaycfg.Errorf("visibility_timeout", "is %s; must be whole seconds", c.VisibilityTimeout)
 	}
 	return c.validate()
 }

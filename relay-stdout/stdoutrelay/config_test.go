@@ -23,7 +23,7 @@ func TestSinkConfig(t *testing.T) {
 		"all":               {raw: `{"format":"csv","path":"/tmp/x","rotate_bytes":"1MiB","keep":3}`, want: sinkConfig{Format: "csv", Path: "/tmp/x", RotateBytes: 1 << 20, Keep: 3}},
 		"alias":             {raw: `{"output":"/tmp/x"}`, want: with(func(c *sinkConfig) { c.Path = "/tmp/x" })},
 		"unknown format":    {raw: `{"format":"jsonnl"}`, wantErr: `did you mean "jsonl"?`},
-		"rotate nothing":    {raw: `{"rotate_bytes":1}`, wantErr: `key "rotate_bytes": needs a file to rotate: set stdout_path`},
+		"rotate nothing":    {raw: `{"rotate_bytes":1}`, wantErr: `key "rotate_bytes": needs path`},
 		"keep less than 0":  {raw: `{"path":"x","keep":-1}`, wantErr: `must be at least 0`},
 		"unknown key":       {raw: `{"rotate":1}`, wantErr: `key "rotate": unknown key`},
 		"size is no number": {raw: `{"path":"x","rotate_bytes":"much"}`, wantErr: `wants a size`},
@@ -54,7 +54,7 @@ func TestSourceConfig(t *testing.T) {
 		"defaults":       {raw: ``, want: sourceDefaults()},
 		"all":            {raw: `{"path":"x","follow":true,"max_line":"1KiB"}`, want: sourceConfig{Path: "x", Follow: true, MaxLine: 1024}},
 		"alias":          {raw: `{"input":"x"}`, want: sourceConfig{Path: "x", MaxLine: 16 << 20}},
-		"follow nothing": {raw: `{"follow":true}`, wantErr: `key "follow": needs a file to follow: set stdout_path`},
+		"follow nothing": {raw: `{"follow":true}`, wantErr: `key "follow": needs path`},
 		"unknown key":    {raw: `{"folow":true}`, wantErr: `did you mean "follow"?`},
 		"wrong type":     {raw: `{"path":"x","follow":"yes"}`, wantErr: `wants boolean`},
 	} {

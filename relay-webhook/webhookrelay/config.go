@@ -74,7 +74,7 @@ func (c *sinkConfig) Validate() (err error) {
 	if c.BatchMode {
 		c.Mode = modeBatch
 	}
-	return c.TLS.Validate()
+	return nil
 }
 
 // parseURL requires a fixed scheme and host: a row must not choose the receiver of
@@ -171,9 +171,6 @@ func (c *sourceConfig) Validate() (err error) {
 		return relaycfg.Errorf("auth_header", "is not a valid name of a header")
 	case !validName(c.SignatureHeader):
 		return relaycfg.Errorf("signature_header", "is not a valid name of a header")
-	}
-	if err := c.ServerTLS.Validate(); err != nil {
-		return err
 	}
 	if c.Auth == authStandard {
 		c.secrets, err = decodeSecrets("secret", c.Secret)

@@ -30,7 +30,10 @@ type Key struct {
 
 	Secret bool `json:"-"` // the value is a secret, or a URL that may hold one
 
-	index []int
+	index           []int
+	max             *int64
+	filled          bool // the value must not be empty
+	needs, excludes []string
 }
 
 // Keys lists the keys of the configuration struct cfg, or of the struct to which
@@ -80,7 +83,7 @@ func appendKeys(keys []Key, v reflect.Value, index []int) []Key {
 			case "secret":
 				key.Secret = true
 			case "required":
-				key.Required = true
+				key.filled, key.Required = true, v.Field(i).IsZero()
 			case "alias":
 				key.Aliases = strings.Split(value, "|")
 			case "enum":
@@ -88,8 +91,13 @@ func appendKeys(keys []Key, v reflect.Value, index []int) []Key {
 			case "unit":
 				key.Unit = value
 			case "min":
-				least, _ := strconv.ParseInt(value, 10, 64)
-				key.Min = &least
+				key.Min = number(value)
+			case "max":
+				key.max = number(value)
+			case "needs":
+				key.needs = strings.Split(value, "|")
+			case "excludes":
+				key.excludes = strings.Split(value, "|")
 			}
 		}
 		key.Secret = key.Secret || key.Type == "secret"
@@ -99,6 +107,11 @@ func appendKeys(keys []Key, v reflect.Value, index []int) []Key {
 		keys = append(keys, key)
 	}
 	return keys
+}
+
+func number(text string) *int64 {
+	n, _ := strconv.ParseInt(text, 10, 64)
+	return &n
 }
 
 func typeName(t reflect.Type) string {
@@ -148,6 +161,9 @@ func Table(prefix string, keys []Key) string {
 		meaning := k.Doc
 		if len(k.Enum) > 0 {
 			meaning += " One of `" + strings.Join(k.Enum, "`, `") + "`."
+		}
+		if len(k.needs) > 0 {
+			meaning += " Needs `" + strings.Join(k.needs, "`, `") + "`."
 		}
 		if len(k.Aliases) > 0 {
 			meaning += " Also written `" + strings.Join(k.Aliases, "`, `") + "`."

@@ -12,10 +12,13 @@
 // json is the key. doc is one sentence, for the reference documentation. relay is a
 // comma-separated list:
 //
-//	required   the key must be present and not empty
+//	required   the value must not be empty; a key without a default must be present
 //	alias=A|B  other names of the key
 //	enum=A|B   the only values allowed
-//	min=N      the smallest number allowed
+//	min=N      the smallest number allowed; of a duration, in nanoseconds
+//	max=N      the largest
+//	needs=A|B  the other keys that a value which is not empty needs
+//	excludes=A the keys that it excludes
 //	file       the value names a file, which the operator must permit
 //	pem        as file, or the value is the PEM text itself
 //	unit=s     a bare number counts seconds
@@ -58,7 +61,7 @@ func Errorf(key, format string, args ...any) error {
 // Decode fills the struct to which cfg points from the JSON object raw. Fields
 // that raw does not mention keep their values. It reports all problems together,
 // each as an [*Error]. These are unknown keys, values of a wrong type or outside their
-// enumeration, and missing required keys. If there is none, Decode calls cfg's Validate
+// bounds, missing keys, and keys that need or exclude others. If there is none, Decode calls cfg's Validate
 // method, if it has one. raw may be empty.
 func Decode(raw json.RawMessage, cfg any) error {
 	values := make(map[string]json.RawMessage)
@@ -87,9 +90,12 @@ func Decode(raw json.RawMessage, cfg any) error {
 		}
 	}
 	for _, key := range keys {
-		if key.Required && target.FieldByIndex(key.index).IsZero() && !failed(errs, seen[key.Name]) {
+		if key.filled && target.FieldByIndex(key.index).IsZero() && !failed(errs, seen[key.Name]) {
 			errs = append(errs, Errorf(key.Name, "is required: %s", key.Doc))
 		}
+	}
+	if len(errs) == 0 {
+		errs = related(target, keys)
 	}
 	if len(errs) > 0 {
 		return errors.Join(errs...)
@@ -98,6 +104,30 @@ func Decode(raw json.RawMessage, cfg any) error {
 		return v.Validate()
 	}
 	return nil
+}
+
+// related returns the problems of keys that need or exclude others.
+func related(target reflect.Value, keys []Key) (errs []error) {
+	given := make(map[string]bool, len(keys))
+	for _, key := range keys {
+		given[key.Name] = !target.FieldByIndex(key.index).IsZero()
+	}
+	for _, key := range keys {
+		if !given[key.Name] {
+			continue
+		}
+		for _, other := range key.needs {
+			if !given[other] {
+				errs = append(errs, Errorf(key.Name, "needs %s: set both or none", other))
+			}
+		}
+		for _, other := range key.excludes {
+			if given[other] {
+				errs = append(errs, Errorf(key.Name, "excludes %s: set one of them", other))
+			}
+		}
+	}
+	return errs
 }
 
 // within returns err as a problem of key, or of a key inside it.
@@ -171,13 +201,7 @@ func set(field reflect.Value, key Key, unit string, raw json.RawMessage) error {
 		if err := d.parse(raw, unit); err != nil {
 			return err
 		}
-		if key.Min != nil && int64(*d) < *key.Min {
-			if *key.Min == 1 {
-				return fmt.Errorf("is %s; must be greater than 0", *d)
-			}
-			return fmt.Errorf("is %s; must be at least %s", *d, Duration(*key.Min))
-		}
-		return nil
+		return bounded(key, int64(*d), func(n int64) any { return Duration(n) })
 	}
 	// A number or a boolean out of ${env:NAME} is a string by the time it is here.
 	if bare, ok := unquoted(field, raw); ok {
@@ -199,8 +223,21 @@ func set(field reflect.Value, key Key, unit string, raw json.RawMessage) error {
 		}
 		return fmt.Errorf("unknown value %q; must be one of %s", field.String(), strings.Join(key.Enum, ", "))
 	}
-	if key.Min != nil && field.CanInt() && field.Int() < *key.Min {
-		return fmt.Errorf("is %d; must be at least %d", field.Int(), *key.Min)
+	if field.CanInt() {
+		return bounded(key, field.Int(), func(n int64) any { return n })
+	}
+	return nil
+}
+
+// bounded checks a number, which show turns into the form that errors quote.
+func bounded(key Key, n int64, show func(int64) any) error {
+	switch {
+	case key.Min != nil && n < *key.Min && *key.Min == 1 && key.Type == "duration":
+		return fmt.Errorf("is %v; must be greater than 0", show(n))
+	case key.Min != nil && n < *key.Min:
+		return fmt.Errorf("is %v; must be at least %v", show(n), show(*key.Min))
+	case key.max != nil && n > *key.max:
+		return fmt.Errorf("is %v; must be at most %v", show(n), show(*key.max))
 	}
 	return nil
 }

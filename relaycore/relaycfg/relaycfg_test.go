@@ -86,6 +86,56 @@ func TestDecode(t *testing.T) {
 	}
 }
 
+// TestDecodeBounds: the bounds of a value, and keys that depend on each other.
+func TestDecodeBounds(t *testing.T) {
+	t.Parallel()
+	type bounds struct {
+		Cert    string            `json:"cert" relay:"needs=key" doc:"Certificate."`
+		Key     relaycfg.Secret   `json:"key" relay:"needs=cert,alias=cert_key" doc:"Its key."`
+		User    string            `json:"user" relay:"needs=password|realm,excludes=cert|token" doc:"User."`
+		Secret  string            `json:"password" doc:"Password."`
+		Realm   string            `json:"realm" doc:"Realm."`
+		Token   string            `json:"token" doc:"Token."`
+		Count   int               `json:"count" relay:"min=1,max=10" doc:"Count."`
+		Bytes   relaycfg.Size     `json:"bytes" relay:"max=1024" doc:"Bytes."`
+		Wait    relaycfg.Duration `json:"wait" relay:"min=1,max=20000000000" doc:"Wait."`
+		Group   string            `json:"group" relay:"required" doc:"Group."`
+		Follows bool              `json:"follow" relay:"needs=realm" doc:"Follow."`
+	}
+	for raw, want := range map[string]string{
+		`{}`:                          "",
+		`{"cert":"c","cert_key":"k"}`: "",
+		`{"cert":"c"}`:                `key "cert": needs key: set both or none`,
+		`{"key":"k","cert":""}`:       `key "key": needs cert: set both or none`,
+		`{"user":"u","password":"p"}`: `key "user": needs realm: set both or none`,
+		`{"user":"u"}`:                "key \"user\": needs password: set both or none\nkey \"user\": needs realm: set both or none",
+		`{"follow":true}`:             `key "follow": needs realm: set both or none`,
+		`{"follow":false}`:            "",
+		`{"user":"u","password":"p","realm":"r"}`:             "",
+		`{"user":"u","password":"p","realm":"r","token":"t"}`: `key "user": excludes token: set one of them`,
+		`{"count":10,"bytes":1024,"wait":"20s"}`:              "",
+		`{"count":11}`:                                        `key "count": is 11; must be at most 10`,
+		`{"count":0}`:                                         `key "count": is 0; must be at least 1`,
+		`{"bytes":"1MiB"}`:                                    `key "bytes": is 1048576; must be at most 1024`,
+		`{"wait":"21s"}`:                                      `key "wait": is 21s; must be at most 20s`,
+		`{"wait":"0s"}`:                                       `key "wait": is 0s; must be greater than 0`,
+		`{"group":""}`:                                        `key "group": is required: Group.`,
+	} {
+		text := ""
+		if err := relaycfg.Decode([]byte(raw), &bounds{Count: 1, Group: "g"}); err != nil {
+			text = err.Error()
+		}
+		if text != want {
+			t.Errorf("Decode(%s) = %q, want %q", raw, text, want)
+		}
+	}
+	for _, key := range relaycfg.Keys(bounds{Group: "g"}) {
+		if key.Required {
+			t.Errorf("key %s has a default and counts as one that must be present", key.Name)
+		}
+	}
+}
+
 func TestSecretDoesNotPrint(t *testing.T) {
 	t.Parallel()
 	c := config{Token: "hunter2"}

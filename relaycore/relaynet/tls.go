@@ -13,19 +13,12 @@ import (
 // or key is the path of a PEM file, or the PEM text itself where a deployment passes
 // secrets in the environment. Errors name the configuration key and never quote a
 // value that may be a key.
-//
-// A configuration that embeds TLS and has a Validate method of its own calls
-// TLS.Validate there.
 type TLS struct {
 	CA         string          `json:"tls_ca" relay:"pem" doc:"Authorities to trust in place of the system's: a PEM file, or the PEM text."`
-	Cert       string          `json:"tls_cert" relay:"pem" doc:"Certificate of the client: a PEM file, or the PEM text."`
-	Key        relaycfg.Secret `json:"tls_key" relay:"pem" doc:"Key of tls_cert: a PEM file, or the PEM text."`
+	Cert       string          `json:"tls_cert" relay:"pem,needs=tls_key" doc:"Certificate of the client: a PEM file, or the PEM text."`
+	Key        relaycfg.Secret `json:"tls_key" relay:"pem,needs=tls_cert" doc:"Key of tls_cert: a PEM file, or the PEM text."`
 	ServerName string          `json:"tls_server_name" doc:"Name to expect in the server's certificate in place of the host's."`
 }
-
-// Validate checks that the certificate and its key are given together. It reads no
-// file.
-func (t TLS) Validate() error { return validatePair(t.Cert, t.Key) }
 
 // Configured reports whether any key is set.
 func (t TLS) Configured() bool { return t != TLS{} }
@@ -55,20 +48,9 @@ func (t TLS) Client(read Reader) (*tls.Config, error) {
 // ServerTLS is the part of a listener's configuration that is about TLS. Its values
 // are paths or PEM text, as in [TLS].
 type ServerTLS struct {
-	Cert     string          `json:"tls_cert" relay:"pem" doc:"Certificate of the server, with which it speaks TLS: a PEM file, or the PEM text."`
-	Key      relaycfg.Secret `json:"tls_key" relay:"pem" doc:"Key of tls_cert: a PEM file, or the PEM text."`
-	ClientCA string          `json:"client_ca" relay:"pem" doc:"Authorities of the clients, which must then show a certificate: a PEM file, or the PEM text."`
-}
-
-// Validate checks which keys are given together. It reads no file.
-func (t ServerTLS) Validate() error {
-	if err := validatePair(t.Cert, t.Key); err != nil {
-		return err
-	}
-	if t.ClientCA != "" && t.Cert == "" {
-		return relaycfg.Errorf("client_ca", "needs tls_cert and tls_key: without TLS a client shows no certificate")
-	}
-	return nil
+	Cert     string          `json:"tls_cert" relay:"pem,needs=tls_key" doc:"Certificate of the server, with which it speaks TLS: a PEM file, or the PEM text."`
+	Key      relaycfg.Secret `json:"tls_key" relay:"pem,needs=tls_cert" doc:"Key of tls_cert: a PEM file, or the PEM text."`
+	ClientCA string          `json:"client_ca" relay:"pem,needs=tls_cert" doc:"Authorities of the clients, which must then show a certificate: a PEM file, or the PEM text."`
 }
 
 // Server returns the TLS configuration of a server, or nil if it has no
@@ -89,13 +71,6 @@ func (t ServerTLS) Server(read Reader) (*tls.Config, error) {
 		cfg.ClientAuth = tls.RequireAndVerifyClientCert
 	}
 	return cfg, nil
-}
-
-func validatePair(cert string, key relaycfg.Secret) error {
-	if (cert == "") != (key == "") {
-		return relaycfg.Errorf("tls_cert", "goes together with tls_key: set both or none")
-	}
-	return nil
 }
 
 // authorities reads the certificates to trust; name is the configuration key.

@@ -70,22 +70,22 @@ func TestTLS(t *testing.T) {
 
 func TestTLSValidate(t *testing.T) {
 	t.Parallel()
-	const pair, ca = `key "tls_cert": goes together with tls_key: set both or none`, `key "client_ca": needs tls_cert and tls_key`
+	const cert, key = `key "tls_cert": needs tls_key`, `key "tls_key": needs tls_cert`
 	for name, tc := range map[string]struct {
-		cfg  interface{ Validate() error }
-		want string
+		cfg       any
+		raw, want string
 	}{
-		"client, nothing":        {relaynet.TLS{}, ""},
-		"client, both":           {relaynet.TLS{Cert: "c", Key: "k"}, ""},
-		"client, no key":         {relaynet.TLS{Cert: "c"}, pair},
-		"client, no certificate": {relaynet.TLS{Key: "k"}, pair},
-		"server, nothing":        {relaynet.ServerTLS{}, ""},
-		"server, all":            {relaynet.ServerTLS{Cert: "c", Key: "k", ClientCA: "a"}, ""},
-		"server, no key":         {relaynet.ServerTLS{Cert: "c"}, pair},
-		"server, authority only": {relaynet.ServerTLS{ClientCA: "a"}, ca},
+		"client, nothing":        {&relaynet.TLS{}, `{}`, ""},
+		"client, both":           {&relaynet.TLS{}, `{"tls_cert":"c","tls_key":"k"}`, ""},
+		"client, no key":         {&relaynet.TLS{}, `{"tls_cert":"c"}`, cert},
+		"client, no certificate": {&relaynet.TLS{}, `{"tls_key":"k"}`, key},
+		"server, nothing":        {&relaynet.ServerTLS{}, `{}`, ""},
+		"server, all":            {&relaynet.ServerTLS{}, `{"tls_cert":"c","tls_key":"k","client_ca":"a"}`, ""},
+		"server, no key":         {&relaynet.ServerTLS{}, `{"tls_cert":"c"}`, cert},
+		"server, authority only": {&relaynet.ServerTLS{}, `{"client_ca":"a"}`, `key "client_ca": needs tls_cert`},
 	} {
-		if err := tc.cfg.Validate(); (err == nil) != (tc.want == "") || err != nil && !strings.HasPrefix(err.Error(), tc.want) {
-			t.Errorf("%s: Validate() = %v, want %q", name, err, tc.want)
+		if err := relaycfg.Decode([]byte(tc.raw), tc.cfg); (err == nil) != (tc.want == "") || err != nil && !strings.HasPrefix(err.Error(), tc.want) {
+			t.Errorf("%s: Decode = %v, want %q", name, err, tc.want)
 		}
 	}
 	if (relaynet.TLS{}).Configured() || !(relaynet.TLS{ServerName: "x"}).Configured() {
@@ -103,7 +103,7 @@ func ExampleTLS() {
 	}
 	err := relaycfg.Decode([]byte(`{"url":"tls://broker:4222","tls_cert":"client.pem"}`), &config)
 	fmt.Println(err)
-	// Output: key "tls_cert": goes together with tls_key: set both or none
+	// Output: key "tls_cert": needs tls_key: set both or none
 }
 
 // TestFilesOutside: a file that the operator does not permit is not read, and no link leads to
