@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"sync"
 
@@ -19,13 +20,22 @@ type Harm struct {
 	Name string
 	// Remade is true where the end begins another life: positions and ids begin again.
 	Remade bool
+	// Kept is how many messages of a key can outlive one that the harm has destroyed: the
+	// others are destroyed with all behind them.
+	Kept int
 	// Alarm is a regular expression of the relay's log line that names the loss.
 	Alarm string
-	// Count is one whose first group is the number of lost messages in such a line; "" where
-	// nothing counts them.
+	// Count is one for the number of lost messages in such a line: its group n. Groups first
+	// and part are the first of them, and the partition. "" where nothing counts them.
 	Count string
 	Do    func(ctx context.Context) error
 }
+
+// Values of Harm.Kept.
+const (
+	KeepsAll = -1          // the harm destroys nothing
+	KeepsAny = math.MaxInt // the messages have no order
+)
 
 // Harmed is an end whose owner deletes, creates and trims it.
 type Harmed interface {
@@ -40,8 +50,6 @@ type Harmed interface {
 // kept is how many messages a trim leaves.
 const kept = 3
 
-const counted = `\b(?:messages|entries)=(\d+)`
-
 const again = `created again|lost the position|before the position|group is gone`
 
 func cured(keys map[string]any) map[string]any {
@@ -53,8 +61,9 @@ func (e natsEnd) Name() string         { return e.name }
 func (e natsEnd) Cure() map[string]any { return cured(e.Source()) }
 
 func (e natsEnd) Harms() []Harm {
+	const span = `\bmessages=(?P<n>\d+) first_sequence=(?P<first>\d+)`
 	return []Harm{
-		{"stream deleted and created", true, again, "", func(ctx context.Context) error {
+		{"stream deleted and created", true, 0, again, "", func(ctx context.Context) error {
 			return e.with(func(js jetstream.JetStream) error {
 				if err := js.DeleteStream(ctx, e.name); err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
 					return err
@@ -63,7 +72,7 @@ func (e natsEnd) Harms() []Harm {
 				return err
 			})
 		}},
-		{"stream trimmed", false, `lost`, counted, func(ctx context.Context) error {
+		{"stream trimmed", false, kept, `lost`, span, func(ctx context.Context) error {
 			return e.with(func(js jetstream.JetStream) error {
 				cfg := jetstream.StreamConfig{Name: e.name, Subjects: []string{e.name + ".>"}, MaxMsgs: kept}
 				if _, err := js.UpdateStream(ctx, cfg); err != nil {
@@ -74,7 +83,7 @@ func (e natsEnd) Harms() []Harm {
 				return err
 			})
 		}},
-		{"stream purged", false, `lost`, counted, func(ctx context.Context) error {
+		{"stream purged", false, kept, `lost`, span, func(ctx context.Context) error {
 			return e.with(func(js jetstream.JetStream) error {
 				stream, err := js.Stream(ctx, e.name)
 				if err != nil {
@@ -90,9 +99,10 @@ func (e kafkaEnd) Name() string         { return e.topic }
 func (e kafkaEnd) Cure() map[string]any { return cured(e.Source()) }
 
 func (e kafkaEnd) Harms() []Harm {
+	const span = `\bpartition=(?P<part>\d+) position=(?P<first>\d+) oldest=\d+ messages=(?P<n>\d+)`
 	client := &kafka.Client{Addr: kafka.TCP(e.broker), Transport: &kafka.Transport{}}
 	return []Harm{
-		{"topic deleted and created", true, again, "", func(ctx context.Context) error {
+		{"topic deleted and created", true, 0, again, "", func(ctx context.Context) error {
 			res, err := client.DeleteTopics(ctx, &kafka.DeleteTopicsRequest{Topics: []string{e.topic}})
 			if err == nil {
 				err = res.Errors[e.topic]
@@ -102,7 +112,7 @@ func (e kafkaEnd) Harms() []Harm {
 			}
 			return retry(ctx, e.create) // the broker deletes in the background
 		}},
-		{"records deleted", false, `lost`, counted, func(ctx context.Context) error {
+		{"records deleted", false, kept, `lost`, span, func(ctx context.Context) error {
 			registerDeleteRecords()
 			req := &deleteRecordsRequest{TimeoutMs: 10_000, Topics: []deleteRecordsTopic{{Name: e.topic}}}
 			for partition := range kafkaPartitions {
@@ -174,17 +184,17 @@ func (e redisEnd) Cure() map[string]any { return cured(e.Source()) }
 
 func (e redisEnd) Harms() []Harm {
 	return []Harm{
-		{"stream deleted", true, again + `|entries are lost`, "", func(ctx context.Context) error {
+		{"stream deleted", true, 0, again + `|entries are lost`, "", func(ctx context.Context) error {
 			return e.client.Del(ctx, e.stream).Err()
 		}},
-		{"group destroyed", false, again + `|entries are lost`, "", func(ctx context.Context) error {
+		{"group destroyed", false, KeepsAll, again + `|entries are lost`, "", func(ctx context.Context) error {
 			groups, err := e.client.XInfoGroups(ctx, e.stream).Result()
 			for _, g := range groups {
 				err = errors.Join(err, e.client.XGroupDestroy(ctx, e.stream, g.Name).Err())
 			}
 			return err
 		}},
-		{"stream trimmed", false, `entries are lost`, counted, func(ctx context.Context) error {
+		{"stream trimmed", false, kept, `entries are lost`, `\bentries=(?P<n>\d+)`, func(ctx context.Context) error {
 			return e.client.XTrimMaxLen(ctx, e.stream, kept).Err()
 		}},
 	}
@@ -200,11 +210,12 @@ func (e *rabbitEnd) Cure() map[string]any {
 }
 
 func (e *rabbitEnd) Harms() []Harm {
-	alarm := `queue was deleted`
+	// The broker gives a queue's messages to both relays while one is frozen past its lease.
+	alarm, kept := `queue was deleted`, KeepsAny
 	if e.queueType == amqp.QueueTypeStream {
-		alarm = again
+		alarm, kept = again, 0
 	}
-	return []Harm{{e.queueType + " deleted and declared", true, alarm, "", func(ctx context.Context) error {
+	return []Harm{{e.queueType + " deleted and declared", true, kept, alarm, "", func(ctx context.Context) error {
 		return retry(ctx, func(context.Context) error {
 			err := e.with(func(ch *amqp.Channel) error {
 				_, err := ch.QueueDelete(e.name, false, false, false)
@@ -230,9 +241,9 @@ func (e *fileEnd) Cure() map[string]any {
 func (e *fileEnd) Harms() []Harm {
 	const changed = `was (renamed|replaced)|is gone`
 	return []Harm{
-		{"file replaced", true, changed, "", func(context.Context) error {
+		{"file replaced", true, 0, changed, "", func(context.Context) error {
 			return errors.Join(os.Rename(e.path, fmt.Sprintf("%s.old%d", e.first, e.lives)), os.WriteFile(e.path, nil, 0o666))
 		}},
-		{"file cut", true, changed, "", func(context.Context) error { return os.Truncate(e.path, 0) }},
+		{"file cut", true, 0, changed, "", func(context.Context) error { return os.Truncate(e.path, 0) }},
 	}
 }
