@@ -69,6 +69,11 @@ func TestSource(t *testing.T) {
 				Open: func(t testing.TB, _ relay.Checkpoint) relay.Source {
 					return openSource(t, map[string]any{"brokers": brokers, "topic": topic, "group_id": topic})
 				},
+				OpenBounded: func(t testing.TB, maxAnswer int64) relay.Source {
+					env := testEnv()
+					env.MaxAnswer = maxAnswer
+					return openSourceIn(t, env, map[string]any{"brokers": brokers, "topic": topic, "group_id": topic})
+				},
 				Feed: func(t testing.TB, batch []relay.Message) {
 					records := make([]kafka.Message, len(batch))
 					for i := range batch {
@@ -104,8 +109,13 @@ func openSink(t testing.TB, config map[string]any) relay.Sink {
 
 func openSource(t testing.TB, config map[string]any) relay.Source {
 	t.Helper()
+	return openSourceIn(t, testEnv(), config)
+}
+
+func openSourceIn(t testing.TB, env relay.Env, config map[string]any) relay.Source {
+	t.Helper()
 	raw, _ := json.Marshal(config)
-	s, err := Backend().Source.New(t.Context(), testEnv(), raw)
+	s, err := Backend().Source.New(t.Context(), env, raw)
 	if err != nil {
 		t.Fatalf("open source with %s: %v", raw, err)
 	}

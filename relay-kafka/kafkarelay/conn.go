@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"strconv"
 	"time"
 
@@ -23,6 +24,7 @@ type cluster struct {
 	net       relaynet.Dialer
 	dialer    *kafka.Dialer // of the consumer group, which uses net too
 	brokers   []string
+	fetch     int // bytes that a fetch may ask for; 0: no bound
 }
 
 const dialTimeout = 5 * time.Second
@@ -39,7 +41,9 @@ func newCluster(env relay.Env, cfg *connection, topics []string) (*cluster, erro
 		return nil, fmt.Errorf("set up %s: %w", cfg.SASLMechanism, err)
 	}
 	boundCodecs()
-	c := &cluster{brokers: cfg.Brokers, net: relaynet.Dialer{Timeout: dialTimeout, TLS: tlsConfig, Control: env.Control, Wrap: newGuard}}
+	c := &cluster{brokers: cfg.Brokers, net: relaynet.Dialer{Timeout: dialTimeout, TLS: tlsConfig, Control: env.Control}}
+	c.fetch = int(env.MaxAnswer / 2) // a broker adds headers
+	c.net.Wrap = func(conn net.Conn) net.Conn { return newGuard(conn, env.MaxAnswer) }
 	c.transport = &kafka.Transport{
 		Dial: c.net.DialContext, DialTimeout: dialTimeout, IdleTimeout: time.Minute,
 		MetadataTTL: time.Minute, MetadataTopics: topics, ClientID: cfg.ClientID, SASL: mechanism,

@@ -41,7 +41,7 @@ const noTopic = "03, several times"
 func classify(err error) error { return classifyFor(err, false) }
 
 func classifyFor(err error, ofRow bool) error {
-	if _, wrong := errors.AsType[*relaynet.WrongPeerError](err); wrong {
+	if relaynet.Refused(err) {
 		return relay.Fatal(err)
 	}
 	if code, ok := errors.AsType[kafka.Error](err); ok {

@@ -40,8 +40,9 @@ type place struct {
 // spots behind them. A spot whose partition has an error does not move; read returns
 // that error after it has visited the others.
 func (f *fetcher) read(ctx context.Context, spots []*spot, visit func(*spot, *protocol.Record) error) error {
+	maxBytes := int32(min(f.maxBytes, cmp.Or(f.cluster.fetch, f.maxBytes)))
 	req := &fetch.Request{
-		ReplicaID: -1, SessionEpoch: -1, MinBytes: 1, MaxBytes: int32(f.maxBytes),
+		ReplicaID: -1, SessionEpoch: -1, MinBytes: 1, MaxBytes: maxBytes,
 		MaxWaitTime: int32(f.wait / time.Millisecond),
 	}
 	if f.committed {
@@ -51,7 +52,7 @@ func (f *fetcher) read(ctx context.Context, spots []*spot, visit func(*spot, *pr
 	for _, s := range spots {
 		part := fetch.RequestPartition{
 			Partition: int32(s.partition), CurrentLeaderEpoch: -1, FetchOffset: s.offset, LogStartOffset: -1,
-			PartitionMaxBytes: int32(f.maxBytes),
+			PartitionMaxBytes: maxBytes,
 		}
 		if n := len(req.Topics); n > 0 && req.Topics[n-1].Topic == s.topic {
 			req.Topics[n-1].Partitions = append(req.Topics[n-1].Partitions, part)

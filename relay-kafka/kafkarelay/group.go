@@ -13,6 +13,7 @@ import (
 
 	"github.com/grove/pgtrickle-relay/relaycore/backoff"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
 )
 
 // generation is the group between two rebalances. The source's mutex guards ending and
@@ -335,8 +336,26 @@ func (s *source) fetchOnce(ctx context.Context, parts []*assigned) error {
 	if errors.As(err, &one) && one.code == kafka.OffsetOutOfRange {
 		return s.skipLost(ctx, one.spot)
 	}
+	if relaynet.IsTooLarge(err) && len(parts) > 1 {
+		return s.fetchEach(ctx, parts)
+	}
+	if relaynet.IsTooLarge(err) {
+		sp := parts[0].spot
+		err = fmt.Errorf("read partition %d of topic %q at offset %d: %w", sp.partition, sp.topic, sp.offset, err)
+	}
 	if err != nil {
 		return classify(err)
+	}
+	return nil
+}
+
+// fetchEach reads parts one by one, after their answer was too large. A broker returns a
+// batch of records whole, and the answer does not name the partition.
+func (s *source) fetchEach(ctx context.Context, parts []*assigned) error {
+	for _, p := range slices.Clone(parts) {
+		if err := s.fetchOnce(ctx, []*assigned{p}); err != nil {
+			return err
+		}
 	}
 	return nil
 }

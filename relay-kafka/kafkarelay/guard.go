@@ -48,6 +48,7 @@ const (
 // counts promise.
 type guard struct {
 	net.Conn
+	memory int64 // bytes that a fetch may return; 0: only maxFetch bounds them
 
 	mu   sync.Mutex // guards sent and raw, which the writer and the reader use
 	sent []request  // requests without a response, oldest first
@@ -72,7 +73,8 @@ type request struct {
 	raw         bool
 }
 
-func newGuard(conn net.Conn) net.Conn { return &guard{Conn: conn} }
+// newGuard takes [relay.Env.MaxAnswer] for memory.
+func newGuard(conn net.Conn, memory int64) net.Conn { return &guard{Conn: conn, memory: memory} }
 
 const requestHeader = 12 // size, API key, version, correlation id
 
@@ -124,7 +126,7 @@ func (g *guard) Read(p []byte) (int, error) {
 	}
 	if len(g.out) == 0 {
 		if err := g.receive(); err != nil {
-			if _, wrong := errors.AsType[*relaynet.WrongPeerError](err); wrong {
+			if relaynet.Refused(err) {
 				g.err = err
 				_ = g.Conn.Close()
 			}
@@ -168,6 +170,11 @@ func (g *guard) receive() error {
 		return peer.Wrong(g.in)
 	}
 
+	if limit == maxFetch {
+		if err := peer.Bound("fetch", int64(size), maxFetch, g.memory); err != nil {
+			return err
+		}
+	}
 	if err := g.fill(4 + size); err != nil {
 		return err
 	}

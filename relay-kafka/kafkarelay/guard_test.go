@@ -46,7 +46,7 @@ func frame(correlation uint32, body []byte) []byte {
 // what passes the guard as kafka-go does.
 func ask(t testing.TB, version int16, request protocol.Message, answer []byte) (protocol.Message, error) {
 	t.Helper()
-	conn := newGuard(&replay{answer: bytes.NewReader(answer)})
+	conn := newGuard(&replay{answer: bytes.NewReader(answer)}, 0)
 	if err := protocol.WriteRequest(conn, version, 7, "test", request); err != nil {
 		t.Fatal(err)
 	}
@@ -148,7 +148,7 @@ func TestClientAtWrongPeers(t *testing.T) {
 				if err != nil {
 					return nil, err
 				}
-				return newGuard(conn), nil
+				return newGuard(conn, 0), nil
 			}}
 			defer transport.CloseIdleConnections()
 			_, err := (&kafka.Client{Addr: kafka.TCP(address), Transport: transport}).Metadata(ctx, &kafka.MetadataRequest{})
@@ -174,7 +174,7 @@ func FuzzGuard(f *testing.F) {
 	f.Fuzz(func(t *testing.T, version int16, answer []byte) {
 		defer time.AfterFunc(30*time.Second, func() { panic(fmt.Sprintf("no end: %d %q", version, answer)) }).Stop()
 		for _, request := range []protocol.Message{&metadata.Request{}, &joingroup.Request{}, &fetch.Request{}} {
-			conn := newGuard(&replay{answer: bytes.NewReader(answer)})
+			conn := newGuard(&replay{answer: bytes.NewReader(answer)}, 0)
 			v := max(0, version%8)
 			if protocol.WriteRequest(conn, v, 7, "test", request) != nil {
 				continue

@@ -180,6 +180,15 @@ func sourceHarness(t *testing.T, url, acks string) relaytest.SourceHarness {
 				Open: func(t testing.TB, _ relay.Checkpoint) relay.Source {
 					return openSource(t, fmt.Sprintf(`{"url":%q,"stream":%q,"consumer":"c","ack_policy":%q}`, url, stream, acks))
 				},
+				OpenBounded: func(t testing.TB, maxAnswer int64) relay.Source {
+					env := testEnv()
+					env.MaxAnswer = maxAnswer
+					s, err := Backend().Source.New(testContext(t), env, fmt.Appendf(nil, `{"url":%q,"stream":%q,"consumer":"c","ack_policy":%q}`, url, stream, acks))
+					if err != nil {
+						t.Fatal(err)
+					}
+					return s
+				},
 				Feed: func(t testing.TB, batch []relay.Message) {
 					for i := range batch {
 						m := nats.NewMsg(batch[i].Subject)

@@ -41,7 +41,8 @@ func dial(ctx context.Context, env relay.Env, cfg *connConfig, purpose string) (
 		return nil, err
 	}
 	c := &conn{closed: make(chan struct{})}
-	c.dialer.Control = env.Control
+	c.dialer.Control, c.dialer.memory = env.Control, env.MaxAnswer
+	c.dialer.refused = func(err error) { c.refuse(fmt.Errorf("connection to NATS: %w", err)) }
 	opts, err := cfg.options(env.Read)
 	if err != nil {
 		return nil, err
@@ -173,13 +174,18 @@ func (c *conn) fail(nc *nats.Conn, err error) {
 	if subject := denied(err); subject != "" && deny != nil && deny(subject, err) {
 		return
 	}
-	c.mu.Lock()
-	if c.refusal == nil {
-		c.refusal = classify(err)
-	}
-	c.mu.Unlock()
+	c.refuse(err)
 	if errors.Is(err, nats.ErrPermissionViolation) {
 		nc.Close()
+	}
+}
+
+// refuse keeps the first reason why the connection is of no more use.
+func (c *conn) refuse(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.refusal == nil {
+		c.refusal = classify(err)
 	}
 }
 

@@ -72,7 +72,7 @@ func classifyFor(err error, ofRow bool) error {
 	if refused := relaynet.Untrusted("nats", err); refused != nil {
 		return refused
 	}
-	if _, wrong := errors.AsType[*relaynet.WrongPeerError](err); wrong || errors.Is(err, os.ErrNotExist) {
+	if relaynet.Refused(err) || errors.Is(err, os.ErrNotExist) {
 		return relay.Fatal(err)
 	}
 	if apiErr, ok := errors.AsType[*jetstream.APIError](err); ok {

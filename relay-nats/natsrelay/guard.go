@@ -32,8 +32,10 @@ var peer = relaynet.Peer{Key: "nats_url", Name: "NATS server", TLS: "nats_tls_ca
 // above TLS. A server sends its INFO in the clear before it expects the handshake.
 type dialer struct {
 	relaynet.Dialer
-	tls    *tls.Config // nil: only if the server demands it
-	wanted bool        // TLS is demanded by the configuration
+	tls     *tls.Config // nil: only if the server demands it
+	wanted  bool        // TLS is demanded by the configuration
+	memory  int64       // relay.Env.MaxAnswer
+	refused func(error) // gets the error for a message that is too large; may be nil
 }
 
 // option returns the client's option for the dialer. The client itself does the TLS
@@ -78,7 +80,7 @@ func (d *dialer) greet(conn net.Conn, address string) (net.Conn, error) {
 	if err := conn.SetDeadline(time.Now().Add(dialTimeout)); err != nil {
 		return nil, err
 	}
-	plain := newGuard(conn)
+	plain := d.guard(conn)
 	var info []byte
 	for !bytes.HasSuffix(info, []byte("\n")) {
 		if len(info) == cap(info) {
@@ -107,7 +109,7 @@ func (d *dialer) greet(conn net.Conn, address string) (net.Conn, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%w: %w", nats.ErrTLS, err)
 		}
-		made = newGuard(secure)
+		made = d.guard(secure)
 	}
 	return &replayed{Conn: made, first: info}, conn.SetDeadline(time.Time{})
 }
@@ -160,18 +162,26 @@ func (r *replayed) Read(p []byte) (int, error) {
 	return r.Conn.Read(p)
 }
 
-// newGuard returns conn with a bound for what the server may send. The client collects
+// guard returns conn with a bound for what the server may send. The client collects
 // a line for as long as it has no end, and allocates the length of a message that a
 // line announces.
-func newGuard(conn net.Conn) net.Conn {
-	return relaynet.Guard(conn, peer, (&operations{}).check)
+func (d *dialer) guard(conn net.Conn) net.Conn {
+	o := &operations{memory: d.memory}
+	return relaynet.Guard(conn, peer, func(p []byte) error {
+		err := o.check(p)
+		if relaynet.IsTooLarge(err) && d.refused != nil { // else another server of the list may do
+			d.refused(err)
+		}
+		return err
+	})
 }
 
 // operations goes through what a server sends: lines, of which some announce a message.
 type operations struct {
 	line    []byte
-	payload int // bytes of a message that follow
-	end     int // bytes of the line break behind it
+	payload int   // bytes of a message that follow
+	end     int   // bytes of the line break behind it
+	memory  int64 // bytes that a message may have; 0: only the protocol bounds them
 }
 
 // check is the check of a [relaynet.Guard]. It demands more than the client does: no
@@ -235,8 +245,8 @@ func (o *operations) operation(complete bool) error {
 	if err != nil || n < 0 {
 		return peer.Wrong(o.line)
 	}
-	if n > maxPayload {
-		return peer.Errorf("it announced a message of more than %d MiB", maxPayload>>20)
+	if err := peer.Bound("message", int64(n), maxPayload, o.memory); err != nil {
+		return err
 	}
 	o.payload, o.end = n, len("\r\n")
 	return nil

@@ -72,6 +72,11 @@ func TestSource(t *testing.T) {
 						Open: func(t testing.TB, _ relay.Checkpoint) relay.Source {
 							return mustSource(t, env, fmt.Sprintf(`{"url":%q,"queue":%q,"queue_type":%q,"id":"hash","offset_queue":%q}`, through, queue, queueType, queue+".offset"))
 						},
+						OpenBounded: func(t testing.TB, maxAnswer int64) relay.Source {
+							bounded := env
+							bounded.MaxAnswer = maxAnswer
+							return mustSource(t, bounded, fmt.Sprintf(`{"url":%q,"queue":%q,"queue_type":%q,"id":"hash","offset_queue":%q}`, through, queue, queueType, queue+".offset"))
+						},
 						Feed: func(t testing.TB, batch []relay.Message) {
 							for _, m := range batch {
 								headers := amqp.Table{"Pgtrickle-Op": m.Op, "Pgtrickle-Key": m.Key}

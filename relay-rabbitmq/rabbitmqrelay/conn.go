@@ -60,7 +60,7 @@ func (c *connConfig) dialOne(ctx context.Context, env relay.Env, url string) (*c
 	defer cancel()
 	made := &conn{watched: make(chan struct{})}
 	made.dialer.Timeout, made.dialer.TLS, made.dialer.Control = c.Timeout.D(), tlsConfig, env.Control
-	made.dialer.Wrap = func(conn net.Conn) net.Conn { return newGuard(conn, made.refuse) }
+	made.dialer.Wrap = func(conn net.Conn) net.Conn { return newGuard(conn, env.MaxAnswer, made.refuse) }
 	stop := made.dialer.CutAfter(ctx, 0) // ends a handshake that is cancelled or takes too long
 	defer stop()
 

@@ -68,7 +68,7 @@ func classify(err error) error {
 	if untrusted := relaynet.Untrusted("rabbitmq", err); untrusted != nil {
 		return untrusted
 	}
-	if _, wrong := errors.AsType[*relaynet.WrongPeerError](err); wrong || errors.Is(err, amqp.ErrSASL) {
+	if relaynet.Refused(err) || errors.Is(err, amqp.ErrSASL) {
 		return relay.Fatal(err)
 	}
 	if blamed := classifyFor(err, false); relay.IsFatal(blamed) {

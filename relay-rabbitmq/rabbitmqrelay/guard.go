@@ -2,6 +2,7 @@ package rabbitmqrelay
 
 import (
 	"encoding/binary"
+	"math"
 	"net"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
@@ -18,9 +19,9 @@ var peer = relaynet.Peer{Key: "rabbitmq_url", Name: "AMQP 0-9-1 server", TLS: "r
 // newGuard returns conn with a bound for what the broker may announce. The client
 // bounds frames. But it collects a message of any length. It reads the strings of a
 // method, of up to 2 GiB, beyond the end of their frame.
-// refused gets the error.
-func newGuard(conn net.Conn, refused func(error)) net.Conn {
-	f := &frames{}
+// memory is [relay.Env.MaxAnswer]. refused gets the error.
+func newGuard(conn net.Conn, memory int64, refused func(error)) net.Conn {
+	f := &frames{memory: memory}
 	return relaynet.Guard(conn, peer, func(p []byte) error {
 		err := f.check(p)
 		if err != nil {
@@ -42,8 +43,9 @@ const (
 
 // frames goes through a broker's frames.
 type frames struct {
-	head []byte // header of the current frame, and the beginning of its payload
-	rest int    // bytes of the payload that follow, and its end
+	memory int64  // bytes that a message may have; 0: only the protocol bounds them
+	head   []byte // header of the current frame, and the beginning of its payload
+	rest   int    // bytes of the payload that follow, and its end
 }
 
 // check is the check of a [relaynet.Guard].
@@ -100,9 +102,8 @@ func (f *frames) inspect() error {
 	payload := f.head[frameHeader:]
 	switch {
 	case f.head[0] == headerFrame && len(payload) == 12:
-		if n := binary.BigEndian.Uint64(payload[4:]); n > maxBody {
-			return peer.Errorf("it announced a message of more than %d MiB", maxBody>>20)
-		}
+		n := min(binary.BigEndian.Uint64(payload[4:]), math.MaxInt64)
+		return peer.Bound("message", int64(n), maxBody, f.memory)
 	case f.head[0] == methodFrame:
 		return f.method(payload, size)
 	}

@@ -106,6 +106,11 @@ func sourceCase(t testing.TB, url string) relaytest.SourceCase {
 		Open: func(t testing.TB, _ relay.Checkpoint) relay.Source {
 			return mustSource(t, env, fmt.Sprintf(`{"url":%q,"stream":%q}`, url, key))
 		},
+		OpenBounded: func(t testing.TB, maxAnswer int64) relay.Source {
+			bounded := env
+			bounded.MaxAnswer = maxAnswer
+			return mustSource(t, bounded, fmt.Sprintf(`{"url":%q,"stream":%q}`, url, key))
+		},
 		Feed: func(t testing.TB, batch []relay.Message) {
 			pipe := raw.Pipeline()
 			for _, m := range batch {

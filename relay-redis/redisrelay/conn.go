@@ -147,7 +147,8 @@ func newClients(env relay.Env, cfg *connConfig, d *relaynet.Dialer, pool int) (o
 	if d.TLS, err = cfg.tlsConfig(*set.tls, env.Read); err != nil {
 		return nil, relay.Fatal(err)
 	}
-	d.Timeout, d.Control, d.Wrap = cfg.ConfirmTimeout.D(), env.Control, newGuard
+	d.Timeout, d.Control = cfg.ConfirmTimeout.D(), env.Control
+	d.Wrap = func(conn net.Conn) net.Conn { return newGuard(conn, env.MaxAnswer) }
 	*set.user, *set.password = cmp.Or(cfg.Username, *set.user), cmp.Or(cfg.Password.Reveal(), *set.password)
 	*set.dial, *set.read, *set.write = d.Timeout, d.Timeout, d.Timeout
 	*set.retries, *set.redials, *set.pool, *set.wbuf = -1, 1, pool, writeBuffer

@@ -36,7 +36,7 @@ func classifyFor(err error, ofRow bool) error {
 	if reply, ok := errors.AsType[redis.Error](err); ok {
 		return refusals.Classify(err, reply.Error(), ofRow)
 	}
-	if _, wrong := errors.AsType[*relaynet.WrongPeerError](err); wrong {
+	if relaynet.Refused(err) {
 		return relay.Fatal(err)
 	}
 	if refused := relaynet.Untrusted("redis", err); refused != nil {

@@ -20,9 +20,9 @@ var peer = relaynet.Peer{Key: "redis_url", Name: "Redis server", TLS: "redis_tls
 
 // newGuard returns conn with a bound for what the server may announce. go-redis
 // allocates the length of a value or of a list before it reads it, and follows lists in
-// lists as deep as they are.
-func newGuard(conn net.Conn) net.Conn {
-	g := &guard{}
+// lists as deep as they are. memory is [relay.Env.MaxAnswer].
+func newGuard(conn net.Conn, memory int64) net.Conn {
+	g := &guard{replies: replies{memory: memory}}
 	g.Conn = relaynet.Guard(conn, peer, g.check)
 	return g
 }
@@ -49,6 +49,7 @@ type replies struct {
 	skip   int    // bytes of a value that follow
 	open   []int  // elements that the lists around the next value still miss
 	size   int    // bytes that the reply takes so far
+	memory int64  // bytes that it may take; 0: only the protocol bounds them
 }
 
 // check is the check of a [relaynet.Guard].
@@ -130,11 +131,8 @@ func (r *replies) header() error {
 
 // take counts bytes that the client will allocate for the reply.
 func (r *replies) take(bytes int) error {
-	if bytes > maxReply || r.size+bytes > maxReply {
-		return peer.Errorf("it announced a reply of more than %d MiB", maxReply>>20)
-	}
 	r.size += bytes
-	return nil
+	return peer.Bound("reply", int64(r.size), maxReply, r.memory)
 }
 
 // ended takes the end of a value, with which lists and the reply may end, too.

@@ -65,7 +65,7 @@ func ask(t testing.TB, answer string, bare bool) error {
 			if bare {
 				return conn, nil
 			}
-			return newGuard(conn), nil
+			return newGuard(conn, 0), nil
 		},
 	})
 	defer client.Close()
@@ -107,7 +107,7 @@ func TestGuardPassesReplies(t *testing.T) {
 // is left of the reply must not become the next one.
 func TestGuardEndsHalfReplies(t *testing.T) {
 	t.Parallel()
-	conn := newGuard(&replay{answer: bytes.NewReader([]byte("*2\r\n-ERR x\r\n$15\r\n$999999999999\r\n\r\n"))})
+	conn := newGuard(&replay{answer: bytes.NewReader([]byte("*2\r\n-ERR x\r\n$15\r\n$999999999999\r\n\r\n"))}, 0)
 	if _, err := io.ReadFull(conn, make([]byte, 12)); err != nil {
 		t.Fatal(err)
 	}

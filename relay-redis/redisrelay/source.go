@@ -39,12 +39,14 @@ type source struct {
 	// have been on its way.
 	pending   bool
 	cursor    string
+	last      string // the highest id that a read returned, "0" without one
 	ready     bool
 	farEnds   *relay.FarEnds
 	claimAt   time.Time
 	claimFrom string
 	reported  string // the last note, or position with a loss, that was reported
 	plain     bool   // the user may not run scripts
+	most      int    // entries of a read, after a larger reply was refused; 0: no limit
 	trimAt    time.Time
 
 	mu       sync.Mutex
@@ -115,7 +117,7 @@ func (s *source) prepare(ctx context.Context) error {
 		clear(s.inFlight)
 	}
 	s.mu.Unlock()
-	s.ready, s.pending, s.cursor = true, true, "0"
+	s.ready, s.pending, s.cursor, s.last = true, true, "0", "0"
 	s.trimAt = time.Time{}
 	return s.farEnds.Began(ctx, s.farEnd())
 }
@@ -191,7 +193,15 @@ func (s *source) Receive(ctx context.Context, limit int) ([]relay.Message, error
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		entries, own, err := s.read(ctx, limit)
+		asked := min(limit, cmp.Or(s.most, limit))
+		entries, own, err := s.read(ctx, asked)
+		if relaynet.IsTooLarge(err) && asked > 1 && ctx.Err() == nil {
+			s.most = asked / 2
+			continue
+		}
+		if s.most++; s.most == 1 || s.most >= limit { // there was no limit, or is none now
+			s.most = 0
+		}
 		if err != nil || ctx.Err() != nil { // the connections may be closed
 			s.ready = false
 		}
@@ -225,16 +235,22 @@ func (s *source) read(ctx context.Context, limit int) (entries []redis.XMessage,
 		own := s.snapshot()
 		entries, err := s.group(ctx, s.cursor, limit, -1)
 		if len(entries) == 0 {
-			s.pending = false
+			s.pending = err != nil
 			return nil, nil, err
 		}
 		s.cursor = entries[len(entries)-1].ID
+		if s.last == "0" || idLess(s.last, s.cursor) {
+			s.last = s.cursor
+		}
 		return entries, own, err
 	}
 	idle := s.cfg.ClaimIdle.D()
 	if idle > 0 && !time.Now().Before(s.claimAt) {
 		own := s.snapshot()
 		entries, err := s.claim(ctx, limit, idle)
+		if relaynet.IsTooLarge(err) {
+			s.pending, s.cursor = true, "0"
+		}
 		return entries, own, err
 	}
 	block := s.cfg.Block.D()
@@ -242,6 +258,12 @@ func (s *source) read(ctx context.Context, limit int) (entries []redis.XMessage,
 		block = max(time.Millisecond, min(block, time.Until(s.claimAt)))
 	}
 	entries, err = s.fresh(ctx, limit, block)
+	switch {
+	case len(entries) > 0:
+		s.last = entries[len(entries)-1].ID
+	case relaynet.IsTooLarge(err): // what the server sent is pending
+		s.pending, s.cursor = true, s.last
+	}
 	return entries, nil, err
 }
 

@@ -42,6 +42,10 @@ type Env struct {
 	// MaxMessage is the most bytes that the body of a message may have; 0 is no bound. The
 	// engine dead-letters a larger one. A source that can refuse it does so. 0 for a sink.
 	MaxMessage int64
+	// MaxAnswer is the most bytes that one answer of the far end may have: a message, or all
+	// that it returns at once. A backend refuses a larger one before its client allocates
+	// memory for it. It follows from the memory of the process; 0 is no bound.
+	MaxAnswer int64
 	// Control is [net.Dialer]'s. A backend gives it to its dialer, so that it connects to
 	// no address that the operator forbids. It is nil if the operator forbids none.
 	Control func(network, address string, c syscall.RawConn) error

@@ -50,6 +50,42 @@ func (p Peer) Explain(err error) error {
 	return err
 }
 
+// TooLargeError reports that a server announced more than the process has memory for.
+type TooLargeError struct {
+	Peer
+	What        string // what was announced, such as "message"
+	Length, Max int64  // bytes
+}
+
+func (e *TooLargeError) Error() string {
+	return fmt.Sprintf("the server at %s announced a %s of %d bytes, and the relay's memory allows %d: "+
+		"give it more memory, or remove the message", e.Key, e.What, e.Length, e.Max)
+}
+
+// Bound refuses an announced length in bytes that is beyond what the protocol allows, or
+// beyond memory, unless that is 0.
+func (p Peer) Bound(what string, length, protocol, memory int64) error {
+	switch {
+	case length > protocol:
+		return p.Errorf("it announced a %s of more than %d MiB", what, protocol>>20)
+	case memory > 0 && length > memory:
+		return &TooLargeError{Peer: p, What: what, Length: length, Max: memory}
+	}
+	return nil
+}
+
+// Refused reports whether a [Guard] refused what a server sent. It refuses it again.
+func Refused(err error) bool {
+	_, wrong := errors.AsType[*WrongPeerError](err)
+	return wrong || IsTooLarge(err)
+}
+
+// IsTooLarge reports whether err is a [TooLargeError].
+func IsTooLarge(err error) bool {
+	_, large := errors.AsType[*TooLargeError](err)
+	return large
+}
+
 // Errorf returns an error with a text of its own.
 func (p Peer) Errorf(format string, args ...any) error {
 	return &WrongPeerError{Peer: p, Text: fmt.Sprintf(format, args...)}

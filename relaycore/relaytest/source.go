@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
+	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
 )
 
 // SourceHarness has the way to feed a source, and its promises.
@@ -37,6 +39,9 @@ type SourceCase struct {
 	// Open returns a new source at the origin; at is zero except for a
 	// [relay.Checkpointer], which resumes from there. The suite closes it.
 	Open func(t testing.TB, at relay.Checkpoint) relay.Source
+	// OpenBounded is Open with so many bytes for [relay.Env.MaxAnswer]. nil means that the
+	// far end's own bound is small enough for any process.
+	OpenBounded func(t testing.TB, maxAnswer int64) relay.Source
 	// Feed writes messages with the broker's own client, as our sink for the same
 	// broker would: with ID, Key, Op, Headers and Body.
 	Feed func(t testing.TB, batch []relay.Message)
@@ -64,6 +69,7 @@ func TestSource(t *testing.T, h SourceHarness) {
 		{"AnyBytes", testSourceAnyBytes},
 		{"EmptyBody", testSourceEmptyBody},
 		{"LargeBody", testSourceLargeBody},
+		{"BoundedMemory", testSourceBoundedMemory},
 		{"CloseDuringReceive", testSourceCloseDuringReceive},
 		{"ServerRestart", testSourceRestart},
 	}
@@ -380,6 +386,48 @@ func testSourceLargeBody(t *testing.T, h SourceHarness) {
 		t.Errorf("a body of %d bytes was received with %d", len(fed[0].Body), len(got[0].Body))
 	}
 	src.ack(t, got)
+}
+
+// testSourceBoundedMemory: with less memory than a batch has, a source reads less at once. A
+// message that is too large alone ends the source before its client has memory for it, and
+// is there for a process with more.
+func testSourceBoundedMemory(t *testing.T, h SourceHarness) {
+	const memory = 256 << 10
+	c := h.New(t)
+	if c.OpenBounded == nil {
+		t.Skip("the far end's own bound is small enough")
+	}
+	src := &reader{Source: c.OpenBounded(t, memory)}
+	t.Cleanup(func() { _ = src.Close() })
+	batch := c.messages(1, 10, 10)
+	for i := range batch {
+		batch[i].Body = []byte(`"` + strings.Repeat("x", memory/3) + `"`)
+	}
+	feed := func(batch []relay.Message) {
+		for i := range batch { // Kafka returns what was written at once as a whole
+			c.Feed(t, batch[i:i+1])
+		}
+	}
+	feed(batch)
+	src.ack(t, src.receive(t, len(batch)))
+
+	large := c.messages(11, 2, 2)
+	large[1].Body = []byte(`"` + strings.Repeat("x", 3*memory) + `"`)
+	feed(large)
+	got, err := src.tryReceive(withTimeout(t), len(large))
+	if !relay.IsFatal(err) || !relaynet.IsTooLarge(err) {
+		t.Fatalf("Receive = %v after %d messages, want a fatal error for the large one", err, len(got))
+	}
+	if err := src.Close(); err != nil {
+		t.Fatalf("Close() = %v", err)
+	}
+	missing := idSet(large)
+	for id := range idSet(openSource(t, c, relay.Checkpoint{}).receive(t, len(large))) {
+		delete(missing, id)
+	}
+	if len(missing) > 0 {
+		t.Errorf("with more memory %v did not come", missing)
+	}
 }
 
 func testSourceCloseDuringReceive(t *testing.T, h SourceHarness) {

@@ -56,6 +56,7 @@ func (e *ends) env() relay.Env {
 		Pipeline: e.pipeline.Name, Group: e.Group, Identity: e.identity,
 		Logger: e.log, Subject: e.resolved.Settings.SubjectTemplate, Control: e.resolved.Access.Control,
 		OpenFile: e.resolved.Access.Open, ReadFile: e.resolved.Access.ReadFile,
+		MaxAnswer: e.Budget.Largest(budget.DefaultCopies),
 	}
 }
 
