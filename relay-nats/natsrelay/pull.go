@@ -65,7 +65,7 @@ type pull struct {
 	reached time.Time // when the stream stored the last message received
 }
 
-// newPull begins to read after wait. Everything up to the source's floor is acknowledged.
+// newPull begins to read after wait.
 func (s *source) newPull(consumer jetstream.Consumer, wait time.Duration) *pull {
 	info := consumer.CachedInfo()
 	p := &pull{
@@ -86,13 +86,13 @@ func (s *source) newPull(consumer jetstream.Consumer, wait time.Duration) *pull 
 		}
 	})
 	p.running.Go(func() { p.keepFresh(ctx) })
-	p.running.Go(func() { s.keepFloor(ctx, p, s.floor) })
+	p.running.Go(func() { s.keepFloor(ctx, p) })
 	return p
 }
 
-// keepFloor stores how far p is acknowledged, once it is beyond from. Then a message has
-// arrived, and what is missing before it is reported. A store that fails is repeated.
-func (s *source) keepFloor(ctx context.Context, p *pull, from uint64) {
+// keepFloor stores how far p is acknowledged. A message that is acknowledged has arrived, and
+// what is missing before it is reported. A store that fails is repeated.
+func (s *source) keepFloor(ctx context.Context, p *pull) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
@@ -100,11 +100,9 @@ func (s *source) keepFloor(ctx context.Context, p *pull, from uint64) {
 		case <-tick.C:
 		case <-ctx.Done():
 		}
-		if floor := p.floor(); floor > from {
-			storing, cancel := relaynet.Outlive(ctx, time.Second)
-			_ = s.farEnds.Settled(storing, p.stream, floor)
-			cancel()
-		}
+		storing, cancel := relaynet.Outlive(ctx, time.Second)
+		_ = s.farEnds.Settled(storing, p.stream, p.floor())
+		cancel()
 		if ctx.Err() != nil {
 			return
 		}

@@ -185,7 +185,7 @@ func TestTrimmedBehindAKilledReader(t *testing.T) {
 				if err := json.Unmarshal([]byte(cursor.Env(relay.Env{}).FarEnds), &known); err != nil {
 					t.Fatal(err)
 				}
-				return known[stream].Missed, known[stream].Floor
+				return known[stream].Missed, *known[stream].Floor
 			}
 			s := open()
 			feed(t, js, prefix+".a", 1, 10)
@@ -214,6 +214,193 @@ func TestTrimmedBehindAKilledReader(t *testing.T) {
 			}
 			if n, _ := missed(); n != tc.missed {
 				t.Errorf("the cursor has %d missed messages, want %d", n, tc.missed)
+			}
+		})
+	}
+}
+
+// A source knows its position from the beginning, not only from the first acknowledgement. What
+// leaves the stream after that is reported, whatever the server takes for acknowledged. What
+// had left it before is not.
+func TestTrimmedBeforeAnAcknowledgement(t *testing.T) {
+	url := relaytest.Endpoint(t, "RELAY_TEST_NATS_URL")
+	_, js := connect(t, url)
+	type world struct {
+		stream, prefix string
+		raw            jetstream.Stream
+		cursor         relaytest.Cursor
+		open           func() *source
+	}
+	keep := func(t testing.TB, w *world, n uint64) {
+		t.Helper()
+		if err := w.raw.Purge(t.Context(), jetstream.WithPurgeKeep(n)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// A killed relay received all ten, and stored none.
+	killed := func(t testing.TB, w *world) {
+		s := w.open()
+		feed(t, js, w.prefix+".a", 1, 10)
+		receive(t, s, 10)
+		s.conn.dialer.Cut()
+		keep(t, w, 2)
+	}
+	consumer := func(t testing.TB, w *world) jetstream.Consumer {
+		c, err := w.raw.CreateConsumer(t.Context(), jetstream.ConsumerConfig{Durable: "c", AckPolicy: jetstream.AckExplicitPolicy})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	// read lets another client acknowledge the first n of ten messages.
+	read := func(t testing.TB, w *world, n int) {
+		c := consumer(t, w)
+		feed(t, js, w.prefix+".a", 1, 10)
+		batch, err := c.Fetch(n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for m := range batch.Messages() {
+			if err := m.DoubleAck(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for name, tc := range map[string]struct {
+		config string // of the source
+		change func(cfg *jetstream.StreamConfig)
+		do     func(t testing.TB, w *world)
+		want   string
+	}{
+		"stream is new": {do: killed, want: "messages=8 first_sequence=1 last_sequence=8 perhaps_delivered=8"},
+		"stream begins later": {
+			do: killed, want: "messages=8 first_sequence=1001 last_sequence=1008 perhaps_delivered=8",
+			change: func(cfg *jetstream.StreamConfig) { cfg.FirstSeq = 1001 },
+		},
+		"stream was created again": {want: "messages=8 first_sequence=1 last_sequence=8", do: func(t testing.TB, w *world) {
+			s := w.open()
+			feed(t, js, w.prefix+".a", 1, 10)
+			ack(t, s, receive(t, s, 10))
+			_ = s.Close() // and stores its floor
+			cfg := w.raw.CachedInfo().Config
+			err := js.DeleteStream(t.Context(), w.stream)
+			if err == nil {
+				w.raw, err = js.CreateStream(t.Context(), cfg)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			killed(t, w)
+		}},
+		"consumer was there": {want: "messages=8 first_sequence=1 last_sequence=8", do: func(t testing.TB, w *world) {
+			consumer(t, w)
+			killed(t, w)
+		}},
+		"deliver new": {
+			config: `"deliver_policy":"new"`, want: "messages=8 first_sequence=6 last_sequence=13",
+			do: func(t testing.TB, w *world) {
+				feed(t, js, w.prefix+".a", 1, 5)
+				killed(t, w)
+			},
+		},
+		"connection lost before anything arrived": {want: "messages=10 first_sequence=1 last_sequence=10", do: func(t testing.TB, w *world) {
+			killed(t, w)
+			keep(t, w, 0)
+			s := w.open()
+			for range 2 {
+				s.conn.dialer.Cut()
+				<-s.conn.closed
+				if err := s.Ping(testContext(t)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			feed(t, js, w.prefix+".a", 11, 2)
+			w.open = func() *source { return s }
+		}},
+		"consumer was deleted under the source": {want: "messages=5 first_sequence=4 last_sequence=8", do: func(t testing.TB, w *world) {
+			s := w.open()
+			feed(t, js, w.prefix+".a", 1, 10)
+			ack(t, s, receive(t, s, 10)[:3])
+			s.conn.dialer.Cut()
+			<-s.conn.closed
+			if err := w.raw.DeleteConsumer(t.Context(), "c"); err != nil {
+				t.Fatal(err)
+			}
+			keep(t, w, 2)
+			w.open = func() *source { return s }
+		}},
+		"trimmed before the pipeline": {do: func(t testing.TB, w *world) {
+			feed(t, js, w.prefix+".a", 1, 10)
+			keep(t, w, 2)
+		}},
+		"trimmed before the pipeline, consumer was there": {do: func(t testing.TB, w *world) {
+			read(t, w, 3)
+			keep(t, w, 2)
+		}},
+		"trimmed before a cursor had floors": {do: func(t testing.TB, w *world) {
+			read(t, w, 3)
+			keep(t, w, 2)
+			state := fmt.Sprintf(`{%q:{"id":%q,"first":true}}`, w.stream, incarnation(w.raw.CachedInfo()))
+			if err := w.cursor.Env(relay.Env{}).KeepFarEnds(t.Context(), state); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		"single messages were deleted": {do: func(t testing.TB, w *world) {
+			s := w.open()
+			feed(t, js, w.prefix+".a", 1, 10)
+			s.conn.dialer.Cut()
+			for seq := range uint64(7) {
+				if err := w.raw.DeleteMsg(t.Context(), seq+2); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}},
+		"acknowledged messages are removed": {
+			change: func(cfg *jetstream.StreamConfig) { cfg.Retention = jetstream.WorkQueuePolicy },
+			do: func(t testing.TB, w *world) {
+				s := w.open()
+				feed(t, js, w.prefix+".a", 1, 10)
+				ack(t, s, receive(t, s, 10)[:8])
+				s.conn.dialer.Cut() // killed within a second: the cursor has floor 0
+				<-s.conn.closed
+			},
+		},
+		"no acknowledged message has interest": {
+			change: func(cfg *jetstream.StreamConfig) { cfg.Retention = jetstream.InterestPolicy },
+			do: func(t testing.TB, w *world) {
+				s := w.open()
+				feed(t, js, w.prefix+".a", 1, 10)
+				ack(t, s, receive(t, s, 10)[:8])
+				s.conn.dialer.Cut()
+				<-s.conn.closed
+			},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var w world
+			w.stream, w.prefix = addStream(t, js, tc.change)
+			var err error
+			if w.raw, err = js.Stream(t.Context(), w.stream); err != nil {
+				t.Fatal(err)
+			}
+			var log bytes.Buffer
+			w.open = func() *source {
+				env := testEnv()
+				env.Logger = slog.New(slog.NewTextHandler(&log, nil))
+				config := fmt.Appendf(nil, `{"url":%q,"stream":%q,"consumer":"c","ack_policy":"explicit","on_recreated":"restart"%s}`,
+					url, w.stream, strings.Replace(tc.config, `"`, `,"`, 1))
+				s, err := Backend().Source.New(t.Context(), w.cursor.Env(env), config)
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { _ = s.Close() })
+				return s.(*source)
+			}
+			tc.do(t, &w)
+			receive(t, w.open(), 2)
+			got := log.String()
+			if !strings.Contains(got, tc.want) || strings.Count(got, "unread messages are lost") != min(1, len(tc.want)) {
+				t.Errorf("logged %q, want %q", got, tc.want)
 			}
 		})
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"sync"
 	"time"
@@ -29,7 +30,8 @@ type source struct {
 	pull    *pull
 	farEnds *relay.FarEnds
 	scope   string          // of the stream's present life, in ids
-	floor   uint64          // everything up to it is known to be acknowledged
+	floor   uint64          // nothing up to it is missing: see relay.FarEnd.Floor
+	placed  bool            // floor is known for this life
 	settled map[uint64]bool // sequences acknowledged here after their connection was lost
 }
 
@@ -120,20 +122,32 @@ func (s *source) openConsumer(ctx context.Context) (*pull, error) {
 			return nil, err
 		}
 	}
-	// A server that removes messages moves its floor past them, delivered ones too. Only what
-	// the source knows shows them, or what the cursor does.
-	read := s.floor
-	if read == 0 {
-		read = ci.AckFloor.Stream
-		if known := s.farEnds.Floor(ci.Stream); known > 0 && stream.CachedInfo().Config.Retention == jetstream.LimitsPolicy {
-			read = min(read, known)
-		}
+	if err := s.place(ctx, ci, stream.CachedInfo().Config.Retention); err != nil {
+		return nil, err
 	}
-	behind := ci.AckFloor.Stream
-	s.floor = max(s.floor, ci.AckFloor.Stream)
+	maps.DeleteFunc(s.settled, func(seq uint64, _ bool) bool { return seq <= ci.AckFloor.Stream }) // they will not arrive
 	p := s.newPull(consumer, wait)
-	p.read, p.behind = read, behind
+	p.read, p.behind = s.floor, ci.AckFloor.Stream
 	return p, nil
+}
+
+// place finds the floor of this life when the source begins. A server that removes messages
+// moves its own floor past them, also past unacknowledged ones. So the server's floor counts
+// at the pipeline's first start, and the one in the cursor after that. A stream that removes
+// what is acknowledged may have removed more than the cursor knows to be so.
+func (s *source) place(ctx context.Context, ci *jetstream.ConsumerInfo, retention jetstream.RetentionPolicy) error {
+	if s.placed {
+		return nil
+	}
+	floor, known := s.farEnds.Floor(ci.Stream)
+	if !known || retention != jetstream.LimitsPolicy {
+		floor = max(floor, ci.AckFloor.Stream)
+	}
+	if err := s.farEnds.Settled(ctx, ci.Stream, floor); err != nil {
+		return err
+	}
+	s.floor, s.placed = floor, true
+	return nil
 }
 
 // meet returns the consumer, if the stream is the one to which the consumer's position
@@ -149,7 +163,8 @@ func (s *source) meet(ctx context.Context, stream jetstream.Stream) (jetstream.C
 	if err != nil {
 		return nil, err
 	}
-	if floor := max(s.floor, consumer.CachedInfo().AckFloor.Stream); floor > info.State.LastSeq && !life.Pending {
+	stored, _ := s.farEnds.Floor(name)
+	if floor := max(s.floor, stored, consumer.CachedInfo().AckFloor.Stream); floor > info.State.LastSeq && !life.Pending {
 		if info, err = stream.Info(ctx); err != nil {
 			return nil, s.conn.apiError(ctx, fmt.Errorf("look up stream %q: %w", name, err))
 		}
@@ -176,7 +191,7 @@ func incarnation(info *jetstream.StreamInfo) relay.Incarnation {
 func (s *source) findConsumer(ctx context.Context, stream jetstream.Stream, life relay.FarEnd) (jetstream.Consumer, error) {
 	name := stream.CachedInfo().Config.Name
 	if scope := life.Scope(); scope != s.scope {
-		s.scope, s.floor = scope, 0
+		s.scope, s.floor, s.placed = scope, 0, false
 		clear(s.settled)
 	}
 	if life.Pending && life.Restarts > 0 {
@@ -197,14 +212,13 @@ func (s *source) findConsumer(ctx context.Context, stream jetstream.Stream, life
 	switch {
 	case life.Pending:
 		cc.DeliverPolicy, cc.OptStartTime = jetstream.DeliverAllPolicy, nil
-	case s.floor > 0:
+	case s.placed:
 		cc.DeliverPolicy, cc.OptStartSeq, cc.OptStartTime = jetstream.DeliverByStartSequencePolicy, s.floor+1, nil
 		s.env.Logger.Warn("consumer was deleted, creating it again", "consumer", s.cfg.Consumer, "stream", name, "start_sequence", s.floor+1)
 	}
 	if consumer, err = stream.CreateConsumer(ctx, cc); err != nil {
 		return nil, s.conn.apiError(ctx, fmt.Errorf("create consumer %q of stream %q: %w", s.cfg.Consumer, name, err))
 	}
-	s.floor = max(s.floor, consumer.CachedInfo().AckFloor.Stream) // what the cursor knows is another consumer's
 	return consumer, nil
 }
 

@@ -41,9 +41,10 @@ type FarEnd struct {
 	// Remade counts how often the far end was made again with an unknown number of
 	// messages that the pipeline had not read.
 	Remade int `json:"remade,omitempty"`
-	// Floor is a position up to which all is in the inbox. It is stored about a second late.
-	// See [FarEnds.Settled].
-	Floor uint64 `json:"floor,omitempty"`
+	// Floor is a position up to which nothing in this life is missing. All is in the inbox, or
+	// counted in Missed, or was there before the pipeline. It is stored about a second late,
+	// and nil if it is not known. See [FarEnds.Settled].
+	Floor *uint64 `json:"floor,omitempty"`
 
 	scoped bool // ids carry the life in any case; see Env.ScopeIDs
 }
@@ -137,7 +138,7 @@ func (f *FarEnds) Lost(ctx context.Context, kind, name, problem string) (FarEnd,
 	if !known.Pending {
 		known.Restarts++
 	}
-	known.Floor = 0
+	known.Floor = nil
 	known.Pending = true
 	return f.keep(ctx, name, known)
 }
@@ -182,25 +183,30 @@ func (f *FarEnds) count(ctx context.Context, name string, change func(known *Far
 	return err
 }
 
-// Settled records that everything up to floor of the far end called name is in the inbox. It
-// is for servers that move their own position past messages that they remove.
+// Settled records that nothing up to floor of the far end called name is missing: see
+// [FarEnd.Floor]. It is for servers that move their own position past messages that they
+// remove. A source calls it before it receives anything in a life of which no floor is known.
 func (f *FarEnds) Settled(ctx context.Context, name string, floor uint64) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	known := f.known[name]
-	if floor <= known.Floor || known.Pending {
+	if known.Pending || known.Floor != nil && floor <= *known.Floor {
 		return nil
 	}
-	known.Floor = floor
+	known.Floor = &floor
 	_, err := f.keep(ctx, name, known)
 	return err
 }
 
-// Floor returns what Settled recorded last for this life of the far end called name, or 0.
-func (f *FarEnds) Floor(name string) uint64 {
+// Floor returns what Settled recorded last for this life of the far end called name, if
+// anything.
+func (f *FarEnds) Floor(name string) (floor uint64, known bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.known[name].Floor
+	if stored := f.known[name].Floor; stored != nil {
+		return *stored, true
+	}
+	return 0, false
 }
 
 // EndsBefore is a problem for Lost.

@@ -98,6 +98,45 @@ func TestFarEndLost(t *testing.T) {
 	}
 }
 
+// A floor of 0 is known, and is not the floor of another life. A cursor may have none.
+func TestFarEndFloor(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	c := cursor{state: `{"S":{"id":"a","first":true}}`}
+	check := func(want uint64, known bool) *relay.FarEnds {
+		t.Helper()
+		f := c.source(t, relay.OnRecreatedRestart)
+		if floor, ok := f.Floor("S"); floor != want || ok != known {
+			t.Errorf("Floor = %d, %t, want %d, %t", floor, ok, want, known)
+		}
+		return f
+	}
+	settle := func(f *relay.FarEnds, floor uint64) {
+		t.Helper()
+		if err := f.Settled(ctx, "S", floor); err != nil {
+			t.Fatal(err)
+		}
+	}
+	settle(check(0, false), 0)
+	f := check(0, true)
+	settle(f, 7)
+	settle(f, 5)
+	f = check(7, true)
+	if _, err := f.Meet(ctx, "stream", "S", "b"); err != nil {
+		t.Fatal(err)
+	}
+	settle(f, 9) // of a position that is still to be moved
+	f = check(0, false)
+	if err := f.Began(ctx, "S"); err != nil {
+		t.Fatal(err)
+	}
+	settle(f, 3)
+	if _, err := check(3, true).Lost(ctx, "stream", "S", relay.EndsBefore(1, 3)); err != nil {
+		t.Fatal(err)
+	}
+	check(0, false)
+}
+
 // What could not be stored is not known either.
 func TestFarEndNotStored(t *testing.T) {
 	t.Parallel()
