@@ -35,7 +35,7 @@ func (r *run) commitAll(ctx context.Context) error {
 			if !ok {
 				return c.commit(ctx, false)
 			}
-			c.add(&s)
+			c.add(s)
 		case <-moved:
 			c.checkpoint(nil)
 		case <-redrive:
@@ -132,7 +132,7 @@ func (c *committer) addReady() bool {
 			if !ok {
 				return false
 			}
-			c.add(&s)
+			c.add(s)
 		default:
 			return true
 		}
@@ -145,7 +145,7 @@ func (c *committer) addUntil(deadline time.Time) bool {
 	select {
 	case s, ok := <-c.settled:
 		if ok {
-			c.add(&s)
+			c.add(s)
 		}
 		return ok
 	case <-timer.C:

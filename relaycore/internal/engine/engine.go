@@ -134,6 +134,7 @@ func (e *Engine) Run(ctx, stop context.Context) error {
 	var wg sync.WaitGroup
 	var received, published error
 	r.start = sync.OnceFunc(func() {
+		r.ready = make(chan chunk, 16)
 		wg.Go(func() {
 			defer close(r.ready)
 			r.transformAll(ctx)
@@ -179,9 +180,9 @@ type run struct {
 	stopping context.Context //nolint:containedctx // one of the two lifetimes that a run has
 	failures *steps.Failures
 
-	received chan chunk      // from receive to transform
-	ready    chan chunk      // from transform to publish
-	settled  chan settlement // from publish to commit
+	received chan chunk       // from receive to transform
+	ready    chan chunk       // from transform to publish
+	settled  chan *settlement // from publish to commit
 
 	start func() // starts transformer and publisher, unless they run
 
@@ -195,7 +196,7 @@ func newRun(stop context.Context, e *Engine) *run {
 	return &run{
 		Config: e.cfg, memory: newMemory(e.cfg.Source), redrive: e.redrive, stopping: stop,
 		failures: steps.New(e.cfg.Logger, e.cfg.Changed),
-		received: make(chan chunk, 2), ready: make(chan chunk, 16), settled: make(chan settlement, 4),
+		received: make(chan chunk, 2), settled: make(chan *settlement, 4),
 		share: e.cfg.Budget.Share(e.cfg.InFlightBytes),
 	}
 }

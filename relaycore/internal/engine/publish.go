@@ -236,7 +236,7 @@ func (p *publisher) publishBatch(ctx context.Context, c chunk) error {
 // settle hands s to the committer.
 func (r *run) settle(ctx context.Context, s settlement) error {
 	select {
-	case r.settled <- s:
+	case r.settled <- &s:
 		return nil
 	case <-ctx.Done():
 		r.release(s.held)

@@ -43,15 +43,16 @@ func (r *run) receiveAll(ctx context.Context) error {
 			continue
 		}
 		receiving.Recovered()
-		if len(batch) == 0 {
-			continue
-		}
-
-		c, err := r.reserve(ctx, batch, large)
-		if err != nil || !r.forward(ctx, c) {
+		if len(batch) > 0 && !r.pass(ctx, batch, large) {
 			return nil
 		}
 	}
+}
+
+// pass hands a batch on once there is memory for it. It returns false if ctx ends first.
+func (r *run) pass(ctx context.Context, batch []relay.Message, large budget.Held) bool {
+	c, err := r.reserve(ctx, batch, large)
+	return err == nil && r.forward(ctx, c)
 }
 
 // smallChunk is the size in bytes up to which waking the transformer costs more than its
