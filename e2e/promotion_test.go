@@ -188,7 +188,22 @@ func (c *promotion) promote(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.began.Store(true)
+	last, began := c.ids.Load(), time.Now() // no later id is on the old primary
 	c.standbyExec(t, `SELECT pg_promote()`)
+	done := time.Now()
+	for _, o := range c.outboxes {
+		var first time.Duration
+		rig.Until(t, patience, "first row of the new primary", func(ctx context.Context) (bool, error) {
+			records, err := o.end.Arrived(ctx)
+			first = time.Since(done)
+			return slices.ContainsFunc(records, func(r ends.Record) bool {
+				e, err := rig.Decode(r.Body)
+				return err == nil && e.ID > last
+			}), err
+		})
+		t.Logf("%s: the promotion took %v, and the first row of the new primary was delivered %v after it",
+			o.name, done.Sub(began).Round(time.Millisecond), first.Round(time.Millisecond))
+	}
 }
 
 func (c *promotion) standbyExec(t *testing.T, sql string) {
