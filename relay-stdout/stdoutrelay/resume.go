@@ -18,7 +18,7 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
-var _ relay.Resumer = (*file)(nil)
+var _, _ = relay.Resumer((*file)(nil)), relay.Immediate((*file)(nil))
 
 // position is a place in a file. The file is known by its inode and by its first
 // bytes, because a deleted file's inode is soon given to another one.
@@ -59,6 +59,9 @@ func (s *file) Position(context.Context) (string, error) {
 	text, err := json.Marshal(position{s.id, crc32.ChecksumIEEE(s.head), int64(len(s.head)), s.size})
 	return string(text), err
 }
+
+// Immediate implements [relay.Immediate].
+func (s *file) Immediate() {}
 
 // Resume implements [relay.Resumer]. It reads the rest of the position's file and
 // all files after it. If that file is gone, it reads all files.

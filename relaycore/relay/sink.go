@@ -44,6 +44,14 @@ type Resumer interface {
 	Resume(ctx context.Context, position string, seen func(id string)) error
 }
 
+// Immediate is a [Resumer] without a connection on which messages could still arrive after
+// their writer has ended, such as a file. The engine reads it back once, and not until two
+// reads agree, so that a takeover takes 100 ms less.
+type Immediate interface {
+	// Immediate is never called.
+	Immediate()
+}
+
 // Router is a [Sink] that knows in advance where it sends a message.
 type Router interface {
 	// Destination renders the address of m, for previews and error texts.

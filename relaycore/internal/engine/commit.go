@@ -222,12 +222,8 @@ const commitGrace = 2 * time.Second
 func (c *committer) outliving(ctx context.Context) (context.Context, context.CancelFunc) {
 	out, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, func() {
-		timer := time.NewTimer(commitGrace)
-		defer timer.Stop()
-		select {
-		case <-timer.C:
+		if backoff.Sleep(out, commitGrace) == nil {
 			cancel(context.Cause(ctx))
-		case <-out.Done():
 		}
 	})
 	return out, func() { stop(); cancel(nil) }

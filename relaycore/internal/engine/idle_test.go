@@ -4,7 +4,9 @@ import (
 	"runtime"
 	"testing"
 	"testing/synctest"
+	"time"
 
+	"github.com/grove/pgtrickle-relay/relaycore/internal/engine"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
 )
@@ -62,5 +64,28 @@ func TestIdleRunStartsToMove(t *testing.T) {
 		b.source.insert([]relay.Message{large}...)
 		b.finish(t)
 		want(t, "arrived", b.arrived(), numbers(1, 2))
+	})
+}
+
+// immediateSink is a sink at which nothing arrives late.
+type immediateSink struct{ *resumableSink }
+
+func (immediateSink) Immediate() {}
+
+// A takeover of a file waited 100 ms for messages on a connection that it does not have.
+func TestTakeoverOfAnImmediateSink(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(1, 1)
+		b.cfg.Sink = immediateSink{&resumableSink{script: b.sink, queue: b.queue}}
+		b.cfg.State = engine.State{Position: "0", Started: true}
+		began := time.Now()
+		b.start()
+		for len(b.arrived()) == 0 {
+			time.Sleep(time.Millisecond)
+		}
+		if took := time.Since(began); took > 10*time.Millisecond {
+			t.Errorf("the first message came after %s", took)
+		}
+		b.finish(t)
 	})
 }

@@ -148,15 +148,17 @@ const readBackPause = 100 * time.Millisecond
 
 // readBack returns the IDs at the far end beyond the last position. Messages on a lost
 // connection may arrive after it was lost, so readBack reads until two reads agree. If
-// the connection was closed in good order, one read that finds nothing is enough.
+// the connection was closed in good order, one read that finds nothing is enough. If there
+// is none, as for a file, one read is.
 func (p *publisher) readBack(ctx context.Context, closed bool) (map[string]bool, error) {
 	found := make(map[string]bool)
+	_, immediate := p.resumer.(relay.Immediate)
 	for again := closed; ; again = true {
 		before := len(found)
 		if err := p.resumer.Resume(ctx, p.position, func(id string) { found[id] = true }); err != nil {
 			return nil, err
 		}
-		if again && len(found) == before {
+		if immediate || again && len(found) == before {
 			return found, nil
 		}
 		if err := backoff.Sleep(ctx, readBackPause); err != nil {
