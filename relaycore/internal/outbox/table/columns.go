@@ -21,11 +21,8 @@ var relationSQL string
 //go:embed sql/columns.sql
 var columnsSQL string
 
-//go:embed sql/sequence.sql
-var sequenceSQL string
-
-//go:embed sql/indexes.sql
-var indexesSQL string
+//go:embed sql/numbering.sql
+var numberingSQL string
 
 //go:embed sql/delta.sql
 var deltaSQL string
@@ -39,16 +36,14 @@ func (t *Table) introspect(ctx context.Context, q pg.Querier) error {
 
 	var kind string
 	var rowSecurity, usage, canRead bool
-	err := q.QueryRow(ctx, relationSQL, t.Schema, t.Name).Scan(&t.OID, &t.Filenode, &kind, &rowSecurity, &t.Unlogged, &usage, &canRead)
+	err := q.QueryRow(ctx, relationSQL, t.Schema, t.Name).Scan(&t.OID, &t.Filenode, &kind, &rowSecurity, &t.Unlogged, &usage, &canRead,
+		&t.NoEncoding, &t.database, &t.recovering)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return relay.Fatal(fmt.Errorf("outbox table %s does not exist, though pgtrickle.pgt_outbox_config names it: "+
 			"disable_outbox and enable_outbox create it again", name))
 	}
 	if err != nil {
 		return fmt.Errorf("read definition of %s: %w", name, err)
-	}
-	if err := q.QueryRow(ctx, `SELECT current_setting('server_encoding') = 'SQL_ASCII'`).Scan(&t.NoEncoding); err != nil {
-		return fmt.Errorf("read the encoding of the database: %w", err)
 	}
 	rows, err := q.Query(ctx, columnsSQL, t.OID)
 	if err != nil {
@@ -169,16 +164,11 @@ func (t *Table) checkTypes() error {
 // numbering finds the sequence of the ids and the indexes that reads can use.
 func (t *Table) numbering(ctx context.Context, q pg.Querier) error {
 	name, s := t.Qualified(), &t.Sequence
-	err := q.QueryRow(ctx, sequenceSQL, t.OID, t.Columns.ID).
-		Scan(&s.OID, &s.Filenode, &s.Name, &s.Increment, &s.Cache, &s.Start, &s.Cycle, &s.Readable)
-	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
-		return fmt.Errorf("find the sequence of %s.%s: %w", name, t.Columns.ID, err)
-	}
-
 	var indexed bool
-	err = q.QueryRow(ctx, indexesSQL, t.OID, t.Columns.ID, t.Columns.Xid).Scan(&indexed, &t.IDUnique, &t.XidIndexed)
+	err := q.QueryRow(ctx, numberingSQL, t.OID, t.Columns.ID, t.Columns.Xid).
+		Scan(&s.OID, &s.Filenode, &s.Name, &s.Increment, &s.Cache, &s.Start, &s.Cycle, &s.Readable, &indexed, &t.IDUnique, &t.XidIndexed)
 	if err != nil {
-		return fmt.Errorf("find the indexes of %s: %w", name, err)
+		return fmt.Errorf("find the sequence and the indexes of %s: %w", name, err)
 	}
 	if !indexed {
 		return relay.Fatal(fmt.Errorf("column %s of %s has no index: CREATE UNIQUE INDEX CONCURRENTLY ON %s (%s)",

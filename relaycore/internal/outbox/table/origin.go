@@ -25,23 +25,25 @@ type Origin struct {
 var watchSQL string
 
 const (
-	databaseSQL = `SELECT oid, pg_is_in_recovery() FROM pg_database WHERE datname = current_database()`
 	systemSQL   = `SELECT system_identifier::text FROM pg_control_system()`
 	timelineSQL = `SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)`
 )
 
-// Identify returns where t is. It fails on a standby, which keeps no checkpoints.
+// Identify returns where t is, which [Resolve] has just described. It fails on a standby, which keeps no checkpoints.
 func Identify(ctx context.Context, q pg.Querier, t *Table) (Origin, error) {
-	o := Origin{Table: t.OID, File: t.Filenode, Sequence: t.Sequence.Filenode}
-	var recovering bool
-	err := q.QueryRow(ctx, databaseSQL).Scan(&o.Database, &recovering)
-	if err != nil {
-		return o, fmt.Errorf("identify database: %w", err)
-	}
-	if recovering {
+	o := Origin{Database: t.database, Table: t.OID, File: t.Filenode, Sequence: t.Sequence.Filenode}
+	if t.recovering {
 		return o, errors.New("the server is a standby: checkpoints can only be kept on the primary; " +
 			"put both hosts into the URL and add target_session_attrs=read-write")
 	}
+	err := q.QueryRow(ctx, `SELECT (`+systemSQL+`), (`+timelineSQL+`)`).Scan(&o.System, &o.Timeline)
+	switch {
+	case err == nil:
+		return o, nil
+	case !pg.IsUnavailable(err):
+		return o, fmt.Errorf("identify server: %w", err)
+	}
+	// The role may not run one of the two, or both.
 	if o.System, err = optional(ctx, q, systemSQL); err != nil {
 		return o, fmt.Errorf("identify server: %w", err)
 	}

@@ -36,9 +36,11 @@ type Table struct {
 	Sequence   Sequence // of the ids
 	Delta      Delta
 
-	types     map[string]column
-	stream    entry
-	extension bool // the extension made it, and its catalog could be read
+	types      map[string]column
+	stream     entry
+	extension  bool   // the extension made it, and its catalog could be read
+	database   uint32 // its oid
+	recovering bool   // the server is a standby
 }
 
 // Columns names the column that plays each part; "" = none does.
