@@ -41,19 +41,13 @@ const noTopic = "03, several times"
 func classify(err error) error { return classifyFor(err, false) }
 
 func classifyFor(err error, ofRow bool) error {
-	if relaynet.Refused(err) {
-		return relay.Fatal(err)
-	}
 	if code, ok := errors.AsType[kafka.Error](err); ok {
 		if code == kafka.IllegalSASLState {
 			err = fmt.Errorf("%w; leave out kafka_sasl_mechanism, or give the port of a listener with SASL", err)
 		}
 		return refusals.Classify(err, fmt.Sprintf("%02d", int(code)), ofRow)
 	}
-	if untrusted := relaynet.Untrusted("kafka", err); untrusted != nil {
-		return untrusted
-	}
-	return err
+	return relaynet.Classify("kafka", err)
 }
 
 // refusedBeforeAppend are the errors with which a broker refuses a batch without

@@ -69,10 +69,10 @@ func classifyPubAck(e *jetstream.APIError, stream string) error {
 func classify(err error) error { return classifyFor(err, false) }
 
 func classifyFor(err error, ofRow bool) error {
-	if refused := relaynet.Untrusted("nats", err); refused != nil {
+	if refused := relaynet.Classify("nats", err); relay.IsFatal(refused) {
 		return refused
 	}
-	if relaynet.Refused(err) || errors.Is(err, os.ErrNotExist) {
+	if errors.Is(err, os.ErrNotExist) {
 		return relay.Fatal(err)
 	}
 	if apiErr, ok := errors.AsType[*jetstream.APIError](err); ok {

@@ -65,16 +65,13 @@ func explainMissing(err error) error {
 // classify marks err, which has closed a channel or connection, with its class. It is
 // transient for the other messages if one message or its routing key is to blame.
 func classify(err error) error {
-	if untrusted := relaynet.Untrusted("rabbitmq", err); untrusted != nil {
-		return untrusted
-	}
-	if relaynet.Refused(err) || errors.Is(err, amqp.ErrSASL) {
+	if errors.Is(err, amqp.ErrSASL) {
 		return relay.Fatal(err)
 	}
 	if blamed := classifyFor(err, false); relay.IsFatal(blamed) {
 		return blamed
 	}
-	return err
+	return relaynet.Classify("rabbitmq", err)
 }
 
 // classifyFor marks err for the message that it is about. It leaves the client's own

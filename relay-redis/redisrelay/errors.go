@@ -36,13 +36,7 @@ func classifyFor(err error, ofRow bool) error {
 	if reply, ok := errors.AsType[redis.Error](err); ok {
 		return refusals.Classify(err, reply.Error(), ofRow)
 	}
-	if relaynet.Refused(err) {
-		return relay.Fatal(err)
-	}
-	if refused := relaynet.Untrusted("redis", err); refused != nil {
-		return refused
-	}
-	return err
+	return relaynet.Classify("redis", err)
 }
 
 // isReply reports whether err is an answer of the server. Then it is known what the

@@ -10,7 +10,6 @@ import (
 	"github.com/aws/smithy-go"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
-	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
 )
 
 var (
@@ -48,13 +47,9 @@ const (
 
 // classify marks err by the table.
 func (q *queue) classify(err error) error {
-	err = peer.Explain(err)
-	if _, wrong := errors.AsType[*relaynet.WrongPeerError](err); wrong {
-		return relay.Fatal(err)
-	}
 	var api smithy.APIError
 	if !errors.As(err, &api) {
-		return err
+		return peer.Explain(err)
 	}
 	return refusals.Classify(err, q.answer(api.ErrorCode()), false)
 }

@@ -2,7 +2,6 @@ package webhookrelay
 
 import (
 	"bytes"
-	"cmp"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -76,7 +75,7 @@ func classifyTLS(err error) error {
 	if garbage || wrong {
 		return relay.Fatal(fmt.Errorf("%w; does the server speak TLS at this port?", err))
 	}
-	return cmp.Or(relaynet.Untrusted("webhook", err), err)
+	return relaynet.Classify("webhook", err)
 }
 
 // classifier turns a status into an error of the right class.

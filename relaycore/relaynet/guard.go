@@ -9,6 +9,8 @@ import (
 	"net"
 	"strings"
 	"sync"
+
+	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
 // Peer describes what a client expects at an address, for errors.
@@ -42,10 +44,14 @@ func (p Peer) Wrong(head []byte) error {
 	return &WrongPeerError{Peer: p, Text: text}
 }
 
-// Explain returns the error of an HTTP client, or that for a server that wants TLS.
+// Explain returns the error of an HTTP client. It is fatal if the server is of another
+// kind, or wants TLS.
 func (p Peer) Explain(err error) error {
 	if err != nil && strings.Contains(err.Error(), `malformed HTTP response "\x15\x03`) {
-		return p.Wrong([]byte("\x15\x03"))
+		err = p.Wrong([]byte("\x15\x03"))
+	}
+	if Refused(err) {
+		return relay.Fatal(err)
 	}
 	return err
 }

@@ -11,14 +11,17 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
-// Untrusted returns a fatal error with the cure when err means that one side of a
-// connection refused the other's certificate, and nil otherwise. prefix is that of the
-// backend's keys.
-func Untrusted(prefix string, err error) error {
+// Classify returns err. It is fatal if the server is of another kind, or if one side of the
+// connection refused the other's certificate. Then it names the cure. prefix is that of
+// the backend's keys.
+func Classify(prefix string, err error) error {
 	if cure := cureOf(prefix, err); cure != "" {
 		return relay.Fatal(fmt.Errorf("%w; %s", err, cure))
 	}
-	return nil
+	if Refused(err) {
+		return relay.Fatal(err)
+	}
+	return err
 }
 
 func cureOf(prefix string, err error) string {

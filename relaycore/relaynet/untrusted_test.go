@@ -18,7 +18,7 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest/tlstest"
 )
 
-func TestUntrusted(t *testing.T) {
+func TestClassify(t *testing.T) {
 	ca, other := tlstest.New(t), tlstest.New(t)
 	cert, key := ca.Issue(t, "relay")
 	foreignCert, foreignKey := other.Issue(t, "relay")
@@ -39,7 +39,7 @@ func TestUntrusted(t *testing.T) {
 				t.Fatal(err)
 			}
 			err = exchange(t.Context(), &relaynet.Dialer{TLS: config}, address)
-			got := relaynet.Untrusted("kafka", err)
+			got := relaynet.Classify("kafka", err)
 			if tc.want == "" {
 				if err != nil || got != nil {
 					t.Errorf("exchange = %v, want nil", err)
@@ -47,14 +47,18 @@ func TestUntrusted(t *testing.T) {
 				return
 			}
 			if !relay.IsFatal(got) || !strings.Contains(got.Error(), tc.want) || !errors.Is(got, err) {
-				t.Errorf("Untrusted(%v) = %v, want a fatal error with %q", err, got, tc.want)
+				t.Errorf("Classify(%v) = %v, want a fatal error with %q", err, got, tc.want)
 			}
 		})
 	}
 	for _, err := range []error{nil, io.EOF, &net.OpError{Op: "dial", Err: errors.New("connection refused")}} {
-		if got := relaynet.Untrusted("kafka", err); got != nil {
-			t.Errorf("Untrusted(%v) = %v, want nil", err, got)
+		if got := relaynet.Classify("kafka", err); got != err { //nolint:errorlint // identity, not a chain
+			t.Errorf("Classify(%v) = %v, want it as it is", err, got)
 		}
+	}
+	wrong := fmt.Errorf("connect: %w", relaynet.Peer{Name: "Kafka broker"}.Wrong([]byte("SSH-")))
+	if got := relaynet.Classify("kafka", wrong); !relay.IsFatal(got) || !errors.Is(got, wrong) {
+		t.Errorf("Classify(%v) = %v, want a fatal error", wrong, got)
 	}
 }
 
@@ -84,14 +88,8 @@ func exchange(ctx context.Context, d *relaynet.Dialer, address string) error {
 	return err
 }
 
-func ExampleUntrusted() {
-	classify := func(err error) error {
-		if refused := relaynet.Untrusted("kafka", err); refused != nil {
-			return refused
-		}
-		return err // transient
-	}
-	err := classify(fmt.Errorf("connect to broker:4222: %w", x509.UnknownAuthorityError{}))
+func ExampleClassify() {
+	err := relaynet.Classify("kafka", fmt.Errorf("connect to broker:4222: %w", x509.UnknownAuthorityError{}))
 	fmt.Println(err)
 	// Output: connect to broker:4222: x509: certificate signed by unknown authority; set kafka_tls_ca to the authority that signed the server's certificate
 }
