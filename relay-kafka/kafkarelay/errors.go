@@ -10,11 +10,6 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
 )
 
-var (
-	errClosed       = errors.New("the sink is closed")
-	errSourceClosed = errors.New("the source is closed")
-)
-
 // refusals are the error codes of Kafka that are not transient, and those that an
 // operator is likely to see. A code below 10 has a zero in front.
 var refusals = relay.Refusals{

@@ -35,9 +35,8 @@ type sink struct {
 
 	producer producer // the numbers with which a partition starts
 	topics   map[string]*topic
-	fixed    *topic // set when all messages have one topic
-	stale    bool   // the layout must be asked for before anything is sent
-	closed   bool
+	fixed    *topic       // set when all messages have one topic
+	stale    bool         // the layout must be asked for before anything is sent
 	doubtful []*partition // with a batch of unknown fate
 
 	// Of one Publish, kept for the next.
@@ -132,7 +131,7 @@ func (s *sink) Destination(m *relay.Message) (string, error) {
 
 // Close implements [relay.Sink]: it closes the connections.
 func (s *sink) Close() error {
-	s.closed = true
+	s.outcome.Close()
 	s.cluster.reset()
 	return nil
 }
@@ -140,12 +139,10 @@ func (s *sink) Close() error {
 // Publish implements [relay.Sink]. It sends one batch at a time to each partition, to
 // all partitions at once.
 func (s *sink) Publish(ctx context.Context, batch []relay.Message) error {
-	if s.closed {
-		return errClosed
-	}
-	if err := ctx.Err(); err != nil {
+	if err := s.outcome.Begin(ctx, batch); err != nil {
 		return err
 	}
+	defer s.outcome.Reset(nil)
 	// The engine has called Resume if a batch was of unknown fate. A caller that did not
 	// may write messages twice.
 	if err := s.settle(ctx); err != nil {
@@ -156,8 +153,6 @@ func (s *sink) Publish(ctx context.Context, batch []relay.Message) error {
 	}
 	s.doubtful = s.doubtful[:0]
 
-	s.outcome.Reset(batch)
-	defer s.outcome.Reset(nil)
 	for from := 0; from < len(batch); {
 		to, err := s.assign(ctx, batch, from)
 		if err == nil {

@@ -123,7 +123,7 @@ func (s *source) Receive(ctx context.Context, limit int) ([]relay.Message, error
 			case err := <-s.errs:
 				return nil, err
 			case <-s.done:
-				return nil, errSourceClosed
+				return nil, relay.ErrClosed
 			case c = <-s.chunks:
 			}
 		}

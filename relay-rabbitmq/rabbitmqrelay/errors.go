@@ -13,11 +13,6 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
 )
 
-var (
-	errClosed       = errors.New("the sink is closed")
-	errSourceClosed = errors.New("the source is closed")
-)
-
 // Refusals that are no exception of a channel.
 const (
 	unroutable = "312 NO_ROUTE" // a returned message

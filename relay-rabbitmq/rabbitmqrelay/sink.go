@@ -50,7 +50,6 @@ type sink struct {
 	maxBody  int              // learnt from the broker's refusal
 	denied   map[string]error // routing keys, from the broker's refusals
 	learnt   time.Time        // when
-	closed   bool
 
 	// Reused by each Publish.
 	encoder encoder
@@ -135,12 +134,10 @@ func (s *sink) disconnect() error {
 
 // Publish implements [relay.Sink].
 func (s *sink) Publish(ctx context.Context, batch []relay.Message) error {
-	if err := ctx.Err(); err != nil {
+	if err := s.outcome.Begin(ctx, batch); err != nil {
 		return err
 	}
-	if s.closed {
-		return errClosed
-	}
+	defer s.outcome.Reset(nil)
 	if err := s.connect(ctx); err != nil {
 		return err
 	}
@@ -153,17 +150,14 @@ func (s *sink) Publish(ctx context.Context, batch []relay.Message) error {
 	if time.Since(s.learnt) > limitHolds {
 		s.maxBody, s.denied = math.MaxInt, make(map[string]error)
 	}
-	s.outcome.Reset(batch)
 	p := &publishing{sink: s, batch: batch}
 	if err := p.run(); err != nil {
 		p.failRest(err)
 		_ = s.disconnect() // later confirms would have no message to confirm
 	}
-	err := s.outcome.Err()
-	s.outcome.Reset(nil)
 	s.encoder.reset()
 	clear(s.flights[:cap(s.flights)])
-	return err
+	return s.outcome.Err()
 }
 
 // publishing is one call of Publish.
@@ -369,6 +363,6 @@ func (s *sink) Ping(ctx context.Context) error { return s.connect(ctx) }
 
 // Close implements [relay.Sink].
 func (s *sink) Close() error {
-	s.closed = true
+	s.outcome.Close()
 	return s.disconnect()
 }

@@ -71,7 +71,7 @@ func (s *source) connect(ctx context.Context) (*session, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		return nil, errSourceClosed
+		return nil, relay.ErrClosed
 	}
 	if s.session != nil {
 		if !s.session.ended() {

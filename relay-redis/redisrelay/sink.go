@@ -108,7 +108,7 @@ func (s *sink) readMaxBulk(ctx context.Context) int {
 
 // Publish implements [relay.Sink].
 func (s *sink) Publish(ctx context.Context, batch []relay.Message) error {
-	if err := ctx.Err(); err != nil {
+	if err := s.out.Begin(ctx, batch); err != nil {
 		return err
 	}
 	caller := ctx
@@ -117,7 +117,6 @@ func (s *sink) Publish(ctx context.Context, batch []relay.Message) error {
 	defer s.dialer.CutAfter(caller, cancelGrace)()
 	defer s.release()
 
-	s.out.Reset(batch)
 	pending, err := s.route(ctx, batch)
 	if err != nil {
 		return err

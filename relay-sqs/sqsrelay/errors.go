@@ -13,7 +13,6 @@ import (
 )
 
 var (
-	errClosed     = errors.New("the sink is closed")
 	errFull       = errors.New("the request is full")
 	errUnanswered = errors.New("the answer of SQS leaves the message out")
 )

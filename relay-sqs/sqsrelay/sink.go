@@ -17,10 +17,9 @@ import (
 // request and accept the rest. So a message group is a lane, and the next message of
 // a lane is ready only when the one before is settled.
 type sink struct {
-	cfg    sinkConfig
-	queue  *queue
-	closed bool
-	free   []*request // requests whose memory can be used again
+	cfg   sinkConfig
+	queue *queue
+	free  []*request // requests whose memory can be used again
 
 	// Of one Publish, reused by the next.
 	batch   []relay.Message
@@ -82,16 +81,13 @@ func (s *sink) Guarantee() relay.Guarantee {
 
 // Close implements [relay.Sink]. Idle connections close by themselves.
 func (s *sink) Close() error {
-	s.closed = true
+	s.outcome.Close()
 	return nil
 }
 
 // Publish implements [relay.Sink]. It keeps concurrency requests in flight.
 func (s *sink) Publish(ctx context.Context, batch []relay.Message) error {
-	if s.closed {
-		return errClosed
-	}
-	if err := ctx.Err(); err != nil {
+	if err := s.outcome.Begin(ctx, batch); err != nil {
 		return err
 	}
 	s.begin(batch)
@@ -143,7 +139,6 @@ func (s *sink) Publish(ctx context.Context, batch []relay.Message) error {
 // begin splits the batch into lanes and makes the first message of each ready.
 func (s *sink) begin(batch []relay.Message) {
 	s.batch, s.ready = batch, s.ready[:0]
-	s.outcome.Reset(batch)
 	s.lanes.Reset(len(batch))
 	for i := range batch {
 		group, err := s.group(&batch[i])

@@ -10,11 +10,7 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
-var (
-	errClosed       = errors.New("the sink is closed")
-	errSourceClosed = errors.New("the source is closed")
-	errNotFile      = errors.New("is not a regular file")
-)
+var errNotFile = errors.New("is not a regular file")
 
 // Refusals that are no error of the system.
 const (

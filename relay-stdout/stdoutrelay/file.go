@@ -32,7 +32,6 @@ type file struct {
 	dirty  int64  // bytes after size that are not synced, or that a failed write left
 	begun  []byte // the first of these, up to headSize
 	inLine bool   // the file ends within another writer's line, or within a torn one
-	closed bool
 }
 
 var (
@@ -127,10 +126,7 @@ func (s *file) prettyEnd(from int64) (int64, error) {
 
 // Publish implements [relay.Sink].
 func (s *file) Publish(ctx context.Context, batch []relay.Message) error {
-	if s.closed {
-		return errClosed
-	}
-	if err := ctx.Err(); err != nil {
+	if err := s.outcome.Begin(ctx, batch); err != nil {
 		return err
 	}
 	if err := s.ready(); err != nil {
@@ -260,7 +256,7 @@ func syncDir(dir string) error {
 
 // Close implements [relay.Sink].
 func (s *file) Close() error {
-	s.closed = true
+	s.outcome.Close()
 	if s.f == nil {
 		return nil
 	}

@@ -202,7 +202,7 @@ func (s *fileSource) Receive(ctx context.Context, limit int) ([]relay.Message, e
 			return nil, ctx.Err()
 		case <-s.done:
 			again.Stop()
-			return nil, errSourceClosed
+			return nil, relay.ErrClosed
 		case <-again.C:
 		}
 	}
@@ -214,7 +214,7 @@ func (s *fileSource) read(ctx context.Context, limit int) (batch []relay.Message
 	defer s.reading.Unlock()
 	select {
 	case <-s.done:
-		return nil, errSourceClosed
+		return nil, relay.ErrClosed
 	default:
 	}
 	if s.f == nil {

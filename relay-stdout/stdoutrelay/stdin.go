@@ -85,7 +85,7 @@ func (s *piped) Receive(ctx context.Context, limit int) ([]relay.Message, error)
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	case <-s.done:
-		return nil, errSourceClosed
+		return nil, relay.ErrClosed
 	case err := <-s.stdin.err:
 		return nil, err
 	case m := <-s.stdin.lines:

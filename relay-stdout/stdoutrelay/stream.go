@@ -10,12 +10,11 @@ import (
 // stream is standard output, a pipe or a device: it cannot be read back.
 type stream struct {
 	writer
-	outs   *outputs
-	path   string
-	out    *output // nil before the first message
-	began  bool
-	cut    string // id of the message whose rest the output completes
-	closed bool
+	outs  *outputs
+	path  string
+	out   *output // nil before the first message
+	began bool
+	cut   string // id of the message whose rest the output completes
 }
 
 var (
@@ -26,10 +25,7 @@ var (
 // Publish implements [relay.Sink]. A write that ends in the middle of a message
 // fails that message. The next call completes it and counts it as written.
 func (s *stream) Publish(ctx context.Context, batch []relay.Message) error {
-	if s.closed {
-		return errClosed
-	}
-	if err := ctx.Err(); err != nil {
+	if err := s.outcome.Begin(ctx, batch); err != nil {
 		return err
 	}
 	if s.out == nil {
@@ -81,11 +77,13 @@ func (w *writer) begin(i int) int {
 
 // Close implements [relay.Sink].
 func (s *stream) Close() error {
-	wasOpen := s.out != nil && !s.closed
-	if s.closed = true; !wasOpen {
+	s.outcome.Close()
+	if s.out == nil {
 		return nil
 	}
-	return s.outs.release(s.out)
+	out := s.out
+	s.out = nil
+	return s.outs.release(out)
 }
 
 // Ping implements [relay.Pinger].

@@ -22,11 +22,7 @@ const (
 	minToken  = 8   // bytes; a shorter part of a URL is not taken for a secret
 )
 
-var (
-	errTimeout      = errors.New("no answer in time")
-	errClosed       = errors.New("the sink is closed")
-	errSourceClosed = errors.New("the source is closed")
-)
+var errTimeout = errors.New("no answer in time")
 
 // maxDelay bounds the delay of a Retry-After header.
 const maxDelay = time.Hour

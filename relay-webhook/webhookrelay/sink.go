@@ -38,7 +38,6 @@ type sink struct {
 	tls     *tls.Config // of Ping; the transport changes its own
 	do      func(*http.Request) (*http.Response, error)
 	workers []*worker
-	closed  bool
 
 	// Of one Publish, kept for the next.
 	lanes   relay.Lanes
@@ -69,14 +68,9 @@ func newSink(ctx context.Context, env relay.Env, cfg sinkConfig) (*sink, error) 
 
 // Publish implements [relay.Sink]: it sends batch and waits for all answers.
 func (s *sink) Publish(ctx context.Context, batch []relay.Message) error {
-	if s.closed {
-		return errClosed
-	}
-	if err := ctx.Err(); err != nil {
+	if err := s.outcome.Begin(ctx, batch); err != nil {
 		return err
 	}
-
-	s.outcome.Reset(batch)
 	defer s.outcome.Reset(nil)
 	if s.cfg.Mode == modeBatch {
 		return s.publishArrays(ctx, batch)
@@ -243,7 +237,7 @@ func (s *sink) Limits() (messages, bytes int) {
 
 // Close implements [relay.Sink]: it closes the connections.
 func (s *sink) Close() error {
-	s.closed = true
+	s.outcome.Close()
 	s.http.CloseIdleConnections()
 	s.dialer.Close()
 	return nil

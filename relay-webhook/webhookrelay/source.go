@@ -78,7 +78,7 @@ func (s *source) Receive(ctx context.Context, limit int) ([]relay.Message, error
 		s.mu.Lock()
 		if s.closed {
 			s.mu.Unlock()
-			return nil, errSourceClosed
+			return nil, relay.ErrClosed
 		}
 		if n := min(limit, len(s.queue)); n > 0 {
 			batch := make([]relay.Message, n)
@@ -138,7 +138,7 @@ func (s *source) Ping(context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		return errSourceClosed
+		return relay.ErrClosed
 	}
 	return nil
 }

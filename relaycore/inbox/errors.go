@@ -9,8 +9,6 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
-var errClosed = errors.New("the sink is closed")
-
 // What the SQLSTATE alone does not show.
 const (
 	noPartition   = "23514 no partition"     // the code of a violated check, without a constraint

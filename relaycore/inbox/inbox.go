@@ -104,7 +104,7 @@ func Open(ctx context.Context, pool *pgxpool.Pool, cfg Config) (*Sink, error) {
 // Publish inserts batch in one transaction.
 func (s *Sink) Publish(ctx context.Context, batch []relay.Message) error {
 	if s.closed {
-		return errClosed
+		return relay.ErrClosed
 	}
 	if err := s.encode(batch); err != nil {
 		return s.fail(err)

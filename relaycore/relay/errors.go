@@ -12,6 +12,9 @@ import (
 // message of its key failed.
 var ErrHeldBack = errors.New("held back behind an earlier message of its key")
 
+// ErrClosed is the error of a sink or source that is used after Close.
+var ErrClosed = errors.New("closed")
+
 // ErrFiltered is the Err of a message that its pipeline's filter drops. The engine settles
 // the message and does not publish it.
 var ErrFiltered = errors.New("dropped by the pipeline's filter")

@@ -2,6 +2,7 @@ package relay
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"reflect"
 	"sync"
@@ -18,13 +19,14 @@ var errUnreported = errors.New("the sink reported no outcome")
 // ConfirmRest and FailRest settle all that are still open. A failed message stays
 // failed: a late Confirm changes nothing.
 //
-// A sink that keeps an Outcome and calls Reset for each batch allocates nothing as
+// A sink that keeps an Outcome and calls Begin for each batch allocates nothing as
 // long as all messages are confirmed. Confirm, Fail and Held may be called from
 // several goroutines at a time, each for messages of its own. All other methods
 // need the caller's exclusion.
 type Outcome struct {
-	batch []Message
-	state []byte // open, confirmed or failed, by index
+	batch  []Message
+	state  []byte // open, confirmed or failed, by index
+	closed bool
 
 	failures atomic.Int64 // messages in failed; read before mu is taken
 	mu       sync.Mutex
@@ -45,6 +47,22 @@ func NewOutcome(batch []Message) *Outcome {
 	o.Reset(batch)
 	return o
 }
+
+// Begin is Reset at the beginning of a Publish. With an error, [ErrClosed] after Close or
+// that of ctx, nothing may be sent.
+func (o *Outcome) Begin(ctx context.Context, batch []Message) error {
+	if o.closed {
+		return ErrClosed
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	o.Reset(batch)
+	return nil
+}
+
+// Close makes each later Begin fail. The sink's own Close calls it.
+func (o *Outcome) Close() { o.closed = true }
 
 // Reset starts again with batch, with every message open. It reuses the memory of
 // the batch before. Reset(nil) releases that batch.

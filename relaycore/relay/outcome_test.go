@@ -1,6 +1,7 @@
 package relay_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"sync"
@@ -119,6 +120,25 @@ func TestOutcome(t *testing.T) {
 
 // A later message of a failed key that was confirmed is at the destination, and the
 // engine has to know.
+// TestOutcomeBegin: nothing is sent for a context that has ended, or after Close.
+func TestOutcomeBegin(t *testing.T) {
+	t.Parallel()
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	var o relay.Outcome
+	batch := []relay.Message{{ID: "1"}}
+	if err := o.Begin(ended, batch); !errors.Is(err, context.Canceled) {
+		t.Errorf("Begin = %v, want %v", err, context.Canceled)
+	}
+	if err := o.Begin(t.Context(), batch); err != nil || o.Confirmed(0) {
+		t.Errorf("Begin = %v, want an open message", err)
+	}
+	o.Close()
+	if err := o.Begin(t.Context(), batch); !errors.Is(err, relay.ErrClosed) {
+		t.Errorf("Begin = %v, want %v", err, relay.ErrClosed)
+	}
+}
+
 func TestOutcomeOfAConfirmedMessageBehindAFailedOne(t *testing.T) {
 	t.Parallel()
 	o := relay.NewOutcome(keyed("a", "a"))

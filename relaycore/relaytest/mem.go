@@ -25,10 +25,7 @@ type Queue struct {
 // ErrRefused is why a [Queue] refuses a message whose body is "refused".
 var ErrRefused = errors.New("refused by the queue")
 
-var (
-	errClosed = errors.New("closed")
-	errLost   = errors.New("the answer was lost")
-)
+var errLost = errors.New("the answer was lost")
 
 // Sink returns a sink that appends to q and drops IDs it has seen.
 func (q *Queue) Sink() relay.Sink { return &memSink{q: q} }
@@ -93,36 +90,33 @@ func (q *Queue) append(m relay.Message) {
 }
 
 type memSink struct {
-	q      *Queue
-	closed bool
+	q       *Queue
+	outcome relay.Outcome
 }
 
 func (s *memSink) Publish(ctx context.Context, batch []relay.Message) error {
-	if s.closed {
-		return errClosed
-	}
-	if err := ctx.Err(); err != nil {
+	if err := s.outcome.Begin(ctx, batch); err != nil {
 		return err
 	}
-	outcome := relay.NewOutcome(batch)
+	defer s.outcome.Reset(nil)
 	for i := range batch {
 		m := &batch[i]
 		switch {
-		case outcome.Held(i):
+		case s.outcome.Held(i):
 		case string(m.Body) == "refused":
-			outcome.Fail(i, relay.Permanent(ErrRefused))
+			s.outcome.Fail(i, relay.Permanent(ErrRefused))
 		default:
 			s.q.append(*m)
-			outcome.Confirm(i)
+			s.outcome.Confirm(i)
 		}
 	}
 	if s.q.losesAnswer() {
 		return relay.Unknown(errLost)
 	}
-	return outcome.Err()
+	return s.outcome.Err()
 }
 
-func (s *memSink) Close() error { s.closed = true; return nil }
+func (s *memSink) Close() error { s.outcome.Close(); return nil }
 
 func (s *memSink) TakeDuplicates() int {
 	s.q.mu.Lock()
