@@ -2,10 +2,12 @@ package kafkarelay
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -61,26 +63,14 @@ func (s *sink) candidates(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	prefix, suffix := literalEnds(s.cfg.Topic.String())
 	var names []string
 	for _, t := range res.Topics {
-		rest, ok := strings.CutPrefix(t.Name, prefix)
-		if ok && !t.Internal && t.Error == nil && strings.HasSuffix(rest, suffix) {
+		fits, _ := path.Match(cmp.Or(s.cfg.Topic.Pattern("*", `*?[\`), "*"), t.Name)
+		if fits && !t.Internal && t.Error == nil {
 			names = append(names, t.Name)
 		}
 	}
 	return names, nil
-}
-
-// literalEnds returns the text before the first and after the last variable of a
-// template.
-func literalEnds(template string) (prefix, suffix string) {
-	suffix = template
-	prefix, _, _ = strings.Cut(template, "{")
-	if i := strings.LastIndexByte(template, '}'); i >= 0 {
-		suffix = template[i+1:]
-	}
-	return prefix, suffix
 }
 
 // Resume implements [relay.Resumer]. After an error that left batches of unknown fate

@@ -64,7 +64,7 @@ func (c *sinkConfig) subjects() []string {
 	case len(c.StreamSubjects) > 0:
 		return c.StreamSubjects
 	case !c.Subject.IsZero():
-		return []string{wildcards(c.Subject.String())}
+		return []string{wildcards(c.Subject)}
 	default:
 		return []string{"pgtrickle.>"}
 	}

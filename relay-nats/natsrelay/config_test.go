@@ -147,9 +147,11 @@ func TestWildcards(t *testing.T) {
 		"orders.{op}.v1":                "orders.*.v1",
 		"orders":                        "orders",
 		"{row.region.name}.x-{op}":      "*.>",
+		"{{a}}.{op}":                    "{a}.>",
 	} {
-		if got := wildcards(template); got != want {
-			t.Errorf("wildcards(%q) = %q, want %q", template, got, want)
+		parsed, err := relay.ParseTemplate(template)
+		if got := wildcards(parsed); err != nil || got != want {
+			t.Errorf("wildcards(%q) = %q, %v; want %q", template, got, err, want)
 		}
 	}
 }

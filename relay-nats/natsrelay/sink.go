@@ -92,7 +92,7 @@ func (s *sink) connect(ctx context.Context, subject string) error {
 	}
 
 	if s.cfg.Stream == "" && !s.cfg.Subject.IsZero() {
-		subject = wildcards(s.cfg.Subject.String())
+		subject = wildcards(s.cfg.Subject)
 	}
 	if s.cfg.Stream == "" && subject == "" {
 		return nil // the first message's subject finds the stream
@@ -411,7 +411,7 @@ func (s *sink) checkStores(subject string) error {
 		s.stream, subject, strings.Join(s.info.Subjects, ", "))
 
 	// Other rows can have a subject that the stream stores, if the template allows one.
-	possible := wildcards(s.cfg.Subject.String())
+	possible := wildcards(s.cfg.Subject)
 	overlaps := func(pattern string) bool { return overlap(pattern, possible) }
 	return refusals.Classify(err, notStored, s.ofRow() && slices.ContainsFunc(s.info.Subjects, overlaps))
 }

@@ -118,29 +118,18 @@ func validHeaderName(name string) bool {
 // wildcards returns the pattern of the subjects that a template renders. A token with a
 // variable may render as several tokens. So ">" ends the pattern when one of them is
 // last, and "*" stands for it elsewhere.
-func wildcards(template string) string {
-	var out []string
-	depth := 0
-	token := strings.FieldsFunc(template, func(r rune) bool { // dots inside braces do not split
-		switch r {
-		case '{':
-			depth++
-		case '}':
-			depth--
-		}
-		return r == '.' && depth == 0
-	})
-	for i, t := range token {
+func wildcards(template relay.Template) string {
+	tokens := strings.Split(template.Pattern("\x00", ""), ".")
+	for i, t := range tokens {
 		switch {
-		case !strings.Contains(t, "{"):
-			out = append(out, t)
-		case i == len(token)-1:
-			out = append(out, ">")
+		case !strings.Contains(t, "\x00"):
+		case i == len(tokens)-1:
+			tokens[i] = ">"
 		default:
-			out = append(out, "*")
+			tokens[i] = "*"
 		}
 	}
-	return strings.Join(out, ".")
+	return strings.Join(tokens, ".")
 }
 
 // validSubject reports whether a message can be published to subject.

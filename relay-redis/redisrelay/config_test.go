@@ -169,10 +169,11 @@ func TestPattern(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
 		"pgtrickle:{stream_table}": "pgtrickle:*", "a[1]*:{row.id}:{op}": `a\[1\]\*:*:*`,
+		"{{a}}:{op}": "{a}:*",
 	} {
 		tmpl, err := relay.ParseTemplate(text)
-		if got := pattern(tmpl); err != nil || got != want {
-			t.Errorf("pattern(%q) = %q, %v; want %q", text, got, err, want)
+		if got := tmpl.Pattern("*", special); err != nil || got != want {
+			t.Errorf("Pattern of %q = %q, %v; want %q", text, got, err, want)
 		}
 	}
 }

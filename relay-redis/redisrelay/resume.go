@@ -253,12 +253,15 @@ func (s *sink) candidates(ctx context.Context, p position) ([]string, error) {
 			names[name] = true
 		}
 	default:
-		if err := s.search(ctx, pattern(t), names); err != nil {
+		if err := s.search(ctx, t.Pattern("*", special), names); err != nil {
 			return nil, err
 		}
 	}
 	return slices.Sorted(maps.Keys(names)), nil
 }
+
+// special are the characters that mean something in a pattern of SCAN.
+const special = `*?[]\^-`
 
 // search adds the names of the streams that fit pattern. It walks over all keys,
 // in small steps.
@@ -288,28 +291,6 @@ func (s *sink) search(ctx context.Context, pattern string, names map[string]bool
 		return classify(fmt.Errorf("search for streams %q: %w", pattern, err))
 	}
 	return nil
-}
-
-// pattern turns a template into a pattern for SCAN.
-func pattern(t relay.Template) string {
-	var p strings.Builder
-	inside := false
-	for _, c := range t.String() {
-		switch {
-		case c == '{':
-			inside = true
-			p.WriteByte('*')
-		case c == '}':
-			inside = false
-		case inside:
-		case strings.ContainsRune(`*?[]\^-`, c):
-			p.WriteByte('\\')
-			p.WriteRune(c)
-		default:
-			p.WriteRune(c)
-		}
-	}
-	return p.String()
 }
 
 // written identifies an entry, its event and the pipeline that wrote it; "" if unknown.

@@ -163,6 +163,24 @@ func (t Template) AppendEscaped(dst []byte, m *Message, escape func(string) stri
 	return dst, nil
 }
 
+// Pattern returns t with wildcard in place of each variable. Its own text has a backslash in
+// front of the characters of special.
+func (t Template) Pattern(wildcard, special string) string {
+	var b strings.Builder
+	for _, p := range t.parts {
+		if p.literal == "" {
+			b.WriteString(wildcard)
+		}
+		for _, c := range p.literal {
+			if strings.ContainsRune(special, c) {
+				b.WriteByte('\\')
+			}
+			b.WriteRune(c)
+		}
+	}
+	return b.String()
+}
+
 // Render is Append into a string of its own.
 func (t Template) Render(m *Message) (string, error) {
 	if t.fixed != "" || len(t.parts) == 0 {
