@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"strconv"
 	"time"
@@ -45,13 +44,13 @@ const maxEntries = 10
 
 func openQueue(ctx context.Context, env relay.Env, cfg *connConfig) (*queue, error) {
 	// The client must not retry: the engine does, and knows what may be sent again.
-	limit := func(d *net.Dialer) { d.Control = env.Control }
-	client := awshttp.NewBuildableClient().WithDialerOptions(limit).WithTransportOptions(func(t *http.Transport) {
+	dialer := relaynet.Dialer{Timeout: cfg.ConfirmTimeout.D(), Control: env.Control, Wrap: peer.HTTP}
+	client := awshttp.NewBuildableClient().WithTransportOptions(func(t *http.Transport) {
 		t.MaxIdleConnsPerHost = 2*cfg.Concurrency + 2
 		t.WriteBufferSize = 64 << 10         // a request of ten small messages goes out in one piece
 		t.IdleConnTimeout = 30 * time.Second // nothing else closes them: the client copies its transport
 		t.MaxResponseHeaderBytes = maxAnswerHead
-		t.DialContext = recognising(t.DialContext)
+		t.DialContext = dialer.DialContext
 	})
 	options := []func(*config.LoadOptions) error{
 		config.WithHTTPClient(client),
@@ -68,36 +67,27 @@ func openQueue(ctx context.Context, env relay.Env, cfg *connConfig) (*queue, err
 	if err != nil {
 		return nil, fmt.Errorf("load the AWS configuration: %w", err)
 	}
+	var endpoint *string
+	if cfg.Endpoint != "" {
+		endpoint = &cfg.Endpoint
+	}
 	if cfg.RoleARN != "" {
 		loaded.Credentials = aws.NewCredentialsCache(stscreds.NewAssumeRoleProvider(
 			sts.NewFromConfig(loaded, func(o *sts.Options) {
-				o.BaseEndpoint = endpoint(cfg)
+				o.BaseEndpoint = endpoint
 				o.HTTPClient = bodies{o.HTTPClient}
 			}), cfg.RoleARN,
 			func(o *stscreds.AssumeRoleOptions) { o.RoleSessionName = "pgtrickle-relay" }))
 	}
 	q := &queue{cfg: cfg}
 	q.client = sqs.NewFromConfig(loaded, func(o *sqs.Options) {
-		o.BaseEndpoint = endpoint(cfg)
+		o.BaseEndpoint = endpoint
 		o.HTTPClient = bodies{o.HTTPClient}
 	})
 	return q, q.check(ctx)
 }
 
 var peer = relaynet.Peer{Key: "sqs_endpoint", Name: "HTTP server", TLS: "https:// in sqs_endpoint"}
-
-type dial = func(ctx context.Context, network, address string) (net.Conn, error)
-
-// recognising returns a dial that refuses a server that speaks neither HTTP nor TLS.
-func recognising(inner dial) dial {
-	return func(ctx context.Context, network, address string) (net.Conn, error) {
-		conn, err := inner(ctx, network, address)
-		if err != nil {
-			return nil, err
-		}
-		return relaynet.Guard(conn, peer, peer.Begins("H\x15\x16")), nil
-	}
-}
 
 // bodies bounds the bodies of answers, which the SDK reads whole, and hides the WriteTo
 // method of request bodies. The SDK closes a body when the answer begins, and WriteTo of a
@@ -114,13 +104,6 @@ func (c bodies) Do(r *http.Request) (*http.Response, error) {
 		answer.Body = http.MaxBytesReader(nil, answer.Body, maxAnswer)
 	}
 	return answer, err
-}
-
-func endpoint(cfg *connConfig) *string {
-	if cfg.Endpoint == "" {
-		return nil
-	}
-	return &cfg.Endpoint
 }
 
 // check reads the queue's limit, which shows that the queue exists.

@@ -4,7 +4,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"net/netip"
 	"syscall"
@@ -23,7 +22,7 @@ const (
 // newDialer returns the dialer of an endpoint. It refuses addresses that are not
 // public unless allow_private is set, or those that the operator's control refuses.
 func newDialer(cfg *sinkConfig, control relaynet.Control) *relaynet.Dialer {
-	d := &relaynet.Dialer{Timeout: cfg.ConfirmTimeout.D(), Wrap: recognise, Control: control}
+	d := &relaynet.Dialer{Timeout: cfg.ConfirmTimeout.D(), Wrap: peer.HTTP, Control: control}
 	if control == nil && !cfg.AllowPrivate {
 		d.Control = guard
 	}
@@ -31,10 +30,6 @@ func newDialer(cfg *sinkConfig, control relaynet.Control) *relaynet.Dialer {
 }
 
 var peer = relaynet.Peer{Key: "webhook_url", Name: "HTTP server", TLS: "https:// in webhook_url"}
-
-// recognise refuses a server that speaks neither HTTP nor TLS. net/http bounds the
-// header of an answer, and the sink its body.
-func recognise(conn net.Conn) net.Conn { return relaynet.Guard(conn, peer, peer.Begins("H\x15\x16")) }
 
 // newTransport returns a transport that keeps a connection for each concurrent
 // request. It uses no proxy: behind a proxy the guard would not see the endpoint.

@@ -110,6 +110,10 @@ func (p Peer) Begins(bytes string) func([]byte) error {
 	}
 }
 
+// HTTP is the Wrap of a [Dialer] for HTTP. It refuses a server that speaks neither HTTP nor
+// TLS. net/http bounds the header of an answer, and the client bounds its body.
+func (p Peer) HTTP(conn net.Conn) net.Conn { return Guard(conn, p, p.Begins("H\x15\x16")) }
+
 // recognise names the kind of server whose answer begins with head, or returns "".
 func recognise(head []byte) string {
 	for _, known := range []struct{ prefix, name string }{
