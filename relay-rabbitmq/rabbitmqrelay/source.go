@@ -3,8 +3,6 @@ package rabbitmqrelay
 import (
 	"cmp"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"strconv"
@@ -197,8 +195,7 @@ func (s *source) identify(m *relay.Message, d *amqp.Delivery, scope string) {
 		m.ID = "rabbitmq:" + s.cfg.Queue + scope + ":" + strconv.FormatInt(offset, 10)
 		return
 	}
-	sum := sha256.Sum256(d.Body)
-	m.ID = "rabbitmq:" + s.cfg.Queue + ":sha256:" + hex.EncodeToString(sum[:])
+	m.ID = "rabbitmq:" + s.cfg.Queue + ":sha256:" + relay.Hash(d.Body)
 	if s.cfg.ID == "refuse" {
 		m.Err = errors.New(`no message-id: have the publisher set one, or set rabbitmq_id to "hash"`)
 	}

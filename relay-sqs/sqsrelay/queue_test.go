@@ -215,7 +215,7 @@ func TestForeignIDs(t *testing.T) {
 	client := rawClient(endpoint)
 	body := `{"a":1}`
 	var sent []*sqs.SendMessageOutput
-	for _, id := range []string{"given", hash([]byte(body))} {
+	for _, id := range []string{"given", relay.Hash([]byte(body))} {
 		out, err := client.SendMessage(t.Context(), &sqs.SendMessageInput{QueueUrl: &url, MessageBody: &body, MessageGroupId: aws.String("g" + id[:1]), MessageDeduplicationId: aws.String(id)})
 		if err != nil {
 			t.Fatal(err)

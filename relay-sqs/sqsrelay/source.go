@@ -204,7 +204,7 @@ func foreignID(in *types.Message, body []byte) string {
 	id := in.Attributes["MessageDeduplicationId"]
 	// A queue with content-based deduplication uses the body's hash, and the same
 	// body may come again after the five minutes of deduplication.
-	if id == "" || id == hash(body) {
+	if id == "" || id == relay.Hash(body) {
 		return aws.ToString(in.MessageId)
 	}
 	return in.Attributes["MessageGroupId"] + " " + id

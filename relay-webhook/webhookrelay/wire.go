@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -352,10 +350,9 @@ func (s *source) complete(m *relay.Message) error {
 		m.ID = bodyID(m.Body)
 	}
 	if m.ID == "" && s.cfg.OnMissingID == "hash" {
-		sum := sha256.Sum256(m.Body)
-		m.ID = "webhook:" + hex.EncodeToString(sum[:])
+		m.ID = "webhook:" + relay.Hash(m.Body)
 		if s.scopeIDs {
-			m.ID = m.Origin + ":" + hex.EncodeToString(sum[:])
+			m.ID = m.Origin + ":" + relay.Hash(m.Body)
 		}
 	}
 	switch {

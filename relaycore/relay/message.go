@@ -146,8 +146,13 @@ func DeliveryID(identity, id string) string {
 	if len(identity)+1+len(id) <= MaxDeliveryID {
 		return identity + "." + id
 	}
-	sum := sha256.Sum256([]byte(id))
-	return identity + ".h" + hex.EncodeToString(sum[:20])
+	return identity + ".h" + Hash([]byte(id))[:40]
+}
+
+// Hash returns the SHA-256 hash of b in hexadecimal, as the id of a body that has none.
+func Hash(b []byte) string {
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
 }
 
 // Delivers reports whether delivery is a delivery id of the event of that id.
