@@ -33,14 +33,12 @@ func sinkGuarantee() relay.Guarantee {
 }
 
 var (
-	_ relay.Sink      = (*sink)(nil)
 	_ relay.Resumer   = (*sink)(nil)
 	_ relay.Limiter   = (*sink)(nil)
 	_ relay.Router    = (*sink)(nil)
 	_ relay.Pinger    = (*sink)(nil)
 	_ relay.Guarantor = (*sink)(nil)
 
-	_ relay.Source = (*source)(nil)
 	_ relay.Pinger = (*source)(nil)
 	_ relay.Lagger = (*source)(nil)
 )

@@ -119,11 +119,8 @@ func (t *tails) settle() {
 
 // observe keeps the server's clock, which entry ids hold.
 func (t *tails) observe(id string) {
-	if ms, _, ok := strings.Cut(id, "-"); ok {
-		if n, err := strconv.ParseInt(ms, 10, 64); err == nil {
-			t.since = max(t.since, n)
-		}
-	}
+	ms, _ := splitID(id)
+	t.since = max(t.since, int64(ms))
 }
 
 func (t *tails) now() time.Time {
@@ -140,7 +137,7 @@ func (s *sink) Position(ctx context.Context) (string, error) {
 	}
 	if s.tails.since == 0 {
 		if s.cfg.Stream.Fixed() {
-			s.tails.get([]byte(s.cfg.Stream.String()))
+			s.tails.get([]byte(s.cfg.Stream.Pattern("", "")))
 			if err := s.tails.load(ctx, s.client, s.classify); err != nil {
 				return "", err
 			}
@@ -237,25 +234,16 @@ func (s *sink) candidates(ctx context.Context, p position) ([]string, error) {
 		names[name] = true
 	}
 	t := s.cfg.Stream
-	switch {
-	case t.Fixed():
-		name, err := t.Render(new(relay.Message))
+	if t.PerMessage() || !t.Fixed() && p.Table == "" {
+		err := s.search(ctx, t.Pattern("*", special), names)
+		return slices.Sorted(maps.Keys(names)), err
+	}
+	for _, op := range []string{relay.OpInsert, relay.OpUpdate, relay.OpDelete, relay.OpEvent, relay.OpSnapshotEnd} {
+		name, err := t.Render(&relay.Message{StreamTable: p.Table, Op: op})
 		if err != nil {
 			return nil, err
 		}
 		names[name] = true
-	case !t.PerMessage() && p.Table != "":
-		for _, op := range []string{relay.OpInsert, relay.OpUpdate, relay.OpDelete, relay.OpEvent, relay.OpSnapshotEnd} {
-			name, err := t.Render(&relay.Message{StreamTable: p.Table, Op: op})
-			if err != nil {
-				return nil, err
-			}
-			names[name] = true
-		}
-	default:
-		if err := s.search(ctx, t.Pattern("*", special), names); err != nil {
-			return nil, err
-		}
 	}
 	return slices.Sorted(maps.Keys(names)), nil
 }

@@ -450,12 +450,7 @@ func (s *sink) Limits() (messages, bytes int) { return transactionMessages, tran
 func (s *sink) Destination(m *relay.Message) (string, error) { return s.cfg.Stream.Render(m) }
 
 // Ping implements [relay.Pinger].
-func (s *sink) Ping(ctx context.Context) error {
-	if err := s.client.Ping(ctx).Err(); err != nil {
-		return classify(fmt.Errorf("connect to Redis: %w", err))
-	}
-	return nil
-}
+func (s *sink) Ping(ctx context.Context) error { return ping(ctx, s.client) }
 
 // Guarantee implements [relay.Guarantor].
 func (s *sink) Guarantee() relay.Guarantee {

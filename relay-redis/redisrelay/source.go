@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"slices"
 	"strconv"
@@ -308,10 +309,7 @@ func (s *source) group(ctx context.Context, from string, limit int, block time.D
 	streams, err := s.reader.XReadGroup(ctx, &redis.XReadGroupArgs{
 		Group: s.cfg.Group, Consumer: s.cfg.Consumer, Streams: []string{s.cfg.Stream, from}, Count: int64(limit), Block: block,
 	}).Result()
-	if errors.Is(err, redis.Nil) {
-		return nil, nil
-	}
-	if err != nil {
+	if err != nil && !errors.Is(err, redis.Nil) {
 		return nil, classify(fmt.Errorf("read stream %q as group %q: %w", s.cfg.Stream, s.cfg.Group, err))
 	}
 	if len(streams) == 0 {
@@ -427,11 +425,7 @@ func entryTime(id string) time.Time {
 func (s *source) snapshot() map[string]struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	own := make(map[string]struct{}, len(s.inFlight))
-	for id := range s.inFlight {
-		own[id] = struct{}{}
-	}
-	return own
+	return maps.Clone(s.inFlight)
 }
 
 // Ack implements [relay.Source].
@@ -594,12 +588,7 @@ func (s *source) Lag(ctx context.Context) (rows int64, seconds float64, err erro
 }
 
 // Ping implements [relay.Pinger].
-func (s *source) Ping(ctx context.Context) error {
-	if err := s.acker.Ping(ctx).Err(); err != nil {
-		return classify(fmt.Errorf("connect to Redis: %w", err))
-	}
-	return nil
-}
+func (s *source) Ping(ctx context.Context) error { return ping(ctx, s.acker) }
 
 // Close implements [relay.Source].
 func (s *source) Close() error {
