@@ -2,14 +2,9 @@ package webhookrelay
 
 import (
 	"crypto/tls"
-	"errors"
-	"fmt"
 	"net/http"
-	"net/netip"
-	"syscall"
 	"time"
 
-	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
 )
 
@@ -24,7 +19,7 @@ const (
 func newDialer(cfg *sinkConfig, control relaynet.Control) *relaynet.Dialer {
 	d := &relaynet.Dialer{Timeout: cfg.ConfirmTimeout.D(), Wrap: peer.HTTP, Control: control}
 	if control == nil && !cfg.AllowPrivate {
-		d.Control = guard
+		d.Control = relaynet.PublicOnly("set webhook_allow_private to true if this is intended")
 	}
 	return d
 }
@@ -62,22 +57,6 @@ func (c *sinkConfig) checkRedirect(next *http.Request, via []*http.Request) erro
 		for name := range c.Headers {
 			next.Header.Del(name)
 		}
-	}
-	return nil
-}
-
-// errNotPublic is wrapped by the error of a dial that the guard refuses.
-var errNotPublic = errors.New("is not a public address; set webhook_allow_private to true if this is intended")
-
-// guard is the Control of a [net.Dialer]. It checks the resolved address of every
-// connection, so that neither a redirect nor a changed DNS record gets past it.
-func guard(_, address string, _ syscall.RawConn) error {
-	to, err := netip.ParseAddrPort(address)
-	if err != nil {
-		return relay.Fatal(fmt.Errorf("dial %s: %w", address, err))
-	}
-	if !relaynet.Public(to.Addr()) {
-		return relay.Fatal(fmt.Errorf("%s %w", to.Addr(), errNotPublic))
 	}
 	return nil
 }

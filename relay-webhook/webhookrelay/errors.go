@@ -95,16 +95,9 @@ func (c classifier) classify(status int, detail string, retryAfter time.Duration
 	case relay.IsFatal(classified):
 		return relay.Fatal(fmt.Errorf("%w: %s", err, row.Note))
 	case row.Blame == relay.BlameNothing:
-		return delayed(err, retryAfter)
+		return relay.RetryAfter(err, retryAfter)
 	}
 	return classified
-}
-
-func delayed(err error, d time.Duration) error {
-	if d > 0 {
-		return relay.RetryAfter(err, d)
-	}
-	return err
 }
 
 // retryAfter reads a Retry-After header: seconds or a date.

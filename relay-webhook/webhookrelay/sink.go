@@ -21,7 +21,6 @@ import (
 )
 
 var (
-	_ relay.Sink     = (*sink)(nil)
 	_ relay.Limiter  = (*sink)(nil)
 	_ relay.Router   = (*sink)(nil)
 	_ relay.Pinger   = (*sink)(nil)

@@ -15,10 +15,7 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
-var (
-	_ relay.Source = (*source)(nil)
-	_ relay.Pinger = (*source)(nil)
-)
+var _ relay.Pinger = (*source)(nil)
 
 // source turns requests into messages. A request waits until each of its events
 // has been acknowledged.

@@ -105,10 +105,10 @@ func class(err error) errorClass {
 	return classTransient
 }
 
-// RetryAfter adds to err, a transient one, the delay that the far end asked for.
+// RetryAfter adds to err, a transient one, the delay that the far end asked for, if any.
 func RetryAfter(err error, d time.Duration) error {
-	if err == nil {
-		return nil
+	if err == nil || d <= 0 {
+		return err
 	}
 	return &delayed{err, d}
 }

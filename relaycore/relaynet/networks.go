@@ -41,6 +41,18 @@ func Networks(list string) (Control, error) {
 		permitted = append(permitted, network.Masked())
 	}
 
+	return limit(permitted, "%s is a private address that is not permitted; start the relay with --allow-private %[1]s"), nil
+}
+
+// PublicOnly returns a Control that permits public addresses. Its error is fatal, and ends
+// with the cure.
+func PublicOnly(cure string) Control {
+	return limit(nil, "%s is not a public address; "+cure)
+}
+
+// limit permits public addresses and those networks. The text of its error has a verb for
+// the address.
+func limit(permitted []netip.Prefix, text string) Control {
 	return func(network, address string, _ syscall.RawConn) error {
 		addr := netip.AddrFrom4([4]byte{127, 0, 0, 1})
 		if !strings.HasPrefix(network, "unix") {
@@ -53,8 +65,8 @@ func Networks(list string) (Control, error) {
 		if Public(addr) || slices.ContainsFunc(permitted, func(p netip.Prefix) bool { return p.Contains(addr) }) {
 			return nil
 		}
-		return relay.Fatal(fmt.Errorf("%s is a private address that is not permitted; start the relay with --allow-private %[1]s", addr))
-	}, nil
+		return relay.Fatal(fmt.Errorf(text, addr))
+	}
 }
 
 // guardian refuses every address in IANA's special-purpose registries.
