@@ -381,9 +381,9 @@ func (s *source) skipLost(ctx context.Context, sp *spot) error {
 	if oldest <= sp.offset { // the broker has it by now
 		return fmt.Errorf("read partition %d of topic %q: offset %d was out of range; trying again", sp.partition, sp.topic, sp.offset)
 	}
-	s.env.Logger.ErrorContext(ctx, "position lost; reading oldest record", "topic", sp.topic, "partition", sp.partition,
-		"position", sp.offset, "oldest", oldest, "messages", oldest-sp.offset)
-	if err := s.farEnds.Missed(ctx, sp.topic, oldest-sp.offset); err != nil {
+	err = s.farEnds.Missed(ctx, sp.topic, oldest-sp.offset, "position lost; reading oldest record", "topic", sp.topic,
+		"partition", sp.partition, "position", sp.offset, "oldest", oldest, "messages", oldest-sp.offset)
+	if err != nil {
 		return err
 	}
 	sp.offset = oldest

@@ -54,14 +54,14 @@ type pull struct {
 	cancel   context.CancelFunc
 	running  sync.WaitGroup
 
-	read   uint64    // the highest sequence that Receive returned
-	behind uint64    // the server's floor at the beginning, up to which it may have removed what had arrived
-	gap    [2]uint64 // the first and last sequence that did not arrive, to be explained
+	held   []*delivery // arrived, and not returned by Receive: what is missing before them is not reported
+	read   uint64      // the highest sequence that Receive returned
+	behind uint64      // the server's floor at the beginning, up to which it may have removed what had arrived
 
 	mu      sync.Mutex
 	open    relay.Acks[*delivery]
 	due     *delivery // with ack policy all: the one to acknowledge
-	ackedTo uint64    // the highest sequence acknowledged
+	ackedTo uint64    // the highest sequence acknowledged, or reported
 	reached time.Time // when the stream stored the last message received
 }
 
@@ -101,7 +101,7 @@ func (s *source) keepFloor(ctx context.Context, p *pull) {
 		case <-ctx.Done():
 		}
 		storing, cancel := relaynet.Outlive(ctx, time.Second)
-		_ = s.farEnds.Settled(storing, p.stream, p.floor())
+		_ = s.farEnds.Settled(storing, p.stream, p.floor(0))
 		cancel()
 		if ctx.Err() != nil {
 			return
@@ -299,17 +299,25 @@ func (p *pull) settle(batch []*delivery) (last *delivery) {
 
 func (p *pull) ackAll() bool { return p.config.AckPolicy == jetstream.AckAllPolicy }
 
-// floor returns the sequence up to which everything is acknowledged.
-func (p *pull) floor() uint64 {
+// floor returns the sequence up to which everything is acknowledged. missed are the
+// sequences up to one that are not open, if these are reported.
+func (p *pull) floor(missed uint64) uint64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	floor := p.ackedTo
+	floor := max(p.ackedTo, missed)
 	for d := range p.open.All() {
 		if !d.acked {
 			floor = min(floor, d.seq-1)
 		}
 	}
 	return floor
+}
+
+// missed records that everything up to seq that is not open is reported.
+func (p *pull) missed(seq uint64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.ackedTo = max(p.ackedTo, seq)
 }
 
 // giveBack lets the server redeliver at once what is not acknowledged.

@@ -219,6 +219,70 @@ func TestTrimmedBehindAKilledReader(t *testing.T) {
 	}
 }
 
+// A loss is logged and counted once, although the cursor cannot store it at first, and the next
+// source begins before anything is acknowledged. The messages behind it wait for that. Two
+// gaps in one batch are one loss.
+func TestLossIsCountedOnce(t *testing.T) {
+	url := relaytest.Endpoint(t, "RELAY_TEST_NATS_URL")
+	_, js := connect(t, url)
+	stream, prefix := addStream(t, js, nil)
+	raw, err := js.Stream(t.Context(), stream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var log relaytest.Log
+	var cursor relaytest.Cursor
+	open := func() *source {
+		env := testEnv()
+		env.Logger = log.Logger()
+		s, err := Backend().Source.New(t.Context(), cursor.Env(env), fmt.Appendf(nil, `{"url":%q,"stream":%q}`, url, stream))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = s.Close() })
+		return s.(*source)
+	}
+	s := open()
+	feed(t, js, prefix+".a", 1, 5)
+	ack(t, s, receive(t, s, 5))
+	_ = s.Close()
+	feed(t, js, prefix+".a", 6, 10)
+	if err := raw.Purge(t.Context(), jetstream.WithPurgeKeep(2)); err != nil {
+		t.Fatal(err)
+	}
+	s = open()
+	got := cursor.LossOnce(t, s, 2, &log, "unread messages are lost", stream, 8)
+	if d := got[0].Token.(*delivery); d.seq != 14 {
+		t.Errorf("received sequence %d first, want 14", d.seq)
+	}
+	s.conn.dialer.Cut()
+	<-s.conn.closed
+	s = open()
+	ack(t, s, receive(t, s, 2))
+	if n, missed := strings.Count(log.String(), "messages are lost"), cursor.FarEnd(t, stream).Missed; n != 1 || missed != 8 {
+		t.Errorf("after another start %d alarms and %d missed, want one and 8:\n%s", n, missed, &log)
+	}
+
+	p, err := s.connect(testContext(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	feed(t, js, prefix+".a", 16, 10)
+	if got := receive(t, s, 10); got[9].Token.(*delivery).seq != 25 {
+		t.Fatalf("received %+v, want sequence 25 last", got[9])
+	}
+	if err := raw.Purge(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p.read, p.held = 15, []*delivery{{pull: p, seq: 17}, {pull: p, seq: 25}} // as if the others had not arrived
+	if err := s.findLost(t.Context(), p); err != nil {
+		t.Fatal(err)
+	}
+	if want := "messages=8 first_sequence=16 last_sequence=24"; !strings.Contains(log.String(), want) {
+		t.Errorf("logged %s, want %q", &log, want)
+	}
+}
+
 // A source knows its position from the beginning, not only from the first acknowledgement. What
 // leaves the stream after that is reported, whatever the server takes for acknowledged. What
 // had left it before is not.

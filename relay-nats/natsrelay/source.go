@@ -87,7 +87,7 @@ func (s *source) connect(ctx context.Context) (*pull, error) {
 func (s *source) disconnect() {
 	if s.pull != nil {
 		s.pull.stop()
-		s.floor = max(s.floor, s.pull.floor())
+		s.floor = max(s.floor, s.pull.floor(0))
 	}
 	if s.conn != nil {
 		s.conn.close()
@@ -275,14 +275,16 @@ func (s *source) Receive(ctx context.Context, limit int) ([]relay.Message, error
 		if err != nil {
 			return nil, err
 		}
-		arrived, err := p.receive(ctx, limit)
-		if err != nil {
+		if len(p.held) == 0 {
+			if p.held, err = p.receive(ctx, limit); err != nil {
+				return nil, err
+			}
+		}
+		if err := s.findLost(ctx, p); err != nil {
 			return nil, err
 		}
-		if err := s.findLost(ctx, p, arrived); err != nil {
-			return nil, err
-		}
-		arrived = s.dropSettled(p, arrived)
+		arrived := s.dropSettled(p, p.held)
+		p.held = nil
 		batch := make([]relay.Message, len(arrived))
 		for i, d := range arrived {
 			d.translate(&batch[i])
@@ -295,36 +297,56 @@ func (s *source) Receive(ctx context.Context, limit int) ([]relay.Message, error
 
 // findLost logs and stores the messages that left the stream before the source read them.
 // They are missing between two deliveries, and older than all that the stream has. With a
-// filter they may have been other consumers', and nothing is logged. No delivery may be
-// acknowledged before it returns nil.
-func (s *source) findLost(ctx context.Context, p *pull, arrived []*delivery) error {
-	for _, d := range arrived {
-		if d.seq > p.read+1 && p.gap == [2]uint64{} {
-			p.gap = [2]uint64{p.read + 1, d.seq - 1}
+// filter they may have been other consumers', and nothing is logged. Until it returns nil
+// Receive keeps the deliveries, because one that is acknowledged would move the position.
+func (s *source) findLost(ctx context.Context, p *pull) error {
+	read := p.read
+	var gaps [][2]uint64 // the first and last sequence that did not arrive
+	for _, d := range p.held {
+		if d.seq > read+1 {
+			gaps = append(gaps, [2]uint64{read + 1, d.seq - 1})
 		}
-		p.read = max(p.read, d.seq)
+		read = max(read, d.seq)
 	}
-	if p.gap == [2]uint64{} || p.config.FilterSubject != "" || len(p.config.FilterSubjects) > 0 {
-		return nil
+	if len(gaps) > 0 && p.config.FilterSubject == "" && len(p.config.FilterSubjects) == 0 {
+		if err := s.reportLost(ctx, p, gaps); err != nil {
+			return err
+		}
 	}
+	p.read = read
+	return nil
+}
+
+// reportLost reports what is missing in gaps and has left the stream. The rest was deleted
+// message by message.
+func (s *source) reportLost(ctx context.Context, p *pull, gaps [][2]uint64) error {
 	stream, err := p.conn.js.Stream(ctx, p.stream)
 	if err != nil {
 		return p.conn.apiError(ctx, fmt.Errorf("look up stream %q: %w", p.stream, err))
 	}
-	first, last := p.gap[0], min(p.gap[1], stream.CachedInfo().State.FirstSeq-1)
-	if last < first {
-		p.gap = [2]uint64{} // single messages were deleted
+	first, last, n := gaps[0][0], uint64(0), uint64(0)
+	for _, gap := range gaps {
+		if to := min(gap[1], stream.CachedInfo().State.FirstSeq-1); to >= gap[0] {
+			last, n = to, n+to-gap[0]+1
+		}
+	}
+	if n == 0 {
 		return nil
 	}
-	n := last - first + 1
-	s.env.Logger.Error("unread messages are lost", "stream", p.stream, "consumer", p.config.Durable, "messages", n,
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.pull != p { // the next connection receives the same, perhaps in another life of the stream
+		p.held = nil
+		return nil
+	}
+	err = s.farEnds.MissedTo(ctx, p.stream, int64(n), p.floor(last),
+		"unread messages are lost", "stream", p.stream, "consumer", p.config.Durable, "messages", n,
 		"first_sequence", first, "last_sequence", last, "perhaps_delivered", min(n, max(p.behind+1, first)-first),
 		"cause", "they were purged, expired or beyond the stream's limits", "cure", "let the stream keep more, or the pipeline keep up")
-	if err := s.farEnds.Missed(ctx, p.stream, int64(n)); err != nil {
-		return err
+	if err == nil {
+		p.missed(last)
 	}
-	p.gap = [2]uint64{}
-	return nil
+	return err
 }
 
 // dropSettled removes deliveries whose message was acknowledged after the connection

@@ -40,9 +40,9 @@ func mark(ctx context.Context, conn *conn, cfg *sourceConfig, known *progress) e
 		case code(err) != amqp.NotFound || !strings.Contains(err.Error(), "no exchange"):
 			return fmt.Errorf("look for exchange %q: %w", cfg.Marker, err)
 		}
-		known.log.Error("queue was deleted", "queue", cfg.Queue, "missing_exchange", cfg.Marker,
+		err = known.farEnds.Remade(ctx, cfg.Queue, "queue was deleted", "queue", cfg.Queue, "missing_exchange", cfg.Marker,
 			"effect", "the messages that were in it are lost; reading the queue that has its name now")
-		if err := known.farEnds.Remade(ctx, cfg.Queue); err != nil {
+		if err != nil {
 			return err
 		}
 	}

@@ -116,6 +116,52 @@ func TestTrimmedIsCountedOnce(t *testing.T) {
 	}
 }
 
+// A loss is logged and counted once, although the cursor cannot store it at first: of unread
+// entries, of pending ones, and without scripts.
+func TestLossIsStored(t *testing.T) {
+	srv := startServer(t)
+	raw := srv.client(t)
+	if err := raw.Do(t.Context(), "ACL", "SETUSER", "plain", "on", ">secret", "~*", "+@all", "-@scripting").Err(); err != nil {
+		t.Fatal(err)
+	}
+	plain := strings.Replace(srv.url(), "redis://", "redis://plain:secret@", 1)
+	for name, tc := range map[string]struct {
+		url, alarm string
+		received   int // and not acknowledged, before the trim
+	}{
+		"unread":          {srv.url(), "unread entries are lost", 0},
+		"pending":         {srv.url(), "pending entries are lost", 8},
+		"without scripts": {plain, "unread entries are lost", 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			stream := uniqueName(t)
+			var log relaytest.Log
+			var cursor relaytest.Cursor
+			open := func() *source {
+				env := testEnv(t)
+				env.Logger = log.Logger()
+				return mustSource(t, cursor.Env(env), fmt.Sprintf(`{"url":%q,"stream":%q,"block":"10ms","claim_idle":"0s"}`, tc.url, stream)).(*source)
+			}
+			src := open()
+			add(t, raw, stream, 1, 3)
+			if err := src.Ack(t.Context(), receive(t, src, 3)); err != nil {
+				t.Fatal(err)
+			}
+			add(t, raw, stream, 4, 10)
+			if tc.received > 0 {
+				receive(t, src, tc.received)
+			}
+			_ = src.Close()
+			raw.XTrimMaxLen(t.Context(), stream, 2)
+			src = open()
+			got := cursor.LossOnce(t, src, 2, &log, tc.alarm, src.farEnd(), 8)
+			if got[0].ID != "12" {
+				t.Errorf("received %s first, want 12", got[0].ID)
+			}
+		})
+	}
+}
+
 // A user that may not run scripts reads, too, and the log warns of what it misses.
 func TestSourceWithoutScripts(t *testing.T) {
 	srv := startServer(t)

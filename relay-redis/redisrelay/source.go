@@ -213,7 +213,10 @@ func (s *source) Receive(ctx context.Context, limit int) ([]relay.Message, error
 			return nil, err
 		}
 		batch, err := s.take(ctx, entries, own)
-		if len(batch) > 0 { // after an error what is gone stays pending, and is met again
+		if err != nil { // what is gone stays pending, and is met again
+			s.ready = false
+		}
+		if len(batch) > 0 {
 			return batch, nil
 		}
 		if err != nil {
@@ -277,6 +280,9 @@ func (s *source) fresh(ctx context.Context, limit int, block time.Duration) ([]r
 		return s.group(ctx, ">", limit, block)
 	}
 	g, err := s.readGuarded(ctx, limit)
+	if redis.HasErrorPrefix(err, "EXECABORT") { // it does not name the command that was refused
+		err = cmp.Or(s.reader.Eval(ctx, "return 1", nil).Err(), err)
+	}
 	if mayNotScript(err) || err == nil && g.position == "" {
 		s.mayNotLook(cmp.Or(err, errors.New("the user may not run XINFO")))
 		return g.entries, nil
@@ -485,9 +491,12 @@ func (s *source) checkTrimmed(ctx context.Context) error {
 	if group.EntriesRead == 0 || removed <= group.EntriesRead || !idLess(group.LastDeliveredID, first) || at == s.reported {
 		return nil // or Redis does not know how many the group has read
 	}
-	err = s.report(ctx, removed-group.EntriesRead)
+	if err := s.report(ctx, removed-group.EntriesRead); err != nil {
+		s.trimAt = time.Time{} // a read in between would pass by them
+		return err
+	}
 	s.reported = at
-	return err
+	return nil
 }
 
 // meetEnd reports a stream that ends before the group's position, as last is before
@@ -504,9 +513,8 @@ func (s *source) meetEnd(ctx context.Context, last, position string) (met bool, 
 
 // report logs and stores that n entries were removed unread.
 func (s *source) report(ctx context.Context, n int64) error {
-	s.env.Logger.Error("unread entries are lost", "stream", s.cfg.Stream, "group", s.cfg.Group, "entries", n,
-		"cause", "they were trimmed or deleted", "cure", "let the stream keep more, or the pipeline keep up")
-	return s.farEnds.Missed(ctx, s.farEnd(), n)
+	return s.farEnds.Missed(ctx, s.farEnd(), n, "unread entries are lost", "stream", s.cfg.Stream, "group", s.cfg.Group,
+		"entries", n, "cause", "they were trimmed or deleted", "cure", "let the stream keep more, or the pipeline keep up")
 }
 
 // reportGrace is how long a report may go on when the read is cancelled. What is logged and
@@ -536,9 +544,10 @@ func (s *source) forget(ctx context.Context, ids []string) error {
 	}
 	ctx, cancel := relaynet.Outlive(ctx, reportGrace)
 	defer cancel()
-	s.env.Logger.Error("pending entries are lost", "stream", s.cfg.Stream, "group", s.cfg.Group, "entries", len(ids), "first", ids[0],
+	err := s.farEnds.Missed(ctx, s.farEnd(), int64(len(ids)), "pending entries are lost", "stream", s.cfg.Stream, "group", s.cfg.Group,
+		"entries", len(ids), "first", ids[0],
 		"cause", "they were trimmed or deleted after they had been delivered and before they were acknowledged")
-	if err := s.farEnds.Missed(ctx, s.farEnd(), int64(len(ids))); err != nil {
+	if err != nil {
 		return err
 	}
 	if err := s.acker.XAck(ctx, s.cfg.Stream, s.cfg.Group, ids...).Err(); err != nil {

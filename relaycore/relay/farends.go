@@ -70,12 +70,14 @@ type FarEnds struct {
 
 	mu    sync.Mutex
 	known map[string]FarEnd // by name, such as a topic's
+	// alarmed are the alarms that are logged, and whose effect is not stored yet.
+	alarmed map[string]bool
 }
 
 // RecallFarEnds returns what env's pipeline remembers. onRecreated is
 // [OnRecreatedStop] or [OnRecreatedRestart].
 func RecallFarEnds(env Env, onRecreated string) (*FarEnds, error) {
-	f := &FarEnds{env: env, restart: onRecreated == OnRecreatedRestart, known: make(map[string]FarEnd)}
+	f := &FarEnds{env: env, restart: onRecreated == OnRecreatedRestart, known: make(map[string]FarEnd), alarmed: make(map[string]bool)}
 	if env.FarEnds == "" {
 		return f, nil
 	}
@@ -108,9 +110,8 @@ func (f *FarEnds) Meet(ctx context.Context, kind, name string, now Incarnation) 
 		return FarEnd{}, Fatal(fmt.Errorf("read %s %q: it was deleted and created again (%s, was %s); %s",
 			kind, name, now, known.ID, cureRecreated))
 	}
-	f.env.Logger.ErrorContext(ctx, "far end was created again", "kind", kind, "name", name, "is", now, "was", known.ID,
+	f.alarm(ctx, "far end was created again", "kind", kind, "name", name, "is", now, "was", known.ID,
 		"effect", "reading from its beginning; unread messages of the old one are lost")
-	f.env.Loss()
 	return f.keep(ctx, name, FarEnd{ID: now, Pending: true, Missed: known.Missed, Remade: known.Remade})
 }
 
@@ -132,9 +133,8 @@ func (f *FarEnds) Lost(ctx context.Context, kind, name, problem string) (FarEnd,
 	if !f.restart && !known.Pending {
 		return FarEnd{}, Fatal(fmt.Errorf("read %s %q: %s; %s", kind, name, problem, cureRecreated))
 	}
-	f.env.Logger.ErrorContext(ctx, "far end lost the position", "kind", kind, "name", name, "problem", problem,
+	f.alarm(ctx, "far end lost the position", "kind", kind, "name", name, "problem", problem,
 		"effect", "reading from its beginning, with new ids")
-	f.env.Loss()
 	if !known.Pending {
 		known.Restarts++
 	}
@@ -156,31 +156,49 @@ func (f *FarEnds) Began(ctx context.Context, name string) error {
 	return err
 }
 
-// Missed counts n messages that the far end called name lost before the pipeline had them,
-// and returns when that is durable. The caller logs them first, and then moves a position.
-func (f *FarEnds) Missed(ctx context.Context, name string, n int64) error {
-	return f.count(ctx, name, func(known *FarEnd) { known.Missed += n })
+// Missed logs an alarm for n messages that the far end called name lost before the pipeline
+// had them, and counts them. It returns when that is durable, and then the caller moves a
+// position. After an error the caller repeats it: the same alarm is logged once.
+func (f *FarEnds) Missed(ctx context.Context, name string, n int64, alarm string, fields ...any) error {
+	return f.count(ctx, name, alarm, fields, func(known *FarEnd) { known.Missed += n })
 }
 
-// Remade counts that the far end called name was made again, and returns when that is
-// durable. The caller has logged it. The far end of this life has no identity yet.
-func (f *FarEnds) Remade(ctx context.Context, name string) error {
-	return f.count(ctx, name, func(known *FarEnd) {
+// MissedTo is Missed and Settled in one: nothing is counted again after a crash.
+func (f *FarEnds) MissedTo(ctx context.Context, name string, n int64, floor uint64, alarm string, fields ...any) error {
+	return f.count(ctx, name, alarm, fields, func(known *FarEnd) {
+		known.Missed += n
+		known.settle(floor)
+	})
+}
+
+// Remade logs an alarm for the far end called name, which was made again, and counts it. It
+// returns like Missed. The far end of this life has no identity yet.
+func (f *FarEnds) Remade(ctx context.Context, name, alarm string, fields ...any) error {
+	return f.count(ctx, name, alarm, fields, func(known *FarEnd) {
 		known.Remade++
 		known.ID = ""
 	})
 }
 
-func (f *FarEnds) count(ctx context.Context, name string, change func(known *FarEnd)) error {
+func (f *FarEnds) count(ctx context.Context, name, alarm string, fields []any, change func(known *FarEnd)) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.alarm(ctx, alarm, fields...)
 	known := f.known[name]
 	change(&known)
 	_, err := f.keep(ctx, name, known)
-	if err == nil {
-		f.env.Loss()
-	}
 	return err
+}
+
+// alarm is called with the lock held. A caller repeats it until its effect is stored.
+func (f *FarEnds) alarm(ctx context.Context, text string, fields ...any) {
+	key := fmt.Sprint(text, fields)
+	if f.alarmed[key] {
+		return
+	}
+	f.alarmed[key] = true
+	f.env.Logger.ErrorContext(ctx, text, fields...) //nolint:sloglint // the callers have constants
+	f.env.Loss()
 }
 
 // Settled records that nothing up to floor of the far end called name is missing: see
@@ -190,12 +208,20 @@ func (f *FarEnds) Settled(ctx context.Context, name string, floor uint64) error 
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	known := f.known[name]
-	if known.Pending || known.Floor != nil && floor <= *known.Floor {
+	if known.Pending || !known.settle(floor) {
 		return nil
 	}
-	known.Floor = &floor
 	_, err := f.keep(ctx, name, known)
 	return err
+}
+
+// settle moves the floor, if that is forward.
+func (e *FarEnd) settle(floor uint64) bool {
+	if e.Floor != nil && floor <= *e.Floor {
+		return false
+	}
+	e.Floor = &floor
+	return true
 }
 
 // Floor returns what Settled recorded last for this life of the far end called name, if
@@ -234,5 +260,6 @@ func (f *FarEnds) keep(ctx context.Context, name string, e FarEnd) (FarEnd, erro
 		}
 	}
 	f.known = next
+	clear(f.alarmed)
 	return f.scope(e), nil
 }

@@ -137,6 +137,76 @@ func TestFarEndFloor(t *testing.T) {
 	check(0, false)
 }
 
+// An alarm is logged and counted before its effect is stored, and once however often that
+// fails. The same alarm is logged again for a later loss.
+func TestFarEndAlarmOnce(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	const known = `{"S":{"id":"a","first":true,"floor":2}}`
+	away := errors.New("no database")
+	for name, tc := range map[string]struct {
+		call func(f *relay.FarEnds) error
+		want string
+	}{
+		"Missed": {
+			want: `{"S":{"id":"a","first":true,"missed":5,"floor":2}}`,
+			call: func(f *relay.FarEnds) error { return f.Missed(ctx, "S", 5, "messages are lost", "messages", 5) },
+		},
+		"MissedTo": {
+			want: `{"S":{"id":"a","first":true,"missed":5,"floor":9}}`,
+			call: func(f *relay.FarEnds) error { return f.MissedTo(ctx, "S", 5, 9, "messages are lost", "messages", 5) },
+		},
+		"Remade": {
+			want: `{"S":{"first":true,"remade":1,"floor":2}}`,
+			call: func(f *relay.FarEnds) error { return f.Remade(ctx, "S", "queue was deleted", "queue", "S") },
+		},
+		"Meet": {want: `{"S":{"id":"b","pending":true}}`, call: func(f *relay.FarEnds) error {
+			_, err := f.Meet(ctx, "stream", "S", "b")
+			return err
+		}},
+		"Lost": {want: `{"S":{"id":"a","restarts":1,"first":true,"pending":true}}`, call: func(f *relay.FarEnds) error {
+			_, err := f.Lost(ctx, "stream", "S", relay.EndsBefore(1, 3))
+			return err
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var log strings.Builder
+			var counted, stores int
+			stored := known
+			f, err := relay.RecallFarEnds(relay.Env{
+				Logger: slog.New(slog.NewTextHandler(&log, nil)), FarEnds: known, CountLoss: func() { counted++ },
+				KeepFarEnds: func(_ context.Context, state string) error {
+					if log.Len() == 0 || counted == 0 {
+						t.Error("stored before the alarm was out")
+					}
+					if stores++; stores <= 2 {
+						return away
+					}
+					stored = state
+					return nil
+				},
+			}, relay.OnRecreatedRestart)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i := range 3 {
+				if err := tc.call(f); errors.Is(err, away) != (i < 2) {
+					t.Errorf("call %d = %v", i+1, err)
+				}
+			}
+			if n := strings.Count(log.String(), "level=ERROR"); n != 1 || counted != 1 || stored != tc.want {
+				t.Errorf("%d alarms, %d counted, stored %s; want one, and %s", n, counted, stored, tc.want)
+			}
+			if name == "Missed" {
+				if err := tc.call(f); err != nil || counted != 2 {
+					t.Errorf("the same loss again = %v, %d counted; want another alarm", err, counted)
+				}
+			}
+		})
+	}
+}
+
 // What could not be stored is not known either.
 func TestFarEndNotStored(t *testing.T) {
 	t.Parallel()

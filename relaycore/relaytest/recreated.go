@@ -2,6 +2,8 @@ package relaytest
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -15,7 +17,53 @@ import (
 type Cursor struct {
 	mu    sync.Mutex
 	state string
+	fails int
 }
+
+// Fail makes the next n writes fail.
+func (c *Cursor) Fail(n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.fails = n
+}
+
+// FarEnd returns what the cursor has of the far end called name.
+func (c *Cursor) FarEnd(t testing.TB, name string) relay.FarEnd {
+	t.Helper()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var known map[string]relay.FarEnd
+	if err := json.Unmarshal([]byte(c.state), &known); err != nil {
+		t.Fatal(err)
+	}
+	return known[name]
+}
+
+// LossOnce receives n messages behind a loss that the source has not reported. The cursor
+// cannot store it at first. The log must have alarm once, and the cursor count lost messages.
+func (c *Cursor) LossOnce(t testing.TB, src relay.Source, n int, log *Log, alarm, farEnd string, lost int64) (got []relay.Message) {
+	t.Helper()
+	before := c.FarEnd(t, farEnd).Missed
+	c.Fail(2)
+	for ctx := withTimeout(t); len(got) < n || c.FarEnd(t, farEnd).Missed == before; {
+		short, cancel := context.WithTimeout(ctx, time.Second)
+		batch, err := src.Receive(short, 100)
+		cancel()
+		if ctx.Err() != nil {
+			t.Fatalf("received %d of %d messages, the cursor has %+v: %v", len(got), n, c.FarEnd(t, farEnd), err)
+		}
+		got = append(got, batch...)
+	}
+	if len(got) > n || strings.Count(log.String(), alarm) != 1 {
+		t.Errorf("received %d messages, want %d, and %q once in the log:\n%s", len(got), n, alarm, log)
+	}
+	if missed := c.FarEnd(t, farEnd).Missed - before; missed != lost {
+		t.Errorf("the cursor counts %d more missed messages, want %d", missed, lost)
+	}
+	return got
+}
+
+var errCursor = errors.New("the cursor is away")
 
 // Env returns env with what the cursor keeps.
 func (c *Cursor) Env(env relay.Env) relay.Env {
@@ -25,6 +73,10 @@ func (c *Cursor) Env(env relay.Env) relay.Env {
 	env.KeepFarEnds = func(_ context.Context, state string) error {
 		c.mu.Lock()
 		defer c.mu.Unlock()
+		if c.fails > 0 {
+			c.fails--
+			return errCursor
+		}
 		c.state = state
 		return nil
 	}
