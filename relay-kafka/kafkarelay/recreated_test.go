@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/segmentio/kafka-go"
+	"github.com/segmentio/kafka-go/protocol"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaytest"
@@ -101,6 +103,100 @@ func TestPositionBeyondTheEnd(t *testing.T) {
 	if err != nil || len(got) != 3 || !strings.HasSuffix(got[0].ID, ".1:0:0") {
 		t.Fatalf("Receive = %v, %v; want three messages with ids of their own", got, err)
 	}
+}
+
+// The alarm for records that left before the group read them has their number. It is logged
+// and counted once, although the cursor cannot store it at first.
+func TestRetentionPassedThePosition(t *testing.T) {
+	brokers := relaytest.Endpoint(t, brokersEnv)
+	topic := newTopic(t, brokers, 1)
+	var log relaytest.Log
+	var cursor relaytest.Cursor
+	open := func() relay.Source {
+		env := testEnv()
+		env.Logger = log.Logger()
+		s, err := recreatedSource(brokers, topic)(t.Context(), cursor.Env(env), relay.OnRecreatedStop)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = s.Close() })
+		return s
+	}
+	s := open()
+	feedNumbers(t, brokers, topic, 1, 3)
+	for n, deadline := 0, time.Now().Add(relaytest.Patience()); n < 3; { // a new broker has no coordinator yet
+		got, err := s.Receive(t.Context(), 10)
+		if err == nil {
+			err = s.Ack(t.Context(), got)
+		}
+		if err != nil && time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+		n += len(got)
+	}
+	_ = s.Close()
+	feedNumbers(t, brokers, topic, 4, 10)
+	deleteRecords(t, brokers, topic, 11)
+	got := cursor.LossOnce(t, open(), 2, &log, "position lost; reading oldest record", topic, 8)
+	if !strings.HasSuffix(got[0].ID, ":0:11") {
+		t.Errorf("received %s first, want offset 11", got[0].ID)
+	}
+	if want := "partition=0 position=3 oldest=11 messages=8"; !strings.Contains(log.String(), want) {
+		t.Errorf("logged %s, want %q", &log, want)
+	}
+}
+
+// deleteRecords removes the records of partition 0 before offset.
+func deleteRecords(t testing.TB, brokers, topic string, offset int64) {
+	t.Helper()
+	registerDeleteRecords()
+	req := &deleteRecordsRequest{TimeoutMs: 10_000, Topics: []deleteRecordsTopic{{topic, []deleteRecordsPartition{{0, offset}}}}}
+	res, err := rawTransport.RoundTrip(t.Context(), kafka.TCP(brokers), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p := res.(*deleteRecordsResponse).Topics[0].Partitions[0]; p.ErrorCode != 0 || p.LowWatermark != offset {
+		t.Fatalf("delete records before %d: %v, the oldest is now %d", offset, kafka.Error(p.ErrorCode), p.LowWatermark)
+	}
+}
+
+// The client does not have DeleteRecords.
+type (
+	deleteRecordsRequest struct {
+		Topics    []deleteRecordsTopic `kafka:"min=v0,max=v1"`
+		TimeoutMs int32                `kafka:"min=v0,max=v1"`
+	}
+	deleteRecordsTopic struct {
+		Name       string                   `kafka:"min=v0,max=v1"`
+		Partitions []deleteRecordsPartition `kafka:"min=v0,max=v1"`
+	}
+	deleteRecordsPartition struct {
+		Index  int32 `kafka:"min=v0,max=v1"`
+		Offset int64 `kafka:"min=v0,max=v1"`
+	}
+	deleteRecordsResponse struct {
+		ThrottleTimeMs int32                        `kafka:"min=v0,max=v1"`
+		Topics         []deleteRecordsTopicResponse `kafka:"min=v0,max=v1"`
+	}
+	deleteRecordsTopicResponse struct {
+		Name       string                           `kafka:"min=v0,max=v1"`
+		Partitions []deleteRecordsPartitionResponse `kafka:"min=v0,max=v1"`
+	}
+	deleteRecordsPartitionResponse struct {
+		Index        int32 `kafka:"min=v0,max=v1"`
+		LowWatermark int64 `kafka:"min=v0,max=v1"`
+		ErrorCode    int16 `kafka:"min=v0,max=v1"`
+	}
+)
+
+var registerDeleteRecords = sync.OnceFunc(func() { protocol.Register(&deleteRecordsRequest{}, &deleteRecordsResponse{}) })
+
+func (*deleteRecordsRequest) ApiKey() protocol.ApiKey  { return protocol.DeleteRecords } //nolint:staticcheck // the interface's name
+func (*deleteRecordsResponse) ApiKey() protocol.ApiKey { return protocol.DeleteRecords } //nolint:staticcheck // the interface's name
+
+// Broker implements [protocol.BrokerMessage]: the tests' cluster has one broker.
+func (*deleteRecordsRequest) Broker(c protocol.Cluster) (protocol.Broker, error) {
+	return c.Brokers[c.Controller], nil
 }
 
 func TestTopicIDs(t *testing.T) {
