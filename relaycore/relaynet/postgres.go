@@ -104,7 +104,8 @@ func PostgresCause(err error) error {
 		}
 	}
 	text := fmt.Sprintf("user=%s database=%s: %s", failed.Config.User, failed.Config.Database, strings.Join(causes, "; "))
-	return &causeError{strings.Replace(err.Error(), failed.Error(), text, 1), err}
+	text = strings.Replace(err.Error(), failed.Error(), text, 1)
+	return &causeError{strings.ReplaceAll(text, "\n", "; "), err} // a server's own text may have several lines
 }
 
 // refusedTLS is pgx's error for a server without TLS.
