@@ -77,6 +77,7 @@ func (s *sink) spreadOver() []*lane {
 // run sends the queued messages of the lane's partitions, and confirms or fails them.
 // After an error it leaves the rest of them open.
 func (l *lane) run(ctx context.Context, batch []relay.Message) {
+	defer l.forget()
 	for l.err == nil {
 		if l.err = l.encode(batch); l.err != nil || len(l.sent) == 0 {
 			return
@@ -93,6 +94,17 @@ func (l *lane) run(ctx context.Context, batch []relay.Message) {
 		for i := range l.sent {
 			l.settle(&l.sent[i], answer(res, l.sent[i].p), batch)
 		}
+	}
+}
+
+// maxKept is the largest buffer that a lane keeps for its next request.
+const maxKept = 2 * maxRequest
+
+// forget gives up a buffer that a large message needed.
+func (l *lane) forget() {
+	if l.buf.Cap() > maxKept {
+		l.buf = bytes.Buffer{}
+		clear(l.readers[:cap(l.readers)])
 	}
 }
 

@@ -563,3 +563,22 @@ func waitForPosition(t *testing.T, brokers, group, topic string, want int64) {
 		time.Sleep(20 * time.Millisecond)
 	}
 }
+
+// TestLargeBufferIsNotKept: a lane keeps the buffer of usual requests, and not that of a
+// large message. Each pipeline has several lanes.
+func TestLargeBufferIsNotKept(t *testing.T) {
+	brokers := relaytest.Endpoint(t, brokersEnv)
+	s := openSink(t, map[string]any{
+		"brokers": brokers, "topic": newTopicName(), "create_if_missing": true, "max_message_bytes": 3 * maxKept,
+	}).(*sink)
+	for size, kept := range map[int]bool{1 << 10: true, maxKept + 1: false} {
+		m := relaytest.Message(size, "k")
+		m.Body = make([]byte, size)
+		if err := s.Publish(t.Context(), []relay.Message{m}); err != nil {
+			t.Fatal(err)
+		}
+		if n := s.lanes[0].buf.Cap(); (n > 0) != kept {
+			t.Errorf("a buffer of %d bytes is kept after a body of %d", n, size)
+		}
+	}
+}

@@ -84,6 +84,7 @@ func (w *batchWriter) write(out *bytes.Buffer, messages []relay.Message, indexes
 func (w *batchWriter) ReadRecord() (*protocol.Record, error) {
 	if len(w.indexes) == 0 {
 		w.messages = nil
+		w.value.Reset(nil) // a large body is not retained
 		return nil, io.EOF
 	}
 	m := &w.messages[w.indexes[0]]

@@ -424,6 +424,7 @@ func (s *sink) result(ctx context.Context, batch []relay.Message, stopped error)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	defer w.end()
+	s.enc.msg.Data = nil // a large body is not retained
 	s.lastSeq = max(s.lastSeq, w.lastSeq)
 	if n := len(w.dups); n > 0 {
 		s.dups += n

@@ -247,6 +247,9 @@ func (s *sink) settle(r *request) {
 		}
 		s.advance(r, i)
 	}
+	for n := range r.indexes {
+		r.entries[n].MessageBody = nil // a large body is not retained
+	}
 	s.free = append(s.free, r)
 }
 

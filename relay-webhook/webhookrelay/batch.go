@@ -19,6 +19,7 @@ import (
 // publishArrays sends one request after the other, each with a JSON array of
 // consecutive messages.
 func (s *sink) publishArrays(ctx context.Context, batch []relay.Message) error {
+	defer s.forget()
 	for i := 0; i < len(batch); {
 		if s.outcome.Held(i) {
 			i++
@@ -52,6 +53,16 @@ func (s *sink) publishArrays(ctx context.Context, batch []relay.Message) error {
 		break
 	}
 	return s.outcome.Err()
+}
+
+// maxKept is the largest array whose memory is kept for the next one, in bytes.
+const maxKept = 4 << 20
+
+// forget gives up the memory of an array that a large message needed.
+func (s *sink) forget() {
+	if cap(s.joined) > maxKept {
+		s.joined = nil
+	}
 }
 
 // settle records the results of an array; nil results confirm all its messages.

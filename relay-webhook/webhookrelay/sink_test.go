@@ -941,3 +941,22 @@ func BenchmarkSink(b *testing.B) {
 		b.ReportMetric(float64(b.N*size)/b.Elapsed().Seconds(), "events/s")
 	})
 }
+
+// TestLargeArrayIsNotKept: a sink keeps the memory of a usual array, and not that of a large
+// event.
+func TestLargeArrayIsNotKept(t *testing.T) {
+	t.Parallel()
+	srv := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) }))
+	defer srv.Close()
+	s := openSink(t, srv.URL, map[string]any{"mode": "batch"}).(*sink)
+	for size, kept := range map[int]bool{1 << 10: true, maxKept + 1: false} {
+		m := relaytest.Message(1, "")
+		m.Body = []byte(`"` + strings.Repeat("x", size) + `"`)
+		if err := s.Publish(t.Context(), []relay.Message{m}); err != nil {
+			t.Fatal(err)
+		}
+		if (s.joined != nil) != kept {
+			t.Errorf("%d bytes are kept after a body of %d", cap(s.joined), size)
+		}
+	}
+}

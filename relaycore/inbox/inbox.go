@@ -106,6 +106,7 @@ func (s *Sink) Publish(ctx context.Context, batch []relay.Message) error {
 	if s.closed {
 		return relay.ErrClosed
 	}
+	defer s.forget()
 	if err := s.encode(batch); err != nil {
 		return s.fail(err)
 	}
@@ -221,9 +222,6 @@ func (s *Sink) encode(batch []relay.Message) (err error) {
 	s.collect(batch)
 	for i := range s.columns {
 		v, c := &s.columns[i], &s.table.columns[i]
-		if cap(v.buf) > keepBuffer {
-			v.buf = nil
-		}
 		if c.constant > 0 {
 			s.params[c.constant-1] = v.takeConstant()
 		}
@@ -240,6 +238,16 @@ func (s *Sink) encode(batch []relay.Message) (err error) {
 	}
 	clear(s.inBatch)
 	return nil
+}
+
+// forget gives up the buffers that a large message needed.
+func (s *Sink) forget() {
+	clear(s.params)
+	for i := range s.columns {
+		if v := &s.columns[i]; cap(v.buf) > keepBuffer {
+			v.buf = nil
+		}
+	}
 }
 
 // collect gathers the columns of batch, without a second message of the same id if

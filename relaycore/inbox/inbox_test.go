@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/url"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -596,4 +597,30 @@ func TestGuarantee(t *testing.T) {
 	if _, err := inbox.Open(context.Background(), pool, withTable(inbox.Config{})); err == nil || relay.IsFatal(err) || errors.Is(err, pgx.ErrNoRows) {
 		t.Errorf("Open on a closed pool = %v, want a transient error", err)
 	}
+}
+
+// TestLargePayloadIsNotKept: an idle sink has let go of a large payload and of the buffers
+// that it made for it.
+func TestLargePayloadIsNotKept(t *testing.T) {
+	pool := pgtest.Pool(t)
+	mustExec(t, pool, createInbox)
+	s := open(t, pool, inbox.Config{})
+	heap := func() int {
+		runtime.GC()
+		runtime.GC() // empties pools
+		var stats runtime.MemStats
+		runtime.ReadMemStats(&stats)
+		return int(stats.HeapAlloc)
+	}
+	before := heap()
+	m := relaytest.Message(1, "")
+	m.Row = []byte(`"` + strings.Repeat("x", 16<<20) + `"`)
+	m.Body = m.Row
+	if err := s.Publish(t.Context(), []relay.Message{m}); err != nil {
+		t.Fatal(err)
+	}
+	if kept := heap() - before; kept > 4<<20 {
+		t.Errorf("%d bytes are held after a payload of 16 MiB", kept)
+	}
+	runtime.KeepAlive(s)
 }

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"testing/iotest"
 	"time"
+	"weak"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
@@ -253,7 +254,8 @@ func (h SinkHarness) largeBody() []byte {
 
 // testSinkCopies compares what a sink allocates for its first large body with what the
 // budget reserves for it. All that is allocated counts, whether it is held at the same
-// time or not. So the result does not depend on the garbage collector.
+// time or not. So the result does not depend on the garbage collector. Afterwards an idle
+// sink must let go of the body.
 func testSinkCopies(t *testing.T, h SinkHarness) {
 	if h.Copies == 0 {
 		t.Skip("the harness does not tell the backend's copies")
@@ -273,6 +275,17 @@ func testSinkCopies(t *testing.T, h SinkHarness) {
 	if copies > float64(h.Copies)+0.5 {
 		t.Errorf("a body of %d bytes may be in memory %.1f times, want at most %d", len(body), copies, h.Copies)
 	}
+
+	held := weak.Make(&body[0])
+	body, batch[1] = nil, relay.Message{}
+	for tries := 0; held.Value() != nil && tries < 20; tries++ {
+		runtime.GC()
+		time.Sleep(20 * time.Millisecond) // the client's goroutines may still return from the request
+	}
+	if held.Value() != nil {
+		t.Error("the body is still in memory after it was sent")
+	}
+	runtime.KeepAlive(sink)
 }
 
 // testSinkStream publishes a body that is read while it is sent. A stream that fails
