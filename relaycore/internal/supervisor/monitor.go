@@ -19,7 +19,7 @@ const (
 func (s *Supervisor) monitor(ctx context.Context) {
 	tick := time.NewTicker(monitorEvery)
 	defer tick.Stop()
-	lagAt, auditAt := make(map[*runner]time.Time), make(map[*runner]time.Time)
+	var due []*runner
 	var countedAt time.Time
 	for {
 		select {
@@ -28,31 +28,30 @@ func (s *Supervisor) monitor(ctx context.Context) {
 		case <-tick.C:
 		}
 
-		var due []*runner
 		running := 0
-		current, audited := make(map[*runner]time.Time), make(map[*runner]time.Time)
 		s.each(func(r *runner) {
 			r.mu.Lock()
 			defer r.mu.Unlock()
 			if r.opened.Lag == nil && r.opened.Redrive == nil {
+				r.lagAt, r.auditAt = time.Time{}, time.Time{}
 				return
 			}
 			running++
-			current[r], audited[r] = lagAt[r], auditAt[r]
-			if r.opened.Lag != nil && time.Since(lagAt[r]) >= lagEvery {
+			if r.opened.Lag != nil && time.Since(r.lagAt) >= lagEvery {
 				due = append(due, r)
 			}
 		})
-		lagAt, auditAt = current, audited
 
 		for _, r := range due {
-			lagAt[r] = time.Now()
+			r.lagAt = time.Now()
 			r.measureLag(ctx)
-			if time.Since(auditAt[r]) >= auditEvery {
-				auditAt[r] = time.Now()
+			if time.Since(r.auditAt) >= auditEvery {
+				r.auditAt = time.Now()
 				r.audit(ctx)
 			}
 		}
+		clear(due) // release runners that end
+		due = due[:0]
 		if running > 0 && s.cfg.DeadLetters != nil && (s.countDue.Swap(false) || time.Since(countedAt) >= deadLettersEvery) {
 			countedAt = time.Now()
 			s.countDeadLetters(ctx)

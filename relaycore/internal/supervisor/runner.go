@@ -28,6 +28,8 @@ type runner struct {
 	wake     chan struct{}
 	kick     chan struct{} // receives when the runner should not wait after an error
 
+	lagAt, auditAt time.Time // when the monitor, which alone uses them, measured last
+
 	mu     sync.Mutex
 	status status
 	opened Opened // what the current run reported; zero when none is open
