@@ -2,7 +2,6 @@ package kafkarelay
 
 import (
 	"crypto/tls"
-	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -126,13 +125,6 @@ func (c *sourceConfig) Validate() error {
 		return errTopicName
 	}
 	return c.validate()
-}
-
-func (c *sourceConfig) group(env relay.Env) string {
-	if c.GroupID != "" {
-		return c.GroupID
-	}
-	return fmt.Sprintf("pgtrickle-relay.%s.%s", env.Group, env.Pipeline)
 }
 
 const defaultClientID = "pgtrickle-relay"

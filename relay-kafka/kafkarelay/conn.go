@@ -48,7 +48,7 @@ func newCluster(env relay.Env, cfg *connection, topics []string) (*cluster, erro
 		Dial: c.net.DialContext, DialTimeout: dialTimeout, IdleTimeout: time.Minute,
 		MetadataTTL: time.Minute, MetadataTopics: topics, ClientID: cfg.ClientID, SASL: mechanism,
 	}
-	c.client = &kafka.Client{Addr: kafka.TCP(cfg.Brokers...), Transport: c.transport}
+	c.client = &kafka.Client{Addr: kafka.TCP(cfg.Brokers...), Transport: c.transport, Timeout: 2 * dialTimeout}
 	c.dialer = &kafka.Dialer{ClientID: cfg.ClientID, Timeout: dialTimeout, DialFunc: c.net.DialContext, SASLMechanism: mechanism}
 	return c, nil
 }
@@ -60,8 +60,6 @@ func (c *cluster) reset() { c.transport.CloseIdleConnections() }
 
 // layout returns the partitions and leaders of topics, or of all topics.
 func (c *cluster) layout(ctx context.Context, topics ...string) (*kafka.MetadataResponse, error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*dialTimeout)
-	defer cancel()
 	res, err := c.client.Metadata(ctx, &kafka.MetadataRequest{Topics: topics})
 	if err != nil {
 		c.reset()
@@ -78,8 +76,6 @@ func (c *cluster) layout(ctx context.Context, topics ...string) (*kafka.Metadata
 // record at that time or later, or -1 without one.
 func (c *cluster) offsets(ctx context.Context, topic string, partitions int, which int64) ([]int64, error) {
 	const atOnce = 8 // the client takes a connection for each partition it asks for
-	ctx, cancel := context.WithTimeout(ctx, 2*dialTimeout)
-	defer cancel()
 	out := make([]int64, partitions)
 	for from := 0; from < partitions; from += atOnce {
 		var reqs []kafka.OffsetRequest
@@ -238,8 +234,6 @@ func (s *sink) create(ctx context.Context, name string) error {
 		size := strconv.FormatInt(int64(s.cfg.MaxMessageBytes)+batchOverhead, 10)
 		cfg.ConfigEntries = append(cfg.ConfigEntries, kafka.ConfigEntry{ConfigName: "max.message.bytes", ConfigValue: size})
 	}
-	ctx, cancel := context.WithTimeout(ctx, 2*dialTimeout)
-	defer cancel()
 	res, err := s.cluster.client.CreateTopics(ctx, &kafka.CreateTopicsRequest{Topics: []kafka.TopicConfig{cfg}})
 	if err == nil {
 		err = res.Errors[name]
@@ -269,8 +263,6 @@ func (s *sink) topicLimit(ctx context.Context, name string) int {
 
 // topicSetting returns a setting of a topic, "" if the brokers do not have it.
 func (s *sink) topicSetting(ctx context.Context, topic, setting string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
-	defer cancel()
 	res, err := s.cluster.client.DescribeConfigs(ctx, &kafka.DescribeConfigsRequest{Resources: []kafka.DescribeConfigRequestResource{{
 		ResourceType: kafka.ResourceTypeTopic, ResourceName: topic, ConfigNames: []string{setting},
 	}}})

@@ -50,7 +50,7 @@ func (s *source) run(ctx context.Context) {
 	for ctx.Err() == nil {
 		gen, err := s.group.Next(ctx)
 		if err != nil {
-			s.report(ctx, classify(fmt.Errorf("join group %q: %w", s.cfg.group(s.env), err)))
+			s.report(ctx, classify(fmt.Errorf("join group %q: %w", s.cfg.GroupID, err)))
 			continue
 		}
 		g := &generation{Generation: gen, ended: make(chan struct{})}
@@ -180,13 +180,13 @@ func (s *source) begin(ctx context.Context, topic string, parts []kafka.Partitio
 		ids = append(ids, a.ID)
 		partitions = max(partitions, a.ID+1)
 	}
-	res, err := s.cluster.client.OffsetFetch(ctx, &kafka.OffsetFetchRequest{GroupID: s.cfg.group(s.env), Topics: map[string][]int{topic: ids}})
+	res, err := s.cluster.client.OffsetFetch(ctx, &kafka.OffsetFetchRequest{GroupID: s.cfg.GroupID, Topics: map[string][]int{topic: ids}})
 	if err == nil {
 		err = res.Error
 	}
 	if err != nil {
 		s.cluster.reset()
-		return nil, classify(fmt.Errorf("look up the position of group %q: %w", s.cfg.group(s.env), err))
+		return nil, classify(fmt.Errorf("look up the position of group %q: %w", s.cfg.GroupID, err))
 	}
 	which := kafka.FirstOffset
 	if s.cfg.AutoOffsetReset == "latest" && !again {

@@ -16,7 +16,6 @@ import (
 )
 
 var (
-	_ relay.Sink    = (*sink)(nil)
 	_ relay.Limiter = (*sink)(nil)
 	_ relay.Resumer = (*sink)(nil)
 	_ relay.Router  = (*sink)(nil)
@@ -98,8 +97,6 @@ func (s *sink) connect(ctx context.Context, topics []string) (err error) {
 }
 
 func (s *sink) newProducer(ctx context.Context) (producer, error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*dialTimeout)
-	defer cancel()
 	res, err := s.cluster.client.InitProducerID(ctx, &kafka.InitProducerIDRequest{ProducerID: -1, ProducerEpoch: -1})
 	if err == nil {
 		err = res.Error

@@ -534,7 +534,7 @@ func TestLatest(t *testing.T) {
 	write(1, 10)
 	config := map[string]any{"brokers": brokers, "topic": []string{topic}, "auto_offset_reset": "latest"}
 	src := openSource(t, config).(*source)
-	if group := src.cfg.group(testEnv()); group != "pgtrickle-relay.default.test" {
+	if group := src.cfg.GroupID; group != "pgtrickle-relay.default.test" {
 		t.Errorf("group = %q", group)
 	}
 	_ = src.Close()

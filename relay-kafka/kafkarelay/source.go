@@ -1,6 +1,7 @@
 package kafkarelay
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,10 +14,7 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
-var (
-	_ relay.Source = (*source)(nil)
-	_ relay.Pinger = (*source)(nil)
-)
+var _ relay.Pinger = (*source)(nil)
 
 type source struct {
 	cfg     sourceConfig
@@ -52,6 +50,7 @@ type token struct {
 }
 
 func newSource(ctx context.Context, env relay.Env, cfg sourceConfig) (*source, error) {
+	cfg.GroupID = cmp.Or(cfg.GroupID, "pgtrickle-relay."+env.Group+"."+env.Pipeline)
 	farEnds, err := relay.RecallFarEnds(env, cfg.OnRecreated)
 	if err != nil {
 		return nil, err
@@ -78,7 +77,7 @@ func newSource(ctx context.Context, env relay.Env, cfg sourceConfig) (*source, e
 		start = kafka.LastOffset
 	}
 	s.group, err = kafka.NewConsumerGroup(kafka.ConsumerGroupConfig{
-		ID: cfg.group(env), Brokers: cfg.Brokers, Topics: cfg.Topic, Dialer: c.dialer, StartOffset: start,
+		ID: cfg.GroupID, Brokers: cfg.Brokers, Topics: cfg.Topic, Dialer: c.dialer, StartOffset: start,
 		SessionTimeout: cfg.SessionTimeout.D(), RebalanceTimeout: max(cfg.SessionTimeout.D(), 10*time.Second),
 		HeartbeatInterval: cfg.SessionTimeout.D() / 10, JoinGroupBackoff: 200 * time.Millisecond,
 		WatchPartitionChanges: true, PartitionWatchInterval: 30 * time.Second,
@@ -158,11 +157,7 @@ func (s *source) Ack(_ context.Context, batch []relay.Message) error {
 	touched := make(map[*generation]bool)
 	s.mu.Lock()
 	for i := range batch {
-		t, ok := batch[i].Token.(*token)
-		if !ok {
-			s.mu.Unlock()
-			return fmt.Errorf("acknowledge %s: not a message of this source", batch[i].ID)
-		}
+		t := batch[i].Token.(*token)
 		if position, moved := t.part.acks.Done(t.ticket); moved {
 			t.part.position = position
 		}

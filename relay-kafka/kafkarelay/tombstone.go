@@ -38,8 +38,11 @@ func (s *sink) Tombstones(ctx context.Context, m *relay.Message) (bool, error) {
 		return false, nil
 	}
 	t, err := s.topicOf(ctx, m)
-	if err != nil {
-		return relay.IsPermanent(err), unlessPermanent(err)
+	switch {
+	case relay.IsPermanent(err):
+		return true, nil
+	case err != nil:
+		return false, err
 	}
 	if time.Since(t.policy.asked) < policyFor {
 		return t.policy.compacted, nil
@@ -55,13 +58,6 @@ func (s *sink) Tombstones(ctx context.Context, m *relay.Message) (bool, error) {
 	}
 	t.policy = policy{compacted, time.Now()}
 	return compacted, nil
-}
-
-func unlessPermanent(err error) error {
-	if relay.IsPermanent(err) {
-		return nil
-	}
-	return err
 }
 
 // compacted reports whether the topic drops all but the last record of a key.
