@@ -79,35 +79,29 @@ func classifyFor(err error, ofRow bool) error {
 	return refusals.Classify(err, fmt.Sprintf("%d %s", reply.Code, reply.Reason), ofRow)
 }
 
-var topicReply = regexp.MustCompile(`access to topic '(.*)' in exchange`)
+var (
+	topicReply = regexp.MustCompile(`access to topic '(.*)' in exchange`)
+	sizeReply  = regexp.MustCompile(`message size \d+ .*max size (\d+)`)
+)
 
 // deniedKey returns the routing key to which the user may not publish, and whether err
 // is about one.
-func deniedKey(err error) (string, bool) {
-	reply, ok := errors.AsType[*amqp.Error](err)
-	if !ok || reply.Code != amqp.AccessRefused {
-		return "", false
-	}
-	m := topicReply.FindStringSubmatch(reply.Reason)
-	if m == nil {
-		return "", false
-	}
-	return m[1], true
-}
-
-var sizeReply = regexp.MustCompile(`message size \d+ .*max size (\d+)`)
+func deniedKey(err error) (string, bool) { return stated(err, amqp.AccessRefused, topicReply) }
 
 // tooLarge returns the limit in the broker's reply when it closed a channel because
 // of a message's size, else 0.
 func tooLarge(err error) int {
-	var reply *amqp.Error
-	if !errors.As(err, &reply) || reply.Code != amqp.PreconditionFailed {
-		return 0
-	}
-	m := sizeReply.FindStringSubmatch(reply.Reason)
-	if m == nil {
-		return 0
-	}
-	limit, _ := strconv.Atoi(m[1])
+	text, _ := stated(err, amqp.PreconditionFailed, sizeReply)
+	limit, _ := strconv.Atoi(text)
 	return limit
+}
+
+// stated returns what form finds in the broker's reply with a code.
+func stated(err error, code int, form *regexp.Regexp) (string, bool) {
+	if reply, ok := errors.AsType[*amqp.Error](err); ok && reply.Code == code {
+		if m := form.FindStringSubmatch(reply.Reason); m != nil {
+			return m[1], true
+		}
+	}
+	return "", false
 }
