@@ -1,7 +1,6 @@
 package kafkarelay
 
 import (
-	"crypto/tls"
 	"slices"
 	"strings"
 	"time"
@@ -22,8 +21,7 @@ type connection struct {
 	SASLMechanism string          `json:"sasl_mechanism" relay:"enum=PLAIN|SCRAM-SHA-256|SCRAM-SHA-512,needs=sasl_username|sasl_password" doc:"How to log in; none when empty."`
 	SASLUsername  string          `json:"sasl_username" relay:"needs=sasl_mechanism" doc:"User to log in as."`
 	SASLPassword  relaycfg.Secret `json:"sasl_password" relay:"needs=sasl_mechanism" doc:"The user's password."`
-	UseTLS        bool            `json:"tls" doc:"Encrypt connections and verify the brokers' certificates; implied by the other tls keys."`
-	relaynet.TLS
+	relaynet.OptionalTLS
 }
 
 func (c *connection) validate() error {
@@ -33,14 +31,6 @@ func (c *connection) validate() error {
 		}
 	}
 	return nil
-}
-
-// tlsConfig returns nil when no TLS is asked for.
-func (c *connection) tlsConfig(read relaynet.Reader) (*tls.Config, error) {
-	if !c.UseTLS && !c.Configured() {
-		return nil, nil
-	}
-	return c.Client(read)
 }
 
 func (c *connection) mechanism() (sasl.Mechanism, error) {

@@ -123,8 +123,8 @@ func TestTLSKeys(t *testing.T) {
 	t.Parallel()
 	const keys = `{"brokers":"a:1","topic":"t","tls":true,"tls_ca":"ca","tls_cert":"cert","tls_key":"key","tls_server_name":"name"}`
 	want := connection{
-		Brokers: relaycfg.List{"a:1"}, ClientID: defaultClientID, UseTLS: true,
-		TLS: relaynet.TLS{CA: "ca", Cert: "cert", Key: "key", ServerName: "name"},
+		Brokers: relaycfg.List{"a:1"}, ClientID: defaultClientID,
+		OptionalTLS: relaynet.OptionalTLS{Use: true, TLS: relaynet.TLS{CA: "ca", Cert: "cert", Key: "key", ServerName: "name"}},
 	}
 	sink, source := sinkDefaults(), sourceDefaults()
 	if err := relaycfg.Decode([]byte(keys), &sink); err != nil || !reflect.DeepEqual(sink.connection, want) {

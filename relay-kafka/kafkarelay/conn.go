@@ -32,7 +32,7 @@ const dialTimeout = 5 * time.Second
 // newCluster does not connect yet. The layout is that of topics, or of all topics when
 // there are none.
 func newCluster(env relay.Env, cfg *connection, topics []string) (*cluster, error) {
-	tlsConfig, err := cfg.tlsConfig(env.Read)
+	tlsConfig, err := cfg.Client(env.Read)
 	if err != nil {
 		return nil, err
 	}

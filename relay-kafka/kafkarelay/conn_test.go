@@ -21,7 +21,7 @@ func TestConnectionWithoutHandshake(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = ln.Close() }()
-	c, err := newCluster(relay.Env{}, &connection{Brokers: []string{ln.Addr().String()}, UseTLS: true}, nil)
+	c, err := newCluster(relay.Env{}, &connection{Brokers: []string{ln.Addr().String()}, OptionalTLS: relaynet.OptionalTLS{Use: true}}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,7 +70,7 @@ func TestTLSNamesTheBroker(t *testing.T) {
 	}()
 	_, port, _ := net.SplitHostPort(ln.Addr().String())
 	connect := func(serverName string) *cluster {
-		c, err := newCluster(relay.Env{}, &connection{Brokers: []string{"unused:1"}, TLS: relaynet.TLS{CA: ca.File, ServerName: serverName}}, nil)
+		c, err := newCluster(relay.Env{}, &connection{Brokers: []string{"unused:1"}, OptionalTLS: relaynet.OptionalTLS{TLS: relaynet.TLS{CA: ca.File, ServerName: serverName}}}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -15,9 +15,8 @@ import (
 
 // connConfig is how either direction reaches the broker.
 type connConfig struct {
-	URL    relaycfg.Secrets `json:"url" relay:"required" doc:"Nodes to connect to, tried in turn: amqp://USER:PASSWORD@HOST:5672/VHOST or amqps://; a list, or separated by commas."`
-	UseTLS bool             `json:"tls" doc:"Use TLS with any scheme of the URL; any other tls key implies it."`
-	relaynet.TLS
+	URL relaycfg.Secrets `json:"url" relay:"required" doc:"Nodes to connect to, tried in turn: amqp://USER:PASSWORD@HOST:5672/VHOST or amqps://; a list, or separated by commas."`
+	relaynet.OptionalTLS
 	Timeout   relaycfg.Duration `json:"timeout" relay:"min=1" doc:"How long to wait for a connection to be open."`
 	Heartbeat relaycfg.Duration `json:"heartbeat" relay:"min=1000000000" doc:"A peer that is silent for twice this long is dead."`
 }
@@ -92,7 +91,7 @@ func (c *connConfig) urls() []string {
 			if u = strings.TrimSpace(u); u == "" {
 				continue
 			}
-			if c.UseTLS || c.TLS.Configured() {
+			if c.Configured() {
 				if rest, plain := strings.CutPrefix(u, "amqp://"); plain {
 					u = "amqps://" + rest
 				}

@@ -38,7 +38,7 @@ func TestSinkConfig(t *testing.T) {
 			c.Exchange, c.CreateIfMissing = "e", true
 		})},
 		"tls keys": {raw: `{"url":"amqp://h","tls":true,"tls_ca":"a","tls_cert":"b","tls_key":"c","tls_server_name":"d"}`, want: with(func(c *sinkConfig) {
-			c.UseTLS, c.CA, c.Cert, c.Key, c.ServerName = true, "a", "b", "c", "d"
+			c.Use, c.CA, c.Cert, c.Key, c.ServerName = true, "a", "b", "c", "d"
 		})},
 		"no url":           {raw: `{}`, wantErr: `key "url": is required`},
 		"not amqp":         {raw: `{"url":"http://u:hunter2@h"}`, wantErr: `key "url": number 1 is malformed`},
@@ -115,8 +115,8 @@ func checkDecode(t *testing.T, raw string, err error, wantErr string, got, want 
 
 func TestTLSIsImplied(t *testing.T) {
 	t.Parallel()
-	for _, c := range []connConfig{{UseTLS: true}, {TLS: relaynet.TLS{CA: "x"}}, {TLS: relaynet.TLS{Cert: "x"}}} {
-		c.URL = relaycfg.Secrets{"amqp://a, amqps://b"}
+	for _, keys := range []relaynet.OptionalTLS{{Use: true}, {TLS: relaynet.TLS{CA: "x"}}, {TLS: relaynet.TLS{Cert: "x"}}} {
+		c := connConfig{URL: relaycfg.Secrets{"amqp://a, amqps://b"}, OptionalTLS: keys}
 		if got, want := c.urls(), []string{"amqps://a", "amqps://b"}; !slices.Equal(got, want) {
 			t.Errorf("urls() = %q, want %q", got, want)
 		}

@@ -17,8 +17,7 @@ type connConfig struct {
 	URL      relaycfg.Secret `json:"url" relay:"required" doc:"Server: redis://, rediss:// (TLS), unix://, redis+cluster:// or redis+sentinel:// (also with rediss), with several hosts separated by commas for the last two."`
 	Username string          `json:"username" doc:"ACL user; goes before the one in the URL."`
 	Password relaycfg.Secret `json:"password" doc:"Password; goes before the one in the URL."`
-	UseTLS   bool            `json:"tls" doc:"Use TLS with any scheme of the URL; so does any other key of TLS."`
-	relaynet.TLS
+	relaynet.OptionalTLS
 	ConfirmTimeout relaycfg.Duration `json:"confirm_timeout" relay:"alias=timeout,min=1" doc:"How long to wait for a connection, and for an answer."`
 }
 

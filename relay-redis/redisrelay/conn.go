@@ -141,13 +141,13 @@ func newClients(env relay.Env, cfg *connConfig, d *relaynet.Dialer, pool int) (o
 
 // tlsConfig returns nil where neither the URL nor a key asks for TLS.
 func (c *connConfig) tlsConfig(fromURL *tls.Config, read relaynet.Reader) (*tls.Config, error) {
-	if fromURL == nil && !c.UseTLS && !c.Configured() {
-		return nil, nil
-	}
-	if fromURL != nil && fromURL.InsecureSkipVerify {
+	switch {
+	case fromURL == nil:
+		return c.Client(read)
+	case fromURL.InsecureSkipVerify:
 		return nil, relaycfg.Errorf("url", "skip_verify lets any server read the password; set redis_tls_ca instead")
 	}
-	return c.Client(read)
+	return c.TLS.Client(read)
 }
 
 func ping(ctx context.Context, client redis.UniversalClient) error {

@@ -23,6 +23,23 @@ type TLS struct {
 // Configured reports whether any key is set.
 func (t TLS) Configured() bool { return t != TLS{} }
 
+// OptionalTLS is TLS for far ends whose address need not show whether they speak it.
+type OptionalTLS struct {
+	Use bool `json:"tls" doc:"Encrypt connections and verify the server's certificate, whatever scheme an address has; implied by the other keys of TLS."`
+	TLS
+}
+
+// Configured reports whether any key asks for TLS.
+func (t OptionalTLS) Configured() bool { return t != OptionalTLS{} }
+
+// Client returns the TLS configuration of a client, or nil if no key asks for TLS.
+func (t OptionalTLS) Client(read Reader) (*tls.Config, error) {
+	if !t.Configured() {
+		return nil, nil
+	}
+	return t.TLS.Client(read)
+}
+
 // Reader returns what a file of the configuration holds. It is [relay.Env.Read], which
 // refuses files that the operator does not permit.
 type Reader func(path string) ([]byte, error)
