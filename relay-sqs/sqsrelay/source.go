@@ -230,11 +230,7 @@ func (s *source) Ack(ctx context.Context, batch []relay.Message) error {
 	open := make([]*receipt, 0, len(batch))
 	s.mu.Lock()
 	for i := range batch {
-		r, ok := batch[i].Token.(*receipt)
-		if !ok {
-			s.mu.Unlock()
-			return fmt.Errorf("acknowledge %s: not a message of this source", batch[i].ID)
-		}
+		r := batch[i].Token.(*receipt)
 		if !r.deleted { // by an Ack that failed for others
 			open = append(open, r)
 			// It is settled. If no Ack ever deletes it, it must become visible again, or
