@@ -56,7 +56,7 @@ func (e *ends) env() relay.Env {
 		Pipeline: e.pipeline.Name, Group: e.Group, Identity: e.identity,
 		Logger: e.log, Subject: e.resolved.Settings.SubjectTemplate, Control: e.resolved.Access.Control,
 		OpenFile: e.resolved.Access.Open, ReadFile: e.resolved.Access.ReadFile,
-		MaxAnswer: e.Budget.Largest(budget.DefaultCopies),
+		MaxAnswer: e.Budget.Largest(1), // a sink reads back what it has sent, one copy at a time
 	}
 }
 
@@ -191,7 +191,7 @@ func (e *ends) openReverse(ctx context.Context, from engine.State) error {
 	env := e.env()
 	env.Identity, env.Subject, env.Checkpoint = "", relay.Template{}, from.Checkpoint
 	env.ScopeIDs = s.IDScope != catalog.IDScopeGlobal
-	env.MaxMessage = e.maxMessage()
+	env.MaxMessage, env.MaxAnswer = e.maxMessage(), e.Budget.Largest(budget.DefaultCopies)
 	env.FarEnds, env.KeepFarEnds, env.CountLoss = from.FarEnds, e.keepFarEnds, e.countLoss
 	source, err := e.resolved.Backend.Source.Open(ctx, env, e.resolved.Config)
 	if err != nil {
