@@ -238,7 +238,7 @@ func TestReadLargeRows(t *testing.T) {
 // TestSinkMayReadBack: after a crash a sink reads back what it sent. Its answer may be as
 // large as the largest row in its envelope, of the backends with the fewest copies.
 func TestSinkMayReadBack(t *testing.T) {
-	e := &ends{Runner: &Runner{Budget: budget.New(64<<20, 128<<20)}}
+	e := &ends{Runner: &Runner{Budget: budget.New(64<<20, 128<<20)}, resolved: catalog.Resolved{Access: new(relaycfg.Access)}}
 	const fewest = 2
 	if most, row := e.env().MaxAnswer, e.Budget.Largest(fewest); most < 2*row {
 		t.Errorf("a sink may read %d bytes back, and send a row of %d", most, row)
