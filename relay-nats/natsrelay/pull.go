@@ -57,6 +57,7 @@ type pull struct {
 	held   []*delivery // arrived, and not returned by Receive: what is missing before them is not reported
 	read   uint64      // the highest sequence that Receive returned
 	behind uint64      // the server's floor at the beginning, up to which it may have removed what had arrived
+	count  uint64      // of the consumer's deliveries so far, to any client
 
 	mu      sync.Mutex
 	open    relay.Acks[*delivery]
@@ -65,12 +66,12 @@ type pull struct {
 	reached time.Time // when the stream stored the last message received
 }
 
-// newPull begins to read after wait.
-func (s *source) newPull(consumer jetstream.Consumer, wait time.Duration) *pull {
+// newPull begins to read after wait. The consumer has made count deliveries.
+func (s *source) newPull(consumer jetstream.Consumer, wait time.Duration, count uint64) *pull {
 	info := consumer.CachedInfo()
 	p := &pull{
 		conn: s.conn, consumer: consumer, config: info.Config, stream: info.Stream, scope: s.scope, scopeIDs: s.env.ScopeIDs,
-		ackedTo: s.floor, failed: make(chan struct{}),
+		count: count, ackedTo: s.floor, failed: make(chan struct{}),
 		queue: make(chan *delivery, 4*prefetch), room: semaphore.NewWeighted(prefetchBytes),
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -179,6 +180,12 @@ func (p *pull) hold(m jetstream.Msg) (*delivery, error) {
 	if err != nil {
 		return nil, fmt.Errorf("message on %q is not from a stream: %w", m.Subject(), err)
 	}
+	// Another client has what is missing: a relay that was frozen past its lease, for example.
+	// The next acknowledgement could stand for it, too.
+	if got := meta.Sequence.Consumer; got > p.count+1 {
+		return nil, errShared(got - p.count - 1)
+	}
+	p.count = meta.Sequence.Consumer
 	d := &delivery{Msg: m, pull: p, seq: meta.Sequence.Stream, stored: meta.Timestamp, fresh: time.Now()}
 	p.mu.Lock()
 	defer p.mu.Unlock()

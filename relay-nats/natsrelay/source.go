@@ -117,8 +117,12 @@ func (s *source) openConsumer(ctx context.Context) (*pull, error) {
 		return nil, err
 	}
 	var wait time.Duration
+	count := ci.Delivered.Consumer
 	if ci.NumAckPending > 0 {
 		if wait, err = s.rewind(ctx, ci); err != nil {
+			return nil, err
+		}
+		if count, err = s.delivered(ctx, consumer, wait); err != nil {
 			return nil, err
 		}
 	}
@@ -126,7 +130,7 @@ func (s *source) openConsumer(ctx context.Context) (*pull, error) {
 		return nil, err
 	}
 	maps.DeleteFunc(s.settled, func(seq uint64, _ bool) bool { return seq <= ci.AckFloor.Stream }) // they will not arrive
-	p := s.newPull(consumer, wait)
+	p := s.newPull(consumer, wait, count)
 	p.read, p.behind = s.floor, ci.AckFloor.Stream
 	return p, nil
 }
@@ -266,6 +270,25 @@ func (s *source) rewind(ctx context.Context, ci *jetstream.ConsumerInfo) (wait t
 	// all are overdue. That can take longer than opening a source may.
 	s.env.Logger.Info("waiting for unacknowledged messages", "consumer", ci.Name, "messages", ci.NumAckPending, "wait", ci.Config.AckWait)
 	return ci.Config.AckWait, nil
+}
+
+// delivered returns how many deliveries the consumer has made. After a reset without a wait
+// it fails if another client has some of what is to be delivered again.
+func (s *source) delivered(ctx context.Context, consumer jetstream.Consumer, wait time.Duration) (uint64, error) {
+	info, err := consumer.Info(ctx)
+	if err != nil {
+		return 0, s.conn.apiError(ctx, fmt.Errorf("look up consumer %q: %w", s.cfg.Consumer, err))
+	}
+	if wait == 0 && info.NumAckPending > 0 {
+		return 0, fmt.Errorf("read consumer %q of stream %q: %w", info.Name, info.Stream, errShared(info.NumAckPending))
+	}
+	return info.Delivered.Consumer, nil
+}
+
+// errShared is temporary: what a relay asked for before it was frozen ends within a minute.
+func errShared[N uint64 | int](deliveries N) error {
+	return fmt.Errorf("another client received %d deliveries; trying again, and if this goes on, set consumer to one of the pipeline's own",
+		deliveries)
 }
 
 // Receive implements [relay.Source].
