@@ -451,7 +451,7 @@ func TestTrimmedBeforeAnAcknowledgement(t *testing.T) {
 			w.open = func() *source {
 				env := testEnv()
 				env.Logger = slog.New(slog.NewTextHandler(&log, nil))
-				config := fmt.Appendf(nil, `{"url":%q,"stream":%q,"consumer":"c","ack_policy":"explicit","on_recreated":"restart"%s}`,
+				config := fmt.Appendf(nil, `{"url":%q,"stream":%q,"consumer":"c","ack_policy":"explicit","ack_wait":"2s","on_recreated":"restart"%s}`,
 					url, w.stream, strings.Replace(tc.config, `"`, `,"`, 1))
 				s, err := Backend().Source.New(t.Context(), w.cursor.Env(env), config)
 				if err != nil {

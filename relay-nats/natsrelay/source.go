@@ -146,6 +146,9 @@ func (s *source) place(ctx context.Context, ci *jetstream.ConsumerInfo, retentio
 	floor, known := s.farEnds.Floor(ci.Stream)
 	if !known || retention != jetstream.LimitsPolicy {
 		floor = max(floor, ci.AckFloor.Stream)
+		if ci.NumAckPending == 0 { // with NATS 2.10 a new consumer has floor 0, wherever it begins
+			floor = max(floor, ci.Delivered.Stream)
+		}
 	}
 	if err := s.farEnds.Settled(ctx, ci.Stream, floor); err != nil {
 		return err
