@@ -9,9 +9,9 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
-	"reflect"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/maintnotifications"
@@ -94,6 +94,15 @@ func parseOptions(kind, text string) (opts any, err error) {
 	return opts, nil
 }
 
+// shared points to the options that the three kinds of clients have in common.
+type shared struct {
+	user, password               *string
+	dial, read, write            *time.Duration
+	retries, redials, pool, wbuf *int
+	tls                          **tls.Config
+	dialer                       *func(ctx context.Context, network, addr string) (net.Conn, error)
+}
+
 // writeBuffer holds a fifth of a usual transaction. With go-redis's 32 KiB a quarter
 // more of the time is spent in the kernel.
 const writeBuffer = 128 << 10
@@ -107,35 +116,43 @@ func newClients(env relay.Env, cfg *connConfig, d *relaynet.Dialer, pool int) (o
 		return nil, err
 	}
 	quiet := &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
+	var set shared
 	switch o := opts.(type) {
 	case *redis.ClusterOptions:
+		set = shared{
+			&o.Username, &o.Password, &o.DialTimeout, &o.ReadTimeout, &o.WriteTimeout,
+			&o.MaxRetries, &o.DialerRetries, &o.PoolSize, &o.WriteBufferSize, &o.TLSConfig, &o.Dialer,
+		}
 		o.MaxRedirects = 3 // a redirected transaction was refused as a whole
 		o.MaintNotificationsConfig = quiet
 		open = func() redis.UniversalClient { return redis.NewClusterClient(o) }
 	case *redis.FailoverOptions:
+		set = shared{
+			&o.Username, &o.Password, &o.DialTimeout, &o.ReadTimeout, &o.WriteTimeout,
+			&o.MaxRetries, &o.DialerRetries, &o.PoolSize, &o.WriteBufferSize, &o.TLSConfig, &o.Dialer,
+		}
 		if o.Username == "" && o.Password == "" { // go-redis gives the URL's user to the sentinels alone
 			o.Username, o.Password = o.SentinelUsername, o.SentinelPassword
 		}
 		open = func() redis.UniversalClient { return redis.NewFailoverClient(o) }
 	case *redis.Options:
+		set = shared{
+			&o.Username, &o.Password, &o.DialTimeout, &o.ReadTimeout, &o.WriteTimeout,
+			&o.MaxRetries, &o.DialerRetries, &o.PoolSize, &o.WriteBufferSize, &o.TLSConfig, &o.Dialer,
+		}
 		o.MaintNotificationsConfig = quiet
 		open = func() redis.UniversalClient { return redis.NewClient(o) }
 	}
 
-	// The three kinds of options have fields of one name in common, and no type.
-	option := func(name string) reflect.Value { return reflect.ValueOf(opts).Elem().FieldByName(name) }
-	if d.TLS, err = cfg.tlsConfig(option("TLSConfig").Interface().(*tls.Config), env.Read); err != nil {
+	if d.TLS, err = cfg.tlsConfig(*set.tls, env.Read); err != nil {
 		return nil, relay.Fatal(err)
 	}
 	d.Timeout, d.Control = cfg.ConfirmTimeout.D(), env.Control
 	d.Wrap = func(conn net.Conn) net.Conn { return newGuard(conn, env.MaxAnswer) }
-	for name, value := range map[string]any{
-		"Username": cmp.Or(cfg.Username, option("Username").String()), "Password": cmp.Or(cfg.Password.Reveal(), option("Password").String()),
-		"DialTimeout": d.Timeout, "ReadTimeout": d.Timeout, "WriteTimeout": d.Timeout, "Dialer": d.DialContext,
-		"MaxRetries": -1, "DialerRetries": 1, "PoolSize": pool, "WriteBufferSize": writeBuffer,
-	} {
-		option(name).Set(reflect.ValueOf(value))
-	}
+	*set.user, *set.password = cmp.Or(cfg.Username, *set.user), cmp.Or(cfg.Password.Reveal(), *set.password)
+	*set.dial, *set.read, *set.write = d.Timeout, d.Timeout, d.Timeout
+	*set.retries, *set.redials, *set.pool, *set.wbuf = -1, 1, pool, writeBuffer
+	*set.dialer = d.DialContext
 	return open, nil
 }
 
