@@ -84,8 +84,10 @@ const (
 )
 
 var histogramSeries = [numHistograms]series{
-	latency: {name: "delivery_latency_seconds", buckets: latencyBuckets,
-		help: "Time from the creation of a row to its confirmation by the receiver."},
+	latency: {
+		name: "delivery_latency_seconds", buckets: latencyBuckets,
+		help: "Time from the creation of a row to its confirmation by the receiver.",
+	},
 	publishTime: {name: "publish_duration_seconds", help: "Duration of a publish.", buckets: durationBuckets},
 	commitTime:  {name: "commit_duration_seconds", help: "Duration of a checkpoint or an acknowledgement.", buckets: durationBuckets},
 	batchSize:   {name: "publish_batch_messages", help: "Messages of a publish.", buckets: batchBuckets},
