@@ -71,7 +71,8 @@ func spoolBackend() relay.Backend {
 			if err != nil {
 				return nil, relay.Fatal(err)
 			}
-			return &spoolSink{f, &c}, nil
+			s := &spoolSink{f, &c}
+			return s, s.cutTorn()
 		}),
 		Source: relaycfg.Source(spoolConfig{}, func(_ context.Context, _ relay.Env, c spoolConfig) (*spoolSource, error) {
 			f, err := os.Open(c.Path)
@@ -108,10 +109,39 @@ func (s *spoolSink) Publish(ctx context.Context, batch []relay.Message) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	if _, err := s.f.Write(b.Bytes()); err != nil {
+	err := s.locked(func() error {
+		_, err := s.f.Write(b.Bytes())
+		return err
+	})
+	if err != nil {
 		return err
 	}
 	return outcome.Err()
+}
+
+// cutTorn removes what a killed relay has left of a line: a kill can end a write between two
+// pages.
+func (s *spoolSink) cutTorn() error {
+	if info, err := s.f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return err
+	}
+	return s.locked(func() error {
+		b, err := os.ReadFile(s.c.Path)
+		if whole := bytes.LastIndexByte(b, '\n') + 1; err == nil && whole < len(b) {
+			err = s.f.Truncate(int64(whole))
+		}
+		return err
+	})
+}
+
+// locked calls do while no other relay is in a write.
+func (s *spoolSink) locked(do func() error) error {
+	fd := int(s.f.Fd())
+	if err := syscall.Flock(fd, syscall.LOCK_EX); err != nil {
+		return err
+	}
+	defer func() { _ = syscall.Flock(fd, syscall.LOCK_UN) }()
+	return do()
 }
 
 func (s *spoolSink) poisoned(m *relay.Message) bool {
