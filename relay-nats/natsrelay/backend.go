@@ -15,28 +15,26 @@ func Backend() relay.Backend {
 		Copies:     3, // the row, its body, and the client's buffer
 
 		Refusals:        refusals,
-		SinkGuarantee:   sinkGuarantee(),
-		SourceGuarantee: sourceGuarantee(),
+		SinkGuarantee:   sinkGuarantee,
+		SourceGuarantee: sourceGuarantee,
 	}
 }
 
-func sinkGuarantee() relay.Guarantee {
-	return relay.Guarantee{
+// The guarantees of the defaults; see [sink.Guarantee] and [source.Guarantee].
+var (
+	sinkGuarantee = relay.Guarantee{
 		Delivery: "effectively once",
 		Dedup:    "Nats-Msg-Id within the stream's duplicate window; beyond it by reading the stream's tail",
 		Order:    "per key",
 		Weakest:  "a stream whose storage is memory, or whose messages expire before they are read",
 	}
-}
-
-func sourceGuarantee() relay.Guarantee {
-	return relay.Guarantee{
+	sourceGuarantee = relay.Guarantee{
 		Delivery: "effectively once",
 		Dedup:    "Nats-Msg-Id, else stream and sequence, in the inbox's event_id",
 		Order:    "as in the stream",
 		Weakest:  "messages that the stream's limits remove before they are read",
 	}
-}
+)
 
 var (
 	_ relay.Sink           = (*sink)(nil)

@@ -504,7 +504,7 @@ func (s *sink) Ping(ctx context.Context) error {
 
 // Guarantee implements [relay.Guarantor].
 func (s *sink) Guarantee() relay.Guarantee {
-	g := sinkGuarantee()
+	g := sinkGuarantee
 	if s.stream == "" {
 		return g
 	}

@@ -456,7 +456,7 @@ func (s *source) Lag(ctx context.Context) (rows int64, seconds float64, err erro
 
 // Guarantee implements [relay.Guarantor].
 func (s *source) Guarantee() relay.Guarantee {
-	g := sourceGuarantee()
+	g := sourceGuarantee
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.pull != nil && s.pull.config.MaxDeliver > 0 {

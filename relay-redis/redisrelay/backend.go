@@ -13,7 +13,7 @@ func Backend() relay.Backend {
 		Source:        relaycfg.Source(sourceDefaults(), newSource),
 		Copies:        2, // the row and its body; the client writes it as it is
 		Refusals:      refusals,
-		SinkGuarantee: sinkGuarantee(),
+		SinkGuarantee: sinkGuarantee,
 		SourceGuarantee: relay.Guarantee{
 			Delivery: "at least once",
 			Dedup:    "the inbox, by field dedup_key, else by stream and entry id",
@@ -23,13 +23,12 @@ func Backend() relay.Backend {
 	}
 }
 
-func sinkGuarantee() relay.Guarantee {
-	return relay.Guarantee{
-		Delivery: "effectively once",
-		Dedup:    "the tail of the streams is read back after a crash or a lost reply",
-		Order:    "per stream",
-		Weakest:  "a failover to a replica that lacks the tail loses what Redis had confirmed",
-	}
+// sinkGuarantee is that of the defaults; see [sink.Guarantee].
+var sinkGuarantee = relay.Guarantee{
+	Delivery: "effectively once",
+	Dedup:    "the tail of the streams is read back after a crash or a lost reply",
+	Order:    "per stream",
+	Weakest:  "a failover to a replica that lacks the tail loses what Redis had confirmed",
 }
 
 var (

@@ -185,7 +185,7 @@ func (s *sink) Resume(ctx context.Context, from string, seen func(id string)) er
 		}
 		st := s.tails.get([]byte(name))
 		st.tail = after
-		err := scan(ctx, s.client, name, after, "+", func(e written) {
+		err := scan(ctx, s.client, name, after, func(e written) {
 			st.tail = e.entry
 			if e.event != "" && s.env.Wrote(e.pipeline) {
 				seen(e.event)
@@ -286,10 +286,10 @@ type written struct{ entry, event, pipeline string }
 
 // scan reads a stream behind after, in pages of bounded size, and calls visit for each
 // entry.
-func scan(ctx context.Context, client redis.UniversalClient, name, after, end string, visit func(written)) error {
+func scan(ctx context.Context, client redis.UniversalClient, name, after string, visit func(written)) error {
 	count := int64(16)
 	for {
-		page, err := client.XRangeN(ctx, name, "("+after, end, count).Result()
+		page, err := client.XRangeN(ctx, name, "("+after, "+", count).Result()
 		if err != nil {
 			return classify(fmt.Errorf("read stream %q behind %s: %w", name, after, err))
 		}

@@ -454,7 +454,7 @@ func (s *sink) Ping(ctx context.Context) error { return ping(ctx, s.client) }
 
 // Guarantee implements [relay.Guarantor].
 func (s *sink) Guarantee() relay.Guarantee {
-	g := sinkGuarantee()
+	g := sinkGuarantee
 	if !s.cfg.Resume {
 		g.Delivery, g.Dedup = "at least once", "receivers, by field dedup_key: resume is off"
 	}
