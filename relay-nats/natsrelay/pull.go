@@ -13,8 +13,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/grove/pgtrickle-relay/relaycore/backoff"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
-	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
 )
 
 const (
@@ -101,7 +101,7 @@ func (s *source) keepFloor(ctx context.Context, p *pull) {
 		case <-tick.C:
 		case <-ctx.Done():
 		}
-		storing, cancel := relaynet.Outlive(ctx, time.Second)
+		storing, cancel := backoff.Outlive(ctx, time.Second)
 		_ = s.farEnds.Settled(storing, p.stream, p.floor(0))
 		cancel()
 		if ctx.Err() != nil {

@@ -13,8 +13,8 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"github.com/grove/pgtrickle-relay/relaycore/backoff"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
-	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
 )
 
 const (
@@ -250,7 +250,7 @@ func (o *offsetStore) read(ctx context.Context) (m position, found bool, err err
 // cancelGrace after ctx. A queue that is declared and left empty looks like one whose offset
 // is held, and the next owner would wait.
 func (o *offsetStore) begin(ctx context.Context, queue string, start position) error {
-	ctx, cancel := relaynet.Outlive(ctx, cancelGrace)
+	ctx, cancel := backoff.Outlive(ctx, cancelGrace)
 	defer cancel()
 	if err := o.declare(); err != nil {
 		return err

@@ -12,6 +12,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/grove/pgtrickle-relay/relaycore/backoff"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
 )
@@ -112,7 +113,7 @@ func (s *sink) Publish(ctx context.Context, batch []relay.Message) error {
 		return err
 	}
 	caller := ctx
-	ctx, cancel := relaynet.Outlive(caller, cancelGrace)
+	ctx, cancel := backoff.Outlive(caller, cancelGrace)
 	defer cancel()
 	defer s.dialer.CutAfter(caller, cancelGrace)()
 	defer s.release()

@@ -17,6 +17,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/grove/pgtrickle-relay/relaycore/backoff"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 	"github.com/grove/pgtrickle-relay/relaycore/relaynet"
 )
@@ -523,7 +524,7 @@ const reportGrace = time.Second
 
 // reportNote reports what a note counts, and removes it.
 func (s *source) reportNote(ctx context.Context, note string) error {
-	ctx, cancel := relaynet.Outlive(ctx, reportGrace)
+	ctx, cancel := backoff.Outlive(ctx, reportGrace)
 	defer cancel()
 	if note != s.reported { // else it could not be removed
 		if err := s.report(ctx, s.noted(note)); err != nil {
@@ -542,7 +543,7 @@ func (s *source) forget(ctx context.Context, ids []string) error {
 	if len(ids) == 0 {
 		return nil
 	}
-	ctx, cancel := relaynet.Outlive(ctx, reportGrace)
+	ctx, cancel := backoff.Outlive(ctx, reportGrace)
 	defer cancel()
 	err := s.farEnds.Missed(ctx, s.farEnd(), int64(len(ids)), "pending entries are lost", "stream", s.cfg.Stream, "group", s.cfg.Group,
 		"entries", len(ids), "first", ids[0],

@@ -1,5 +1,6 @@
 // Package backoff spaces retries: one delay that doubles, one jitter and one
-// sleep for the engine, the supervisor and every backend.
+// sleep for the engine, the supervisor and every backend. Outlive gives them a grace
+// after a cancellation.
 //
 // It is public because backends use it. The engine retries their publishes, but a
 // backend may wait for its server, for example until a new topic can be used.
@@ -61,4 +62,19 @@ func Wait(ctx context.Context, d time.Duration, wake <-chan struct{}) error {
 	case <-timer.C:
 	}
 	return nil
+}
+
+// Outlive returns a context that ends grace after ctx, or when it is cancelled. It is
+// for work that should be finished after a cancellation, and must not hold it up.
+func Outlive(ctx context.Context, grace time.Duration) (context.Context, context.CancelFunc) {
+	lasting, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		if Sleep(lasting, grace) == nil {
+			cancel(context.Cause(ctx))
+		}
+	})
+	return lasting, func() {
+		stop()
+		cancel(nil)
+	}
 }

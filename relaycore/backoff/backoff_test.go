@@ -66,3 +66,28 @@ func TestWait(t *testing.T) {
 		})
 	}
 }
+
+func TestOutlive(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		gone := errors.New("gone")
+		ctx, cancel := context.WithCancelCause(t.Context())
+		lasting, end := backoff.Outlive(ctx, time.Minute)
+		defer end()
+		cancel(gone)
+		cancelled := time.Now()
+		<-lasting.Done()
+		if after := time.Since(cancelled); after != time.Minute {
+			t.Errorf("the context ended %v after the one that it outlives, want a minute", after)
+		}
+		if cause := context.Cause(lasting); !errors.Is(cause, gone) {
+			t.Errorf("the context ended because of %v, want the cause of the one that it outlives", cause)
+		}
+
+		lasting, end = backoff.Outlive(ctx, time.Minute)
+		end()
+		if lasting.Err() == nil {
+			t.Error("the context did not end with its cancel")
+		}
+	})
+}

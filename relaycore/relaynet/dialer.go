@@ -247,21 +247,3 @@ func (d *Dialer) disconnect() {
 		current.cancel(ErrCut)
 	}
 }
-
-// Outlive returns a context that ends grace after ctx, or when it is cancelled.
-func Outlive(ctx context.Context, grace time.Duration) (context.Context, context.CancelFunc) {
-	lasting, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-	stop := context.AfterFunc(ctx, func() {
-		timer := time.NewTimer(grace)
-		defer timer.Stop()
-		select {
-		case <-lasting.Done():
-		case <-timer.C:
-			cancel(context.Cause(ctx))
-		}
-	})
-	return lasting, func() {
-		stop()
-		cancel(nil)
-	}
-}

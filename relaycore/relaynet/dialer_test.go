@@ -303,24 +303,6 @@ func TestControlRefusesAnAddress(t *testing.T) {
 	}
 }
 
-func TestOutlive(t *testing.T) {
-	t.Parallel()
-	ctx, cancel := context.WithCancel(t.Context())
-	lasting, end := relaynet.Outlive(ctx, 20*time.Millisecond)
-	defer end()
-	cancel()
-	if lasting.Err() != nil {
-		t.Error("the context ended with the one that it outlives")
-	}
-	<-lasting.Done()
-
-	lasting, end = relaynet.Outlive(ctx, time.Hour)
-	end()
-	if lasting.Err() == nil {
-		t.Error("the context did not end with its cancel")
-	}
-}
-
 func ExampleDialer_CutAfter() {
 	dialer := &relaynet.Dialer{} // given to a client library
 	client, server := silentServer(dialer)

@@ -175,7 +175,7 @@ func (c *committer) commit(ctx context.Context, open bool) error {
 	began := time.Now()
 	// A cancelled context does not stop the commit of delivered messages, and a
 	// database that is away does not hold up a shutdown for long.
-	writing, cancel := c.outliving(ctx)
+	writing, cancel := backoff.Outlive(ctx, commitGrace)
 	defer cancel()
 	switch {
 	case !c.essential() && !c.sum.counts():
@@ -216,18 +216,8 @@ func (c *committer) essential() bool {
 	return c.sum.Checkpoint != nil || c.sum.Position != "" || len(c.sum.DeadLetters) > 0 || len(c.sum.Redriven) > 0
 }
 
+// commitGrace is how long a commit may go on after a cancellation.
 const commitGrace = 2 * time.Second
-
-// outliving returns a context that ends commitGrace after ctx.
-func (c *committer) outliving(ctx context.Context) (context.Context, context.CancelFunc) {
-	out, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-	stop := context.AfterFunc(ctx, func() {
-		if backoff.Sleep(out, commitGrace) == nil {
-			cancel(context.Cause(ctx))
-		}
-	})
-	return out, func() { stop(); cancel(nil) }
-}
 
 // maxAckTries bounds the tries to acknowledge one batch.
 const maxAckTries = 5
