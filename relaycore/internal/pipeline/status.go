@@ -61,7 +61,7 @@ func (s *status) writeLatest() {
 	for s.written != s.latest {
 		s.written = s.latest
 		s.mu.Unlock()
-		s.write(context.Background(), s.written) // nothing else changes it
+		s.write(s.written) // nothing else changes it
 		s.mu.Lock()
 	}
 	s.writing = false
@@ -74,16 +74,17 @@ func (s *status) end(ctx context.Context, err error) {
 	switch {
 	case ctx.Err() != nil:
 	case err == nil && !s.failing:
-		s.write(ctx, cursorStatus{store.StatusStopped, ""})
+		s.write(cursorStatus{store.StatusStopped, ""})
 	case err != nil && relay.IsFatal(err):
-		s.write(ctx, cursorStatus{store.StatusFailed, pg.OneLine(err)})
+		s.write(cursorStatus{store.StatusFailed, pg.OneLine(err)})
 	case err != nil:
-		s.write(ctx, cursorStatus{store.StatusRetrying, pg.OneLine(err)})
+		s.write(cursorStatus{store.StatusRetrying, pg.OneLine(err)})
 	}
 }
 
-func (s *status) write(ctx context.Context, latest cursorStatus) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), statusTimeout)
+// write records latest even if the run was cancelled.
+func (s *status) write(latest cursorStatus) {
+	ctx, cancel := context.WithTimeout(context.Background(), statusTimeout)
 	defer cancel()
 	if err := s.set(ctx, latest.status, latest.reason); err != nil && !errors.Is(err, engine.ErrFenced) {
 		s.job.Logger.Debug("cannot record the status", "err", err)
