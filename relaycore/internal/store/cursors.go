@@ -149,7 +149,7 @@ func (s Store) AcceptSkipped(ctx context.Context, key Key) error {
 // Checkpoint returns the stored checkpoint of a forward pipeline. found is false if
 // nothing is stored.
 func (s Store) Checkpoint(ctx context.Context, pipeline string) (c relay.Checkpoint, found bool, err error) {
-	state, _, err := s.load(ctx, Key{relay.Forward, pipeline}, nil, `''`)
+	state, _, err := s.load(ctx, Key{relay.Forward, pipeline}, nil, sqlWithoutTimeline)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows), pg.IsMissing(err):
 		return c, false, nil

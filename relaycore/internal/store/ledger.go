@@ -53,8 +53,8 @@ type Ledger struct {
 // ledgerSQL are the statements of all ledgers. They are made once: a thousand pipelines
 // with statements of their own took 8 MB.
 type ledgerSQL struct {
+	load, keepFarEnds         string
 	commit, commitDeadLetters string // a commit without and with dead letters
-	keepFarEnds               string
 }
 
 func newLedgerSQL(timeline string) *ledgerSQL {
@@ -62,8 +62,9 @@ func newLedgerSQL(timeline string) *ledgerSQL {
 		return strings.NewReplacer(":timeline", timeline, ":dead_letters", deadLetters, ":newly_dead", newlyDead).Replace(commitSQL)
 	}
 	return &ledgerSQL{
-		commit: commit("", "0"), commitDeadLetters: commit(commitDeadLettersSQL, newlyDeadSQL),
+		load:        strings.ReplaceAll(loadSQL, ":timeline", timeline),
 		keepFarEnds: strings.ReplaceAll(keepFarEndsSQL, ":timeline", timeline),
+		commit:      commit("", "0"), commitDeadLetters: commit(commitDeadLettersSQL, newlyDeadSQL),
 	}
 }
 
@@ -74,10 +75,10 @@ var sqlWithTimeline, sqlWithoutTimeline = newLedgerSQL(timelineSQL), newLedgerSQ
 // current.
 func (s Store) Open(ctx context.Context, key Key, epoch int64, owner string) (*Ledger, engine.State, error) {
 	statements := sqlWithTimeline
-	state, timeline, err := s.load(ctx, key, &epoch, timelineSQL)
+	state, timeline, err := s.load(ctx, key, &epoch, statements)
 	if pg.IsUnavailable(err) {
 		statements = sqlWithoutTimeline
-		state, timeline, err = s.load(ctx, key, &epoch, `''`)
+		state, timeline, err = s.load(ctx, key, &epoch, statements)
 	}
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, engine.State{}, engine.ErrFenced
@@ -102,7 +103,7 @@ func (l *Ledger) Conceal(conceal func(text string) string, rendered []string) {
 // Load returns the state that the next owner of a pipeline would find. It is the
 // zero state if the pipeline has never run.
 func (s Store) Load(ctx context.Context, key Key) (engine.State, error) {
-	state, _, err := s.load(ctx, key, nil, `''`)
+	state, _, err := s.load(ctx, key, nil, sqlWithoutTimeline)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return engine.State{}, nil
 	}
@@ -121,10 +122,10 @@ func (s Store) Current(ctx context.Context, key Key, epoch int64) (current bool,
 }
 
 // load reads a cursor, of any epoch if epoch is nil.
-func (s Store) load(ctx context.Context, key Key, epoch *int64, timelineExpr string) (state engine.State, timeline string, err error) {
+func (s Store) load(ctx context.Context, key Key, epoch *int64, sql *ledgerSQL) (state engine.State, timeline string, err error) {
 	var checkpoint []byte
 	var status string
-	err = s.db.QueryRow(ctx, strings.ReplaceAll(loadSQL, ":timeline", timelineExpr), s.args(key, pgx.StrictNamedArgs{"epoch": epoch})).
+	err = s.db.QueryRow(ctx, sql.load, s.args(key, pgx.StrictNamedArgs{"epoch": epoch})).
 		Scan(&checkpoint, &state.Checkpoint.LastID, &state.Source, &state.Position, &state.FarEnds, &status, &state.Identity,
 			&state.NoDeadLetters, &timeline)
 	state.Checkpoint.State = json.RawMessage(checkpoint)
