@@ -105,7 +105,8 @@ func (d *dialer) greet(conn net.Conn, address string) (net.Conn, error) {
 	case d.wanted && !server.Required && !server.Available:
 		return nil, nats.ErrSecureConnWanted
 	case d.wanted || server.Required:
-		secure, err := relaynet.Secure(context.Background(), conn, d.config(address)) // the deadline bounds it
+		config := cmp.Or(d.tls, &tls.Config{MinVersion: tls.VersionTLS12})
+		secure, err := relaynet.Secure(context.Background(), conn, config, address) // the deadline bounds it
 		if err != nil {
 			return nil, fmt.Errorf("%w: %w", nats.ErrTLS, err)
 		}
@@ -132,18 +133,6 @@ func ask(conn, guarded net.Conn, err error) error {
 		}
 	}
 	return fmt.Errorf("the server sent no INFO; check host, port and tls:// of nats_url: %w", err)
-}
-
-// config returns the configuration of a handshake with the host of address.
-func (d *dialer) config(address string) *tls.Config {
-	config := &tls.Config{MinVersion: tls.VersionTLS12}
-	if d.tls != nil {
-		config = d.tls.Clone()
-	}
-	if host, _, err := net.SplitHostPort(address); err == nil && config.ServerName == "" {
-		config.ServerName = host
-	}
-	return config
 }
 
 // replayed is a connection on which bytes come first that were read before.

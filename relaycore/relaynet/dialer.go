@@ -134,7 +134,7 @@ func (d *Dialer) connect(ctx context.Context, network, address string) (net.Conn
 	}
 	made := net.Conn(tracked)
 	if d.TLS != nil {
-		if made, err = Secure(ctx, tracked, d.config(address)); err != nil {
+		if made, err = Secure(ctx, tracked, d.TLS, address); err != nil {
 			_ = tracked.Close()
 			return nil, explainHandshake(err)
 		}
@@ -168,19 +168,6 @@ func (d *Dialer) track(ctx context.Context, raw net.Conn) (*conn, error) {
 	tracked := &conn{raw, d}
 	d.open[tracked] = struct{}{}
 	return tracked, nil
-}
-
-// config names the host whose certificate is expected, unless one name was set.
-func (d *Dialer) config(address string) *tls.Config {
-	if d.TLS.ServerName != "" {
-		return d.TLS
-	}
-	config := d.TLS.Clone()
-	config.ServerName = address
-	if host, _, err := net.SplitHostPort(address); err == nil {
-		config.ServerName = host
-	}
-	return config
 }
 
 // CutAfter disconnects the client once ctx has ended and grace has passed, so that

@@ -9,12 +9,20 @@ import (
 	"syscall"
 )
 
-// Secure does the TLS handshake of a client, and returns the connection above it.
+// Secure does the TLS handshake of a client, and returns the connection above it. It
+// expects the certificate of address's host, unless config names a server.
 //
 // With TLS 1.3 a server refuses the client's certificate after the client's handshake: it
 // sends an alert and closes. The client's first Write may find the connection closed. It
 // then returns the alert, as Read does, because "broken pipe" could mean anything.
-func Secure(ctx context.Context, conn net.Conn, config *tls.Config) (net.Conn, error) {
+func Secure(ctx context.Context, conn net.Conn, config *tls.Config, address string) (net.Conn, error) {
+	if config.ServerName == "" {
+		config = config.Clone()
+		config.ServerName = address
+		if host, _, err := net.SplitHostPort(address); err == nil {
+			config.ServerName = host
+		}
+	}
 	secure := tls.Client(conn, config)
 	if err := secure.HandshakeContext(ctx); err != nil {
 		return nil, err
