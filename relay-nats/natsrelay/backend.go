@@ -37,7 +37,6 @@ var (
 )
 
 var (
-	_ relay.Sink           = (*sink)(nil)
 	_ relay.Resumer        = (*sink)(nil)
 	_ relay.Duplicates     = (*sink)(nil)
 	_ relay.DuplicateNamer = (*sink)(nil)
@@ -45,7 +44,6 @@ var (
 	_ relay.Pinger         = (*sink)(nil)
 	_ relay.Guarantor      = (*sink)(nil)
 
-	_ relay.Source    = (*source)(nil)
 	_ relay.Pinger    = (*source)(nil)
 	_ relay.Lagger    = (*source)(nil)
 	_ relay.Guarantor = (*source)(nil)

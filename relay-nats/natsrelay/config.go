@@ -1,7 +1,7 @@
 package natsrelay
 
 import (
-	"strings"
+	"regexp"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -107,11 +107,14 @@ func (c *sourceConfig) Validate() error {
 		return relaycfg.Errorf("max_deliver", "is 0; must be positive, or -1 for no limit")
 	case (c.DeliverPolicy == "by_start_time") != !c.StartTime.IsZero():
 		return relaycfg.Errorf("start_time", "goes together with deliver_policy by_start_time")
-	case strings.ContainsAny(c.Consumer, " .*>/\\\t\r\n"):
+	case notInConsumer.MatchString(c.Consumer):
 		return relaycfg.Errorf("consumer", "is %q; a consumer's name has no space, dot, slash, * or >", c.Consumer)
 	}
 	return nil
 }
+
+// notInConsumer matches the characters that a consumer's name must not hold.
+var notInConsumer = regexp.MustCompile(`[ .*>/\\\t\r\n]`)
 
 // consumer returns the configuration of a consumer to create.
 func (c *sourceConfig) consumer() jetstream.ConsumerConfig {

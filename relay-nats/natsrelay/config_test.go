@@ -156,11 +156,11 @@ func TestWildcards(t *testing.T) {
 	}
 }
 
-func TestMatches(t *testing.T) {
+func TestOverlap(t *testing.T) {
 	t.Parallel()
 	for _, tc := range []struct {
-		pattern, subject string
-		want             bool
+		a, b string
+		want bool
 	}{
 		{"a.b", "a.b", true},
 		{"a.b", "a.c", false},
@@ -173,9 +173,12 @@ func TestMatches(t *testing.T) {
 		{"a", "a.b", false},
 		{"*.b", "a.b", true},
 		{"a.b.c", "a.b", false},
+		{"a.*", "*.b", true},
+		{"a.*.c", "*.b.d", false},
+		{"a.>", "*.b.c", true},
 	} {
-		if got := matches(tc.pattern, tc.subject); got != tc.want {
-			t.Errorf("matches(%q, %q) = %t, want %t", tc.pattern, tc.subject, got, tc.want)
+		if ab, ba := overlap(tc.a, tc.b), overlap(tc.b, tc.a); ab != tc.want || ba != tc.want {
+			t.Errorf("overlap of %q and %q = %t, %t; want %t", tc.a, tc.b, ab, ba, tc.want)
 		}
 	}
 	for subject, want := range map[string]bool{"a.b": true, "": false, "a..b": false, "a b": false, "a.*": false, ">": false, ".a": false, "a.": false, "ä.ø": true} {

@@ -37,7 +37,8 @@ type conn struct {
 
 // dial connects for the pipeline of env. The server sees its name, and the purpose.
 func dial(ctx context.Context, env relay.Env, cfg *connConfig, purpose string) (*conn, error) {
-	if err := checkURLs(cfg.URL); err != nil {
+	servers, err := cfg.servers()
+	if err != nil {
 		return nil, err
 	}
 	c := &conn{closed: make(chan struct{})}
@@ -55,7 +56,7 @@ func dial(ctx context.Context, env relay.Env, cfg *connConfig, purpose string) (
 	}
 	opts = append(opts,
 		nats.Name("pgtrickle-relay "+env.Pipeline+purpose), nats.NoReconnect(), nats.IgnoreDiscoveredServers(), nats.Timeout(dialTimeout),
-		c.dialer.option(cfg.URL), nats.SkipHostLookup(), // the dialer needs the name for TLS
+		c.dialer.option(servers), nats.SkipHostLookup(), // the dialer needs the name for TLS
 		nats.FlusherTimeout(30*time.Second), nats.PingInterval(10*time.Second), nats.MaxPingsOutstanding(2),
 		nats.SkipSubjectValidation(), // the sink validates each subject once
 		nats.ClosedHandler(func(*nats.Conn) { close(c.closed) }),
@@ -66,7 +67,7 @@ func dial(ctx context.Context, env relay.Env, cfg *connConfig, purpose string) (
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
-		return nil, classify(fmt.Errorf("connect to NATS at %s: %w", hosts(cfg.URL), err))
+		return nil, classify(fmt.Errorf("connect to NATS at %s: %w", hosts(servers), err))
 	}
 
 	if cfg.Domain != "" {
@@ -76,7 +77,7 @@ func dial(ctx context.Context, env relay.Env, cfg *connConfig, purpose string) (
 	}
 	if err != nil {
 		c.close()
-		return nil, fmt.Errorf("open JetStream at %s: %w", hosts(cfg.URL), err)
+		return nil, fmt.Errorf("open JetStream at %s: %w", hosts(servers), err)
 	}
 	return c, nil
 }
@@ -123,35 +124,28 @@ func seedOption(read relaynet.Reader, file string) (nats.Option, error) {
 	return nats.Nkey(public, pair.Sign), err
 }
 
+// servers parses the addresses as the client does, whose own error would quote a password.
+func (c *connConfig) servers() ([]*url.URL, error) {
+	servers := make([]*url.URL, len(c.URL))
+	for i, text := range c.URL {
+		if !strings.Contains(text, "://") {
+			text = "nats://" + text
+		}
+		var err error
+		if servers[i], err = url.Parse(strings.TrimSpace(text)); err != nil {
+			return nil, relay.Fatal(relaycfg.Errorf("url", "server %d is not a URL; write a password with %%XX for special characters", i+1))
+		}
+	}
+	return servers, nil
+}
+
 // hosts returns the servers' addresses without the credentials a URL may hold.
-func hosts(urls []string) string {
-	shown := make([]string, len(urls))
-	for i, u := range urls {
-		shown[i] = "(not a URL)"
-		if parsed, err := parseURL(u); err == nil {
-			shown[i] = parsed.Host
-		}
+func hosts(servers []*url.URL) string {
+	hosts := make([]string, len(servers))
+	for i, server := range servers {
+		hosts[i] = server.Host
 	}
-	return strings.Join(shown, ", ")
-}
-
-// parseURL parses the address of a server as the client does.
-func parseURL(u string) (*url.URL, error) {
-	if !strings.Contains(u, "://") {
-		u = "nats://" + u
-	}
-	return url.Parse(strings.TrimSpace(u))
-}
-
-// checkURLs refuses what the client cannot parse. The client's own error would quote the
-// URL with its password.
-func checkURLs(urls []string) error {
-	for i, u := range urls {
-		if _, err := parseURL(u); err != nil {
-			return relay.Fatal(relaycfg.Errorf("url", "server %d is not a URL; write a password with %%XX for special characters", i+1))
-		}
-	}
-	return nil
+	return strings.Join(hosts, ", ")
 }
 
 // close disconnects at once, even if a write blocks in the network.

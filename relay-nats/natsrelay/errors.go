@@ -15,8 +15,6 @@ import (
 )
 
 var (
-	errSinkClosed     = errors.New("the sink is closed")
-	errSourceClosed   = errors.New("the source is closed")
 	errNotSent        = errors.New("not sent: an earlier message of the batch failed")
 	errConfirmTimeout = errors.New("the server did not confirm in time")
 	errLimitsChanged  = errors.New("the server's limits have changed; connecting again")

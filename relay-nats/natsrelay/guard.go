@@ -9,10 +9,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/url"
 	"os"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -40,20 +40,15 @@ type dialer struct {
 
 // option returns the client's option for the dialer. The client itself does the TLS
 // handshake of a WebSocket, which has no guard.
-func (d *dialer) option(urls []string) nats.Option {
-	scheme := func(names ...string) func(string) bool {
-		return func(text string) bool {
-			u, err := parseURL(text)
-			return err == nil && slices.Contains(names, strings.ToLower(u.Scheme))
-		}
-	}
-	if slices.ContainsFunc(urls, scheme("ws", "wss")) {
+func (d *dialer) option(servers []*url.URL) nats.Option {
+	webSocket := func(u *url.URL) bool { return u.Scheme == "ws" || u.Scheme == "wss" }
+	if slices.ContainsFunc(servers, webSocket) {
 		return func(o *nats.Options) error {
 			o.CustomDialer, o.Secure, o.TLSConfig = &d.Dialer, d.wanted, d.tls
 			return nil
 		}
 	}
-	d.wanted = d.wanted || slices.ContainsFunc(urls, scheme("tls"))
+	d.wanted = d.wanted || slices.ContainsFunc(servers, func(u *url.URL) bool { return u.Scheme == "tls" })
 	return nats.SetCustomDialer(d)
 }
 

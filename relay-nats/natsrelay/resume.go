@@ -3,8 +3,6 @@ package natsrelay
 import (
 	"context"
 	"fmt"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -47,36 +45,25 @@ func (s *sink) Resume(ctx context.Context, position string, seen func(id string)
 	if created.UnixNano() != s.created.UnixNano() {
 		seq = 0 // deleted and created again since
 	}
-	return s.readBack(ctx, seq+1, seen)
-}
-
-func parsePosition(position string) (stream string, created time.Time, seq uint64, err error) {
-	fields := strings.Fields(position)
-	if len(fields) != 3 {
-		return "", time.Time{}, 0, fmt.Errorf("position %q is not one of a NATS stream", position)
-	}
-	nanos, err := strconv.ParseInt(fields[1], 10, 64)
-	if err == nil {
-		seq, err = strconv.ParseUint(fields[2], 10, 64)
-	}
+	last, err := s.readBack(ctx, seq+1, seen)
 	if err != nil {
-		return "", time.Time{}, 0, fmt.Errorf("position %q is not one of a NATS stream: %w", position, err)
-	}
-	return fields[0], time.Unix(0, nanos), seq, nil
-}
-
-// readBack calls seen with the ID of each message in the stream that the pipeline may have
-// written, from sequence start to the present end. It reads headers only.
-func (s *sink) readBack(ctx context.Context, start uint64, seen func(id string)) error {
-	last, err := s.readTail(ctx, start, seen)
-	if err != nil {
-		return s.conn.apiError(ctx, fmt.Errorf("read back stream %q from sequence %d: %w", s.stream, start, err))
+		return s.conn.apiError(ctx, fmt.Errorf("read back stream %q from sequence %d: %w", s.stream, seq+1, err))
 	}
 	s.lastSeq = max(s.lastSeq, last)
 	return nil
 }
 
-func (s *sink) readTail(ctx context.Context, start uint64, seen func(id string)) (last uint64, err error) {
+func parsePosition(position string) (stream string, created time.Time, seq uint64, err error) {
+	var nanos int64
+	if _, err := fmt.Sscan(position, &stream, &nanos, &seq); err != nil {
+		return "", time.Time{}, 0, fmt.Errorf("position %q is not one of a NATS stream: %w", position, err)
+	}
+	return stream, time.Unix(0, nanos), seq, nil
+}
+
+// readBack calls seen with the ID of each message in the stream that the pipeline may have
+// written, from sequence start to the present end. It reads headers only.
+func (s *sink) readBack(ctx context.Context, start uint64, seen func(id string)) (last uint64, err error) {
 	stream, err := s.conn.js.Stream(ctx, s.stream)
 	if err != nil {
 		return 0, err

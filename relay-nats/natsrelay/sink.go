@@ -75,7 +75,7 @@ func newSink(ctx context.Context, env relay.Env, cfg sinkConfig) (*sink, error) 
 // finds the stream if the configuration names none.
 func (s *sink) connect(ctx context.Context, subject string) error {
 	if s.closed {
-		return errSinkClosed
+		return relay.ErrClosed
 	}
 	if s.conn != nil && (s.broken || !s.conn.alive()) {
 		s.disconnect()
@@ -399,8 +399,9 @@ func (s *sink) askAgain(ctx context.Context, subject string, size int) error {
 	return nil
 }
 
+// stores reports whether the stream stores a subject, or some that a pattern covers.
 func (s *sink) stores(subject string) bool {
-	return slices.ContainsFunc(s.info.Subjects, func(pattern string) bool { return matches(pattern, subject) })
+	return slices.ContainsFunc(s.info.Subjects, func(pattern string) bool { return overlap(pattern, subject) })
 }
 
 func (s *sink) checkStores(subject string) error {
@@ -411,9 +412,7 @@ func (s *sink) checkStores(subject string) error {
 		s.stream, subject, strings.Join(s.info.Subjects, ", "))
 
 	// Other rows can have a subject that the stream stores, if the template allows one.
-	possible := wildcards(s.cfg.Subject)
-	overlaps := func(pattern string) bool { return overlap(pattern, possible) }
-	return refusals.Classify(err, notStored, s.ofRow() && slices.ContainsFunc(s.info.Subjects, overlaps))
+	return refusals.Classify(err, notStored, s.ofRow() && s.stores(wildcards(s.cfg.Subject)))
 }
 
 // result ends the batch. When an answer is missing, it is unknown whether the message

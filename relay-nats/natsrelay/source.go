@@ -41,7 +41,7 @@ func newSource(ctx context.Context, env relay.Env, cfg sourceConfig) (*source, e
 		return nil, err
 	}
 	s := &source{cfg: cfg, env: env, farEnds: farEnds, settled: make(map[uint64]bool)}
-	s.cfg.Consumer = cmp.Or(s.cfg.Consumer, "pgtrickle-relay-"+consumerName(env.Pipeline))
+	s.cfg.Consumer = cmp.Or(s.cfg.Consumer, "pgtrickle-relay-"+notInConsumer.ReplaceAllString(env.Pipeline, "_"))
 	if _, err := s.connect(ctx); err != nil {
 		_ = s.Close()
 		return nil, err
@@ -49,21 +49,11 @@ func newSource(ctx context.Context, env relay.Env, cfg sourceConfig) (*source, e
 	return s, nil
 }
 
-// consumerName replaces characters that a consumer's name must not hold.
-func consumerName(pipeline string) string {
-	return strings.Map(func(r rune) rune {
-		if strings.ContainsRune(" .*>/\\\t\r\n", r) {
-			return '_'
-		}
-		return r
-	}, pipeline)
-}
-
 func (s *source) connect(ctx context.Context) (*pull, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		return nil, errSourceClosed
+		return nil, relay.ErrClosed
 	}
 	if s.pull != nil && s.conn.alive() && !s.pull.ended() {
 		return s.pull, nil

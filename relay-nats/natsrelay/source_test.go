@@ -147,7 +147,7 @@ func TestConsumerOptions(t *testing.T) {
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			consumer := consumerName(strings.ReplaceAll(name, " ", "-"))
+			consumer := strings.ReplaceAll(name, " ", "-")
 			s := openSource(t, fmt.Sprintf(`{"url":%q,"stream":%q,"consumer":%q,%s}`, url, stream, consumer, tc.keys))
 			c, err := js.Consumer(testContext(t), stream, consumer)
 			if err != nil {

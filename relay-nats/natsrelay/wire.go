@@ -37,8 +37,7 @@ func (e *encoder) encode(m *relay.Message, reply string) (msg *nats.Msg, size in
 	}
 	e.wire = m.WireHeaders(e.wire)
 	if len(m.Headers) > 0 {
-		e.wire, demanding = userHeaders(e.wire, len(e.wire)-len(m.Headers))
-		e.badValue = changedValue(e.wire[len(e.wire)-min(len(e.wire), len(m.Headers)):])
+		demanding = e.inspect(len(e.wire) - len(m.Headers))
 	}
 	size = headerLine + len(m.Body)
 	same := len(e.names) == len(e.wire)
@@ -57,27 +56,19 @@ func (e *encoder) encode(m *relay.Message, reply string) (msg *nats.Msg, size in
 	return &e.msg, size, demanding
 }
 
-// userHeaders drops a Nats-Msg-Id from the user's own headers, which begin at first:
-// the message's id replaces it. It reports whether another header is for the server.
-func userHeaders(wire []relay.Header, first int) (_ []relay.Header, demanding bool) {
-	kept := slices.DeleteFunc(wire[first:], func(h relay.Header) bool { return strings.EqualFold(h.Name, nats.MsgIdHdr) })
-	for _, h := range kept {
-		if len(h.Name) > 5 && strings.EqualFold(h.Name[:5], "Nats-") {
-			demanding = true
-		}
-	}
-	return wire[:first+len(kept)], demanding
-}
-
-// changedValue returns the name of a header whose value the client would change, or "".
-// The client makes spaces of line breaks, and removes spaces at the ends.
-func changedValue(headers []relay.Header) string {
-	for _, h := range headers {
+// inspect looks at the user's own headers, which begin at first. It drops a Nats-Msg-Id:
+// the message's id replaces it. It reports whether another header is for the server, and
+// sets badValue. The client makes spaces of line breaks, and removes spaces at the ends.
+func (e *encoder) inspect(first int) (demanding bool) {
+	own := slices.DeleteFunc(e.wire[first:], func(h relay.Header) bool { return strings.EqualFold(h.Name, nats.MsgIdHdr) })
+	e.wire = e.wire[:first+len(own)]
+	for _, h := range own {
+		demanding = demanding || len(h.Name) > 5 && strings.EqualFold(h.Name[:5], "Nats-")
 		if strings.ContainsAny(h.Value, "\r\n") || textproto.TrimString(h.Value) != h.Value {
-			return strings.Clone(h.Name)
+			e.badValue = strings.Clone(h.Name)
 		}
 	}
-	return ""
+	return demanding
 }
 
 func (e *encoder) rebuild() {
@@ -142,25 +133,8 @@ func validSubject(subject string) bool {
 	return true
 }
 
-// matches reports whether pattern, which may hold wildcards, covers subject.
-func matches(pattern, subject string) bool {
-	for {
-		p, prest, pmore := strings.Cut(pattern, ".")
-		if p == ">" {
-			return subject != ""
-		}
-		s, srest, smore := strings.Cut(subject, ".")
-		if s == "" || (p != "*" && p != s) {
-			return false
-		}
-		if !pmore || !smore {
-			return pmore == smore
-		}
-		pattern, subject = prest, srest
-	}
-}
-
-// overlap reports whether a subject exists that both patterns cover.
+// overlap reports whether a subject exists that both patterns cover. A subject is a
+// pattern without wildcards, which covers itself.
 func overlap(a, b string) bool {
 	for {
 		at, arest, amore := strings.Cut(a, ".")
