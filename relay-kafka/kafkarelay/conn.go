@@ -251,10 +251,7 @@ const batchOverhead = 128
 // topicLimit returns max.message.bytes of a topic. Without the permission to ask it
 // returns the default; a topic with a lower limit then refuses a batch.
 func (s *sink) topicLimit(ctx context.Context, name string) int {
-	value, err := s.topicSetting(ctx, name, "max.message.bytes")
-	if err != nil {
-		return defaultLimit
-	}
+	value, _ := s.topicSetting(ctx, name, "max.message.bytes")
 	if n, err := strconv.Atoi(value); err == nil && n > 0 {
 		return n
 	}

@@ -92,25 +92,14 @@ func (s *source) report(ctx context.Context, err error) {
 // messages are settled, so that the next owner does not receive them again.
 func (s *source) serve(ctx, until context.Context, g *generation) {
 	defer close(g.ended)
-	// A generation's context cannot be a parent of others without a goroutine. This one
-	// ends with either context.
-	work, cancel := context.WithCancel(ctx)
+	work, cancel := context.WithCancel(ctx) // ends with either context
 	defer cancel()
-	var wait sync.WaitGroup
-	wait.Go(func() {
-		defer cancel()
-		select {
-		case <-until.Done():
-		case <-work.Done():
-		}
-	})
+	defer context.AfterFunc(until, cancel)()
 	if err := s.take(work, g); err != nil {
 		s.report(work, err)
 	} else {
 		s.fetch(work, g)
 	}
-	cancel()
-	wait.Wait()
 	s.drain(ctx, g)
 }
 
@@ -332,21 +321,17 @@ func (s *source) fetchOnce(ctx context.Context, parts []*assigned) error {
 			return nil
 		}
 	}
-	var one *spotError
-	if errors.As(err, &one) && one.code == kafka.OffsetOutOfRange {
+	one, _ := errors.AsType[*spotError](err)
+	switch {
+	case one != nil && one.code == kafka.OffsetOutOfRange:
 		return s.skipLost(ctx, one.spot)
-	}
-	if relaynet.IsTooLarge(err) && len(parts) > 1 {
+	case relaynet.IsTooLarge(err) && len(parts) > 1:
 		return s.fetchEach(ctx, parts)
-	}
-	if relaynet.IsTooLarge(err) {
+	case relaynet.IsTooLarge(err):
 		sp := parts[0].spot
 		err = fmt.Errorf("read partition %d of topic %q at offset %d: %w", sp.partition, sp.topic, sp.offset, err)
 	}
-	if err != nil {
-		return classify(err)
-	}
-	return nil
+	return classify(err)
 }
 
 // fetchEach reads parts one by one, after their answer was too large. A broker returns a

@@ -315,14 +315,8 @@ func (w *walker) length(size int, compact bool) int {
 func (w *walker) value(typ reflect.Type, tag string) {
 	compact := w.flexible || strings.Contains(tag, "compact")
 	switch typ.Kind() {
-	case reflect.Bool, reflect.Int8:
-		w.take(1)
-	case reflect.Int16:
-		w.take(2)
-	case reflect.Int32:
-		w.take(4)
-	case reflect.Int64, reflect.Float64:
-		w.take(8)
+	case reflect.Bool, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64, reflect.Float64:
+		w.take(int(typ.Size()))
 	case reflect.String:
 		w.take(max(w.length(2, compact), 0))
 	case reflect.Slice:
@@ -359,12 +353,8 @@ func (w *walker) fields(typ reflect.Type) {
 // minSize returns the least number of bytes that a value has.
 func minSize(typ reflect.Type, version int16) (n int) {
 	switch typ.Kind() {
-	case reflect.Int16:
-		return 2
-	case reflect.Int32:
-		return 4
-	case reflect.Int64, reflect.Float64:
-		return 8
+	case reflect.Int16, reflect.Int32, reflect.Int64, reflect.Float64:
+		return int(typ.Size())
 	case reflect.Struct:
 		for f := range typ.Fields() {
 			if _, ok := tagOf(f, version); ok && f.Name != "_" {

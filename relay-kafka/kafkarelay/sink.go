@@ -63,11 +63,7 @@ func newSink(ctx context.Context, env relay.Env, cfg sinkConfig) (*sink, error) 
 	s.attributes = protocol.Attributes(codec)
 	var topics []string
 	if !cfg.Topic.IsZero() && cfg.Topic.Fixed() {
-		name, err := cfg.Topic.Render(&relay.Message{})
-		if err != nil {
-			return nil, err
-		}
-		topics = []string{name}
+		topics = []string{cfg.Topic.Pattern("", "")}
 	}
 
 	var err error

@@ -72,12 +72,8 @@ func newSource(ctx context.Context, env relay.Env, cfg sourceConfig) (*source, e
 		c.reset()
 		return nil, err
 	}
-	start := kafka.FirstOffset
-	if cfg.AutoOffsetReset == "latest" {
-		start = kafka.LastOffset
-	}
 	s.group, err = kafka.NewConsumerGroup(kafka.ConsumerGroupConfig{
-		ID: cfg.GroupID, Brokers: cfg.Brokers, Topics: cfg.Topic, Dialer: c.dialer, StartOffset: start,
+		ID: cfg.GroupID, Brokers: cfg.Brokers, Topics: cfg.Topic, Dialer: c.dialer,
 		SessionTimeout: cfg.SessionTimeout.D(), RebalanceTimeout: max(cfg.SessionTimeout.D(), 10*time.Second),
 		HeartbeatInterval: cfg.SessionTimeout.D() / 10, JoinGroupBackoff: 200 * time.Millisecond,
 		WatchPartitionChanges: true, PartitionWatchInterval: 30 * time.Second,
