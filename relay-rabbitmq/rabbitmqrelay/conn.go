@@ -22,12 +22,12 @@ import (
 type conn struct {
 	*amqp.Connection
 	dialer  relaynet.Dialer
+	guard   *relaynet.Guarded // nil until there is a connection
 	cork    *corkedConn
 	watched chan struct{}
 
 	mu      sync.Mutex
 	blocked string // the broker's reason for blocking publishers, empty without
-	wrong   error  // the guard's; the client keeps only its text
 }
 
 // dial tries the nodes in turn, beginning with number *last, and leaves in *last
@@ -60,7 +60,10 @@ func (c *connConfig) dialOne(ctx context.Context, env relay.Env, url string) (*c
 	defer cancel()
 	made := &conn{watched: make(chan struct{})}
 	made.dialer.Timeout, made.dialer.TLS, made.dialer.Control = c.Timeout.D(), tlsConfig, env.Control
-	made.dialer.Wrap = func(conn net.Conn) net.Conn { return newGuard(conn, env.MaxAnswer, made.refuse) }
+	made.dialer.Wrap = func(conn net.Conn) net.Conn {
+		made.guard = newGuard(conn, env.MaxAnswer)
+		return made.guard
+	}
 	stop := made.dialer.CutAfter(ctx, 0) // ends a handshake that is cancelled or takes too long
 	defer stop()
 
@@ -83,7 +86,7 @@ func (c *connConfig) dialOne(ctx context.Context, env relay.Env, url string) (*c
 		},
 	})
 	if err != nil {
-		if refused := made.refused(); refused != nil {
+		if refused := made.guard.Err(); refused != nil {
 			err = refused
 		} else if ctx.Err() == context.DeadlineExceeded && !errors.Is(err, context.DeadlineExceeded) { // the dialer has cut it
 			err = fmt.Errorf("no answer within %s; check host, port and rabbitmq_tls", c.Timeout.D())
@@ -125,19 +128,6 @@ func (c *conn) watch(env relay.Env, blockings <-chan amqp.Blocking) {
 		c.blocked = reason
 		c.mu.Unlock()
 	}
-}
-
-func (c *conn) refuse(err error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.wrong = err
-}
-
-// refused returns why the guard ended the connection, or nil.
-func (c *conn) refused() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.wrong
 }
 
 // isBlocked returns the broker's reason for blocking publishers, or "".

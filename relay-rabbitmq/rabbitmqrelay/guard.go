@@ -19,16 +19,9 @@ var peer = relaynet.Peer{Key: "rabbitmq_url", Name: "AMQP 0-9-1 server", TLS: "r
 // newGuard returns conn with a bound for what the broker may announce. The client
 // bounds frames. But it collects a message of any length. It reads the strings of a
 // method, of up to 2 GiB, beyond the end of their frame.
-// memory is [relay.Env.MaxAnswer]. refused gets the error.
-func newGuard(conn net.Conn, memory int64, refused func(error)) net.Conn {
-	f := &frames{memory: memory}
-	return relaynet.Guard(conn, peer, func(p []byte) error {
-		err := f.check(p)
-		if err != nil {
-			refused(err)
-		}
-		return err
-	})
+// memory is [relay.Env.MaxAnswer].
+func newGuard(conn net.Conn, memory int64) *relaynet.Guarded {
+	return relaynet.Guard(conn, peer, (&frames{memory: memory}).check)
 }
 
 const frameHeader = 7 // type, channel, size

@@ -55,13 +55,12 @@ func (r *replay) Write(p []byte) (int, error) { return len(p), nil }
 func talk(t testing.TB, answer string) error {
 	near, far := net.Pipe()
 	t.Cleanup(func() { _, _ = near.Close(), far.Close() })
-	made := &conn{}
-	conn := newGuard(&replay{near, bytes.NewReader([]byte(answer))}, 0, made.refuse)
+	conn := newGuard(&replay{near, bytes.NewReader([]byte(answer))}, 0)
 	open, err := amqp.DialConfig("amqp://localhost", amqp.Config{Dial: func(string, string) (net.Conn, error) { return conn, nil }})
 	if err == nil {
 		_ = open.CloseDeadline(time.Now().Add(time.Second))
 	}
-	if refused := made.refused(); refused != nil {
+	if refused := conn.Err(); refused != nil {
 		return refused
 	}
 	return err

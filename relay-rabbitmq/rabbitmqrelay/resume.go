@@ -120,7 +120,7 @@ type offsetStore struct {
 // openOffsets finds where to continue. A pipeline that has never received has no
 // queue: begin declares it together with an offset.
 func openOffsets(ctx context.Context, conn *conn, cfg *sourceConfig, known *progress) (*offsetStore, error) {
-	there, err := exists(conn, cfg.OffsetQueue)
+	there, err := inspect(conn, cfg.OffsetQueue)
 	if err != nil {
 		return nil, err
 	}
@@ -132,7 +132,7 @@ func openOffsets(ctx context.Context, conn *conn, cfg *sourceConfig, known *prog
 		return nil, fmt.Errorf("ask for confirms: %w", err)
 	}
 	o := &offsetStore{channel: channel, queue: cfg.OffsetQueue, known: known}
-	if there || known.stored.Load() != nil {
+	if there != nil || known.stored.Load() != nil {
 		at, err := o.find(ctx, heldHeartbeats*cfg.Heartbeat.D())
 		if err != nil {
 			return nil, err
@@ -156,18 +156,20 @@ func openOffsets(ctx context.Context, conn *conn, cfg *sourceConfig, known *prog
 	return o, nil
 }
 
-func exists(conn *conn, queue string) (bool, error) {
-	err := withChannel(conn, func(channel *amqp.Channel) error {
-		_, err := channel.QueueDeclarePassive(queue, true, false, false, false, nil)
+// inspect returns what the broker knows of a queue, or nil if there is none.
+func inspect(conn *conn, name string) (*amqp.Queue, error) {
+	var queue amqp.Queue
+	err := withChannel(conn, func(channel *amqp.Channel) (err error) {
+		queue, err = channel.QueueDeclarePassive(name, true, false, false, false, nil)
 		return err
 	})
 	switch {
 	case err == nil:
-		return true, nil
+		return &queue, nil
 	case code(err) == amqp.NotFound && relay.IsFatal(classify(err)):
-		return false, nil
+		return nil, nil
 	}
-	return false, fmt.Errorf("check queue %q: %w", queue, err)
+	return nil, fmt.Errorf("inspect queue %q: %w", name, err)
 }
 
 // find reads the offset. A read hides it from others until it is stored again. If

@@ -115,7 +115,7 @@ func (n *session) pump(deliveries <-chan amqp.Delivery, name string) {
 	err := error(amqp.ErrClosed)
 	if _, cancelled := <-n.canceled; cancelled {
 		err = fmt.Errorf("the broker has cancelled the consumer of queue %q: the queue was deleted, or its node is down", name)
-	} else if refused := n.conn.refused(); refused != nil {
+	} else if refused := n.conn.guard.Err(); refused != nil {
 		err = classify(fmt.Errorf("consume queue %q: %w", name, refused))
 	} else if reply := <-n.closed; reply != nil {
 		err = classify(fmt.Errorf("connection to RabbitMQ: %w", reply))

@@ -90,16 +90,11 @@ func beyond(ctx context.Context, conn *conn, queue string, offset int64) (proble
 	case there == nil && end >= 0:
 		return relay.EndsBefore(end, offset), nil
 	case there == nil:
-		channel, err := conn.Channel()
+		q, err := inspect(conn, queue)
 		if err != nil {
-			return "", fmt.Errorf("open channel: %w", err)
+			return "", err
 		}
-		defer func() { _ = channel.Close() }()
-		q, err := channel.QueueDeclarePassive(queue, true, false, false, false, nil)
-		if err != nil {
-			return "", fmt.Errorf("inspect queue %q: %w", queue, err)
-		}
-		if q.Messages == 0 {
+		if q != nil && q.Messages == 0 {
 			return fmt.Sprintf("it is empty, before the position %d: it lost messages or was created again", offset), nil
 		}
 	}

@@ -144,8 +144,8 @@ func recognise(head []byte) string {
 //
 // Client libraries allocate what a length in an answer announces. With check, a backend
 // bounds such lengths. It is called by one Read at a time, and must not keep p.
-func Guard(conn net.Conn, peer Peer, check func(p []byte) error) net.Conn {
-	return &guarded{Conn: conn, peer: peer, check: check}
+func Guard(conn net.Conn, peer Peer, check func(p []byte) error) *Guarded {
+	return &Guarded{Conn: conn, peer: peer, check: check}
 }
 
 // hangUpError is an io.EOF with a text. It wraps nothing, because go-redis unwraps the
@@ -155,7 +155,8 @@ type hangUpError string
 func (e hangUpError) Error() string        { return string(e) }
 func (e hangUpError) Is(target error) bool { return target == io.EOF }
 
-type guarded struct {
+// Guarded is a connection of [Guard].
+type Guarded struct {
 	net.Conn
 	peer     Peer
 	check    func([]byte) error
@@ -165,8 +166,12 @@ type guarded struct {
 	err error      // of check
 }
 
-// refused returns the error of check.
-func (g *guarded) refused() error {
+// Err returns the error of check, or nil. A client may have kept only its text. A nil
+// Guarded, of a dial that failed, has none.
+func (g *Guarded) Err() error {
+	if g == nil {
+		return nil
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.err
@@ -174,17 +179,17 @@ func (g *guarded) refused() error {
 
 // Write implements net.Conn. The client may close the connection for the error of a Read
 // while it writes; then this is also the error of the Write.
-func (g *guarded) Write(p []byte) (int, error) {
+func (g *Guarded) Write(p []byte) (int, error) {
 	n, err := g.Conn.Write(p)
 	if err != nil {
-		err = cmp.Or(g.refused(), err)
+		err = cmp.Or(g.Err(), err)
 	}
 	return n, err
 }
 
 // Read implements net.Conn.
-func (g *guarded) Read(p []byte) (int, error) {
-	if err := g.refused(); err != nil {
+func (g *Guarded) Read(p []byte) (int, error) {
+	if err := g.Err(); err != nil {
 		return 0, err
 	}
 	n, err := g.Conn.Read(p)
