@@ -179,16 +179,16 @@ func (s *file) write() error {
 	if s.inLine {
 		s.buf = slices.Insert(s.buf, 0, '\n')
 	}
-	err := s.add(s.buf)
+	_, err := s.Write(s.buf)
 	return s.commit(err)
 }
 
-// add writes b after the bytes of the batch that are written already.
-func (s *file) add(b []byte) error {
+// Write writes b after the bytes of the batch that are written already.
+func (s *file) Write(b []byte) (int, error) {
 	n, err := s.f.Write(b)
 	s.dirty += int64(n)
 	s.begun = append(s.begun, b[:min(headSize-len(s.begun), n)]...)
-	return err
+	return n, err
 }
 
 // commit syncs what was added, unless err or the sync fails. Then it removes it.

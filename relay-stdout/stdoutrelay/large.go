@@ -35,41 +35,32 @@ func (s *file) publishStream(ctx context.Context, m *relay.Stream) error {
 
 func (s *file) copy(body io.Reader) error {
 	line := s.cfg.Format == "jsonl"
-	if s.inLine {
-		if err := s.add([]byte{'\n'}); err != nil {
-			return err
-		}
-	}
-	for part := make([]byte, 256<<10); ; {
-		n, err := body.Read(part)
-		kept := part[:n]
-		if line {
-			kept = withoutBreaks(kept)
-		}
-		if err := s.add(kept); err != nil {
-			return err
-		}
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
-			return err
-		}
-	}
 	if line {
-		return s.add([]byte{'\n'})
+		body = unbroken{body}
 	}
-	return nil
+	if s.inLine {
+		if _, err := s.Write([]byte{'\n'}); err != nil {
+			return err
+		}
+	}
+	if _, err := io.CopyBuffer(s, body, make([]byte, 256<<10)); err != nil || !line {
+		return err
+	}
+	_, err := s.Write([]byte{'\n'})
+	return err
 }
 
-// withoutBreaks removes line breaks from b in place. In JSON they mean nothing.
-func withoutBreaks(b []byte) []byte {
-	n := 0
-	for _, c := range b {
+// unbroken leaves line breaks out. In JSON they mean nothing.
+type unbroken struct{ io.Reader }
+
+// Read implements [io.Reader]. slices.DeleteFunc would take three times as long.
+func (u unbroken) Read(p []byte) (kept int, err error) {
+	n, err := u.Reader.Read(p)
+	for _, c := range p[:n] {
 		if c != '\n' && c != '\r' {
-			b[n] = c
-			n++
+			p[kept] = c
+			kept++
 		}
 	}
-	return b[:n]
+	return kept, err
 }

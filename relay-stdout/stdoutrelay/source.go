@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/grove/pgtrickle-relay/relaycore/backoff"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
@@ -195,15 +196,8 @@ func (s *fileSource) Receive(ctx context.Context, limit int) ([]relay.Message, e
 		if !s.cfg.Follow {
 			wait = time.Hour // only ctx or Close ends the wait
 		}
-		again := time.NewTimer(wait)
-		select {
-		case <-ctx.Done():
-			again.Stop()
+		if backoff.Wait(ctx, wait, s.done) != nil {
 			return nil, ctx.Err()
-		case <-s.done:
-			again.Stop()
-			return nil, relay.ErrClosed
-		case <-again.C:
 		}
 	}
 }
