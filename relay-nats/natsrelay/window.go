@@ -179,10 +179,8 @@ func (w *window) parse(m *nats.Msg) (seq uint64, dup bool, err error) {
 		return 0, false, errNoResponders
 	}
 	var ack struct {
-		Stream    string              `json:"stream"`
-		Seq       uint64              `json:"seq"`
-		Duplicate bool                `json:"duplicate"`
-		Error     *jetstream.APIError `json:"error"`
+		jetstream.PubAck
+		Error *jetstream.APIError `json:"error"`
 	}
 	switch err := json.Unmarshal(m.Data, &ack); {
 	case err != nil:
@@ -193,7 +191,7 @@ func (w *window) parse(m *nats.Msg) (seq uint64, dup bool, err error) {
 		return 0, false, relay.Fatal(fmt.Errorf("stream %q stored the message, not stream %q: subject and stream do not fit",
 			ack.Stream, w.stream))
 	}
-	return ack.Seq, ack.Duplicate, nil
+	return ack.Sequence, ack.Duplicate, nil
 }
 
 func decimal(digits []byte) (n uint64, ok bool) {

@@ -1,9 +1,7 @@
 package redisrelay
 
 import (
-	"fmt"
 	"regexp"
-	"strings"
 	"time"
 
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
@@ -25,7 +23,7 @@ type sinkConfig struct {
 	connConfig
 	Stream       relay.Template    `json:"stream" relay:"required,alias=stream_key" doc:"Stream to which a message is added; a template."`
 	MaxLen       int64             `json:"maxlen" relay:"min=0,excludes=minid" doc:"Trim the stream to about this many entries (MAXLEN ~); 0 leaves it alone."`
-	MinID        minID             `json:"minid" doc:"Trim entries below this id, or older than this duration such as 72h (MINID ~)."`
+	MinID        string            `json:"minid" doc:"Trim entries below this id, or older than this duration such as 72h (MINID ~)."`
 	Resume       bool              `json:"resume" doc:"Read the streams' tails back after a crash or a lost reply, so that nothing is added twice; needs permission for XRANGE and XREVRANGE."`
 	WaitReplicas int64             `json:"wait_replicas" relay:"min=0" doc:"Replicas that must have a batch before it counts as confirmed (WAIT)."`
 	WaitTimeout  relaycfg.Duration `json:"wait_timeout" relay:"min=1" doc:"How long to wait for the replicas."`
@@ -71,42 +69,23 @@ func (c *connConfig) Validate() error {
 var entryID = regexp.MustCompile(`^\d+(-\d+)?$`)
 
 // Validate is called by relaycfg.Decode.
+func (c *sinkConfig) Validate() error {
+	if c.MinID != "" && !entryID.MatchString(c.MinID) && c.minAge() <= 0 {
+		return relaycfg.Errorf("minid", `wants an entry id such as "1526569495631-0" or an age such as "72h", not %q`, c.MinID)
+	}
+	return c.connConfig.Validate()
+}
+
+// minAge returns the age of the entries to trim, or 0 if minid is an entry id.
+func (c *sinkConfig) minAge() time.Duration {
+	age, _ := time.ParseDuration(c.MinID) // an id has no unit
+	return age
+}
+
+// Validate is called by relaycfg.Decode.
 func (c *sourceConfig) Validate() error {
 	if c.StartID != "$" && !entryID.MatchString(c.StartID) {
 		return relaycfg.Errorf("start_id", "is %q; must be 0, $ or an entry id such as 1526569495631-0", c.StartID)
 	}
 	return c.connConfig.Validate()
-}
-
-// minID is an entry id, or an age.
-type minID struct {
-	id  string
-	age time.Duration
-}
-
-// UnmarshalText reads either form; a number is an id.
-func (m *minID) UnmarshalText(b []byte) error {
-	text := strings.TrimSpace(string(b))
-	if text == "" {
-		*m = minID{}
-		return nil
-	}
-	if entryID.MatchString(text) {
-		*m = minID{id: text}
-		return nil
-	}
-	age, err := time.ParseDuration(text)
-	if err != nil || age <= 0 {
-		return fmt.Errorf(`wants an entry id such as "1526569495631-0" or an age such as "72h", not %q`, text)
-	}
-	*m = minID{age: age}
-	return nil
-}
-
-// MarshalText is the inverse of UnmarshalText.
-func (m minID) MarshalText() ([]byte, error) {
-	if m.age > 0 {
-		return []byte(m.age.String()), nil
-	}
-	return []byte(m.id), nil
 }

@@ -29,8 +29,8 @@ func TestSinkConfig(t *testing.T) {
 	}{
 		"defaults stay": {raw: `{"url":"redis://h"}`, want: with(func(*sinkConfig) {})},
 		"alias":         {raw: `{"url":"redis://h","stream_key":"x:{op}"}`, want: with(func(c *sinkConfig) { c.Stream = stream })},
-		"minid id":      {raw: `{"url":"redis://h","minid":"5-0"}`, want: with(func(c *sinkConfig) { c.MinID = minID{id: "5-0"} })},
-		"minid age":     {raw: `{"url":"redis://h","minid":"72h"}`, want: with(func(c *sinkConfig) { c.MinID = minID{age: 72 * time.Hour} })},
+		"minid id":      {raw: `{"url":"redis://h","minid":"5-0"}`, want: with(func(c *sinkConfig) { c.MinID = "5-0" })},
+		"minid age":     {raw: `{"url":"redis://h","minid":"72h"}`, want: with(func(c *sinkConfig) { c.MinID = "72h" })},
 		"all of the rest": {raw: `{"url":"redis://h","username":"u","password":"p","tls":true,"tls_ca":"a","tls_cert":"b","tls_key":"c","confirm_timeout":"1s","maxlen":5,"resume":false,"wait_replicas":1,"wait_timeout":"2s"}`, want: with(func(c *sinkConfig) {
 			c.Username, c.Password, c.Use, c.TLS = "u", "p", true, relaynet.TLS{CA: "a", Cert: "b", Key: "c"}
 			c.ConfirmTimeout, c.MaxLen, c.Resume, c.WaitReplicas, c.WaitTimeout = relaycfg.Duration(time.Second), 5, false, 1, relaycfg.Duration(2*time.Second)

@@ -348,14 +348,14 @@ func (e *entry) shape(st *stream, fields int) {
 // trim makes the last entry of each stream in the transaction trim the stream. Three
 // more arguments change the entry's shape, so it is made again when it is reused.
 func (s *sink) trim(ctx context.Context) {
-	how, what := "", ""
+	how, what, age := "", "", s.cfg.minAge()
 	switch {
 	case s.cfg.MaxLen > 0:
 		how, what = "maxlen", strconv.FormatInt(s.cfg.MaxLen, 10)
-	case s.cfg.MinID.id != "":
-		how, what = "minid", s.cfg.MinID.id
-	case s.cfg.MinID.age > 0:
-		how, what = "minid", strconv.FormatInt(s.tails.now().Add(-s.cfg.MinID.age).UnixMilli(), 10)
+	case age > 0:
+		how, what = "minid", strconv.FormatInt(s.tails.now().Add(-age).UnixMilli(), 10)
+	case s.cfg.MinID != "":
+		how, what = "minid", s.cfg.MinID
 	default:
 		return
 	}
