@@ -224,6 +224,19 @@ type Health struct {
 	Status         string  `json:"status"`
 	PipelinesOwned int     `json:"pipelines_owned"`
 	UptimeSeconds  float64 `json:"uptime_seconds"`
+	Pipelines      []struct {
+		State string `json:"state"`
+	} `json:"pipelines"`
+}
+
+// Running counts the pipelines whose ends are open.
+func (h Health) Running() (n int) {
+	for _, p := range h.Pipelines {
+		if p.State == "running" {
+			n++
+		}
+	}
+	return n
 }
 
 // Health asks for /health.
