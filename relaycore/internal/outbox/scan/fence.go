@@ -208,7 +208,7 @@ func (f *fence) due() bool { return time.Since(f.locks.at) >= 4*f.locks.cost }
 
 // list finds out which transactions can still fill the holes.
 func (f *fence) list(ctx context.Context, db DB) error {
-	now, newlyPrepared, err := f.locks.list(ctx, db)
+	now, newlyPrepared, err := f.locks.list(ctx, db, time.Now())
 	if err != nil {
 		return err
 	}

@@ -24,10 +24,11 @@ import (
 // returns sessions, too.
 type horizon struct {
 	locks   locks
-	bounded bool     // ids come from a sequence, so that the above holds
-	numbers bool     // windows come with the sequence's last value
-	seen    int64    // highest id handed out or, without numbers, visible
-	wait    *writers // transactions to wait for; nil = none are
+	bounded bool      // ids come from a sequence, so that the above holds
+	numbers bool      // windows come with the sequence's last value
+	seen    int64     // highest id handed out or, without numbers, visible
+	seenAt  time.Time // when seen had been read
+	wait    *writers  // transactions to wait for; nil = none are
 	waitFor int64
 	closing int64     // complete with the next window; Beginning = none is
 	rowsAt  time.Time // when the last rows came
@@ -50,7 +51,7 @@ const (
 func newHorizon(t *table.Table, safe int64) horizon {
 	return horizon{
 		locks: newLocks(t), bounded: t.Sequence.OID != 0, numbers: t.Sequence.Numbers(),
-		seen: safe, waitFor: safe, closing: table.Beginning,
+		seen: safe, seenAt: time.Now(), waitFor: safe, closing: table.Beginning,
 	}
 }
 
@@ -67,9 +68,18 @@ func (h *horizon) due(retry bool) bool {
 }
 
 // advance lists locks. It must come before a window is opened, because only that
-// window's snapshot shows the rows of transactions that have ended by the listing.
-func (h *horizon) advance(ctx context.Context, db DB) error {
-	holders, newlyPrepared, err := h.locks.list(ctx, db)
+// window's snapshot shows the rows of transactions that have ended by the listing. The
+// first listing must come after seen was read, and each further one after the one before.
+// A retry asks for the locks as they are now.
+func (h *horizon) advance(ctx context.Context, db DB, retry bool) error {
+	since := h.seenAt
+	switch {
+	case retry:
+		since = time.Now()
+	case h.wait != nil:
+		since = h.locks.began.Add(1)
+	}
+	holders, newlyPrepared, err := h.locks.list(ctx, db, since)
 	if err != nil {
 		return err
 	}
@@ -92,7 +102,13 @@ func (h *horizon) worthRetry(tries int) bool {
 // handedOut records the sequence's last value.
 func (h *horizon) handedOut(last int64) {
 	if h.numbers {
-		h.seen = max(h.seen, last)
+		h.see(last)
+	}
+}
+
+func (h *horizon) see(id int64) {
+	if id > h.seen {
+		h.seen, h.seenAt = id, time.Now()
 	}
 }
 
@@ -100,7 +116,7 @@ func (h *horizon) handedOut(last int64) {
 // the sequence's last value was written by hand: it proves nothing.
 func (h *horizon) saw(last int64, rows int) {
 	if !h.numbers {
-		h.seen = max(h.seen, last)
+		h.see(last)
 	}
 	if rows > 0 {
 		h.rowsAt = time.Now()

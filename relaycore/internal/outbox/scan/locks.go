@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/table"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/together"
 )
 
 var (
@@ -28,9 +29,21 @@ type locks struct {
 	sql   string
 	last  string // reads the sequence; "" = not readable
 	at    time.Time
+	began time.Time // when the last listing began
 	cost  time.Duration
 	known *writers // of the last listing
 }
+
+// listing is what a listing of locks has found. Its writers may have taken any id.
+type listing struct {
+	began   time.Time
+	writers []writer
+	last    int64 // of the sequence, read after the list; [math.MaxInt64] = not read
+}
+
+// listings are those of all scanners of the process. A listing costs a few milliseconds of
+// the server where a thousand pipelines hold their locks, and they read a row at once.
+var listings together.Group[string, *listing]
 
 // writers is a set of transactions. It never changes, so that holes can share it.
 type writers struct{ list []writer }
@@ -60,24 +73,31 @@ func newLocks(t *table.Table) locks {
 	return l
 }
 
-// list returns the transactions that hold a lock now, and the prepared ones among them
-// that are new since the last listing.
-func (l *locks) list(ctx context.Context, db DB) (now *writers, newlyPrepared []writer, err error) {
+// list returns the transactions that hold a lock at some moment after since. It also returns
+// the prepared ones among them that are new since the last listing.
+//
+// The listing may be that of another scanner of the process, which is as good as an own one:
+//
+//  1. A transaction has taken an id before since, and has not ended. It holds its lock, and
+//     every listing that begins after since has it.
+//  2. It ends after a listing. The scanner waits for it until the next one, as it does if it
+//     ends just after an own listing.
+//  3. Another scanner is connected to another server, as in a failover. Listings are kept
+//     apart by [Session.server], so each scanner gets one of the server that it reads.
+func (l *locks) list(ctx context.Context, db DB, since time.Time) (now *writers, newlyPrepared []writer, err error) {
 	begun := time.Now()
-	now = &writers{}
-	err = db.Query(ctx, l.sql, nil, nil, func(v [][]byte) (bool, error) {
-		if !now.has(string(v[0])) {
-			now.list = append(now.list, writer{vxid: string(v[0]), prepared: v[1][0] == 't', idle: string(v[2]), upTo: math.MaxInt64})
-		}
-		return true, nil
-	})
+	ask := func(ctx context.Context) (*listing, error) { return l.ask(ctx, db) }
+	var found *listing
+	if s, ok := db.(Session); ok && s.server() != "" {
+		found, err = listings.Do(ctx, s.server()+l.sql, since, ask)
+	} else {
+		found, err = ask(ctx)
+	}
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := l.limit(ctx, db, now); err != nil {
-		return nil, nil, err
-	}
-	l.at = time.Now()
+	now = l.limit(found)
+	l.at, l.began = time.Now(), found.began
 	l.cost = l.at.Sub(begun)
 	for _, w := range now.list {
 		if w.prepared && !l.known.has(w.vxid) {
@@ -87,6 +107,25 @@ func (l *locks) list(ctx context.Context, db DB) (now *writers, newlyPrepared []
 	l.known = now
 	return now, newlyPrepared, nil
 }
+
+// ask lists the transactions that hold a lock.
+func (l *locks) ask(ctx context.Context, db DB) (*listing, error) {
+	found := &listing{began: time.Now(), last: math.MaxInt64}
+	now := &writers{}
+	err := db.Query(ctx, l.sql, nil, nil, func(v [][]byte) (bool, error) {
+		if !now.has(string(v[0])) {
+			now.list = append(now.list, writer{vxid: string(v[0]), prepared: v[1][0] == 't', idle: string(v[2]), upTo: math.MaxInt64})
+		}
+		return true, nil
+	})
+	if found.writers = now.list; err == nil && l.last != "" && slices.ContainsFunc(now.list, writer.rests) {
+		found.last, err = queryID(ctx, db, l.last)
+	}
+	return found, err
+}
+
+// rests reports whether the transaction cannot take an id while it is listed unchanged.
+func (w writer) rests() bool { return w.prepared || w.idle != "" }
 
 func (w *writers) has(vxid string) bool {
 	return slices.ContainsFunc(w.list, func(x writer) bool { return x.vxid == vxid })
@@ -117,27 +156,21 @@ func (w *writers) remaining(now *writers, newlyPrepared []writer) *writers {
 // The sequence is read after the list, so all ids they have taken are below its value.
 // Without a bound, a session that idles in its transaction would keep every later gap
 // open.
-func (l *locks) limit(ctx context.Context, db DB, now *writers) error {
-	if l.last == "" || !slices.ContainsFunc(now.list, func(w writer) bool { return w.prepared || w.idle != "" }) {
-		return nil
-	}
-	last, err := queryID(ctx, db, l.last)
-	if err != nil {
-		return err
-	}
+func (l *locks) limit(found *listing) *writers {
+	now := &writers{list: slices.Clone(found.writers)} // scanners share the listing
 	for i := range now.list {
 		w := &now.list[i]
-		if !w.prepared && w.idle == "" {
+		if l.last == "" || !w.rests() {
 			continue
 		}
-		w.upTo = last
+		w.upTo = found.last
 		for _, was := range l.known.list {
 			if was.vxid == w.vxid && was.prepared == w.prepared && was.idle == w.idle {
 				w.upTo = was.upTo
 			}
 		}
 	}
-	return nil
+	return now
 }
 
 // beyond returns the transactions that may have taken an id from lo on.

@@ -79,7 +79,7 @@ type modelRow struct {
 // bugs are mutations: each must be found.
 type bugs struct {
 	byXid, noXip, lateHi, listAfterRead, twoSnapshots, forgetPrepared, closeAtOnce bool
-	noSequenceLock, numberBehindList, oneListing                                   bool
+	noSequenceLock, numberBehindList, oneListing, staleListing                     bool
 }
 
 type world struct {
@@ -95,7 +95,8 @@ type world struct {
 
 	pos, durable mark
 	known        *writers
-	listed       bool // a listing is newer than the last read
+	shared       *writers // listed by another scanner since bounds.seen was read and since known
+	listed       bool     // a listing is newer than the last read
 	stale        []modelRow
 	halfway      bool
 	claims       bool // the id reported as settled is modelled, too
@@ -148,6 +149,9 @@ func (w *world) key() string {
 	fmt.Fprintf(&b, "%d,%d,%d,%d,%d", w.bounds.seen, w.bounds.waitFor, w.bounds.closing, w.bounds.safe, w.durableSafe)
 	if w.bounds.wait != nil {
 		fmt.Fprintf(&b, "%v", w.bounds.wait.list)
+	}
+	if w.shared != nil {
+		fmt.Fprintf(&b, "shared%v", w.shared.list)
 	}
 	fmt.Fprintf(&b, "%d %d %v %v %v %v %d %d %v", w.nextID, w.nextXid, w.keys, w.listed, w.halfway, w.stale, w.crashes, w.checkpoints, w.known.list)
 	ids := make([]int64, 0, len(w.seen))
@@ -213,7 +217,7 @@ func (w *world) steps() []*world {
 	}
 	if w.crashes < 1 {
 		c := w.clone()
-		c.pos, c.known, c.listed, c.halfway, c.stale = c.durable, &writers{}, false, false, nil
+		c.pos, c.known, c.listed, c.halfway, c.stale, c.shared = c.durable, &writers{}, false, false, nil, nil
 		c.bounds = bounds{seen: c.durableSafe, waitFor: c.durableSafe, safe: c.bounds.safe}
 		c.crashes++
 		next = append(next, c)
@@ -324,6 +328,9 @@ func (w *world) windowSteps() []*world {
 		hi = c.snapshot()
 		if w.claims {
 			c.bounds.seen = c.nextID - 1
+			if !w.bugs.staleListing && c.bounds.seen != w.bounds.seen {
+				c.shared = nil
+			}
 		}
 		if w.bugs.numberBehindList && c.bounds.wait == nil && c.bounds.closing > 0 {
 			c.bounds.closing = c.nextID - 1
@@ -361,10 +368,16 @@ func (w *world) windowSteps() []*world {
 		c.bounds.safe = max(c.bounds.safe, c.bounds.closing)
 		c.bounds.closing = 0
 	}
-	if w.boundDue() {
-		return []*world{w.bound(), c}
+	if !w.boundDue() {
+		return []*world{c}
 	}
-	return []*world{c}
+	next := []*world{w.bound(w.holders()), c}
+	if w.shared != nil {
+		return append(next, w.bound(w.shared))
+	}
+	other := w.clone()
+	other.shared = w.holders()
+	return append(next, other)
 }
 
 // boundDue and bound are horizon.advance, which comes before a window is opened.
@@ -372,9 +385,10 @@ func (w *world) boundDue() bool {
 	return w.claims && !w.pos.open && !w.halfway && (w.bounds.wait != nil || w.bounds.seen > w.bounds.waitFor)
 }
 
-func (w *world) bound() *world {
+func (w *world) bound(now *writers) *world {
 	c := w.clone()
-	now, newly := c.holders()
+	newly := w.newly(now)
+	c.shared = nil
 	b := &c.bounds
 	if b.wait == nil {
 		b.wait, b.waitFor = now, b.seen
@@ -402,24 +416,31 @@ func (w *world) fenceSteps() []*world {
 }
 
 // holders is what a listing returns.
-func (w *world) holders() (now *writers, newly []writer) {
-	now = &writers{}
+func (w *world) holders() *writers {
+	now := &writers{}
 	for _, t := range w.txs {
 		if t.name == "" {
 			continue
 		}
-		x := writer{vxid: t.name, prepared: t.prepared, upTo: math.MaxInt64}
-		now.list = append(now.list, x)
-		if t.prepared && !w.known.has(t.name) && !w.bugs.forgetPrepared {
+		now.list = append(now.list, writer{vxid: t.name, prepared: t.prepared, upTo: math.MaxInt64})
+	}
+	return now
+}
+
+// newly returns the prepared transactions that were not known at the last listing.
+func (w *world) newly(now *writers) (newly []writer) {
+	for _, x := range now.list {
+		if x.prepared && !w.known.has(x.vxid) && !w.bugs.forgetPrepared {
 			newly = append(newly, x)
 		}
 	}
-	return now, newly
+	return newly
 }
 
 func (w *world) list() *world {
 	c := w.clone()
-	now, newly := c.holders()
+	now := c.holders()
+	newly := c.newly(now)
 	c.pos.holes = slices.Clone(c.pos.holes)
 	for i := range c.pos.holes {
 		h := &c.pos.holes[i]
@@ -490,10 +511,10 @@ func (w *world) lost() string {
 			c = c.fenceSteps()[0]
 		} else {
 			if c.boundDue() {
-				c = c.bound()
+				c = c.bound(c.holders())
 			}
 			steps := c.windowSteps()
-			c = steps[len(steps)-1]
+			c = steps[min(1, len(steps)-1)]
 		}
 		if c.fail != "" {
 			return c.fail
@@ -622,6 +643,7 @@ func TestModelFindsMutations(t *testing.T) {
 		"the same, by windows":                        {"i l r1 e; l r2 e", false, bugs{noSequenceLock: true}, "said to be settled"},
 		"the sequence is read behind the locks":       {"l r1 e;l r2 e", false, bugs{numberBehindList: true}, "said to be settled"},
 		"nobody is waited for":                        {"l r1 e;l r2 e", false, bugs{oneListing: true}, "said to be settled"},
+		"the listing is older than the sequence":      {"l r1 e;l r2 e", false, bugs{staleListing: true}, "said to be settled"},
 		"a prepared one, by windows":                  {"l r1 p e;l r2 e", false, bugs{forgetPrepared: true}, "said to be settled"},
 		"the table's lock goes before a commit shows": {"l r1 u e; l r2 e", true, bugs{}, "never came"},
 	} {

@@ -20,8 +20,13 @@ var tuneTemplate string
 // tuneSQL holds for one transaction.
 var tuneSQL = strings.ReplaceAll(tuneTemplate, "{local}", "true")
 
-// tuned marks the connections that Tune has set up.
+// tuned marks the connections that Tune has set up, with the name of their server.
 const tuned = "outbox reads are tuned"
+
+// serverSQL names the server, the database and the role of a connection. A promoted
+// standby has another start than the old primary. A server that has restarted has none of
+// the transactions of before but prepared ones.
+const serverSQL = `SELECT format('%s %I %I ', pg_postmaster_start_time(), current_database(), current_user)`
 
 // Tune sets up a connection for all its transactions, as each read would do for its
 // own. That saves up to nine tenths of a small read. It is for connections that serve
@@ -30,12 +35,23 @@ func Tune(ctx context.Context, conn *pgx.Conn) error {
 	if _, err := conn.Exec(ctx, strings.ReplaceAll(tuneTemplate, "{local}", "false")); err != nil {
 		return err
 	}
-	conn.PgConn().CustomData()[tuned] = true
+	var server string
+	if err := conn.QueryRow(ctx, serverSQL).Scan(&server); err != nil {
+		return err
+	}
+	conn.PgConn().CustomData()[tuned] = server
 	return nil
 }
 
 // Session is a connection for the length of one read. It implements [DB].
 type Session struct{ Conn *pgx.Conn }
+
+// server returns a text that connections share if they lead to one server, database and
+// role; "" if that is not known.
+func (s Session) server() string {
+	name, _ := s.Conn.PgConn().CustomData()[tuned].(string)
+	return name
+}
 
 // Query implements [DB] with one round trip, prepared statements aside. The rows after
 // the one that each declined are skipped, so that the connection can be used again.

@@ -171,7 +171,7 @@ func (w *windows) Read(ctx context.Context, db DB, want int, take Take) (Read, e
 	start := w.pos
 	for tries := 0; !w.pos.open; tries++ {
 		if w.horizon.due(tries > 0) {
-			if err := w.horizon.advance(ctx, db); err != nil {
+			if err := w.horizon.advance(ctx, db, tries > 0); err != nil {
 				return Read{}, err
 			}
 		}
