@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"context"
+	"sync/atomic"
 	"time"
 
 	"github.com/grove/pgtrickle-relay/relaycore/backoff"
@@ -25,14 +26,38 @@ type pace struct {
 	lastRow   time.Time // when the last row was read
 	returned  time.Time // when Receive last returned
 	heldUp    bool      // and was not called again for long
+
+	crowd *atomic.Int64 // readers that follow rows
+	one   bool          // this one is counted there
 }
+
+// followers counts the readers of the process that follow rows.
+var followers atomic.Int64
+
+// followFor is how long a reader that had a row reads more often than at its interval.
+const followFor = time.Second
 
 // enter and leave record that Receive is called and returns.
 func (p *pace) enter() {
 	p.heldUp = p.heldUp || !p.returned.IsZero() && time.Since(p.returned) >= heldUpFor
 }
 
-func (p *pace) leave() { p.returned = time.Now() }
+func (p *pace) leave() {
+	p.returned = time.Now()
+	p.follow(false)
+}
+
+// follow counts this reader, or no longer.
+func (p *pace) follow(one bool) {
+	switch {
+	case one == p.one:
+	case one:
+		p.crowd.Add(1)
+	default:
+		p.crowd.Add(-1)
+	}
+	p.one = one
+}
 
 // Pauses behind a read of a busy outbox. A read costs PostgreSQL and the relay as much
 // as dozens of rows do, so rows that come fast are read together.
@@ -42,14 +67,27 @@ const (
 	rapidRows   = 8
 	burstRows   = 4 // from so many rows on, a notification does not shorten minPause
 	trustPauses = 4 // the most minPauses, with full trust in notifications
+	// crowdPause is multiplied by the square of the number of readers that follow rows. Ten
+	// read as often as one does. A hundred read ten times a second each. More of them leave
+	// it to the supervisor, which finds out with one query for all.
+	crowdPause = 10 * time.Microsecond
 )
 
 // wait pauses for a small part of the time since the last row. So a busy outbox is read
 // every millisecond or two, and a quiet one rarely. A notification ends the pause.
+//
+// A row that a thousand pipelines read made each of them read thirty times in the next
+// second, and find nothing. These reads kept those waiting that would find a row. So the
+// pause grows with the number of readers that follow rows.
 func (p *pace) wait(ctx context.Context, cfg *Config) error {
+	p.follow(time.Since(p.lastRow) < followFor)
 	busy := minPause * time.Duration(1+p.trust*(trustPauses-1)/maxTrust)
 	if p.found >= rapidRows {
 		busy = max(busy, rapidPause)
+	}
+	if p.one {
+		n := time.Duration(p.crowd.Load())
+		busy = max(busy, crowdPause*n*n)
 	}
 	pause := min(max(time.Since(p.lastRow)/8, busy), cfg.PollInterval)
 	if p.found >= burstRows {
@@ -73,6 +111,7 @@ func (p *pace) wait(ctx context.Context, cfg *Config) error {
 			p.woken = false
 		}
 	}
+	p.follow(p.one || p.woken) // a notification mostly announces a row
 	return nil
 }
 

@@ -1,6 +1,10 @@
 package outbox
 
 import (
+	"context"
+	"strconv"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -56,7 +60,7 @@ func simulate(t *testing.T, every time.Duration, notified int) (reads float64, w
 			}
 		}
 	}()
-	p := &pace{rows: firstRows}
+	p := &pace{rows: firstRows, crowd: new(atomic.Int64)}
 	cfg := &Config{PollInterval: time.Second, Wake: wake}
 	n := 0
 	for seen := 0; time.Since(began) < span-10*time.Millisecond; {
@@ -78,4 +82,45 @@ func simulate(t *testing.T, every time.Duration, notified int) (reads float64, w
 	}
 	time.Sleep(time.Second) // the writer ends
 	return float64(n) / (span - warm).Seconds(), worst
+}
+
+// TestPaceOfManyReaders: after one row that many pipelines read, few of their reads find
+// nothing A single reader goes on reading often.
+func TestPaceOfManyReaders(t *testing.T) {
+	t.Parallel()
+	for readers, most := range map[int]int{1: 50, 20: 50, 1000: 6} {
+		t.Run(strconv.Itoa(readers), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+				defer cancel()
+				connections := make(chan struct{}, 8)
+				var reads, crowd atomic.Int64
+				var wg sync.WaitGroup
+				for range readers {
+					wg.Go(func() {
+						p := &pace{rows: firstRows, crowd: &crowd, one: true}
+						crowd.Add(1)
+						defer p.leave()
+						cfg := &Config{PollInterval: time.Minute}
+						for found := 1; ctx.Err() == nil; found = 0 {
+							connections <- struct{}{}
+							time.Sleep(300 * time.Microsecond)
+							<-connections
+							reads.Add(1)
+							p.saw(found)
+							_ = p.wait(ctx, cfg) // the loop looks at ctx
+						}
+					})
+				}
+				wg.Wait()
+				if n := crowd.Load(); n != 0 {
+					t.Errorf("%d readers are counted that have returned", n)
+				}
+				if each := reads.Load() / int64(readers); each > int64(most) {
+					t.Errorf("each of %d pipelines reads %d times in a second, want at most %d", readers, each, most)
+				}
+			})
+		})
+	}
 }

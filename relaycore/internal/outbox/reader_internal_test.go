@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -96,7 +97,7 @@ func testReader(s *server) *reader {
 	cfg.defaults()
 	s.oid = 1
 	return &reader{
-		cfg: cfg, conns: s, shared: new(shared), pace: &pace{rows: firstRows, claimRows: firstRows},
+		cfg: cfg, conns: s, shared: new(shared), pace: &pace{rows: firstRows, claimRows: firstRows, crowd: new(atomic.Int64)},
 		table: t, tracker: progress.New(start, progress.NewNotifier(), nil), scanner: start.Position.Scan(t, l, 0),
 		builder: rows.NewBuilder(t, l, rows.IDs{}, nil, nil),
 		watch:   watch{origin: table.Origin{Table: 1}, checked: time.Now()},

@@ -42,7 +42,7 @@ func Open(ctx context.Context, pool *pgxpool.Pool, cfg Config) (*Source, error) 
 	cfg.defaults()
 	s := &Source{
 		pool: pool, cfg: cfg, moved: progress.NewNotifier(), spare: make(chan []relay.Message, maxSpare),
-		pace: pace{rows: firstRows, claimRows: firstRows},
+		pace: pace{rows: firstRows, claimRows: firstRows, crowd: &followers},
 	}
 	o, err := open(ctx, pool, &s.cfg, cfg.Checkpoint, table.Beginning)
 	if err != nil {
