@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
+
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/backfill"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/identity"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/progress"
@@ -14,6 +16,7 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/snapshot"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/table"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/together"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
@@ -28,64 +31,138 @@ type opening struct {
 	reused   bool // see [Source.Reused]
 }
 
-// open describes the table, checks that it can be read without losing a row, and
-// decides where to go on, behind c. Running is the id up to which the source that
-// reopens has settled everything, [table.Beginning] for a new one.
+// question is what pipelines that are opened at once ask together.
+type question struct {
+	pool     *pgxpool.Pool
+	outbox   string
+	settings Settings
+	leased   bool
+	here     table.Origin // of the table whose identity is asked for
+}
+
+// description is what the answer has of an outbox, for each of them. It never changes.
+type description struct {
+	table    *table.Table
+	here     table.Origin
+	strategy scan.Strategy
+	lowest   *int64 // id in the table; nil = it is empty
+	now      scan.Moment
+	requests backfill.Requests // none without a lease
+}
+
+// descriptions are those of the process. Where hundreds of pipelines of one outbox are
+// taken over from a process that was killed, they would ask the same dozen questions each.
+var descriptions together.Group[question, *description]
+
+// describe describes the table, and checks that it can be read without losing a row. All that
+// it returns was read after the call. Pipelines share an answer if the first of its queries
+// began later than each of their calls. So it is no older than one that a pipeline would
+// read for itself, and these races end as they always have:
 //
-// It uses q alone. Acquiring a second connection here could deadlock the pool when many
-// sources reopen together.
-func open(ctx context.Context, q pg.Querier, cfg *Config, c relay.Checkpoint, running int64) (*opening, error) {
+//   - The table is created again, or its server changes, behind the answer. The reader looks
+//     for that, compares it with the answer's origin, and opens the outbox again.
+//   - A row is written or removed behind the answer. Only rows below the lowest id are taken
+//     for gone; rows that come later are read.
+//   - The checkpoint is read before the call. So its snapshot is not later than the
+//     answer's, unless the database went back.
+//
+// It must be called without a connection, because the first caller takes one for all.
+func describe(ctx context.Context, pool *pgxpool.Pool, cfg *Config) (*description, error) {
+	asked := question{pool: pool, outbox: cfg.Outbox, settings: cfg.Settings, leased: cfg.Epoch > 0}
+	return descriptions.Do(ctx, asked, time.Now(), func(ctx context.Context) (d *description, err error) {
+		conn, err := pool.Acquire(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("connect: %w", err)
+		}
+		defer conn.Release()
+		return describeTable(ctx, conn, cfg)
+	})
+}
+
+func describeTable(ctx context.Context, q pg.Querier, cfg *Config) (*description, error) {
 	t, err := table.Resolve(ctx, q, cfg.Outbox, cfg.Settings)
 	if err != nil {
 		return nil, err
 	}
-	here, err := table.Identify(ctx, q, t)
-	if err != nil {
+	d := &description{table: t, strategy: scan.Choose(t, cfg.Settings, cfg.Logger)}
+	if d.here, err = table.Identify(ctx, q, t); err != nil {
 		return nil, err
 	}
-	strategy := scan.Choose(t, cfg.Settings, cfg.Logger)
-	if err := strategy.Check(ctx, q, t, cfg.Settings, cfg.Logger); err != nil {
+	if err := d.strategy.Check(ctx, q, t, cfg.Settings, cfg.Logger); err != nil {
+		return nil, err
+	}
+	if d.lowest, err = table.FirstID(ctx, q, t); err != nil {
+		return nil, err
+	}
+	if d.now, err = scan.Now(ctx, q); err != nil {
+		return nil, err
+	}
+	if cfg.Epoch > 0 {
+		d.requests, err = backfill.Pending(ctx, q)
+	}
+	return d, err
+}
+
+// open describes the table and decides where to go on, behind c. Running is the id up to
+// which the source that reopens has settled everything, [table.Beginning] for a new one.
+//
+// The caller must hold no connection. Acquiring a second one could deadlock the pool when
+// many sources open together.
+func open(ctx context.Context, pool *pgxpool.Pool, cfg *Config, c relay.Checkpoint, running int64) (*opening, error) {
+	d, err := describe(ctx, pool, cfg)
+	if err != nil {
 		return nil, err
 	}
 	cp, err := progress.Parse(c)
 	if err != nil {
 		return nil, err
 	}
-	lowest, err := table.FirstID(ctx, q, t)
-	if err != nil {
-		return nil, err
-	}
-	o := &opening{table: t, start: progress.Start{Origin: here, Safe: t.BeforeFirstID(), Counted: t.Sequence.OID != 0}}
-	if lowest != nil {
-		o.start.Safe = min(o.start.Safe, *lowest-1)
+	t := d.table
+	o := &opening{table: t, start: progress.Start{Origin: d.here, Safe: t.BeforeFirstID(), Counted: t.Sequence.OID != 0}}
+	if d.lowest != nil {
+		o.start.Safe = min(o.start.Safe, *d.lowest-1)
 	}
 
 	var known int64 // ids up to it were read
 	if cp == nil {
-		known, err = o.fromOffset(ctx, q, cfg, strategy, c.LastID)
+		known, err = o.fromOffset(ctx, pool, cfg, d.strategy, c.LastID)
 	} else {
-		known, err = o.fromCheckpoint(ctx, q, cfg, strategy, cp, running)
+		known, err = o.fromCheckpoint(cfg, d, cp, running)
 	}
 	if err != nil {
 		return nil, err
 	}
 	// The checkpoint comes first: its error names the id to continue after.
-	if o.ids, err = identify(ctx, q, cfg, t, here); err != nil {
+	if o.ids, err = identifyTogether(ctx, pool, cfg, d); err != nil {
 		return nil, err
 	}
 	if o.start.Position == nil {
-		o.start.Position = strategy.Behind(o.start.Safe)
+		o.start.Position = d.strategy.Behind(o.start.Safe)
 	}
-	if o.start.Gap, err = progress.GapBehind(ctx, q, t, known, lowest); err != nil {
+	if o.start.Gap, err = progress.GapBehind(ctx, pool, t, known, d.lowest); err != nil {
 		return nil, err
 	}
-	if err := o.openBackfill(ctx, q, cfg, strategy, cp); err != nil {
+	if err := o.openBackfill(ctx, pool, cfg, d, cp); err != nil {
 		return nil, err
 	}
-	o.state, err = openState(ctx, q, cfg, t, snapshot.Start{
-		Origin: here, Behind: o.start.Safe, Known: cp != nil || o.start.Safe > t.BeforeFirstID(), Reused: o.reused,
+	o.state, err = openState(ctx, pool, cfg, t, snapshot.Start{
+		Origin: d.here, Behind: o.start.Safe, Known: cp != nil || o.start.Safe > t.BeforeFirstID(), Reused: o.reused,
 	})
 	return o, err
+}
+
+// identities are those that pipelines ask for together. They are no part of a description,
+// because a pipeline whose checkpoint is refused must not give an outbox an identity.
+var identities together.Group[question, rows.IDs]
+
+// identifyTogether is identify for all pipelines that ask at a time.
+func identifyTogether(ctx context.Context, pool *pgxpool.Pool, cfg *Config, d *description) (rows.IDs, error) {
+	asked := question{pool: pool, outbox: d.table.Qualified(), settings: cfg.Settings, here: d.here}
+	ids, err := identities.Do(ctx, asked, time.Now(), func(ctx context.Context) (rows.IDs, error) {
+		return identify(ctx, pool, cfg, d.table, d.here)
+	})
+	ids.Pipeline = cfg.Identity
+	return ids, err
 }
 
 // identify returns how the ids of the pipeline's messages are made.
@@ -155,11 +232,11 @@ func (o *opening) fromStartup(ctx context.Context, q pg.Querier, cfg *Config, st
 // created again, or the database went back, an earlier run proves nothing. Then another one
 // begins.
 func (o *opening) openBackfill(
-	ctx context.Context, q pg.Querier, cfg *Config, strategy scan.Strategy, cp *progress.Checkpoint,
+	ctx context.Context, q pg.Querier, cfg *Config, d *description, cp *progress.Checkpoint,
 ) (err error) {
 	b := backfill.Opening{
-		Pipeline: cfg.Pipeline, Strategy: strategy, Settings: cfg.Settings, Logger: cfg.Logger,
-		Leased: cfg.Epoch > 0, Anew: o.reused || o.start.Resumed == nil, State: o.start.Backfill,
+		Pipeline: cfg.Pipeline, Strategy: d.strategy, Settings: cfg.Settings, Logger: cfg.Logger,
+		Requests: d.requests, Anew: o.reused || o.start.Resumed == nil, State: o.start.Backfill,
 	}
 	if cp != nil {
 		b.Served = cp.Served
@@ -174,9 +251,8 @@ func (o *opening) openBackfill(
 
 // fromCheckpoint continues after a checkpoint. It returns [table.Beginning] if missing
 // ids prove nothing.
-func (o *opening) fromCheckpoint(
-	ctx context.Context, q pg.Querier, cfg *Config, strategy scan.Strategy, cp *progress.Checkpoint, running int64,
-) (known int64, err error) {
+func (o *opening) fromCheckpoint(cfg *Config, d *description, cp *progress.Checkpoint, running int64) (known int64, err error) {
+	strategy := d.strategy
 	switch change, detail := o.start.Origin.Since(cp.Of, o.table.Partitioned); {
 	case change == table.Elsewhere && cfg.Settings.OnRestore == "refuse":
 		return 0, relay.Fatal(fmt.Errorf("the checkpoint was made in %s: "+
@@ -209,7 +285,7 @@ func (o *opening) fromCheckpoint(
 	if err != nil {
 		return 0, err
 	}
-	err = position.Check(ctx, q)
+	err = position.Check(d.now)
 	switch {
 	case scan.IsBackwards(err) && cfg.Settings.OnRestore == "refuse":
 		return 0, relay.Fatal(fmt.Errorf("%w; disable the pipeline, or set on_restore to continue, which may repeat rows", err))
@@ -272,12 +348,6 @@ func (s *Source) use(o *opening) {
 // reopen opens the outbox again, behind the checkpoint that the reader asks for or the
 // one that is stored. After a failover that may be an older one than the source's.
 func (s *Source) reopen(ctx context.Context, why *reopenError) error {
-	conn, err := s.pool.Acquire(ctx)
-	if err != nil {
-		return fmt.Errorf("open outbox %q again: connect: %w", s.cfg.Outbox, err)
-	}
-	defer conn.Release()
-
 	level := slog.LevelWarn
 	if why.from != nil {
 		level = slog.LevelInfo // the reader knows where to go on: nothing went wrong
@@ -286,7 +356,7 @@ func (s *Source) reopen(ctx context.Context, why *reopenError) error {
 	tracker := s.reader.tracker
 	c := why.from
 	if c == nil {
-		stored, found, err := s.cfg.Store(conn).Checkpoint(ctx, s.cfg.Pipeline)
+		stored, found, err := s.cfg.Store(s.pool).Checkpoint(ctx, s.cfg.Pipeline)
 		if err != nil {
 			return err
 		}
@@ -295,7 +365,7 @@ func (s *Source) reopen(ctx context.Context, why *reopenError) error {
 		}
 		c = &stored
 	}
-	o, err := open(ctx, conn, &s.cfg, *c, tracker.SettledUpTo())
+	o, err := open(ctx, s.pool, &s.cfg, *c, tracker.SettledUpTo())
 	if err != nil {
 		return fmt.Errorf("open outbox %q again: %w", s.cfg.Outbox, err)
 	}

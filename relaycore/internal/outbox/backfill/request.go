@@ -25,18 +25,24 @@ type request struct {
 	rows    *int64 // that the condition selected; nil = there was none
 }
 
-// pending returns the newest request for a pipeline that is to be served, nil without one.
-func pending(ctx context.Context, q pg.Querier, pipeline string, served int64) (*request, error) {
+// Requests are the newest requests that are not finished, by pipeline.
+type Requests map[string]request
+
+// Pending returns the requests of all pipelines.
+func Pending(ctx context.Context, q pg.Querier) (Requests, error) {
+	rows, _ := q.Query(ctx, `SELECT DISTINCT ON (pipeline) pipeline, id, cancels, rows FROM pgtrickle.relay_snapshot_requests
+		WHERE finished_at IS NULL ORDER BY pipeline, id DESC`) // ForEachRow returns its error
+	found := make(Requests)
+	var pipeline string
 	var r request
-	err := q.QueryRow(ctx, `SELECT id, cancels, rows FROM pgtrickle.relay_snapshot_requests
-		WHERE pipeline = $1 AND id > $2 AND finished_at IS NULL ORDER BY id DESC LIMIT 1`, pipeline, served).Scan(&r.id, &r.cancels, &r.rows)
-	switch {
-	case errors.Is(err, pgx.ErrNoRows), pg.IsMissing(err):
-		return nil, nil
-	case err != nil:
-		return nil, fmt.Errorf("look for a requested snapshot of %q: %w", pipeline, err)
+	_, err := pgx.ForEachRow(rows, []any{&pipeline, &r.id, &r.cancels, &r.rows}, func() error {
+		found[pipeline] = r
+		return nil
+	})
+	if err != nil && !pg.IsMissing(err) {
+		return nil, fmt.Errorf("look for requested snapshots: %w", err)
 	}
-	return &r, nil
+	return found, nil
 }
 
 // Finish records that the requests for a pipeline up to id are served, with why one was
@@ -63,8 +69,8 @@ type Opening struct {
 	Strategy scan.Strategy
 	Settings table.Settings
 	Logger   *slog.Logger
-	Leased   bool // without a lease no request is served
-	Anew     bool // what State has read proves nothing
+	Requests Requests // without a lease none is served
+	Anew     bool     // what State has read proves nothing
 
 	State   *State // that the checkpoint has, or that startup begins; nil = none
 	Served  int64  // id of the last request that was served
@@ -78,10 +84,8 @@ func (o *Opening) Open(ctx context.Context, q pg.Querier, t *table.Table) (*Tabl
 	if o.State != nil && o.Anew {
 		o.State = o.State.again(time.Now())
 	}
-	if o.Leased {
-		if err := o.serve(ctx, q); err != nil {
-			return nil, err
-		}
+	if r, ok := o.Requests[o.Pipeline]; ok && r.id > o.Served {
+		o.serve(r)
 	}
 	if o.State == nil {
 		return nil, nil
@@ -104,11 +108,9 @@ func (o *Opening) Open(ctx context.Context, q pg.Querier, t *table.Table) (*Tabl
 }
 
 // serve takes up the newest request.
-func (o *Opening) serve(ctx context.Context, q pg.Querier) error {
-	r, err := pending(ctx, q, o.Pipeline, o.Served)
+func (o *Opening) serve(r request) {
 	switch {
-	case err != nil || r == nil || o.State != nil && o.State.Request == r.id:
-		return err
+	case o.State != nil && o.State.Request == r.id:
 	case r.cancels:
 		rows := int64(0)
 		if o.State != nil {
@@ -126,7 +128,6 @@ func (o *Opening) serve(ctx context.Context, q pg.Querier) error {
 		}
 		o.Logger.Info("snapshot of table begins", "request", r.id, "run", o.State.Run, "rows", o.State.Total)
 	}
-	return nil
 }
 
 func (o *Opening) find(ctx context.Context, q pg.Querier, t *table.Table) (*Table, error) {

@@ -1,7 +1,6 @@
 package scan
 
 import (
-	"context"
 	_ "embed"
 	"strconv"
 	"strings"
@@ -142,7 +141,7 @@ func (p *fencePosition) Covered() int64 { return p.last }
 func (p *fencePosition) Clean() (int64, bool) { return p.last, !p.open && len(p.holes) == 0 }
 
 // Check has nothing to compare: ids do not show which transactions a server has had.
-func (p *fencePosition) Check(context.Context, pg.Querier) error { return nil }
+func (p *fencePosition) Check(Moment) error { return nil }
 
 func (p *fencePosition) Pending(t *table.Table) (string, error) {
 	id := t.ID()

@@ -82,12 +82,15 @@ func (p *windowPosition) Covered() int64 { return table.Beginning }
 
 func (p *windowPosition) Clean() (int64, bool) { return 0, false }
 
-func (p *windowPosition) Check(ctx context.Context, q pg.Querier) error {
-	now, err := current(ctx, q)
-	if err != nil {
-		return err
-	}
-	return p.compare(&now)
+func (p *windowPosition) Check(now Moment) error { return p.compare(&now.snapshot) }
+
+// Moment is a moment of a server: it has had the transactions that its snapshot sees.
+type Moment struct{ snapshot snapshot }
+
+// Now returns the present moment.
+func Now(ctx context.Context, q pg.Querier) (Moment, error) {
+	s, err := current(ctx, q)
+	return Moment{s}, err
 }
 
 // current takes a snapshot.

@@ -100,8 +100,8 @@ type Position interface {
 	Clean() (id int64, ok bool)
 
 	// Check returns a [*BackwardsError] if the server has not had the transactions that
-	// the position has seen.
-	Check(ctx context.Context, q pg.Querier) error
+	// the position has seen. The moment must be later than the position.
+	Check(now Moment) error
 	// Pending returns the SQL condition that a row of t is after the position.
 	Pending(t *table.Table) (string, error)
 	// Lag returns a query of the number, the age in seconds and the highest id of the
