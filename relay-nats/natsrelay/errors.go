@@ -46,7 +46,7 @@ var refusals = relay.Refusals{
 	{Kind: relay.KindFull, Blame: relay.BlameNothing, Answer: "503/10077|503/10023|500/10047|500/10028", Note: "discard new, disk"},
 	{Kind: relay.KindFull, Blame: relay.BlameNothing, Answer: "nats: *maximum *connections exceeded"},
 	{Kind: relay.KindUnavailable, Blame: relay.BlameNothing, Answer: "503/10008|500/10009|429/*|409/10158|nats: no responders*"},
-	{Kind: relay.KindInvalid, Blame: relay.BlameMessage, Answer: "400/*|nats: message could not decode headers", Note: "a header"},
+	{Kind: relay.KindInvalid, Blame: relay.BlameMessage, Answer: "400/*|nats: message could not decode headers*", Note: "a header"},
 	{Kind: relay.KindCredentials, Blame: relay.BlamePipeline, Answer: "nats: permissions violation*", Note: "to subscribe, or $JS.API"},
 	{Kind: relay.KindCredentials, Blame: relay.BlamePipeline, Answer: "nats: auth*|nats: account authentication expired"},
 	{Kind: relay.KindCredentials, Blame: relay.BlamePipeline, Answer: "nats: secure connection *|nats: nkeys not supported*"},

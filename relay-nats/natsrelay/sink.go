@@ -261,6 +261,9 @@ func (s *sink) send(ctx context.Context, batch []relay.Message) error {
 
 		w.sending(i)
 		if err := s.conn.nc.PublishMsg(msg); err != nil {
+			if errors.Is(err, nats.ErrBadHeaderMsg) {
+				err = fmt.Errorf("%w; use printable ASCII without spaces and separators in their names", err)
+			}
 			if err = classify(fmt.Errorf("publish message %s: %w", m.ID, err)); !relay.IsPermanent(err) {
 				return err
 			}
@@ -303,10 +306,6 @@ func (s *sink) check(ctx context.Context, m *relay.Message, size int) error {
 		if err := s.checkSize(m, size); err != nil {
 			return err
 		}
-	}
-	if s.enc.unsendable {
-		return relay.Permanent(fmt.Errorf("message %s: header name %q cannot be sent: use printable ASCII without spaces and separators",
-			m.ID, s.enc.badName))
 	}
 	if s.enc.badValue != "" {
 		return relay.Permanent(fmt.Errorf("message %s: header %q cannot be sent: its value has a line break, or a space at an end",

@@ -529,7 +529,7 @@ func TestHeaderNames(t *testing.T) {
 			batch[at].Headers = append(batch[at].Headers, relay.Header{Name: name, Value: "x"})
 			err := s.Publish(testContext(t), batch)
 			partial, ok := errors.AsType[*relay.BatchError](err)
-			if !ok || !relay.IsPermanent(partial.Failed[at]) {
+			if !ok || !relay.IsPermanent(partial.Failed[at]) || !strings.Contains(partial.Failed[at].Error(), "printable ASCII") {
 				t.Fatalf("Publish = %v, want message %d refused for good", err, at)
 			}
 			for i := range batch {

@@ -19,9 +19,7 @@ type encoder struct {
 	names []string // of the headers in msg.Header, nil where it must be rebuilt
 	vals  []string // msg.Header's slices point into it
 
-	unsendable bool   // the client refuses msg.Header,
-	badName    string // for this name
-	badValue   string // name of a header of msg whose value the client would change
+	badValue string // name of a header of msg whose value the client would change
 }
 
 // headerLine begins and ends a block of headers: "NATS/1.0\r\n" and "\r\n".
@@ -74,13 +72,9 @@ func (e *encoder) inspect(first int) (demanding bool) {
 func (e *encoder) rebuild() {
 	e.msg.Header = make(nats.Header, len(e.wire))
 	e.names, e.vals = e.names[:0], make([]string, len(e.wire))
-	e.unsendable = false
 	repeated := false
 	for i, h := range e.wire {
 		name := strings.Clone(h.Name) // the caller's bytes are reused
-		if !validHeaderName(name) {
-			e.unsendable, e.badName = true, name
-		}
 		e.names = append(e.names, name)
 		e.vals[i] = h.Value
 		if prior, ok := e.msg.Header[name]; ok {
@@ -92,18 +86,6 @@ func (e *encoder) rebuild() {
 	if repeated {
 		e.names = nil
 	}
-}
-
-// validHeaderName reports whether the client sends a header of that name. The
-// rule is the client's own, which it does not export: printable ASCII without
-// the separators of HTTP.
-func validHeaderName(name string) bool {
-	for i := range len(name) {
-		if c := name[i]; c <= ' ' || c > '~' || strings.IndexByte(`"()/,:;<=>?@[\]{}`, c) >= 0 {
-			return false
-		}
-	}
-	return name != ""
 }
 
 // wildcards returns the pattern of the subjects that a template renders. A token with a
