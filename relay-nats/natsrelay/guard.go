@@ -150,9 +150,9 @@ func (r *replayed) Read(p []byte) (int, error) {
 // a line for as long as it has no end, and allocates the length of a message that a
 // line announces.
 func (d *dialer) guard(conn net.Conn) net.Conn {
-	o := &operations{memory: d.memory}
+	lines := d.lines()
 	return relaynet.Guard(conn, peer, func(p []byte) error {
-		err := o.check(p)
+		err := lines.Check(p)
 		if relaynet.IsTooLarge(err) && d.refused != nil { // else another server of the list may do
 			d.refused(err)
 		}
@@ -160,78 +160,36 @@ func (d *dialer) guard(conn net.Conn) net.Conn {
 	})
 }
 
-// operations goes through what a server sends: lines, of which some announce a message.
-type operations struct {
-	line    []byte
-	payload int   // bytes of a message that follow
-	end     int   // bytes of the line break behind it
-	memory  int64 // bytes that a message may have; 0: only the protocol bounds them
-}
-
-// check is the check of a [relaynet.Guard]. It demands more than the client does: no
-// line break but CR LF, and no other control character.
-func (o *operations) check(p []byte) error {
-	for len(p) > 0 {
-		switch {
-		case o.payload > 0:
-			n := min(o.payload, len(p))
-			p, o.payload = p[n:], o.payload-n
-		case o.end > 0:
-			if p[0] != "\r\n"[2-o.end] {
-				return peer.Errorf("it sent a message of another length than it announced")
-			}
-			p, o.end = p[1:], o.end-1
-		default:
-			n := bytes.IndexByte(p, '\n') + 1
-			ends := n > 0
-			if !ends {
-				n = len(p)
-			}
-			o.line = append(o.line, p[:n]...)
-			p = p[n:]
-			if err := o.operation(ends); err != nil {
-				return err
-			}
-			if ends {
-				o.line = o.line[:0]
-			}
-		}
-	}
-	return nil
+func (d *dialer) lines() *relaynet.Lines {
+	return &relaynet.Lines{Peer: peer, Max: maxLine, Take: d.operation}
 }
 
 var verbs = []string{"MSG ", "HMSG ", "INFO ", "PING", "PONG", "+OK", "-ERR "}
 
-// operation takes a line, or the beginning of one.
-func (o *operations) operation(complete bool) error {
+// operation checks a line, or the beginning of one, and returns the length of the message
+// that it announces. It demands more than the client does: no line break but CR LF, and no
+// other control character.
+func (d *dialer) operation(line []byte, whole bool) (follow int, err error) {
 	begins := func(verb string) bool {
-		n := min(len(verb), len(o.line))
-		return string(o.line[:n]) == verb[:n]
+		n := min(len(verb), len(line))
+		return string(line[:n]) == verb[:n]
 	}
 	if !slices.ContainsFunc(verbs, begins) {
-		return peer.Wrong(o.line)
+		return 0, peer.Wrong(line)
 	}
-	if len(o.line) > maxLine {
-		return peer.Errorf("it sent a line of more than %d KiB", maxLine>>10)
+	if !whole {
+		return -1, nil
 	}
-	if !complete {
-		return nil
-	}
-	text, ok := bytes.CutSuffix(o.line, []byte("\r\n"))
+	text, ok := bytes.CutSuffix(line, []byte("\r\n"))
 	if !ok || bytes.ContainsFunc(text, func(r rune) bool { return r < ' ' }) {
-		return peer.Wrong(o.line)
+		return 0, peer.Wrong(line)
 	}
 	if text[0] != 'M' && text[0] != 'H' {
-		return nil
+		return -1, nil
 	}
-	size := text[bytes.LastIndexByte(text, ' ')+1:]
-	n, err := strconv.Atoi(string(size))
+	n, err := strconv.Atoi(string(text[bytes.LastIndexByte(text, ' ')+1:]))
 	if err != nil || n < 0 {
-		return peer.Wrong(o.line)
+		return 0, peer.Wrong(line)
 	}
-	if err := peer.Bound("message", int64(n), maxPayload, o.memory); err != nil {
-		return err
-	}
-	o.payload, o.end = n, len("\r\n")
-	return nil
+	return n, peer.Bound("message", int64(n), maxPayload, d.memory)
 }

@@ -82,14 +82,14 @@ func TestGuardPassesMessages(t *testing.T) {
 	t.Parallel()
 	text := greeting + "PONG\r\nMSG a.b 1 5\r\nhello\r\nMSG a 1 _INBOX.x 0\r\n\r\n+OK\r\nHMSG a 1 r 12 14\r\nNATS/1.0\r\n\r\nMS\r\nPING\r\n-ERR 'x'\r\n" + greeting
 	for _, size := range []int{1, 3, len(text)} {
-		o := &operations{}
+		lines := (&dialer{}).lines()
 		for rest := text; rest != ""; rest = rest[min(size, len(rest)):] {
-			if err := o.check([]byte(rest[:min(size, len(rest))])); err != nil {
+			if err := lines.Check([]byte(rest[:min(size, len(rest))])); err != nil {
 				t.Fatalf("%d bytes at a time: %v at %.20q", size, err, rest)
 			}
 		}
-		if len(o.line) != 0 || o.payload != 0 || o.end != 0 {
-			t.Errorf("%d bytes at a time: a message has not ended: %+v", size, o)
+		if !lines.Between() {
+			t.Errorf("%d bytes at a time: a message has not ended: %+v", size, lines)
 		}
 	}
 }

@@ -12,6 +12,7 @@ import (
 const (
 	maxReply   = 512 << 20 // bytes; also the server's own bound of one value
 	maxLine    = 64 << 10  // bytes of a line, such as an error
+	maxCount   = 24        // bytes of a line with a count
 	maxNesting = 16        // lists in lists
 	element    = 64        // bytes that the client takes for an element of a list
 )
@@ -22,20 +23,19 @@ var peer = relaynet.Peer{Key: "redis_url", Name: "Redis server", TLS: "redis_tls
 // allocates the length of a value or of a list before it reads it, and follows lists in
 // lists as deep as they are. memory is [relay.Env.MaxAnswer].
 func newGuard(conn net.Conn, memory int64) net.Conn {
-	g := &guard{replies: replies{memory: memory}}
-	g.Conn = relaynet.Guard(conn, peer, g.check)
-	return g
+	r := newReplies(memory)
+	return &guard{relaynet.Guard(conn, peer, r.Check), r}
 }
 
 type guard struct {
 	net.Conn
-	replies
+	*replies
 }
 
 // Write refuses to ask while the client has read only a part of a reply. It would take
 // the rest, which was checked as a value, for the beginning of the next reply.
 func (g *guard) Write(p []byte) (int, error) {
-	if g.length > 0 || g.skip > 0 || len(g.open) > 0 {
+	if !g.Between() || len(g.open) > 0 {
 		_ = g.Conn.Close()
 		return 0, peer.Errorf("it sent a reply of another form than the command has")
 	}
@@ -44,89 +44,62 @@ func (g *guard) Write(p []byte) (int, error) {
 
 // replies goes through a server's replies, in the version 2 or 3 of its protocol.
 type replies struct {
-	line   []byte // beginning of the line that is being received
-	length int    // of that line so far
-	skip   int    // bytes of a value that follow
-	open   []int  // elements that the lists around the next value still miss
-	size   int    // bytes that the reply takes so far
-	memory int64  // bytes that it may take; 0: only the protocol bounds them
+	relaynet.Lines
+	open   []int // elements that the lists around the next value still miss
+	size   int   // bytes that the reply takes so far
+	memory int64 // bytes that it may take; 0: only the protocol bounds them
 }
 
-// check is the check of a [relaynet.Guard].
-func (r *replies) check(p []byte) error {
-	for len(p) > 0 {
-		if r.skip > 0 {
-			n := min(r.skip, len(p))
-			p, r.skip = p[n:], r.skip-n
-			continue
-		}
-		if r.length == 0 && bytes.IndexByte([]byte("+-:_,#($=!*~>%"), p[0]) < 0 {
-			return peer.Wrong(p)
-		}
-		n := bytes.IndexByte(p, '\n') + 1
-		ends := n > 0
-		if !ends {
-			n = len(p)
-		}
-		r.line = append(r.line, p[:min(n, 24-len(r.line))]...) // a count has no more digits
-		r.length += n
-		p = p[n:]
-		if r.length > maxLine {
-			return peer.Errorf("it sent a line of more than %d KiB", maxLine>>10)
-		}
-		if ends {
-			if err := r.header(); err != nil {
-				return err
-			}
-			r.line, r.length = r.line[:0], 0
-		}
-	}
-	return nil
+func newReplies(memory int64) *replies {
+	r := &replies{memory: memory}
+	r.Lines = relaynet.Lines{Peer: peer, Max: maxLine, Take: r.header}
+	return r
 }
 
 // header takes a line, which is a value, or announces a value or a list.
-func (r *replies) header() error {
-	if err := r.take(r.length); err != nil {
-		return err
+func (r *replies) header(line []byte, whole bool) (follow int, err error) {
+	kind := line[0]
+	if bytes.IndexByte([]byte("+-:_,#($=!*~>%"), kind) < 0 {
+		return 0, peer.Wrong(line)
 	}
-	kind := r.line[0]
+	if !whole {
+		return -1, nil
+	}
+	if err := r.take(len(line)); err != nil {
+		return 0, err
+	}
 	if (kind == '-' || kind == '!') && len(r.open) > 1 {
-		return peer.Errorf("it sent an error inside of a value")
+		return 0, peer.Errorf("it sent an error inside of a value")
 	}
 	if bytes.IndexByte([]byte("$=!*~>%"), kind) < 0 {
 		r.ended()
-		return nil
+		return -1, nil
 	}
-	n, err := strconv.Atoi(string(bytes.TrimSuffix(r.line[1:], []byte("\r\n"))))
-	if err != nil || n < -1 || r.length > len(r.line) {
-		return peer.Wrong(r.line)
+	n, err := strconv.Atoi(string(bytes.TrimSuffix(line[1:], []byte("\r\n"))))
+	if err != nil || n < -1 || len(line) > maxCount {
+		return 0, peer.Wrong(line)
 	}
 	n = min(n, maxReply) // no sum overflows
 	switch kind {
 	case '$', '=', '!':
-		if n >= 0 {
-			r.skip = n + len("\r\n")
-		}
-		if err := r.take(r.skip); err != nil {
-			return err
-		}
+		err := r.take(n + len("\r\n"))
 		r.ended()
-		return nil
+		return n, err
 	case '%':
 		n *= 2
 	}
 	if err := r.take(max(n, 0) * element); err != nil {
-		return err
+		return 0, err
 	}
 	if n <= 0 {
 		r.ended()
-		return nil
+		return -1, nil
 	}
 	if len(r.open) == maxNesting {
-		return peer.Errorf("it sent lists in lists, %d deep", maxNesting)
+		return 0, peer.Errorf("it sent lists in lists, %d deep", maxNesting)
 	}
 	r.open = append(r.open, n)
-	return nil
+	return -1, nil
 }
 
 // take counts bytes that the client will allocate for the reply.

@@ -87,13 +87,13 @@ func TestGuardPassesReplies(t *testing.T) {
 		"errors of commands": "-WRONGTYPE x\r\n*2\r\n$3\r\n1-0\r\n-ERR y\r\n:5\r\n$-1\r\n*-1\r\n",
 	} {
 		for _, size := range []int{1, 2, 7, len(reply)} {
-			r := &replies{}
+			r := newReplies(0)
 			for rest := reply; rest != ""; rest = rest[min(size, len(rest)):] {
-				if err := r.check([]byte(rest[:min(size, len(rest))])); err != nil {
+				if err := r.Check([]byte(rest[:min(size, len(rest))])); err != nil {
 					t.Fatalf("%s, %d bytes at a time: %v", name, size, err)
 				}
 			}
-			if r.size != 0 || r.skip != 0 || len(r.open) != 0 || r.length != 0 {
+			if r.size != 0 || len(r.open) != 0 || !r.Between() {
 				t.Errorf("%s, %d bytes at a time: the reply has not ended: %+v", name, size, r)
 			}
 		}
