@@ -134,7 +134,7 @@ func (e *Engine) Run(ctx, stop context.Context) error {
 	var wg sync.WaitGroup
 	var received, published error
 	r.start = sync.OnceFunc(func() {
-		r.ready = make(chan chunk, 16)
+		r.ready = make(chan chunk, p.readAhead())
 		wg.Go(func() {
 			defer close(r.ready)
 			r.transformAll(ctx)
@@ -196,7 +196,7 @@ func newRun(stop context.Context, e *Engine) *run {
 	return &run{
 		Config: e.cfg, memory: newMemory(e.cfg.Source), redrive: e.redrive, stopping: stop,
 		failures: steps.New(e.cfg.Logger, e.cfg.Changed),
-		received: make(chan chunk, 2), settled: make(chan *settlement, 4),
+		received: make(chan chunk, 1), settled: make(chan *settlement, 4),
 		share: e.cfg.Budget.Share(e.cfg.InFlightBytes),
 	}
 }

@@ -761,6 +761,37 @@ func TestInFlightBytesAreBounded(t *testing.T) {
 	})
 }
 
+// What waits for a slow sink is bounded by what it takes at once. The memory of a pipeline
+// is a wider bound, and each collection of garbage looks through what waits.
+func TestReadAheadOfASmallSink(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(20_000, 10)
+		b.sink.answer = func(int, []relay.Message) error { return errors.New("down") }
+		b.cfg.Sink = limited{b.sink, 1024}
+		b.start()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		b.source.mu.Lock()
+		read := b.source.next
+		b.source.mu.Unlock()
+		if read > 6*1024 {
+			t.Errorf("%d rows were read ahead of a sink that takes 1,024 at once and is down", read)
+		}
+		b.sink.script(nil)
+		time.Sleep(time.Minute)
+		want(t, "arrivals", len(b.arrived()), 20_000)
+		b.finish(t)
+	})
+}
+
+// limited is a sink that takes up to n messages at once.
+type limited struct {
+	relay.Sink
+	n int
+}
+
+func (l limited) Limits() (messages, bytes int) { return l.n, 0 }
+
 func TestRateLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(1000, 10)

@@ -25,6 +25,16 @@ const (
 	maxBatchBytes = 4 << 20
 )
 
+const (
+	// maxReadAhead bounds the chunks that wait for the publisher.
+	maxReadAhead = 16
+	// minReceive is how many messages a source may always return at once, even where the
+	// sink takes fewer. What lies between them is counted in chunks. Smaller ones are less
+	// work for the garbage collector, and more queries. Into webhooks 512 in place of 1000
+	// took 22 s of CPU for a million messages in place of 23.
+	minReceive = 256
+)
+
 // settlement is what became of a batch, on its way to a checkpoint.
 type settlement struct {
 	Commit
@@ -70,7 +80,19 @@ func newPublisher(r *run) *publisher {
 		p.maxBatch, p.maxBytes = cmp.Or(messages, p.maxBatch), cmp.Or(bytes, p.maxBytes)
 	}
 	p.maxBatch = min(p.maxBatch, p.pace.burst())
+	r.Batch = min(r.Batch, max(p.maxBatch/2, minReceive))
 	return p
+}
+
+// readAhead returns how many chunks may wait for the publisher: those of one batch of the
+// sink. What waits behind them arrives no sooner, and each collection of garbage looks
+// through it.
+func (p *publisher) readAhead() int {
+	size := p.Batch
+	if p.Grows {
+		size = growing
+	}
+	return min(p.maxBatch/size+1, maxReadAhead)
 }
 
 // newTail returns an empty tail for the messages of src.
