@@ -33,7 +33,8 @@ type sink struct {
 type request struct {
 	writer  entries
 	entries [maxEntries]types.SendMessageBatchRequestEntry
-	indexes []int // of its messages in the batch
+	values  [maxEntries][maxAttributes]string // of the entries' attributes
+	indexes []int                             // of its messages in the batch
 	size    int
 	failed  [maxEntries]error
 	stop    error // the request itself failed: nothing more may be sent
@@ -215,7 +216,7 @@ func (s *sink) add(r *request, i int) error {
 		name = m.ID
 	}
 	n := len(r.indexes)
-	size, err := r.writer.fill(&r.entries[n], m, name)
+	size, err := r.writer.fill(&r.entries[n], &r.values[n], m, name)
 	switch {
 	case err != nil:
 		return err
@@ -249,6 +250,7 @@ func (s *sink) settle(r *request) {
 	}
 	for n := range r.indexes {
 		r.entries[n].MessageBody = nil // a large body is not retained
+		clear(r.values[n][:])
 	}
 	s.free = append(s.free, r)
 }

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -33,8 +32,9 @@ type entries struct {
 
 var stringType = "String" // a constant that needs an address
 
-// fill makes e the entry for m and returns its size as SQS counts it.
-func (w *entries) fill(e *types.SendMessageBatchRequestEntry, m *relay.Message, group string) (int, error) {
+// fill makes e the entry for m and returns its size as SQS counts it. The entry points into
+// values.
+func (w *entries) fill(e *types.SendMessageBatchRequestEntry, values *[maxAttributes]string, m *relay.Message, group string) (int, error) {
 	body := string(m.Body)
 	if err := checkText(body); err != nil {
 		return 0, relay.Permanent(fmt.Errorf("body: %w", err))
@@ -48,10 +48,10 @@ func (w *entries) fill(e *types.SendMessageBatchRequestEntry, m *relay.Message, 
 		e.MessageDeduplicationId, e.MessageGroupId = &id, &g
 	}
 	size := len(body)
-	for _, h := range w.choose(m) {
-		value := h.Value
-		e.MessageAttributes[h.Name] = types.MessageAttributeValue{DataType: &stringType, StringValue: &value}
-		size += len(h.Name) + len(value) + len(stringType)
+	for i, h := range w.choose(m) {
+		values[i] = h.Value
+		e.MessageAttributes[h.Name] = types.MessageAttributeValue{DataType: &stringType, StringValue: &values[i]}
+		size += len(h.Name) + len(h.Value) + len(stringType)
 	}
 	return size, nil
 }
@@ -81,13 +81,19 @@ func (w *entries) choose(m *relay.Message) []relay.Header {
 	return kept
 }
 
-var attributeName = regexp.MustCompile(`^[\w-]+(\.[\w-]+)*$`)
-
 // validAttribute reports whether SQS accepts h as an attribute.
-func validAttribute(h relay.Header) bool {
-	lower := strings.ToLower(h.Name)
-	return len(h.Name) <= 256 && attributeName.MatchString(h.Name) &&
-		!strings.HasPrefix(lower, "aws.") && !strings.HasPrefix(lower, "amazon.") && checkText(h.Value) == nil
+func validAttribute(h relay.Header) bool { return validName(h.Name) && checkText(h.Value) == nil }
+
+// validName reports whether SQS accepts s as the name of an attribute. It may have up to
+// 256 letters, digits, underscores, hyphens and single dots between them. Two prefixes are
+// Amazon's own. No regular expression: it cost a twelfth of the sink's time.
+func validName(s string) bool {
+	foreign := func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '_' && r != '-' && r != '.'
+	}
+	reserved := func(prefix string) bool { return len(s) >= len(prefix) && strings.EqualFold(s[:len(prefix)], prefix) }
+	return s != "" && len(s) <= 256 && !strings.ContainsFunc(s, foreign) &&
+		s[0] != '.' && s[len(s)-1] != '.' && !strings.Contains(s, "..") && !reserved("aws.") && !reserved("amazon.")
 }
 
 var errEmpty = errors.New("is empty, and SQS refuses empty text")
@@ -100,6 +106,7 @@ func checkText(s string) error {
 	}
 	for i, r := range s {
 		switch {
+		case ' ' <= r && r < utf8.RuneSelf:
 		case r == utf8.RuneError && !strings.HasPrefix(s[i:], string(utf8.RuneError)):
 			return fmt.Errorf("is not UTF-8 at byte %d, which SQS refuses", i)
 		case r < ' ' && r != '\n' && r != '\t' && r != '\r':
