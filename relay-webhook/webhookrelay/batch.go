@@ -20,6 +20,9 @@ import (
 // consecutive messages.
 func (s *sink) publishArrays(ctx context.Context, batch []relay.Message) error {
 	defer s.forget()
+	w := s.workers[0]
+	w.limit = newLimit(ctx, s.cfg.ConfirmTimeout.D())
+	defer w.limit.close()
 	for i := 0; i < len(batch); {
 		if s.outcome.Held(i) {
 			i++

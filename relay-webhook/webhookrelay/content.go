@@ -17,7 +17,7 @@ func (s *sink) Streams() bool { return s.cfg.Mode == modeEvent }
 type content struct {
 	bytes  []byte
 	stream *relay.Stream
-	moved  func() // called when a part of the stream was read; nil before deadline
+	moved  func() // called when a part of the stream was read; nil before limit.begin
 }
 
 // copyTo writes all of a stream to w.
@@ -31,20 +31,52 @@ func (c content) copyTo(ctx context.Context, w io.Writer) error {
 	return err
 }
 
-// deadline bounds a request by the time from its beginning to its answer. The answer to a
-// stream has that time from the last part of it that the endpoint took.
-func (c *content) deadline(parent context.Context, timeout time.Duration) (context.Context, context.CancelFunc) {
-	if c.stream == nil {
-		return context.WithTimeout(parent, timeout)
+// limit bounds the requests of one worker in one Publish, one after the other, by the time
+// from a request's beginning to its answer. Most are answered long before, so they share a
+// context and a timer: those of each request were a sixth of the sink's garbage.
+type limit struct {
+	parent, ctx context.Context //nolint:containedctx // those of one call
+	cancel      context.CancelFunc
+	timer       *time.Timer
+	timeout     time.Duration
+}
+
+func newLimit(parent context.Context, timeout time.Duration) *limit {
+	return &limit{parent: parent, cancel: func() {}, timeout: timeout}
+}
+
+// begin starts the time of a request with body c. The answer to a stream has that time from
+// the last part of it that the endpoint took. A stream has a context and a timer of its own:
+// the transport may read it after the answer, and so start the timer again.
+func (l *limit) begin(c *content) (ctx context.Context, end func()) {
+	if c.stream != nil {
+		ctx, cancel := context.WithCancel(l.parent)
+		timer := time.AfterFunc(l.timeout, cancel)
+		c.moved = func() { timer.Reset(l.timeout) }
+		return ctx, func() {
+			timer.Stop()
+			cancel()
+		}
 	}
-	ctx, cancel := context.WithCancel(parent)
-	timer := time.AfterFunc(timeout, cancel)
-	c.moved = func() { timer.Reset(timeout) }
-	return ctx, func() {
-		timer.Stop()
-		cancel()
+	if l.ctx == nil {
+		l.ctx, l.cancel = context.WithCancel(l.parent)
+		l.timer = time.AfterFunc(l.timeout, l.cancel)
+	} else {
+		l.timer.Reset(l.timeout)
+	}
+	return l.ctx, l.end
+}
+
+// end stops the timer. If it has fired, even after the answer, the next request gets another
+// context: this one ends, or has ended.
+func (l *limit) end() {
+	if !l.timer.Stop() {
+		l.cancel()
+		l.ctx = nil
 	}
 }
+
+func (l *limit) close() { l.cancel() }
 
 // attach makes c the body of r. It copies bytes, because the transport may read them after
 // the request has been answered. The transport knows that the bytes of a bytes.Reader are

@@ -98,6 +98,8 @@ type run struct {
 
 // work takes lane after lane until there are none or the endpoint fails.
 func (r *run) work(ctx context.Context, w *worker) {
+	w.limit = newLimit(ctx, r.sink.cfg.ConfirmTimeout.D())
+	defer w.limit.close()
 	for r.cause.Load() == nil {
 		lane := int(r.lane.Add(1)) - 1
 		if lane >= r.sink.lanes.Len() {
@@ -250,6 +252,7 @@ const (
 // worker sends one request at a time and keeps the buffers for the next one.
 type worker struct {
 	sink   *sink
+	limit  *limit // of the running Publish
 	signer signer // empty without signing_secret
 	fields []relay.Header
 	text   []byte // a rendered template
@@ -268,8 +271,8 @@ func (w *worker) post(ctx context.Context, u *url.URL, h *head, body content, li
 
 func (w *worker) exchange(parent context.Context, u *url.URL, h *head, body content, limit int) ([]byte, error) {
 	s := w.sink
-	ctx, cancel := body.deadline(parent, s.cfg.ConfirmTimeout.D())
-	defer cancel()
+	ctx, end := w.limit.begin(&body)
+	defer end()
 	request, err := newRequest(ctx, s.cfg.Method, u, h, body)
 	if err != nil {
 		return nil, err
@@ -279,15 +282,27 @@ func (w *worker) exchange(parent context.Context, u *url.URL, h *head, body cont
 		return nil, s.unanswered(parent, ctx, err)
 	}
 	defer resp.Body.Close()
-	answer, err := io.ReadAll(io.LimitReader(resp.Body, int64(limit)))
+	answer, err := readAnswer(resp.Body, limit)
 	if err != nil {
 		return nil, s.unanswered(parent, ctx, fmt.Errorf("read answer %d: %w", resp.StatusCode, err))
 	}
-	_, _ = io.CopyN(io.Discard, resp.Body, maxDrain) // so that the transport can use the connection again
 	if resp.StatusCode >= 200 && resp.StatusCode < 300 {
 		return answer, nil
 	}
 	return nil, s.classes.classify(resp.StatusCode, excerpt(hide(answer, u)), retryAfter(resp.Header, time.Now()))
+}
+
+// readAnswer returns up to limit bytes of an answer, and reads some more, so that the
+// transport can use the connection again.
+func readAnswer(body io.Reader, limit int) ([]byte, error) {
+	if body == http.NoBody { // the usual one; ReadAll allocates for it, too
+		return nil, nil
+	}
+	answer, err := io.ReadAll(io.LimitReader(body, int64(limit)))
+	if err == nil {
+		_, _ = io.CopyN(io.Discard, body, maxDrain)
+	}
+	return answer, err
 }
 
 // unanswered returns the error of a request that ended with err and without an answer.
