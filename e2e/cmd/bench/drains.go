@@ -110,7 +110,7 @@ func (b *bench) drain(ctx context.Context, d drain, pairs int, copies bool) (lin
 	}
 	line = drainLine{Name: d.name, Against: d.against, Floor: d.floor, Rows: n}
 	for range d.warm {
-		if _, err := b.clientRun(ctx, d, n, aloneSide); err != nil {
+		if _, err := b.clientRun(ctx, d, n); err != nil {
 			return line, fmt.Errorf("warm up: %w", err)
 		}
 	}
@@ -125,12 +125,15 @@ func (b *bench) drain(ctx context.Context, d drain, pairs int, copies bool) (lin
 		for i := range sides {
 			side := sides[(i+pair)%len(sides)]
 			var rate float64
-			if side == relaySide {
+			switch side {
+			case aloneSide:
+				rate, err = b.clientRun(ctx, d, n)
+			case relaySide:
 				var s sample
 				s, err = b.relayDrain(ctx, d, n)
 				rate, samples = s.rate, append(samples, s)
-			} else {
-				rate, err = b.clientRun(ctx, d, n, side)
+			default:
+				rate, err = b.copyRun(ctx, d, n)
 			}
 			if err != nil {
 				return line, fmt.Errorf("%s: %w", side, err)
@@ -159,16 +162,14 @@ const (
 	copyAgainSide = "copy again"
 )
 
-func (b *bench) clientRun(ctx context.Context, d drain, n int, side string) (float64, error) {
+// clientRun runs the client alone.
+func (b *bench) clientRun(ctx context.Context, d drain, n int) (float64, error) {
 	t, err := d.target(ctx, b, n)
 	if err != nil {
 		return 0, err
 	}
 	defer t.close()
-	if side == aloneSide {
-		return timed(n, func() error { return t.alone(ctx) })
-	}
-	return timed(n, func() error { return t.copy(ctx) })
+	return timed(n, func() error { return t.alone(ctx) })
 }
 
 func (b *bench) relayDrain(ctx context.Context, d drain, n int) (sample, error) {

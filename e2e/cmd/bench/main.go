@@ -35,12 +35,11 @@ type options struct {
 }
 
 func main() {
-	if len(os.Args) == 2 && os.Args[1] == endpointCommand {
-		fmt.Fprintln(os.Stderr, "bench:", serveEndpoint())
-		os.Exit(1)
+	commands := map[string]func(context.Context, []string) error{
+		endpointCommand: serveEndpoint, copyCommand: runCopy, copyKafkaCommand: copyKafka,
 	}
-	if len(os.Args) > 1 && os.Args[1] == copyCommand {
-		if err := copyKafka(context.Background(), os.Args[2:]); err != nil {
+	if len(os.Args) > 1 && commands[os.Args[1]] != nil {
+		if err := commands[os.Args[1]](context.Background(), os.Args[2:]); err != nil {
 			fmt.Fprintln(os.Stderr, "bench:", err)
 			os.Exit(1)
 		}

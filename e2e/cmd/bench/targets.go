@@ -336,7 +336,7 @@ func webhookTarget(ctx context.Context, b *bench, n int) (target, error) {
 const endpointCommand = "webhook-endpoint"
 
 // serveEndpoint answers each request with 200, for ever.
-func serveEndpoint() error {
+func serveEndpoint(context.Context, []string) error {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
