@@ -23,6 +23,8 @@ type conn interface {
 	Release()
 	// forget drops the prepared statements.
 	forget(ctx context.Context) error
+	// serverName is [scan.Session.Server].
+	serverName() string
 }
 
 // pool is a [connector].
@@ -37,5 +39,7 @@ func (p pool) connect(ctx context.Context) (conn, scan.DB, error) {
 }
 
 type pooled struct{ *pgxpool.Conn }
+
+func (c pooled) serverName() string { return scan.Session{Conn: c.Conn.Conn()}.Server() }
 
 func (c pooled) forget(ctx context.Context) error { return c.Conn.Conn().DeallocateAll(ctx) }

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -23,8 +24,25 @@ type queries struct {
 func (q *queries) TraceQueryStart(ctx context.Context, _ *pgx.Conn, data pgx.TraceQueryStartData) context.Context {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.list = append(q.list, data.SQL)
+	if ctx.Value(connecting{}) == nil {
+		q.list = append(q.list, data.SQL)
+	}
 	return ctx
+}
+
+// connecting marks the context of statements that set a connection up.
+type connecting struct{}
+
+// count counts the statements that contain a text.
+func (q *queries) count(text string) (n int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, sql := range q.list {
+		if strings.Contains(sql, text) {
+			n++
+		}
+	}
+	return n
 }
 
 func (*queries) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
@@ -34,6 +52,9 @@ func traced(t *testing.T, pool *pgxpool.Pool) (*pgxpool.Pool, *queries) {
 	t.Helper()
 	config, asked := pool.Config(), new(queries)
 	config.ConnConfig.Tracer = asked
+	config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+		return outbox.Tune(context.WithValue(ctx, connecting{}, true), conn)
+	}
 	traced, err := pgxpool.NewWithConfig(t.Context(), config)
 	if err != nil {
 		t.Fatal(err)
@@ -95,4 +116,42 @@ func TestQueriesOfManyOpenings(t *testing.T) {
 			t.Errorf("source %d receives %s, the first as %s, want %s by its own identity", i, ids(got), got[0].ID, want)
 		}
 	}
+}
+
+// TestLooksOfManyReaders: readers that a row wakes look at the table together, and each of
+// them notices that it was created again.
+func TestLooksOfManyReaders(t *testing.T) {
+	t.Parallel()
+	const readers, most = 60, 20
+	pool := identified(t)
+	pool, asked := traced(t, pool)
+	sources := make([]*outbox.Source, readers)
+	for i := range sources {
+		sources[i] = pipeline(t, pool, "p", func(c *outbox.Config) { c.Pipeline = fmt.Sprint("p", i) })
+		if _, err := sources[i].Look(t.Context(), 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	each := func(want string) {
+		t.Helper()
+		time.Sleep(1100 * time.Millisecond) // each looks again
+		var wg sync.WaitGroup
+		for _, s := range sources {
+			wg.Go(func() {
+				msgs, err := s.Look(t.Context(), 10)
+				if err != nil || ids(msgs) != want {
+					t.Errorf("a reader returns %q, %v, want %q", ids(msgs), err, want)
+				}
+			})
+		}
+		wg.Wait()
+	}
+	exec(t, pool, `INSERT INTO orders VALUES (1)`)
+	each("1:0")
+	if n := asked.count("pg_is_in_recovery(), CASE"); n > most {
+		t.Errorf("%d readers look %d times, want at most %d", readers, n, most)
+	}
+	exec(t, pool, `TRUNCATE pgtrickle.outbox_orders RESTART IDENTITY`)
+	exec(t, pool, `INSERT INTO orders VALUES (2)`)
+	each("1:0")
 }

@@ -40,6 +40,7 @@ func (s *server) connect(context.Context) (conn, scan.DB, error) {
 type serverConn struct{ *server }
 
 func (c serverConn) Release()                     { c.inUse-- }
+func (serverConn) serverName() string             { return "" }
 func (c serverConn) forget(context.Context) error { c.forgot++; return nil }
 
 func (serverConn) Begin(context.Context) (pgx.Tx, error) { return nil, errors.ErrUnsupported }

@@ -9,6 +9,7 @@ import (
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/scan"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/table"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/pg"
+	"github.com/grove/pgtrickle-relay/relaycore/internal/together"
 	"github.com/grove/pgtrickle-relay/relaycore/relay"
 )
 
@@ -43,11 +44,39 @@ func (w *watch) due() bool {
 	return w.failed || w.suspect || time.Since(w.checked) >= watchEvery
 }
 
+// looks are those of all readers of the process. A row wakes all that read its outbox, and
+// each looks at the table before it reads.
+var looks together.Group[look, table.Watched]
+
+// look is what a reader looks at.
+type look struct {
+	server, table, xidColumn string
+	origin                   table.Origin
+	upgradable               bool
+}
+
+// recent is how old the look of another reader may be. An own one would have come
+// that much earlier, had its second been over.
+const recent = watchEvery / 4
+
+// look looks at the table, or returns what another reader of the same server has just seen.
+// After an error it looks itself.
+func (r *reader) look(ctx context.Context, c conn) (table.Watched, error) {
+	w, set := &r.watch, &r.cfg.Settings
+	asked := look{c.serverName(), r.table.Qualified(), set.XidColumn, w.origin, set.Strategy == "auto" && r.tracker.Strategy() != scan.Window}
+	ask := func(ctx context.Context) (table.Watched, error) {
+		return table.Watch(ctx, c, r.table, w.origin, asked.xidColumn, asked.upgradable)
+	}
+	if asked.server == "" || w.failed || w.suspect {
+		return ask(ctx)
+	}
+	return looks.Do(ctx, asked, time.Now().Add(-recent), ask)
+}
+
 // check looks for changes. It returns a [*reopenError] if the reader cannot go on.
-func (r *reader) check(ctx context.Context, q pg.Querier) error {
+func (r *reader) check(ctx context.Context, q conn) error {
 	w := &r.watch
-	upgradable := r.cfg.Settings.Strategy == "auto" && r.tracker.Strategy() != scan.Window
-	now, err := table.Watch(ctx, q, r.table, w.origin, r.cfg.Settings.XidColumn, upgradable)
+	now, err := r.look(ctx, q)
 	if err != nil {
 		w.failed = true
 		return err

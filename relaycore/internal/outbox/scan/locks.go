@@ -83,13 +83,13 @@ func newLocks(t *table.Table) locks {
 //  2. It ends after a listing. The scanner waits for it until the next one, as it does if it
 //     ends just after an own listing.
 //  3. Another scanner is connected to another server, as in a failover. Listings are kept
-//     apart by [Session.server], so each scanner gets one of the server that it reads.
+//     apart by [Session.Server], so each scanner gets one of the server that it reads.
 func (l *locks) list(ctx context.Context, db DB, since time.Time) (now *writers, newlyPrepared []writer, err error) {
 	begun := time.Now()
 	ask := func(ctx context.Context) (*listing, error) { return l.ask(ctx, db) }
 	var found *listing
-	if s, ok := db.(Session); ok && s.server() != "" {
-		found, err = listings.Do(ctx, s.server()+l.sql, since, ask)
+	if s, ok := db.(Session); ok && s.Server() != "" {
+		found, err = listings.Do(ctx, s.Server()+l.sql, since, ask)
 	} else {
 		found, err = ask(ctx)
 	}

@@ -72,7 +72,7 @@ func TestListingsAreShared(t *testing.T) {
 	if n, _ := list(untuned, began); n != 1 {
 		t.Errorf("%d writers by a connection to a server that is not known, want 1", n)
 	}
-	if n, at := list(elsewhere, began); n != 0 || at.Before(first) || elsewhere.server() == one.server() {
+	if n, at := list(elsewhere, began); n != 0 || at.Before(first) || elsewhere.Server() == one.Server() {
 		t.Errorf("%d writers in another database, at %s; want a listing of its own", n, at)
 	}
 }

@@ -46,9 +46,9 @@ func Tune(ctx context.Context, conn *pgx.Conn) error {
 // Session is a connection for the length of one read. It implements [DB].
 type Session struct{ Conn *pgx.Conn }
 
-// server returns a text that connections share if they lead to one server, database and
+// Server returns a text that connections share if they lead to one server, database and
 // role; "" if that is not known.
-func (s Session) server() string {
+func (s Session) Server() string {
 	name, _ := s.Conn.PgConn().CustomData()[tuned].(string)
 	return name
 }
