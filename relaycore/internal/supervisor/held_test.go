@@ -11,6 +11,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/grove/pgtrickle-relay/relaycore/internal/lease"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/observe"
 )
 
@@ -64,4 +65,27 @@ func TestLockThatIsHeldLong(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestHeldLockIsTriedSoon: the server releases the locks of a killed process one by one. So
+// a lock that is held is tried again at once, and rarely once that has been in vain.
+func TestHeldLockIsTriedSoon(t *testing.T) {
+	t.Parallel()
+	metrics, err := observe.NewMetrics(prometheus.NewRegistry(), "b", "v", "g")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &runner{meter: metrics.Pipeline(testPipeline("a", "1").Key), log: slog.New(slog.DiscardHandler)}
+	retry := newRetries()
+	var delays []time.Duration
+	for range 8 {
+		delays = append(delays, r.failed(lease.ErrHeld, &retry))
+	}
+	if first, last := delays[0], delays[7]; first > heldAgain || last < heldRetry/2 || last > heldRetry {
+		t.Errorf("delays %v, want up to %s at first and about %s at last", delays, heldAgain, heldRetry)
+	}
+	r.failed(lease.ErrLost, &retry)
+	if again := r.failed(lease.ErrHeld, &retry); again > heldAgain {
+		t.Errorf("%s after the lock was held here, want up to %s", again, heldAgain)
+	}
 }

@@ -65,6 +65,7 @@ func newRunner(s *Supervisor, p catalog.Pipeline) *runner {
 
 const (
 	heldRetry   = 300 * time.Millisecond
+	heldAgain   = 20 * time.Millisecond // the first time: PostgreSQL releases hundreds of locks one by one
 	endedRetry  = 250 * time.Millisecond
 	stableAfter = time.Minute // a run of this length resets the back-off
 	heldLong    = 10 * time.Second
@@ -75,10 +76,7 @@ const (
 // run runs the pipeline again and again until it is drained.
 func (r *runner) run(ctx context.Context) {
 	defer r.meter.SetHealth(observe.HealthNone)
-	retry := retries{
-		transient: backoff.Backoff{Min: 250 * time.Millisecond, Max: 5 * time.Second},
-		fatal:     backoff.Backoff{Min: time.Second, Max: 10 * time.Second},
-	}
+	retry := newRetries()
 	for r.stop.Err() == nil && ctx.Err() == nil {
 		started := time.Now()
 		err := r.attempt(ctx)
@@ -114,8 +112,16 @@ func (r *runner) pause(ctx context.Context, delay time.Duration) (kicked bool) {
 
 // retries are the delays of a runner, and the last error that it logged.
 type retries struct {
-	transient, fatal backoff.Backoff
-	logged           string
+	transient, fatal, held backoff.Backoff
+	logged                 string
+}
+
+func newRetries() retries {
+	return retries{
+		transient: backoff.Backoff{Min: 250 * time.Millisecond, Max: 5 * time.Second},
+		fatal:     backoff.Backoff{Min: time.Second, Max: 10 * time.Second},
+		held:      backoff.Backoff{Min: heldAgain, Max: heldRetry},
+	}
 }
 
 func (t *retries) reset() {
@@ -125,12 +131,15 @@ func (t *retries) reset() {
 
 // failed records how an attempt ended, and returns the delay before the next.
 func (r *runner) failed(err error, retry *retries) (delay time.Duration) {
+	if !errors.Is(err, lease.ErrHeld) {
+		retry.held.Reset()
+	}
 	switch {
 	case errors.Is(err, lease.ErrHeld):
 		retry.reset()
 		r.set(observe.StateWaiting, nil)
 		r.warnOfHeldLock()
-		return backoff.Jitter(heldRetry)
+		return retry.held.Next()
 	case errors.Is(err, lease.ErrLost), errors.Is(err, lease.ErrNoSession):
 		retry.reset()
 		retry.logged = ""
