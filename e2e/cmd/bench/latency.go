@@ -27,14 +27,18 @@ type latencyLine struct {
 const warmUp = 1000
 
 // latency inserts 1,000 rows a second, one commit each. It measures the raw INSERT
-// and NOTIFY round trip, then the relay into NATS with and without a notification
-// by the writer.
+// and NOTIFY round trip, and a copy into NATS. Then it measures the relay into NATS, with
+// and without a notification by the writer.
 func (b *bench) latency(ctx context.Context, seconds int) ([]latencyLine, error) {
 	raw, err := b.rawLatency(ctx, seconds)
 	if err != nil {
 		return nil, err
 	}
-	lines := []latencyLine{quantiles("INSERT + NOTIFY to a listener", raw)}
+	copied, err := b.copyLatency(ctx, seconds)
+	if err != nil {
+		return nil, err
+	}
+	lines := []latencyLine{quantiles("INSERT + NOTIFY to a listener", raw), quantiles("copy to NATS, writer notifies", copied)}
 	for _, notify := range []bool{true, false} {
 		took, err := b.relayLatency(ctx, seconds, notify)
 		if err != nil {
@@ -182,6 +186,79 @@ func insertQuiet(notify bool) string {
 		return insertInto("outbox_quiet") + `pg_notify('pgtrickle_outbox_new', 'outbox_quiet')`
 	}
 	return insertInto("outbox_quiet") + `1`
+}
+
+// copyLatency measures what no relay can leave out: a notification, one read that is
+// prepared, and one publish.
+func (b *bench) copyLatency(ctx context.Context, seconds int) ([]time.Duration, error) {
+	nc, js, stream, err := natsStream(b)
+	if err != nil {
+		return nil, err
+	}
+	defer nc.Close()
+	defer func() { _ = js.DeleteStream(stream) }()
+	w := stopwatch{skip: warmUp}
+	if err := w.watch(nc, stream); err != nil {
+		return nil, err
+	}
+	ctx, stop := context.WithCancel(ctx)
+	failed := make(chan error, 1)
+	go func() { failed <- b.copyNotified(ctx, js, stream) }()
+	defer func() { stop(); <-failed }()
+
+	writer, err := b.pool.Acquire(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer writer.Release()
+	time.Sleep(time.Second) // the copy listens by then
+	err = pace(ctx, seconds, func(int) error {
+		_, err := writer.Exec(ctx, insertQuiet(true), w.start())
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return w.wait(ctx, seconds*1000)
+}
+
+// copyNotified reads the rows of the quiet outbox after each notification and publishes
+// them, until ctx ends.
+func (b *bench) copyNotified(ctx context.Context, js nats.JetStreamContext, stream string) error {
+	listener, err := pgx.Connect(ctx, b.url)
+	if err != nil {
+		return err
+	}
+	defer listener.Close(context.WithoutCancel(ctx))
+	reader, err := pgx.Connect(ctx, b.url)
+	if err != nil {
+		return err
+	}
+	defer reader.Close(context.WithoutCancel(ctx))
+	if _, err := listener.Exec(ctx, `LISTEN pgtrickle_outbox_new`); err != nil {
+		return err
+	}
+	var last int64
+	if err := reader.QueryRow(ctx, `SELECT coalesce(max(id), 0) FROM pgtrickle.outbox_quiet`).Scan(&last); err != nil {
+		return err
+	}
+	const read = `SELECT id, payload, payload #>> '{inserted,0,id}' FROM pgtrickle.outbox_quiet WHERE id > $1 ORDER BY id LIMIT 1000`
+	for {
+		if _, err := listener.WaitForNotification(ctx); err != nil {
+			return err
+		}
+		rows, _ := reader.Query(ctx, read, last)
+		var payload []byte
+		var n string
+		_, err := pgx.ForEachRow(rows, []any{&last, &payload, &n}, func() error {
+			msg := &nats.Msg{Subject: stream + ".insert", Data: slices.Clone(payload), Header: nats.Header{"n": {n}}}
+			_, err := js.PublishMsgAsync(msg)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
 }
 
 // watch records the arrival of each message of a stream by its header n.
