@@ -80,7 +80,7 @@ test-on: servers build ## all tests but the end to end ones, on PostgreSQL POSTG
 		esac; RELAY_TEST_DATABASE_URL=$$url $(GO_TEST) -count=1 -timeout=30m $(POSTGRESQL)'
 
 # Where goroutines meet. The rest of relaycore is SQL, or has one goroutine.
-RACE := $(addprefix ../relaycore/internal/,capture catalog codec daemon engine lease observe outbox/progress pipeline store supervisor) $(addprefix ../relaycore/,backoff inbox relay relaynet relaytest)
+RACE := $(addprefix ../relaycore/internal/,capture catalog codec daemon engine lease observe outbox/pace outbox/progress pipeline store supervisor) $(addprefix ../relaycore/,backoff inbox relay relaynet relaytest)
 
 .PHONY: race
 race: servers ## the concurrent packages once more, under the race detector

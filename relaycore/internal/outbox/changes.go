@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/pace"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/progress"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/rows"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/scan"
@@ -51,7 +52,7 @@ func (r *reader) readChanges(ctx context.Context, db snapshot.Beginner, pages sc
 		r.shared.claimed.Store(max(r.shared.claimed.Load(), c.ID))
 	}
 	deltas := r.builder.Deltas(c, r.table.Qualified())
-	want, n, cut := r.pace.claimRows, 0, false
+	want, n, cut := r.pace.ClaimRows, 0, false
 	args := []string{strconv.FormatInt(r.state.ID(), 10), strconv.FormatInt(c.ID, 10), strconv.FormatInt(c.Next, 10), strconv.Itoa(want)}
 	err = pages.Query(ctx, r.state.PageSQL(whole), nil, args, func(v [][]byte) (bool, error) {
 		num, err := rows.ParseID(v[0])
@@ -67,7 +68,7 @@ func (r *reader) readChanges(ctx context.Context, db snapshot.Beginner, pages sc
 		return false, fmt.Errorf("read its changes: %w", err)
 	}
 	if n > 0 {
-		r.pace.claimRows = fitting(r.cfg.ReadBytes, r.builder.Bytes(), n)
+		r.pace.ClaimRows = pace.Fitting(r.cfg.ReadBytes, r.builder.Bytes(), n)
 	}
 	if n == want || cut {
 		return false, nil

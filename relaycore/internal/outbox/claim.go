@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/pace"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/rows"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/scan"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/table"
@@ -59,7 +60,7 @@ func (r *reader) readDeltas(ctx context.Context, q pg.Querier, db scan.DB, c *ro
 	r.shared.claimed.Store(max(r.shared.claimed.Load(), c.ID))
 
 	sql := strings.NewReplacer("{op}", r.delta.Op, "{data}", r.delta.Data, "{table}", r.delta.Name).Replace(deltasSQL)
-	want, n, cut, fresh := r.pace.claimRows, 0, false, c.Next == table.Beginning
+	want, n, cut, fresh := r.pace.ClaimRows, 0, false, c.Next == table.Beginning
 	args := []string{strconv.FormatInt(c.ID, 10), strconv.FormatInt(c.Next, 10), strconv.Itoa(want)}
 	err = db.Query(ctx, sql, nil, args, func(v [][]byte) (bool, error) {
 		num, err := rows.ParseID(v[0])
@@ -75,7 +76,7 @@ func (r *reader) readDeltas(ctx context.Context, q pg.Querier, db scan.DB, c *ro
 		return false, fmt.Errorf("read its deltas: %w", err)
 	}
 	if n > 0 {
-		r.pace.claimRows = fitting(r.cfg.ReadBytes, r.builder.Bytes(), n)
+		r.pace.ClaimRows = pace.Fitting(r.cfg.ReadBytes, r.builder.Bytes(), n)
 	}
 	if n == want || cut {
 		return false, nil

@@ -6,11 +6,11 @@
 //
 // # The way of a row
 //
-// [Source.Receive] asks its reader for messages. The reader takes a connection. The
-// scanner of package scan chooses the next rows, and package rows makes messages of them.
-// The tracker of package progress follows these until the engine settles them with
-// [Source.Checkpoint]. Package table describes the table to all of these, and imports
-// none of them.
+// [Source.Receive] asks its reader for messages. Package pace decides when it reads, and
+// how many rows at once. The reader takes a connection. The scanner of package scan
+// chooses the next rows, and package rows makes messages of them. The tracker of package
+// progress follows these until the engine settles them with [Source.Checkpoint]. Package
+// table describes the table to all of these, and imports none of them.
 //
 // [Open] finds the table, the strategy and the position to continue after. A reader keeps
 // what Open found. If its table or its server changes, it returns an error that asks to

@@ -90,7 +90,7 @@ func (r *reader) readExisting(ctx context.Context, db scan.DB) error {
 		e.held.next = &next
 	}
 	e.pace.Read(at, c.Rows, r.cfg.ReadBytes*max(c.Rows, 1)/max(bytes, 1))
-	r.pace.lastRow = at
+	r.pace.SawExisting(at)
 	return nil
 }
 

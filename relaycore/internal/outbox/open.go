@@ -321,7 +321,7 @@ func (s *Source) use(o *opening) {
 	scanner := start.Position.Scan(t, layout, start.Safe)
 
 	s.reader = &reader{
-		cfg: &s.cfg, conns: pool{s.pool}, shared: &s.shared, pace: &s.pace,
+		cfg: &s.cfg, conns: pool{s.pool}, shared: &s.shared, pace: s.pace,
 		table: t, tracker: tracker, scanner: scanner, delta: t.Delta, state: o.state,
 		builder:  rows.NewBuilder(t, layout, o.ids, settled, s.spare),
 		existing: newExisting(o.backfill, start.Backfill, s.cfg.Settings.SnapshotRate),

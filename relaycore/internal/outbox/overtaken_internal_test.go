@@ -46,11 +46,11 @@ func TestOvertakenWhileHeldUp(t *testing.T) {
 			inFlight := receive()
 			exec(insert)
 			exec(`DELETE FROM events WHERE id <= 7`)
-			src.pace.returned = time.Now().Add(-heldUpFor)
+			src.pace.HeldUp = true
 			inFlight = append(inFlight, receive()...)
 			exec(insert)
 			exec(`DELETE FROM events WHERE id <= 10`) // what was read is not missed
-			src.pace.returned = time.Now().Add(-heldUpFor)
+			src.pace.HeldUp = true
 			inFlight = append(inFlight, receive()...)
 			if n := src.Overtaken(); len(inFlight) != 13 || n != 0 {
 				t.Fatalf("%d rows came and %d ids are gone before anything is settled, want 13 and 0", len(inFlight), n)

@@ -7,6 +7,7 @@ import (
 
 	"github.com/jackc/pgerrcode"
 
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/pace"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/progress"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/rows"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/scan"
@@ -22,7 +23,7 @@ type reader struct {
 	cfg    *Config
 	conns  connector
 	shared *shared
-	pace   *pace
+	pace   *pace.Pace
 
 	table   *table.Table
 	tracker *progress.Tracker
@@ -60,7 +61,7 @@ func (r *reader) receive(ctx context.Context, limit int, wait bool) ([]relay.Mes
 		}
 		if r.caughtUp {
 			r.caughtUp = false
-			if err := r.pace.wait(ctx, r.cfg); err != nil {
+			if err := r.pace.Wait(ctx, r.cfg.PollInterval, r.cfg.Wake); err != nil {
 				return nil, err
 			}
 		}
@@ -97,11 +98,11 @@ func (r *reader) poll(ctx context.Context, limit int) (more bool, err error) {
 			return false, err
 		}
 	}
-	if r.pace.heldUp {
+	if r.pace.HeldUp {
 		if err := r.lookBack(ctx, c); err != nil {
 			return false, r.explain(err)
 		}
-		r.pace.heldUp = false
+		r.pace.HeldUp = false
 	}
 
 	if r.state != nil {
@@ -145,7 +146,7 @@ func (r *reader) poll(ctx context.Context, limit int) (more bool, err error) {
 // wanted, because most rows have one.
 func (r *reader) readRows(ctx context.Context, db scan.DB, limit int) (more bool, err error) {
 	n, lateID, highest, safe := 0, int64(0), r.highest, r.tracker.SettledUpTo()
-	read, err := r.scanner.Read(ctx, db, min(r.pace.rows, max(limit, firstRows)), func(v [][]byte, id int64) (bool, error) {
+	read, err := r.scanner.Read(ctx, db, min(r.pace.Rows, max(limit, pace.FirstRows)), func(v [][]byte, id int64) (bool, error) {
 		n++
 		highest = max(highest, id)
 		if id <= safe {
@@ -161,7 +162,7 @@ func (r *reader) readRows(ctx context.Context, db scan.DB, limit int) (more bool
 		return true, nil
 	}
 	r.cfg.Polled(n > 0)
-	r.pace.saw(n)
+	r.pace.Saw(n)
 	if n == 0 {
 		r.tracker.Skip(read)
 		return read.More, nil
@@ -174,9 +175,9 @@ func (r *reader) readRows(ctx context.Context, db scan.DB, limit int) (more bool
 			"effect", "it is delivered; consumers that go by ids have missed it")
 	}
 	r.read, r.highest = read, highest
-	r.pace.resize(r.cfg.ReadBytes, r.builder.Bytes(), n)
+	r.pace.Resize(r.cfg.ReadBytes, r.builder.Bytes(), n)
 	if r.claim = r.builder.Claim(); r.claim != nil {
-		r.pace.rows = firstRows
+		r.pace.Rows = pace.FirstRows
 	}
 	r.large = r.builder.Large()
 	alone := r.claim != nil || r.large != nil // a row that is read by itself

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -13,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/pace"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/progress"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/rows"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/scan"
@@ -98,7 +98,7 @@ func testReader(s *server) *reader {
 	cfg.defaults()
 	s.oid = 1
 	return &reader{
-		cfg: cfg, conns: s, shared: new(shared), pace: &pace{rows: firstRows, claimRows: firstRows, crowd: new(atomic.Int64)},
+		cfg: cfg, conns: s, shared: new(shared), pace: pace.New(new(pace.Crowd)),
 		table: t, tracker: progress.New(start, progress.NewNotifier(), nil), scanner: start.Position.Scan(t, l, 0),
 		builder: rows.NewBuilder(t, l, rows.IDs{}, nil, nil),
 		watch:   watch{origin: table.Origin{Table: 1}, checked: time.Now()},
@@ -111,9 +111,9 @@ func (r *reader) receiveFor(t *testing.T, d time.Duration) (n int) {
 	ctx, cancel := context.WithTimeout(t.Context(), d)
 	defer cancel()
 	for {
-		r.pace.enter()
+		r.pace.Enter()
 		batch, err := r.receive(ctx, 100, true)
-		r.pace.leave()
+		r.pace.Leave()
 		n += len(batch)
 		if ctx.Err() != nil {
 			return n
@@ -188,11 +188,11 @@ func TestReaderLooksBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &server{last: 3}
 		r := testReader(s)
-		r.receiveFor(t, 2*heldUpFor)
+		r.receiveFor(t, 2*pace.HeldUpFor)
 		if s.lookedAt != 0 {
 			t.Fatalf("looked back %d times while Receive was called", s.lookedAt)
 		}
-		time.Sleep(heldUpFor)
+		time.Sleep(pace.HeldUpFor)
 		r.receiveFor(t, time.Second)
 		if s.lookedAt != 1 {
 			t.Fatalf("looked back %d times after a minute without Receive, want 1", s.lookedAt)

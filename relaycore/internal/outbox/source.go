@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/pace"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/progress"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/scan"
 	"github.com/grove/pgtrickle-relay/relaycore/internal/outbox/table"
@@ -17,6 +18,9 @@ import (
 // maxSpare bounds the slices that are kept to be filled again: as many as are in use
 // between two reads of a busy outbox.
 const maxSpare = 4
+
+// followers counts the readers of the process that follow rows.
+var followers pace.Crowd
 
 // Source reads one outbox table.
 //
@@ -30,7 +34,7 @@ type Source struct {
 	spare chan []relay.Message
 
 	reader   *reader // of the present opening
-	pace     pace
+	pace     *pace.Pace
 	reused   bool
 	consumer consumer
 	shared   shared
@@ -42,7 +46,7 @@ func Open(ctx context.Context, pool *pgxpool.Pool, cfg Config) (*Source, error) 
 	cfg.defaults()
 	s := &Source{
 		pool: pool, cfg: cfg, moved: progress.NewNotifier(), spare: make(chan []relay.Message, maxSpare),
-		pace: pace{rows: firstRows, claimRows: firstRows, crowd: &followers},
+		pace: pace.New(&followers),
 	}
 	o, err := open(ctx, pool, &s.cfg, cfg.Checkpoint, table.Beginning)
 	if err != nil {
@@ -105,8 +109,8 @@ func (s *Source) Look(ctx context.Context, limit int) ([]relay.Message, error) {
 // receive reads, and opens the outbox again each time its reader asks for that. The
 // reader has released its connection by then.
 func (s *Source) receive(ctx context.Context, limit int, wait bool) ([]relay.Message, error) {
-	s.pace.enter()
-	defer s.pace.leave()
+	s.pace.Enter()
+	defer s.pace.Leave()
 	for {
 		batch, err := s.reader.receive(ctx, limit, wait)
 		var why *reopenError

@@ -108,7 +108,7 @@ func (r *reader) check(ctx context.Context, q conn) error {
 // one is read to its end. A name that means nothing now may mean something later.
 func (r *reader) follow(ctx context.Context, q pg.Querier) error {
 	w := &r.watch
-	if !r.table.Registered() || r.claim != nil || time.Since(w.asked) < FollowEvery || time.Since(r.pace.lastRow) < FollowEvery {
+	if !r.table.Registered() || r.claim != nil || time.Since(w.asked) < FollowEvery || r.pace.Quiet() < FollowEvery {
 		return nil
 	}
 	w.asked = time.Now()

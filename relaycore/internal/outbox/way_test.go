@@ -73,7 +73,7 @@ func load(t *testing.T) *source {
 		named: make(map[string]*ast.FuncDecl),
 	}
 	done := imports{}
-	for _, dir := range []string{"table", "rows", "scan", "progress", "."} {
+	for _, dir := range []string{"table", "rows", "scan", "pace", "progress", "."} {
 		names, err := filepath.Glob(filepath.Join(dir, "*.go"))
 		if err != nil {
 			t.Fatal(err)

@@ -1,4 +1,4 @@
-package outbox
+package pace
 
 import (
 	"context"
@@ -45,12 +45,12 @@ func TestPace(t *testing.T) {
 func simulate(t *testing.T, every time.Duration, notified int) (reads float64, worst time.Duration) {
 	wake := make(chan struct{}, 1)
 	began := time.Now()
-	rows := 0 // that are written by now
+	var rows atomic.Int64 // that are written by now
 	const span, warm = 5 * time.Second, 2 * time.Second
 	go func() {
-		for rows < int(span/every) {
-			time.Sleep(time.Until(began.Add(time.Duration(rows+1) * every)))
-			if rows++; rows%10 < notified {
+		for n := 1; n <= int(span/every); n++ {
+			time.Sleep(time.Until(began.Add(time.Duration(n) * every)))
+			if rows.Store(int64(n)); n%10 < notified {
 				time.AfterFunc(100*time.Microsecond, func() {
 					select {
 					case wake <- struct{}{}:
@@ -60,20 +60,19 @@ func simulate(t *testing.T, every time.Duration, notified int) (reads float64, w
 			}
 		}
 	}()
-	p := &pace{rows: firstRows, crowd: new(atomic.Int64)}
-	cfg := &Config{PollInterval: time.Second, Wake: wake}
+	p := New(new(Crowd))
 	n := 0
 	for seen := 0; time.Since(began) < span-10*time.Millisecond; {
-		if err := p.wait(t.Context(), cfg); err != nil {
+		if err := p.Wait(t.Context(), time.Second, wake); err != nil {
 			t.Fatal(err)
 		}
-		found := rows
+		found := int(rows.Load())
 		time.Sleep(300 * time.Microsecond)
 		measured := time.Since(began) > warm
 		if measured {
 			n++
 		}
-		p.saw(found - seen)
+		p.Saw(found - seen)
 		for ; seen < found; seen++ {
 			if wait := time.Since(began.Add(time.Duration(seen+1) * every)); measured {
 				worst = max(worst, wait)
@@ -85,7 +84,7 @@ func simulate(t *testing.T, every time.Duration, notified int) (reads float64, w
 }
 
 // TestPaceOfManyReaders: after one row that many pipelines read, few of their reads find
-// nothing A single reader goes on reading often.
+// nothing. A single reader goes on reading often.
 func TestPaceOfManyReaders(t *testing.T) {
 	t.Parallel()
 	for readers, most := range map[int]int{1: 50, 20: 50, 1000: 6} {
@@ -95,26 +94,26 @@ func TestPaceOfManyReaders(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 				defer cancel()
 				connections := make(chan struct{}, 8)
-				var reads, crowd atomic.Int64
+				var reads atomic.Int64
+				var crowd Crowd
 				var wg sync.WaitGroup
 				for range readers {
 					wg.Go(func() {
-						p := &pace{rows: firstRows, crowd: &crowd, one: true}
-						crowd.Add(1)
-						defer p.leave()
-						cfg := &Config{PollInterval: time.Minute}
+						p := New(&crowd)
+						p.follow(true)
+						defer p.Leave()
 						for found := 1; ctx.Err() == nil; found = 0 {
 							connections <- struct{}{}
 							time.Sleep(300 * time.Microsecond)
 							<-connections
 							reads.Add(1)
-							p.saw(found)
-							_ = p.wait(ctx, cfg) // the loop looks at ctx
+							p.Saw(found)
+							_ = p.Wait(ctx, time.Minute, nil) // the loop looks at ctx
 						}
 					})
 				}
 				wg.Wait()
-				if n := crowd.Load(); n != 0 {
+				if n := crowd.readers.Load(); n != 0 {
 					t.Errorf("%d readers are counted that have returned", n)
 				}
 				if each := reads.Load() / int64(readers); each > int64(most) {
