@@ -38,8 +38,8 @@ type target struct {
 //   - stdout: since outboxes hold json, the client alone reads 800,000 rows a second
 //     where it read 410,000. A copy has 0.7 of that.
 //   - nats and nats-to-inbox: a copy has 0.8 of the client alone, and the relay as much.
-//   - webhook: net/http alone costs the client 20 of its 24 microseconds an event, and
-//     PostgreSQL and the relay share the cores with it.
+//   - webhook and sqs: the clients alone cost 20 and 30 microseconds an event, and
+//     PostgreSQL and the relay share the cores with them.
 func drains() []drain {
 	return []drain{
 		{name: "stdout", against: "keyset read of the same columns, 1000 rows at a time", floor: 0.55, share: 1, target: stdoutTarget},
@@ -48,7 +48,7 @@ func drains() []drain {
 		{name: "kafka", against: "kafka-go Writer, acks=all, batches of 10,000", floor: 0.61, share: 1, warm: 3, target: kafkaTarget},
 		{name: "rabbitmq", against: "quorum queue, deferred confirms, window 1000", floor: 0.85, share: 3, target: rabbitTarget},
 		{name: "webhook", against: "net/http, one request an event, 16 at once", floor: 0.70, share: 5, target: webhookTarget},
-		{name: "sqs", against: "SDK SendMessageBatch, 4 at once", floor: 0.9, most: 60_000, share: 1, warm: 3, target: sqsTarget},
+		{name: "sqs", against: "SDK SendMessageBatch, 4 at once", floor: 0.82, most: 60_000, share: 1, warm: 3, target: sqsTarget},
 		{name: "pg-inbox", against: "INSERT of unnest, 1000 rows at a time", floor: 0.88, share: 3, target: inboxTarget},
 		{name: "nats-to-inbox", against: "INSERT of unnest, 1000 rows at a time", floor: 0.75, share: 3, reverse: true, target: natsInboxTarget},
 	}
