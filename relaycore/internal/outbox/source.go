@@ -19,8 +19,9 @@ import (
 // between two reads of a busy outbox.
 const maxSpare = 4
 
-// followers counts the readers of the process that follow rows.
-var followers pace.Crowd
+// crowds are the readers that follow rows. A row wakes all readers of its outbox at once;
+// those of another outbox have rows of their own.
+var crowds pace.Crowds
 
 // Source reads one outbox table.
 //
@@ -46,7 +47,7 @@ func Open(ctx context.Context, pool *pgxpool.Pool, cfg Config) (*Source, error) 
 	cfg.defaults()
 	s := &Source{
 		pool: pool, cfg: cfg, moved: progress.NewNotifier(), spare: make(chan []relay.Message, maxSpare),
-		pace: pace.New(&followers),
+		pace: pace.New(crowds.For(cfg.Outbox)),
 	}
 	o, err := open(ctx, pool, &s.cfg, cfg.Checkpoint, table.Beginning)
 	if err != nil {

@@ -2,8 +2,8 @@
 //
 // A read costs PostgreSQL and the relay as much as dozens of rows do, and a row waits for
 // the next read. So a busy outbox is read every millisecond or two, and a quiet one
-// rarely. The pauses also depend on notifications, and on the number of readers in the
-// process that have just had a row.
+// rarely. The pauses also depend on notifications, and on the number of readers of the
+// outbox that have just had a row.
 //
 // The package measures time with package time only, so that tests can run in a bubble of
 // testing/synctest.
@@ -11,6 +11,7 @@ package pace
 
 import (
 	"context"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -42,8 +43,28 @@ type Pace struct {
 	one   bool // this reader is counted there
 }
 
-// Crowd counts the readers of a process that follow rows. The zero value is ready to use.
+// Crowd counts the readers of an outbox in this process that follow rows. The zero value is
+// ready to use.
 type Crowd struct{ readers atomic.Int64 }
+
+// Crowds are those of a process. The zero value has none.
+type Crowds struct {
+	mu       sync.Mutex
+	byOutbox map[string]*Crowd
+}
+
+// For returns the crowd of an outbox, the same one for the same name.
+func (c *Crowds) For(outbox string) *Crowd {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.byOutbox == nil {
+		c.byOutbox = make(map[string]*Crowd)
+	}
+	if c.byOutbox[outbox] == nil {
+		c.byOutbox[outbox] = new(Crowd)
+	}
+	return c.byOutbox[outbox]
+}
 
 // New returns the pace of a source that has read nothing, and whose reader counts itself
 // in crowd.

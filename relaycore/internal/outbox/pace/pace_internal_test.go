@@ -83,6 +83,21 @@ func simulate(t *testing.T, every time.Duration, notified int) (reads float64, w
 	return float64(n) / (span - warm).Seconds(), worst
 }
 
+// TestCrowds: readers of one outbox are counted together, those of another one apart.
+func TestCrowds(t *testing.T) {
+	t.Parallel()
+	var crowds Crowds
+	orders := New(crowds.For("orders"))
+	orders.follow(true)
+	defer orders.Leave()
+	if n := crowds.For("orders").readers.Load(); n != 1 {
+		t.Errorf("%d readers of the outbox, want 1", n)
+	}
+	if n := crowds.For("payments").readers.Load(); n != 0 {
+		t.Errorf("%d readers of another outbox, want 0", n)
+	}
+}
+
 // TestPaceOfManyReaders: after one row that many pipelines read, few of their reads find
 // nothing. A single reader goes on reading often.
 func TestPaceOfManyReaders(t *testing.T) {
