@@ -17,7 +17,7 @@ import (
 // drain within 64 MiB. It is not collected below heapFloor bytes: see [gcfloor].
 const (
 	gcPercent = 60
-	heapFloor = 24 << 20
+	heapFloor = 22 << 20
 )
 
 // returnIdleEvery is how often memory that a burst has left is returned to the system.
