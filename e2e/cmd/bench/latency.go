@@ -158,13 +158,19 @@ func (b *bench) rawLatency(ctx context.Context, seconds int) ([]time.Duration, e
 			return nil, err
 		}
 	}
+	return b.write(ctx, seconds, insertInto("outbox_raw")+`pg_notify('bench_raw', $1::text)`, &w)
+}
+
+// write runs an INSERT a thousand times a second and returns how long each row took to
+// arrive at w.
+func (b *bench) write(ctx context.Context, seconds int, insert string, w *stopwatch) ([]time.Duration, error) {
 	writer, err := b.pool.Acquire(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer writer.Release()
 	err = pace(ctx, seconds, func(int) error {
-		_, err := writer.Exec(ctx, insertInto("outbox_raw")+`pg_notify('bench_raw', $1::text)`, w.start())
+		_, err := writer.Exec(ctx, insert, w.start())
 		return err
 	})
 	if err != nil {
@@ -201,30 +207,27 @@ func (b *bench) copyLatency(ctx context.Context, seconds int) ([]time.Duration, 
 	if err := w.watch(nc, stream); err != nil {
 		return nil, err
 	}
-	ctx, stop := context.WithCancel(ctx)
-	failed := make(chan error, 1)
-	go func() { failed <- b.copyNotified(ctx, js, stream) }()
-	defer func() { stop(); <-failed }()
+	copying, stop := context.WithCancel(ctx)
+	defer stop()
+	listening, ended := make(chan struct{}), make(chan error, 1)
+	go func() { ended <- b.copyNotified(copying, js, stream, listening) }()
+	select {
+	case <-listening:
+	case err := <-ended:
+		return nil, fmt.Errorf("copy: %w", err)
+	}
 
-	writer, err := b.pool.Acquire(ctx)
-	if err != nil {
-		return nil, err
+	took, err := b.write(ctx, seconds, insertQuiet(true), &w)
+	stop()
+	if cause := <-ended; err != nil {
+		return nil, fmt.Errorf("%w; the copy ended: %w", err, cause)
 	}
-	defer writer.Release()
-	time.Sleep(time.Second) // the copy listens by then
-	err = pace(ctx, seconds, func(int) error {
-		_, err := writer.Exec(ctx, insertQuiet(true), w.start())
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
-	return w.wait(ctx, seconds*1000)
+	return took, nil
 }
 
 // copyNotified reads the rows of the quiet outbox after each notification and publishes
-// them, until ctx ends.
-func (b *bench) copyNotified(ctx context.Context, js nats.JetStreamContext, stream string) error {
+// them, until ctx ends. It closes listening once no notification can be missed.
+func (b *bench) copyNotified(ctx context.Context, js nats.JetStreamContext, stream string, listening chan<- struct{}) error {
 	listener, err := pgx.Connect(ctx, b.url)
 	if err != nil {
 		return err
@@ -242,6 +245,7 @@ func (b *bench) copyNotified(ctx context.Context, js nats.JetStreamContext, stre
 	if err := reader.QueryRow(ctx, `SELECT coalesce(max(id), 0) FROM pgtrickle.outbox_quiet`).Scan(&last); err != nil {
 		return err
 	}
+	close(listening)
 	const read = `SELECT id, payload, payload #>> '{inserted,0,id}' FROM pgtrickle.outbox_quiet WHERE id > $1 ORDER BY id LIMIT 1000`
 	for {
 		if _, err := listener.WaitForNotification(ctx); err != nil {
@@ -314,19 +318,7 @@ func (b *bench) relayLatency(ctx context.Context, seconds int, notify bool) ([]t
 		return nil, err
 	}
 	defer p.stop()
-	writer, err := b.pool.Acquire(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer writer.Release()
-	err = pace(ctx, seconds, func(int) error {
-		_, err := writer.Exec(ctx, insertQuiet(notify), w.start())
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
-	took, err := w.wait(ctx, seconds*1000)
+	took, err := b.write(ctx, seconds, insertQuiet(notify), &w)
 	if err != nil {
 		return nil, fmt.Errorf("%w\n%s", err, p.log.String())
 	}
