@@ -119,6 +119,7 @@ func notify(ch chan<- struct{}) {
 func (e *Engine) Run(ctx, stop context.Context) error {
 	r := newRun(stop, e)
 	p := newPublisher(r)
+	r.Batch = min(r.Batch, max(p.maxBatch/2, minReceive))
 	if err := p.prepare(ctx); err != nil {
 		return err
 	}

@@ -69,6 +69,13 @@ func (s *table) Receive(ctx context.Context, limit int) ([]relay.Message, error)
 	}
 }
 
+// read returns how many rows were received.
+func (s *table) read() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.next
+}
+
 func (s *table) insert(rows ...relay.Message) {
 	s.mu.Lock()
 	s.rows = append(s.rows, rows...)
@@ -748,10 +755,7 @@ func TestInFlightBytesAreBounded(t *testing.T) {
 		b.start()
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		b.source.mu.Lock()
-		read := b.source.next
-		b.source.mu.Unlock()
-		if read > 400 { // about 100 bytes each
+		if read := b.source.read(); read > 400 { // about 100 bytes each
 			t.Errorf("%d rows were read ahead of a sink that is down", read)
 		}
 		b.sink.script(nil)
@@ -771,10 +775,7 @@ func TestReadAheadOfASmallSink(t *testing.T) {
 		b.start()
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		b.source.mu.Lock()
-		read := b.source.next
-		b.source.mu.Unlock()
-		if read > 6*1024 {
+		if read := b.source.read(); read > 6*1024 {
 			t.Errorf("%d rows were read ahead of a sink that takes 1,024 at once and is down", read)
 		}
 		b.sink.script(nil)

@@ -80,7 +80,6 @@ func newPublisher(r *run) *publisher {
 		p.maxBatch, p.maxBytes = cmp.Or(messages, p.maxBatch), cmp.Or(bytes, p.maxBytes)
 	}
 	p.maxBatch = min(p.maxBatch, p.pace.burst())
-	r.Batch = min(r.Batch, max(p.maxBatch/2, minReceive))
 	return p
 }
 
