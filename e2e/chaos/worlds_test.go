@@ -161,6 +161,9 @@ func (w *world) write(ctx context.Context, events []rig.Event) error {
 
 // forget drops the table and creates it again without enable_outbox.
 func (w *world) forget(ctx context.Context) error {
+	if w.forgotten {
+		return nil // and the alarm that a relay may have logged since still counts
+	}
 	before := w.logged()
 	err := w.alter(ctx, `DROP TABLE events; `+createTable+`;
 		CREATE TRIGGER missed AFTER INSERT ON events FOR EACH ROW EXECUTE FUNCTION miss()`)
@@ -175,7 +178,7 @@ func (w *world) remember(ctx context.Context) error {
 	if !w.forgotten || w.logged() <= w.alarms {
 		return nil
 	}
-	err := w.mend(ctx, `DROP TRIGGER missed ON events; SELECT pgtrickle.outbox_upgrade('outbox_events')`)
+	err := w.mend(ctx, `DROP TRIGGER IF EXISTS missed ON events; SELECT pgtrickle.outbox_upgrade('outbox_events')`)
 	if err == nil {
 		w.forgotten = false
 		w.named++

@@ -25,6 +25,7 @@ type Problem struct {
 	Outbox string // name of the table in schema pgtrickle
 	Text   string
 	Cure   string // a statement, or what to do
+	Table  uint32 // oid of the table that is captured, 0 if it is gone
 }
 
 // Problems returns the problems of the outbox table, or of all outboxes if table is
@@ -45,7 +46,8 @@ func Problems(ctx context.Context, db pg.Querier, table string) ([]Problem, erro
 }
 
 // Watch looks at every interval until ctx ends. It logs each problem when it first
-// sees it, and gives report the number of problems of each outbox that has any.
+// sees it, and gives report the number of problems of each outbox that has any. A table
+// can be mended, dropped and created between two looks: its problem is a new one.
 func Watch(ctx context.Context, db pg.Querier, log *slog.Logger, every time.Duration, report func(map[string]int)) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
