@@ -19,6 +19,10 @@ import (
 	"runtime/metrics"
 )
 
+// minHeap is Go's least heap at 100 percent, defaultHeapMinimum in runtime/mgcpacer.go. It
+// grows with the percentage, so one of 1,000 percent would be 40 MiB.
+const minHeap = 4 << 20
+
 // sentinel is an object that nothing refers to, so that each collection finds it. With a
 // pointer in it, it shares its memory with no other object.
 type sentinel struct{ _ *sentinel }
@@ -38,7 +42,7 @@ func Set(percent int, floor uint64) {
 
 		next := percent
 		if 0 < roots && live < floor {
-			next = max(percent, int(100*(floor-live)/roots))
+			next = max(percent, int(min(100*(floor-live)/roots, 100*floor/minHeap)))
 		}
 		debug.SetGCPercent(next)
 		runtime.SetFinalizer(s, adjust)

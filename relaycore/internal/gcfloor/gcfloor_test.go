@@ -3,26 +3,33 @@ package gcfloor_test
 import (
 	"runtime"
 	"runtime/debug"
+	"runtime/metrics"
 	"testing"
 	"time"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/gcfloor"
 )
 
-// TestSet: with a floor, a small heap is collected a few times where a percentage alone
-// collects it often.
+// TestSet: with a floor, a heap with little in it is collected at the floor, neither before
+// nor after. Go's own least heap grows with the percentage, and must not take its place.
 func TestSet(t *testing.T) {
-	const percent, garbage = 60, 256 << 20
+	const percent, floor, garbage = 60, 64 << 20, 256 << 20
 	defer debug.SetGCPercent(debug.SetGCPercent(percent))
 	without := collections(garbage)
 
-	gcfloor.Set(percent, 64<<20)
-	now := percent
-	for deadline := time.Now().Add(10 * time.Second); now == percent && time.Now().Before(deadline); {
+	gcfloor.Set(percent, floor)
+	goal := []metrics.Sample{{Name: "/gc/heap/goal:bytes"}}
+	for deadline := time.Now().Add(10 * time.Second); ; {
 		runtime.GC()
 		time.Sleep(time.Millisecond) // the finalizer has a goroutine of its own
-		now = debug.SetGCPercent(-1)
-		debug.SetGCPercent(now)
+		metrics.Read(goal)
+		got := goal[0].Value.Uint64()
+		if got > floor*9/10 && got < floor*11/10 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the heap is collected at %d bytes, want about %d", got, floor)
+		}
 	}
 
 	if with := collections(garbage); with > without/3 {
