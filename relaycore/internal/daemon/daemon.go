@@ -122,6 +122,9 @@ func newDaemon(ctx context.Context, cfg Config) (*daemon, error) {
 	d := &daemon{cfg: cfg, log: cfg.Logger, self: newInstance(&cfg), reg: prometheus.NewRegistry()}
 	d.phase.start()
 	limit := limitMemory(d.log)
+	if !d.cfg.Metrics.Pprof {
+		skipHeapProfile()
+	}
 	d.budget = budget.New(usualBudget(cfg.MaxInFlight, limit), largeBudget(limit))
 
 	if err := d.openPools(ctx); err != nil {

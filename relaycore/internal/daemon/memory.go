@@ -4,9 +4,11 @@ import (
 	"log/slog"
 	"math"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/grove/pgtrickle-relay/relaycore/internal/budget"
@@ -36,6 +38,10 @@ func limitMemory(log *slog.Logger) int64 {
 	}
 	return limit
 }
+
+// skipHeapProfile ends the sampling of allocations, which only /debug/pprof shows. It costs a
+// hundredth of the CPU where a message is many allocations.
+var skipHeapProfile = sync.OnceFunc(func() { runtime.MemProfileRate = 0 })
 
 // LargestRow returns the bytes that a row may have, of which so many copies are in memory
 // while it is sent. The memory limit is that of this process.
