@@ -55,18 +55,8 @@ func overlapped(events feed) feed {
 }
 
 // sending returns t with both ways to send n events by a client: alone, from memory, and
-// as a copy, while they are read.
-func (b *bench) sending(ctx context.Context, t target, n int, send func(context.Context, feed) error) (target, error) {
-	if len(b.loaded) < n {
-		b.loaded = make([]message, 0, n)
-		err := b.keyset(ctx, n, func(chunk []message) bool {
-			b.loaded = append(b.loaded, chunk...)
-			return true
-		})
-		if err != nil {
-			return t, err
-		}
-	}
+// as a copy, while they are read. The events must be loaded before the client is alone.
+func (b *bench) sending(t target, n int, send func(context.Context, feed) error) target {
 	t.alone = func(ctx context.Context) error {
 		return send(ctx, func(yield func([]message, error) bool) {
 			for chunk := range slices.Chunk(b.loaded[:n], chunkRows) {
@@ -77,7 +67,19 @@ func (b *bench) sending(ctx context.Context, t target, n int, send func(context.
 		})
 	}
 	t.copy = b.copying(n, send)
-	return t, nil
+	return t
+}
+
+// load reads n events into memory, once.
+func (b *bench) load(ctx context.Context, n int) error {
+	if len(b.loaded) >= n {
+		return nil
+	}
+	b.loaded = make([]message, 0, n)
+	return b.keyset(ctx, n, func(chunk []message) bool {
+		b.loaded = append(b.loaded, chunk...)
+		return true
+	})
 }
 
 // copying sends n events while they are read. It does what no relay can leave out: the

@@ -84,7 +84,7 @@ func natsTarget(ctx context.Context, b *bench, n int) (target, error) {
 		keys:  map[string]any{"sink_type": "nats", "nats_url": nc.ConnectedUrl(), "nats_stream": name, "nats_subject": name + ".{op}"},
 		close: func() { _ = js.DeleteStream(name); nc.Close() },
 	}
-	return b.sending(ctx, t, n, func(_ context.Context, events feed) error {
+	return b.sending(t, n, func(_ context.Context, events feed) error {
 		for chunk, err := range events {
 			if err != nil {
 				return err
@@ -102,7 +102,7 @@ func natsTarget(ctx context.Context, b *bench, n int) (target, error) {
 		}
 		<-js.PublishAsyncComplete()
 		return nil
-	})
+	}), nil
 }
 
 // natsWindow is the window at which PublishAsync is fastest here: of 256, 1024
@@ -148,7 +148,7 @@ func redisTarget(ctx context.Context, b *bench, n int) (target, error) {
 		keys:  map[string]any{"sink_type": "redis", "redis_url": url, "redis_stream": name},
 		close: func() { client.Del(context.WithoutCancel(ctx), name); _ = client.Close() },
 	}
-	return b.sending(ctx, t, n, func(ctx context.Context, events feed) error {
+	return b.sending(t, n, func(ctx context.Context, events feed) error {
 		for chunk, err := range events {
 			if err != nil {
 				return err
@@ -166,7 +166,7 @@ func redisTarget(ctx context.Context, b *bench, n int) (target, error) {
 			}
 		}
 		return nil
-	})
+	}), nil
 }
 
 func kafkaTarget(ctx context.Context, b *bench, n int) (target, error) {
@@ -188,7 +188,7 @@ func kafkaTarget(ctx context.Context, b *bench, n int) (target, error) {
 			_, _ = client.DeleteTopics(context.WithoutCancel(ctx), &kafka.DeleteTopicsRequest{Topics: []string{name}})
 		},
 	}
-	return b.sending(ctx, t, n, kafkaSend(writer))
+	return b.sending(t, n, kafkaSend(writer)), nil
 }
 
 func kafkaWriter(broker, topic string) *kafka.Writer {
@@ -252,7 +252,7 @@ func rabbitTarget(ctx context.Context, b *bench, n int) (target, error) {
 		keys:  map[string]any{"sink_type": "rabbitmq", "rabbitmq_url": url, "rabbitmq_exchange": "", "rabbitmq_routing_key": name},
 		close: func() { _, _ = ch.QueueDelete(name, false, false, false); _ = conn.Close() },
 	}
-	return b.sending(ctx, t, n, func(ctx context.Context, events feed) error {
+	return b.sending(t, n, func(ctx context.Context, events feed) error {
 		if err := ch.Confirm(false); err != nil {
 			return err
 		}
@@ -291,7 +291,7 @@ func rabbitTarget(ctx context.Context, b *bench, n int) (target, error) {
 			}
 		}
 		return wait()
-	})
+	}), nil
 }
 
 func webhookTarget(ctx context.Context, b *bench, n int) (target, error) {
@@ -307,7 +307,7 @@ func webhookTarget(ctx context.Context, b *bench, n int) (target, error) {
 		},
 		close: func() { client.CloseIdleConnections(); _ = server.Process.Kill(); _ = server.Wait() },
 	}
-	return b.sending(ctx, t, n, func(ctx context.Context, events feed) error {
+	return b.sending(t, n, func(ctx context.Context, events feed) error {
 		return parallel(16, 1, events, func(events []message) error {
 			m := &events[0]
 			req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(m.body))
@@ -327,7 +327,7 @@ func webhookTarget(ctx context.Context, b *bench, n int) (target, error) {
 			_, _ = io.Copy(io.Discard, resp.Body)
 			return resp.Body.Close()
 		})
-	})
+	}), nil
 }
 
 // endpointCommand is a command of its own, so that the endpoint is a process like all
@@ -411,7 +411,7 @@ func sqsTarget(ctx context.Context, b *bench, n int) (target, error) {
 			_, _ = client.DeleteQueue(context.WithoutCancel(ctx), &sqs.DeleteQueueInput{QueueUrl: queue.QueueUrl})
 		},
 	}
-	return b.sending(ctx, t, n, func(ctx context.Context, events feed) error {
+	return b.sending(t, n, func(ctx context.Context, events feed) error {
 		return parallel(4, 10, events, func(part []message) error {
 			in := &sqs.SendMessageBatchInput{QueueUrl: queue.QueueUrl}
 			for i := range part {
@@ -433,7 +433,7 @@ func sqsTarget(ctx context.Context, b *bench, n int) (target, error) {
 			}
 			return err
 		})
-	})
+	}), nil
 }
 
 func inboxTarget(ctx context.Context, b *bench, n int) (target, error) {
@@ -447,7 +447,7 @@ func inboxTarget(ctx context.Context, b *bench, n int) (target, error) {
 			_, _ = b.pool.Exec(context.WithoutCancel(ctx), `SELECT pgtrickle.drop_inbox($1, p_cascade => true)`, name)
 		},
 	}
-	return b.sending(ctx, t, n, func(ctx context.Context, events feed) error { return b.unnest(ctx, name, events) })
+	return b.sending(t, n, func(ctx context.Context, events feed) error { return b.unnest(ctx, name, events) }), nil
 }
 
 func natsInboxTarget(ctx context.Context, b *bench, n int) (target, error) {
@@ -459,7 +459,10 @@ func natsInboxTarget(ctx context.Context, b *bench, n int) (target, error) {
 	if err != nil {
 		return inbox, err
 	}
-	if err := stream.alone(ctx); err != nil {
+	if err = b.load(ctx, n); err == nil {
+		err = stream.alone(ctx)
+	}
+	if err != nil {
 		return inbox, fmt.Errorf("fill the stream: %w", err)
 	}
 	url, name, table := stream.keys["nats_url"].(string), stream.keys["nats_stream"].(string), inbox.keys["pg_inbox_table"].(string)
