@@ -65,7 +65,7 @@ func sinkDefaults() sinkConfig {
 		ExchangeType:   amqp.ExchangeTopic,
 		Mandatory:      true,
 		Persistent:     true,
-		MaxInFlight:    2000,
+		MaxInFlight:    1000,
 		ConfirmTimeout: relaycfg.Duration(30 * time.Second),
 	}
 }
