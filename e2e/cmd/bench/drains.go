@@ -88,10 +88,18 @@ func (r *ratio) String() string {
 	return fmt.Sprintf("%.2f (%.2f to %.2f)", r.Median, r.Least, r.Most)
 }
 
+// perSecond is a rate, or a dash for one that was not measured.
+func perSecond(rate float64) string {
+	if rate == 0 {
+		return "–"
+	}
+	return fmt.Sprintf("%.0f", rate)
+}
+
 func (l drainLine) String() string {
-	return fmt.Sprintf("bench: %-14s alone %8.0f/s  copy %8.0f/s  relay %8.0f/s  to copy %s, bar %.2f, noise %s  to alone %s  "+
+	return fmt.Sprintf("bench: %-14s alone %8s/s  copy %8s/s  relay %8s/s  to copy %s, bar %.2f, noise %s  to alone %s  "+
 		"%.1f CPU s/M  %.1f allocs  %.0f B WAL  %.0f MiB",
-		l.Name, l.Alone, l.Copy, l.Relay, &l.ToCopy, l.Bar, l.Noise, l.ToAlone, l.CPU, l.Allocs, l.WAL, l.RSS)
+		l.Name, perSecond(l.Alone), perSecond(l.Copy), perSecond(l.Relay), &l.ToCopy, l.Bar, l.Noise, l.ToAlone, l.CPU, l.Allocs, l.WAL, l.RSS)
 }
 
 // drain runs the relay and a copy in turn and, if all is set, the client alone and another

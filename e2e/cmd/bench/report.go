@@ -58,8 +58,9 @@ func (r report) markdown(o options) string {
 		"| copy to copy | to the client | relay CPU s per million | allocations per event | WAL B per event | RSS MiB |\n")
 	b.WriteString("|---|---|---|---|---|---|---|---|---|---|---|---|---|\n")
 	for _, d := range r.Drains {
-		fmt.Fprintf(&b, "| %s | %d | %.0f | %.0f | %.0f | %s | %.2f | %s | %s | %.1f | %.1f | %.0f | %.0f |\n",
-			d.Name, d.Rows, d.Alone, d.Copy, d.Relay, &d.ToCopy, d.Bar, d.Noise, d.ToAlone, d.CPU, d.Allocs, d.WAL, d.RSS)
+		fmt.Fprintf(&b, "| %s | %d | %s | %s | %s | %s | %.2f | %s | %s | %.1f | %.1f | %.0f | %.0f |\n",
+			d.Name, d.Rows, perSecond(d.Alone), perSecond(d.Copy), perSecond(d.Relay), &d.ToCopy, d.Bar, d.Noise, d.ToAlone,
+			d.CPU, d.Allocs, d.WAL, d.RSS)
 	}
 	b.WriteString("\nThe client alone is: ")
 	for i, d := range r.Drains {
